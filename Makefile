@@ -1,0 +1,71 @@
+# `make demo` and `make test` need nothing but Python 3.11 to 3.14, or uv. `make help` lists the targets.
+
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+SEEDS ?= 1000
+KILLS ?= 1000
+# Programs that tests talk to.
+PROGRAMS := redis-server rabbitmq-server
+
+.DEFAULT_GOAL := help
+.PHONY: help setup venv programs demo test check format cover kills sim bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: ## what omnid needs to run, in .venv
+	@python=$$(sh scripts/python.sh) && $$python scripts/setup.py runtime
+
+venv: ## what its tests and checks need too
+	@python=$$(sh scripts/python.sh) && $$python scripts/setup.py dev
+
+programs:
+	@sh scripts/packages.sh $(PROGRAMS) || echo "The tests that need them will fail." >&2
+
+demo: setup ## twelve real tasks, a killed daemon, and a count of what was lost
+	@.venv/bin/omnictl demo
+
+test: venv programs ## all tests, with the gate on coverage
+	@rm -rf .coverage
+	@mkdir -p .coverage
+	@$(PY) -m coverage run -m pytest
+	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage report --format=total >/dev/null || { $(PY) -m coverage report; exit 1; }
+
+check: venv ## lint, format, types, floors, tidiness
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/ruff format --check --quiet
+	@.venv/bin/pyright --warnings
+	@.venv/bin/lint-imports
+	@$(PYTEST) tests/test_tidy.py
+
+format: venv ## lets ruff format and mend what it can
+	@.venv/bin/ruff format
+	@.venv/bin/ruff check --fix
+
+cover: venv ## all tests, then what they don't reach
+	@rm -rf .coverage
+	@mkdir -p .coverage
+	@$(PY) -m coverage run -m pytest
+	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage report
+
+kills: venv ## the kill test at length: KILLS=1000
+	@OMNID_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=3600 tests/e2e/test_kill.py
+
+sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
+	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+bench: venv ## the figures of docs/
+	@$(PY) -m bench
+
+lock: ## newest versions into the locks, for all platforms (needs uv)
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.txt
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --custom-compile-command "make lock" pyproject.toml --group dev -c requirements.txt \
+		-o requirements-dev.txt
+
+clean: ## removes all that the targets above made
+	rm -rf .venv .venv.lock .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,40 @@
+"""The command `omnid`: the relay, or the daemon."""
+
+import os
+import sys
+
+_USAGE = """\
+usage: omnid run        run the daemon in the foreground
+       omnid mcp        speak MCP on stdin and stdout, for agents
+       omnid --version  show the version
+People use omnictl: `omnictl help`.
+"""
+
+
+def main() -> int:
+    """Runs what the arguments ask for and gives the exit code: 2 where that can't be understood."""
+    verb, *rest = sys.argv[1:] or [""]
+    if verb == "mcp" and not rest:
+        # Before anything else is imported: every session of an agent keeps a relay in memory.
+        from omnid import relay
+
+        return relay.main(os.environ)
+    if verb == "run":
+        from omnid import daemon
+
+        return daemon.main(rest)
+    if verb in {"--version", "-V"}:
+        from omnid import __version__
+
+        sys.stdout.write(f"omnid {__version__}\n")
+        return 0
+    if verb in {"--help", "-h", "help"}:
+        sys.stdout.write(_USAGE)
+        return 0
+    said = f"omnid: there is no `{' '.join(sys.argv[1:])}`\n" if verb else ""
+    sys.stderr.write(said + _USAGE)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The surfaces: the table of operations, the socket, MCP, and the client."""

@@ -1,0 +1,64 @@
+"""The MCP server as the daemon knows it: there from the start, while the SDK is loaded when it is first needed."""
+
+import gc
+from typing import TYPE_CHECKING
+
+from anyio import Lock, to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from omnid.clock import Clock
+from omnid.log import Logger
+
+if TYPE_CHECKING:
+    from omnid.api.mcp_session import Send, ToolServer
+    from omnid.api.methods import Api
+    from omnid.api.socket import Connection
+
+
+class McpServer:
+    """Serves MCP on connections of the socket, each within the task that calls `serve`."""
+
+    def __init__(self, api: "Api", version: str, clock: Clock, log: Logger, *, requests_max: int) -> None:
+        """Serves the operations of `api`; a connection may have `requests_max` requests open at once."""
+        self._api = api
+        self._version = version
+        self._clock = clock
+        self._log = log
+        self._requests_max = requests_max
+        self._lock = Lock()
+        self._tools: ToolServer | None = None
+
+    async def preload(self) -> None:
+        """Loads the SDK, if it isn't loaded yet, without holding up the loop."""
+        await self._loaded()
+
+    async def serve(self, connection: "Connection", lines: MemoryObjectReceiveStream[bytes], send: "Send") -> None:
+        """Answers a client's lines (without newlines) through `send` (with them) until they end.
+
+        Requests that are open then are ended, and not answered. Raises nothing but Fatal.
+        """
+        tools = await self._loaded()
+        from omnid.api.mcp_session import Session
+
+        await tools.serve(Session(connection, self._requests_max), lines, send)
+
+    async def _loaded(self) -> "ToolServer":
+        async with self._lock:
+            if self._tools is None:
+                self._tools = await to_thread.run_sync(self._load)
+            return self._tools
+
+    def _load(self) -> "ToolServer":
+        """Imports the SDK and builds the server; runs in a thread, because it takes most of a second.
+
+        A full garbage collection would hold up the loop for 50 ms, as often as one falls into that time, and find
+        next to nothing: it waits, and what was loaded, which stays for good, is not looked at again.
+        """
+        gc.disable()
+        try:
+            from omnid.api.mcp_session import ToolServer
+
+            return ToolServer(self._api, self._version, self._clock, self._log)
+        finally:
+            gc.freeze()
+            gc.enable()

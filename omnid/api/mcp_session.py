@@ -1,0 +1,304 @@
+"""One MCP connection: the SDK's dual-era loop between a client's lines and the tools.
+
+This module imports the MCP SDK, which takes most of a second and about 40 MB: only `mcp_server` imports it, in a
+thread. The loop speaks 2026-07-28 (stateless) and 2025-11-25 (initialize) and takes the era of the first request.
+"""
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import mcp_types as types
+import msgspec
+from anyio import CancelScope
+from anyio.streams.memory import MemoryObjectReceiveStream
+from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.runner import serve_dual_era_loop
+from mcp.shared.exceptions import MCPError
+from mcp.shared.message import ServerMessageMetadata, SessionMessage
+from msgspec import UNSET, Raw, Struct, UnsetType
+from pydantic import ValidationError
+
+from omnid import wire
+from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
+from omnid.api.methods import Api
+from omnid.api.shapes import Get, TaskView
+from omnid.api.socket import Connection
+from omnid.clock import Clock
+from omnid.errors import Fatal, OmnidError, Rejected, Retryable
+from omnid.flow.caller import Caller
+from omnid.log import Logger
+from omnid.model import USER_ORIGIN
+
+PROGRESS_S = 5.0
+"""How often a wait reports progress to a client that asked for it."""
+
+TOOLS_TTL_MS = 300_000
+"""How long a client may keep the list of tools; it changes only with the program."""
+
+ORIGIN_CHARS_MAX = 100
+AGENT_ORIGIN = "agent"
+"""The origin of agents that don't say who they are."""
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+class Session:
+    """What the handlers know of the connection that a request came over."""
+
+    def __init__(self, connection: Connection, requests_max: int) -> None:
+        self.connection = connection
+        self.requests_max = requests_max
+        self.requests_open = 0
+        self.scope = CancelScope()
+        self.fatal: Fatal | None = None
+
+
+Context = ServerRequestContext[Session, Any]
+
+
+class ToolServer:
+    """The tools on the SDK's server; one serves all connections."""
+
+    def __init__(self, api: Api, version: str, clock: Clock, log: Logger) -> None:
+        self._api = api
+        self._clock = clock
+        self._log = log
+        self._tools = types.ListToolsResult(tools=[_listed(tool) for tool in TOOLS.values()])
+        self._server: Server[Any] = Server(
+            "omnid",
+            version=version,
+            title="omnid",
+            instructions=INSTRUCTIONS,
+            cache_hints={"tools/list": CacheHint(ttl_ms=TOOLS_TTL_MS, scope="public")},
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
+        )
+
+    async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
+        """Answers the client's lines until they end; raises what is Fatal."""
+        reading, writing = _Lines(session, lines, send), _Answers(session, send)
+        with session.scope:
+            await serve_dual_era_loop(self._server, reading, writing, lifespan_state=session)
+        if session.fatal is not None:
+            raise session.fatal
+
+    async def _list_tools(
+        self, _context: Context, _params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        return self._tools
+
+    async def _call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+        """Does a call. What a model can mend comes back as the tool's result, so that the model gets to read it."""
+        tool = TOOLS.get(params.name)
+        if tool is None:
+            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}")
+        try:
+            result = shown(await self._do(context, tool, tool.parse(params.arguments or {})))
+        except Fatal as error:
+            # The SDK would answer it like any error; it has to end the daemon.
+            context.lifespan_context.fatal = error
+            context.lifespan_context.scope.cancel()
+            raise
+        except OmnidError as error:
+            return _failed(error)
+        except Exception as error:  # noqa: BLE001 - a fault in one call must not end the client's other requests.
+            self._log.error("mcp_call_failed", tool=tool.name, exc_info=error)
+            return _failed(Rejected("internal", detail=f"{tool.name} broke off ({type(error).__name__})"))
+        # The text is for clients that know no structured content.
+        text = types.TextContent(type="text", text=msgspec.json.encode(result).decode())
+        return types.CallToolResult(content=[text], structured_content=result)
+
+    async def _do(self, context: Context, tool: Tool, params: Struct) -> Struct:
+        caller = _caller(context)
+        if isinstance(params, Get) and params.wait_s > PROGRESS_S and "progress_token" in (context.meta or {}):
+            return await self._wait(context, caller, params)
+        if tool.read_only:
+            return await self._api.call(caller, tool.method, params)
+        # A mutation that has begun is brought to its end whatever becomes of the client, so that its answer is there
+        # when the client asks again.
+        with CancelScope(shield=True):
+            return await self._api.call(caller, tool.method, params)
+        raise AssertionError("nobody cancels this scope")
+
+    async def _wait(self, context: Context, caller: Caller, params: Get) -> Struct:
+        """Waits for the end of a task in short waits, and says between them how it stands."""
+        begun_s = self._clock.monotonic_s()
+        waited_s = 0.0
+        while True:
+            part = msgspec.structs.replace(params, wait_s=min(PROGRESS_S, params.wait_s - waited_s))
+            view = await self._api.call(caller, TOOLS["task_get"].method, part)
+            waited_s = self._clock.monotonic_s() - begun_s
+            if not isinstance(view, TaskView) or not view.timed_out or waited_s >= params.wait_s:
+                return view
+            await context.session.report_progress(waited_s, params.wait_s, f"{view.task.name} is {view.task.state}")
+
+
+class _Envelope(Struct):
+    """The members that tell what kind of message a line is."""
+
+    id: int | str | UnsetType | None = UNSET
+    method: str | UnsetType = UNSET
+    result: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+class _Lines:
+    """A client's lines as the SDK's messages; what can't be read is answered here."""
+
+    def __init__(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
+        self._session = session
+        self._lines = lines
+        self._send = send
+
+    async def receive(self) -> SessionMessage | Exception:
+        """Waits for the next message; raises EndOfStream when the client has gone."""
+        while True:
+            line = await self._lines.receive()
+            message = _parsed(line)
+            if isinstance(message, types.JSONRPCRequest) and self._session.requests_open >= self._session.requests_max:
+                message = wire.error_answer(_id_json(message.id), _too_many(self._session.requests_max))
+            if isinstance(message, bytes):
+                await self._send(message)
+            elif isinstance(message, types.JSONRPCRequest):
+                self._session.requests_open += 1
+                return SessionMessage(message, ServerMessageMetadata(on_request_unanswered=self._unanswered))
+            elif message is not None:
+                return SessionMessage(message)
+
+    async def _unanswered(self) -> None:
+        self._session.requests_open -= 1
+
+    async def aclose(self) -> None:
+        """Ends the stream."""
+        await self._lines.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class _Answers:
+    """The SDK's messages as lines to the client."""
+
+    def __init__(self, session: Session, send: Send) -> None:
+        self._session = session
+        self._send = send
+
+    async def send(self, item: SessionMessage) -> None:
+        """Sends a message, and waits until the client has taken it."""
+        message = item.message
+        interrupted = isinstance(message, types.JSONRPCError) and message.error.code == types.CONNECTION_CLOSED
+        if interrupted or self._session.fatal is not None:
+            # So the SDK answers what a stop interrupts. A relay would take it for the answer, and not ask again.
+            return
+        try:
+            await self._send(message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+        finally:
+            if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
+                self._session.requests_open -= 1
+
+    async def aclose(self) -> None:
+        """Does nothing: the connection belongs to the socket."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _parsed(line: bytes) -> types.JSONRPCRequest | types.JSONRPCNotification | bytes | None:
+    """Reads a line: a message, or the line that refuses it, or None where it is an answer, as nothing was asked."""
+    id_json = b"null"
+    try:
+        envelope = msgspec.json.decode(line, type=_Envelope)
+        if envelope.result is not UNSET or envelope.error is not UNSET:
+            return None
+        if envelope.id is not UNSET:
+            id_json = _id_json(envelope.id)
+        message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+    except (msgspec.ValidationError, ValidationError) as error:
+        detail = str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "it is no JSON-RPC 2.0"
+        return wire.error_answer(id_json, _unreadable(detail), wire.INVALID_REQUEST)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return wire.error_answer(id_json, _unreadable(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+    if isinstance(message, types.JSONRPCRequest):
+        return message
+    if isinstance(message, types.JSONRPCNotification) and envelope.id is UNSET:
+        return message
+    # The SDK takes a request whose id it can't read for a notification, and would never answer it.
+    return wire.error_answer(b"null", _unreadable("its id is neither a string nor an integer"), wire.INVALID_REQUEST)
+
+
+def _unreadable(detail: str) -> Rejected:
+    return Rejected("bad_request", detail=detail, where="the line")
+
+
+def _too_many(limit: int) -> Retryable:
+    return Retryable("too_many", count=limit + 1, things="open requests", limit=limit, setting="socket.requests_max")
+
+
+def _id_json(request_id: int | str | None) -> bytes:
+    return msgspec.json.encode(request_id)
+
+
+def _listed(tool: Tool) -> types.Tool:
+    return types.Tool(
+        name=tool.name,
+        title=tool.title,
+        description=tool.description,
+        input_schema=tool.input_schema(),
+        output_schema=tool.output_schema(),
+        annotations=types.ToolAnnotations(
+            read_only_hint=tool.read_only,
+            destructive_hint=tool.destructive,
+            idempotent_hint=tool.idempotent,
+            open_world_hint=tool.open_world,
+        ),
+    )
+
+
+def _failed(error: OmnidError) -> types.CallToolResult:
+    return types.CallToolResult(content=[types.TextContent(type="text", text=str(error))], is_error=True)
+
+
+def _caller(context: Context) -> Caller:
+    """Names who calls: over MCP always an agent, whoever holds the other end."""
+    connection = context.lifespan_context.connection
+    client = context.session.client_params
+    return Caller(
+        role="agent",
+        origin=origin_of(connection.origin, client.client_info.name if client else None),
+        session=connection.session,
+        # As JSON, because the ids 1 and "1" are two.
+        request_id=_id_json(context.request_id).decode(),
+    )
+
+
+def origin_of(hello: str | None, client: str | None) -> str:
+    """Gives the origin of an agent's tasks: what its relay said, else its client's name, made fit for ``origin/t7``.
+
+    The origin of people's own tasks is never an agent's.
+    """
+    text = hello or "".join(char if char.isalnum() or char in "-_." else "-" for char in client or "")
+    text = text[:ORIGIN_CHARS_MAX].strip("-")
+    return AGENT_ORIGIN if text in ("", USER_ORIGIN) else text

@@ -1,0 +1,243 @@
+"""What clients see of the journal: tasks in one line, whole tasks, the sentence why, and the state of the daemon."""
+
+from typing import Any
+
+import msgspec
+
+from omnid.api.shapes import (
+    AttemptView,
+    ExecutorView,
+    GateView,
+    Get,
+    NeedsYou,
+    Page,
+    Search,
+    TaskBrief,
+    TaskView,
+)
+from omnid.errors import Rejected
+from omnid.flow.caller import find_task
+from omnid.flow.context import Context
+from omnid.flow.explain import Situation, why
+from omnid.flow.gates import Gates
+from omnid.model import USER_ORIGIN, Attempt, Gate, Task
+from omnid.states import STATES, TERMINAL
+from omnid.store import journal
+from omnid.store.interface import Reader, Row
+
+ATTEMPTS_MAX = 20
+NEEDS_YOU_MAX = 20
+LAST_ORD = (1 << 63) - 1
+SCAN_MAX = 20_000
+"""How many rows a filter looks at for one page; a cursor leads on from there."""
+
+
+class Views:
+    """Builds what clients see, from the journal and the facts of the running daemon."""
+
+    def __init__(self, context: Context, gates: Gates) -> None:
+        self._context = context
+        self._gates = gates
+
+    def brief(self, row: Row) -> TaskBrief:
+        """Makes a line of a row of the fragment `brief_row`."""
+        origin, number, state = row[1], row[2], row[3]
+        reason, wake_at_ms = row[4], row[5]
+        if state == "idle":
+            reason, wake_at_ms = self._shared_reason(row[7], bool(row[17]))
+        return TaskBrief(
+            id=row[0],
+            name=f"t{number}" if origin == USER_ORIGIN else f"{origin}/t{number}",
+            origin=origin,
+            state=state,
+            reason=reason,
+            wake_at_ms=wake_at_ms,
+            title=row[6],
+            executor=row[7],
+            priority=row[8],
+            lane=row[9],
+            kind=row[10],
+            labels=journal.labels_of(row[11]),
+            attempt=row[12] or 0,
+            created_at_ms=row[13],
+            started_at_ms=row[14],
+            finished_at_ms=row[15],
+            problem=journal.problem_of(row[16]),
+        )
+
+    def _shared_reason(self, executor: str, ready: bool) -> tuple[str | None, int | None]:
+        gate = self._gates.of(executor)
+        if gate is not None:
+            return gate.cause, gate.wake_at_ms
+        return ("slots" if ready else "lane"), None
+
+    def brief_of(self, reader: Reader, task_id: str) -> TaskBrief:
+        """Gives a task in one line; raises Rejected(`unknown_task`)."""
+        row = reader.one("brief_by_id", task_id)
+        if row is None:
+            raise Rejected("unknown_task", task=task_id, hint="")
+        return self.brief(row)
+
+    def view(self, reader: Reader, origin: str, params: Get, *, timed_out: bool) -> TaskView:
+        """Gives everything that is known of a task."""
+        task = find_task(reader, params.task, origin)
+        attempts = [journal.attempt_of(row) for row in reader.all("attempts_of", task.id, ATTEMPTS_MAX)]
+        total = reader.one("count_attempts", task.id)
+        after = [_name(reader, id) for id in task.work.after]
+        return TaskView(
+            task=self.brief_of(reader, task.id),
+            why=self.sentence(reader, task, attempts[0] if attempts else None),
+            work=msgspec.to_builtins(task.work),
+            key=task.key,
+            assignee=task.assignee,
+            parent=task.parent,
+            not_before_ms=task.not_before_ms,
+            deadline_ms=task.deadline_ms,
+            approval=task.approval,
+            after=after,
+            attempts=[_attempt(attempt, output=params.output) for attempt in reversed(attempts)],
+            attempts_total=total[0] if total else 0,
+            timed_out=timed_out,
+        )
+
+    def sentence(self, reader: Reader, task: Task, last: Attempt | None) -> str:
+        """Says why the task is where it is."""
+        context = self._context
+        executor = context.executors.get(task.executor)
+        holder = None if task.lane is None else reader.one("lane_holder", task.lane)
+        running = context.running_by_executor()
+        return why(
+            task,
+            Situation(
+                now_ms=context.clock.wall_ms(),
+                last=last,
+                attempts_max=task.work.attempts_max or context.config.retry.attempts_max,
+                open_before=tuple(_short(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
+                gate=self._gates.of(task.executor),
+                lane_holder=None if holder is None or holder[0] == task.id else _short(holder[1], holder[2]),
+                executor_known=executor is not None,
+                executor_full=executor is not None
+                and executor.concurrency is not None
+                and running[task.executor] >= executor.concurrency,
+                slots_full=len(context.running) >= context.config.daemon.slots_max,
+                running=len(context.running),
+            ),
+        )
+
+    def page(self, reader: Reader, params: Search) -> Page:
+        """Gives the newest tasks that fit the filter; raises Rejected(`bad_cursor`, `bad_request`)."""
+        for state in params.states:
+            if state not in STATES:
+                detail = f"there is no state {state} (there are: {', '.join(STATES)})"
+                raise Rejected("bad_request", detail=detail, where="states")
+        before = _cursor(params.cursor)
+        found: list[TaskBrief] = []
+        looked_at = 0
+        while looked_at < SCAN_MAX:
+            rows = _rows(reader, params, before, max(50, min(500, params.limit * 2)))
+            for row in rows:
+                before = row[18]
+                looked_at += 1
+                if _fits(row, params):
+                    found.append(self.brief(row))
+                    if len(found) == params.limit:
+                        return Page(found, str(before))
+            if not rows or (params.since_ms is not None and rows[-1][13] < params.since_ms):
+                return Page(found, None)
+        return Page(found, str(before))
+
+    def needs_you(self, reader: Reader) -> tuple[list[NeedsYou], int]:
+        """Gives what waits for a person, and how many there are in all (counted up to a limit)."""
+        found: list[NeedsYou] = []
+        for row in reader.all("needs_you", "uncertain", NEEDS_YOU_MAX):
+            brief = self.brief(row)
+            do = f"omnictl resolve {brief.name} --done | --again | --fail"
+            found.append(NeedsYou(brief.name, brief.title, "nobody knows whether it finished", do))
+        for row in reader.all("waiting_for", "approval", NEEDS_YOU_MAX):
+            brief = self.brief(row)
+            what = f"wants to run on {brief.executor}"
+            found.append(NeedsYou(brief.name, brief.title, what, f"omnictl approve {brief.name} | deny {brief.name}"))
+        row = reader.one("count_waiting_for", "approval")
+        total = (row[0] if row else 0) + self._context.store.tally.get("uncertain", 0)
+        return found[:NEEDS_YOU_MAX], total
+
+    def executors(self) -> list[ExecutorView]:
+        """Gives the executors and what they do now."""
+        running = self._context.running_by_executor()
+        return [
+            ExecutorView(name, executor.kind, running[name], executor.concurrency, executor.idempotent)
+            for name, executor in sorted(self._context.executors.items())
+        ]
+
+    def gates(self) -> list[GateView]:
+        """Gives the closed gates."""
+        return [gate_view(gate) for gate in self._gates.all()]
+
+
+def gate_view(gate: Gate) -> GateView:
+    """Makes what clients see of a gate."""
+    return GateView(gate.id, gate.cause, gate.subject, gate.closed_at_ms, gate.wake_at_ms, gate.problem)
+
+
+def _attempt(attempt: Attempt, *, output: bool) -> AttemptView:
+    return AttemptView(
+        id=attempt.id,
+        number=attempt.number,
+        executor=attempt.executor,
+        started_at_ms=attempt.started_at_ms,
+        ended_at_ms=attempt.ended_at_ms,
+        outcome=attempt.outcome,
+        exit_code=attempt.exit_code,
+        problem=attempt.problem,
+        output=attempt.output if output else None,
+        output_bytes=attempt.output_bytes,
+        value=attempt.value,
+        cost_usd=attempt.cost_usd,
+    )
+
+
+def _short(origin: str, number: int) -> str:
+    return f"t{number}" if origin == USER_ORIGIN else f"{origin}/t{number}"
+
+
+def _name(reader: Reader, id: str) -> str:
+    task = journal.task_by_id(reader, id)
+    return id if task is None else task.name
+
+
+def _cursor(text: str | None) -> int:
+    if text is None:
+        return LAST_ORD
+    if not text.isdecimal() or len(text) > 19:
+        raise Rejected("bad_cursor", cursor=text[:50])
+    return min(int(text), LAST_ORD)
+
+
+def _rows(reader: Reader, params: Search, before: int, limit: int) -> list[Row]:
+    """Takes the index that fits the filter best; `_fits` does the rest."""
+    if params.labels:
+        return reader.all("labelled_page", params.labels[0], before, limit)
+    if len(params.states) == 1:
+        return reader.all("open_tasks_page", params.states[0], before, limit)
+    if params.states and not TERMINAL.intersection(params.states):
+        rows = [row for state in params.states for row in reader.all("open_tasks_page", state, before, limit)]
+        return sorted(rows, key=_ord, reverse=True)[:limit]
+    return reader.all("tasks_page", before, limit)
+
+
+def _ord(row: Row) -> Any:
+    return row[18]
+
+
+def _fits(row: Row, params: Search) -> bool:
+    return (
+        (not params.states or row[3] in params.states)
+        and (params.executor is None or row[7] == params.executor)
+        and (params.origin is None or row[1] == params.origin)
+        and (params.lane is None or row[9] == params.lane)
+        and (params.since_ms is None or row[13] >= params.since_ms)
+        and (params.text is None or params.text.casefold() in row[6].casefold())
+        and (not params.labels or set(params.labels) <= set(journal.labels_of(row[11])))
+    )
+
+

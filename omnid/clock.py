@@ -1,0 +1,67 @@
+"""Time, ids and randomness, handed in everywhere, so that a simulation can own them."""
+
+import os
+import random
+import time
+from typing import Protocol
+from uuid import UUID
+
+
+class Clock(Protocol):
+    """What the rest of omnid knows of time, ids and chance."""
+
+    def wall_ms(self) -> int:
+        """Gives the wall time as Unix milliseconds; it may jump, so it is stored and shown, never subtracted."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Gives seconds that only grow, for waits and durations inside one process."""
+        ...
+
+    def uuid(self) -> str:
+        """Gives a new UUIDv7 (RFC 9562 section 5.7) in its text form; ids of one process grow."""
+        ...
+
+    def uniform(self, low: float, high: float) -> float:
+        """Gives a random float between `low` and `high`, for jitter only."""
+        ...
+
+
+def uuid7(wall_ms: int, random_bits: int) -> str:
+    """Builds a UUIDv7 (RFC 9562 section 5.7) from Unix milliseconds and 74 random bits."""
+    high = (random_bits >> 62) & 0xFFF
+    low = random_bits & ((1 << 62) - 1)
+    value = (wall_ms & ((1 << 48) - 1)) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def is_uuid(text: str) -> bool:
+    """Tells whether the text is a UUID in its canonical form."""
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+class SystemClock:
+    """The real clock: the system's time, and randomness from the operating system."""
+
+    def __init__(self) -> None:
+        self._jitter = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - jitter only, never a secret.
+
+    def wall_ms(self) -> int:
+        """See `Clock.wall_ms`."""
+        return time.time_ns() // 1_000_000
+
+    def monotonic_s(self) -> float:
+        """See `Clock.monotonic_s`."""
+        return time.monotonic()
+
+    def uuid(self) -> str:
+        """See `Clock.uuid`; the random part comes from the OS, so that ids can't be guessed."""
+        return uuid7(self.wall_ms(), int.from_bytes(os.urandom(10)) & ((1 << 74) - 1))
+
+    def uniform(self, low: float, high: float) -> float:
+        """See `Clock.uniform`."""
+        return self._jitter.uniform(low, high)

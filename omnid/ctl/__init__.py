@@ -1,0 +1,1 @@
+"""`omnictl`, the command line for people. Standard library and `omnid.api.client` only."""

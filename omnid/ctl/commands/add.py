@@ -1,0 +1,234 @@
+"""``omnictl add``."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+from omnid.ctl.context import Context
+from omnid.ctl.options import Given, Option, Verb
+from omnid.ctl.waiting import EXIT_TIMED_OUT, report, wait_for
+from omnid.errors import OmnidError, Rejected
+
+EXIT_ACCEPTED = 75
+"""EX_TEMPFAIL of sysexits.h: the task is safe, and its end was not waited for long enough."""
+
+_INPUT_CHARS_MAX = 64 << 20
+
+
+def _add(context: Context) -> int:
+    given = context.given
+    if given.flag("wait-timeout") and not given.flag("wait"):
+        given.misuse("--wait-timeout needs --wait")
+    source = given.text("file") or (given.arguments[0] if given.arguments else None)
+    if given.arguments and given.arguments != ["-"]:
+        given.misuse(f"It has no use for {source!r}; what is to run stands after --, as in: omnictl add -- {source}")
+    if source is None:
+        added = [_send(context, "task.submit", {**_work(given), **_fields(context)})]
+    else:
+        if given.rest is not None:
+            given.misuse("It takes a file of tasks or a command after --, not both")
+        added = _add_file(context, source)
+    if given.flag("wait"):
+        return _wait(context, added)
+    if context.json:
+        context.give_json({"tasks": added} if source is not None else added[0])
+        return 0
+    for task in added:
+        context.screen.put(task["name"])
+    _tell_next(context, added)
+    return 0
+
+
+def _wait(context: Context, added: list[dict[str, Any]]) -> int:
+    waited = wait_for(context, [task["id"] for task in added], context.given.duration_s("wait-timeout"), known=True)
+    code = report(context, waited)
+    if code == EXIT_TIMED_OUT:
+        context.screen.tell("Accepted and not done yet; `omnictl wait` goes on waiting.")
+        return EXIT_ACCEPTED
+    return code
+
+
+def _tell_next(context: Context, added: list[dict[str, Any]]) -> None:
+    """Says what happens next, in one line."""
+    if len(added) != 1:
+        known = sum(not task["created"] for task in added)
+        context.screen.tell(
+            f"{len(added)} tasks accepted" + (f", {known} of them known by their key." if known else ".")
+        )
+        return
+    text = context.call("task.why", task=added[0]["id"])["text"]
+    before = "" if added[0]["created"] else "Known by its key, nothing was added. "
+    context.screen.tell(before + text)
+
+
+def _work(given: Given) -> dict[str, Any]:
+    """What is to be done, by the options: that it is exactly one thing is for the daemon to judge."""
+    if given.rest == []:
+        given.misuse("There is nothing after --")
+    work = {
+        "argv": given.rest,
+        "server": given.text("server"),
+        "tool": given.text("tool"),
+        "arguments": given.json_object("arguments"),
+        "prompt": given.text("prompt"),
+    }
+    if all(value is None for value in work.values()):
+        given.misuse("It needs something to do: -- COMMAND..., --server and --tool, --prompt, or -f FILE")
+    return work
+
+
+def _fields(context: Context) -> dict[str, Any]:
+    """All other fields, by the options; None where they weren't given."""
+    given, now_ms = context.given, context.world.now_ms()
+    after = given.commas("after")
+    return {
+        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee")},
+        "priority": given.whole("priority"),
+        "after": after,
+        "not_before_ms": given.future_ms("not-before", now_ms),
+        "deadline_ms": given.future_ms("deadline", now_ms),
+        "timeout_s": given.duration_s("timeout"),
+        "attempts_max": given.whole("attempts"),
+        "backoff_s": given.duration_s("backoff"),
+        "check": given.words("check"),
+        "labels": given.many("label"),
+        "env": given.many("env"),
+        "reply_to": given.json_object("reply-to"),
+        "cwd": _directory(given.text("cwd") or "."),
+        "stdin": _text(context.world.stdin, "standard input") if given.flag("stdin") else None,
+    }
+
+
+def _add_file(context: Context, source: str) -> list[dict[str, Any]]:
+    """Submits all tasks of a file; what the options say holds where a line says nothing."""
+    if context.given.flag("stdin") or context.given.flag("key"):
+        context.given.misuse("--stdin and --key are for one task; in a file each line has its own")
+    text = _text(context.world.stdin, "standard input") if source == "-" else _read(source)
+    defaults = _fields(context)
+    lines = list(_lines(text, source))
+    if not lines:
+        raise Rejected("bad_file", path=source, detail="there is no task in it")
+    tasks = [_key({**_given(defaults), **fields}) for _, fields in lines]
+    try:
+        added = _twice(context, "task.submit_batch", {"tasks": tasks})
+    except OmnidError as error:
+        line = _line_of(error, [number for number, _ in lines])
+        if line is None:
+            raise
+        raise Rejected("bad_line", line=line, path=source, detail=error.what.rstrip(".")) from error
+    return cast(list[dict[str, Any]], added["tasks"])
+
+
+def _lines(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise Rejected("bad_line", line=number, path=source, detail=f"it is no JSON ({error})") from error
+        if not isinstance(fields, dict):
+            raise Rejected("bad_line", line=number, path=source, detail="it is no JSON object")
+        fields = cast(dict[str, Any], fields)
+        if isinstance(fields.get("cwd"), str):
+            fields["cwd"] = _directory(fields["cwd"])
+        yield number, fields
+
+
+def _line_of(error: OmnidError, numbers: list[int]) -> int | None:
+    """Finds the line that an error about ``tasks[3]`` of the batch means."""
+    _, found, rest = f"{error.what} {error.why} {error.do}".partition("tasks[")
+    position = rest.partition("]")[0]
+    return numbers[int(position)] if found and position.isdigit() and int(position) < len(numbers) else None
+
+
+def _send(context: Context, method: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return _twice(context, method, _key(_given(fields)))
+
+
+def _twice(context: Context, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Sends it once more where the daemon was lost before its answer: the keys make it the same tasks."""
+    try:
+        return context.call(method, **params)
+    except OmnidError as error:
+        if error.code != "daemon_lost":
+            raise
+    return context.call(method, **params)
+
+
+def _key(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields if fields.get("key") is not None else {**fields, "key": os.urandom(16).hex()}
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _directory(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise Rejected("bad_cwd", cwd=path, why="The current directory was deleted.") from error
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _text(file, path)
+    except OSError as error:
+        raise Rejected("bad_file", path=path, detail=error.strerror or str(error)) from error
+
+
+def _text(file: TextIO, name: str) -> str:
+    try:
+        text = file.read(_INPUT_CHARS_MAX + 1)
+    except UnicodeDecodeError as error:
+        raise Rejected("bad_file", path=name, detail="it is not UTF-8 text") from error
+    if len(text) > _INPUT_CHARS_MAX:
+        raise Rejected("bad_file", path=name, detail=f"it has more than {_INPUT_CHARS_MAX} characters")
+    return text
+
+
+VERBS = {
+    "add": Verb(
+        _add,
+        "Submits a task and prints its name; once it is printed, the task is safe. What is to be done: "
+        "a command after --, a tool of an MCP server, a prompt, or one task a line of a file (JSON "
+        "objects with the fields of docs/omnictl.md), all of them or none.",
+        "[-]",
+        (
+            Option("file", "FILE", "Submit the tasks in FILE; - is standard input", short="f"),
+            Option("server", "NAME", "MCP server (an executor of the config)"),
+            Option("tool", "NAME", "Its tool"),
+            Option("arguments", "JSON", "The tool's arguments"),
+            Option("prompt", "TEXT", "Prompt for a model"),
+            Option("executor", "NAME", "Executor that does it; else omnid chooses"),
+            Option("cwd", "DIR", "Directory of the command (the current one)"),
+            Option("env", "NAME", "Variable of the daemon's environment to pass on", many=True),
+            Option("stdin", None, "Read the command's standard input from here"),
+            Option("check", "COMMAND", "Done is done when this succeeds; split like a shell, without one"),
+            Option("key", "KEY", "Idempotency key: the same key, the same task"),
+            Option("priority", "N", "-10 to 10, higher starts first (0)"),
+            Option("after", "TASK,...", "Start after these have succeeded"),
+            Option("not-before", "TIME", "Start at +2h or 2026-11-21T08:00 at the earliest"),
+            Option("deadline", "TIME", "Give up when it is not done by then"),
+            Option("lane", "NAME", "One task at a time in this lane"),
+            Option("timeout", "DURATION", "Of one attempt: 90s, 10m, 1h30m"),
+            Option("attempts", "N", "Try so often at most"),
+            Option("backoff", "DURATION", "Longest wait before the second attempt; it doubles"),
+            Option("label", "LABEL", "A label", many=True),
+            Option("kind", "KIND", "general, programming, ..."),
+            Option("assignee", "NAME", "Who takes care of it"),
+            Option("reply-to", "JSON", "Kept with the task, for who submits it"),
+            Option("wait", None, "Wait for the end; exit code 0: completed, 1: not"),
+            Option("wait-timeout", "DURATION", "Wait no longer than this; exit code 75 then"),
+        ),
+        (
+            "omnictl add -- make -C x",
+            "omnictl add --after t7 --check 'test -s out.csv' -- ./report out.csv",
+            "omnictl add -f tasks.jsonl --label nightly",
+        ),
+        "COMMAND [ARGUMENTS]",
+    )
+}

@@ -1,0 +1,63 @@
+"""``omnictl config``."""
+
+from typing import Any
+
+from omnid.ctl import views
+from omnid.ctl.context import Context
+from omnid.ctl.options import Verb
+from omnid.ctl.render import Cell
+
+
+def _config(context: Context) -> int:
+    action = context.given.arguments[0]
+    if action == "show":
+        return _show(context)
+    if action not in ("check", "reload"):
+        context.given.misuse(f"There is no config {action}: it is check, show or reload")
+    checked = context.call(f"config.{action}")
+    if context.json:
+        context.give_json(checked)
+    else:
+        _tell_checked(context, checked)
+    return 1 if checked["problems"] else 0
+
+
+def _show(context: Context) -> int:
+    shown = context.call("config.show")
+    if context.json:
+        context.give_json(shown)
+        return 0
+    context.screen.tell(f"The config in use; its file is {shown['path']}")
+    rows = [
+        (
+            Cell(row["key"]),
+            Cell(row["origin"], "dim" if row["origin"] == "default" else "cyan"),
+            Cell(_text(row["value"])),
+        )
+        for row in shown["rows"]
+    ]
+    context.screen.table(("KEY", "FROM", "VALUE"), rows)
+    return 0
+
+
+def _tell_checked(context: Context, checked: dict[str, Any]) -> None:
+    for problem in checked["problems"]:
+        views.problem(context.screen, problem)
+    if checked["problems"]:
+        context.screen.put(f"{checked['path']}: refused; the config in use stays.")
+    else:
+        context.screen.put(f"{checked['path']}: {'taken over' if checked['reloaded'] else 'nothing is wrong with it'}.")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else views.compact(value)
+
+
+VERBS = {
+    "config": Verb(
+        _config,
+        "check: says what is wrong with the config file as it is now (exit code 1 if anything is). "
+        "show: every setting in use and where it comes from. reload: takes the file over.",
+        "check|show|reload",
+    )
+}

@@ -1,0 +1,60 @@
+"""``omnictl up``, ``down`` and ``version``."""
+
+from omnid import __version__
+from omnid.ctl.context import Context
+from omnid.ctl.options import Option, Verb
+from omnid.errors import Retryable
+
+_STOP_S = 30.0
+
+
+def _up(context: Context) -> int:
+    # Only here: whoever starts no daemon needn't load what starts one.
+    from omnid.api.spawn import start_daemon
+
+    started = start_daemon(context.world.environ)
+    status = context.call("status")
+    what = "runs" if started else "was running already"
+    where = f"omnid {status['version']} {what} (pid {status['pid']}), state in {status['state_dir']}"
+    context.give({"started": started, **status}, [where])
+    return 0
+
+
+def _down(context: Context) -> int:
+    from omnid.api.spawn import wait_for_end
+
+    timeout_s = context.given.duration_s("timeout")
+    timeout_s = _STOP_S if timeout_s is None else timeout_s
+    state_dir = context.call("status")["state_dir"]
+    stopping = context.call("daemon.stop")
+    if not wait_for_end(state_dir, timeout_s):
+        raise Retryable("not_stopped", pid=stopping["pid"], seconds_s=timeout_s, state_dir=state_dir)
+    running = stopping["running"]
+    left = f"; {running} running task{'s go' if running > 1 else ' goes'} on without it" if running else ""
+    context.give(stopping, [f"omnid (pid {stopping['pid']}) has stopped{left}."])
+    return 0
+
+
+def _version(context: Context) -> int:
+    try:
+        status = context.call("status")
+    except Retryable as error:
+        if error.code != "daemon_down":
+            raise
+        status = None
+    daemon = "not running" if status is None else f"{status['version']} (pid {status['pid']})"
+    result = {"omnictl": __version__, "omnid": None if status is None else status["version"]}
+    context.give(result, [f"omnictl {__version__}", f"omnid   {daemon}"])
+    return 0
+
+
+VERBS = {
+    "up": Verb(_up, "Starts the daemon in the background where it is not running, and waits until it answers."),
+    "down": Verb(
+        _down,
+        "Stops the daemon and waits until it has ended. Running commands go on; the next start finds them again.",
+        "",
+        (Option("timeout", "DURATION", "Wait so long at most (30s)"),),
+    ),
+    "version": Verb(_version, "Shows the versions of omnictl and of the daemon, if one runs."),
+}

@@ -1,0 +1,30 @@
+"""``omnictl doctor``."""
+
+from omnid.ctl.context import Context
+from omnid.ctl.options import Verb
+
+_CHECKS_S_MAX = 3600.0
+"""A journal of millions of changes is replayed whole."""
+
+
+def _doctor(context: Context) -> int:
+    context.answer_s = _CHECKS_S_MAX
+    found = context.call("doctor")
+    if context.json:
+        context.give_json(found)
+    else:
+        for finding in found["findings"]:
+            label, style = ("ok", "green") if finding["ok"] else ("!!", "red")
+            context.screen.paragraph(label, f"{finding['name']}: {finding['detail']}", 4, label_style=style)
+            if finding["do"]:
+                context.screen.paragraph("", f"do: {finding['do']}", 4)
+    return 0 if found["ok"] else 1
+
+
+VERBS = {
+    "doctor": Verb(
+        _doctor,
+        "Replays the log and compares it with the tables; looks at executors, disk and config. "
+        "Exit code 1 where something was found.",
+    )
+}

@@ -1,0 +1,1 @@
+"""Executors: the ways to get work done, behind one interface."""

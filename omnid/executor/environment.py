@@ -1,0 +1,34 @@
+"""The environment of programs that omnid runs: little of the daemon's own, and what the config adds to it."""
+
+import sys
+from collections.abc import Iterable, Mapping
+
+from omnid import config
+from omnid.errors import Rejected, Retryable
+from omnid.secrets import Secrets, is_reference
+
+BASE_ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "TZ")
+"""What every program gets of the daemon's environment, together with ``LC_*``."""
+
+
+def names_for(section: config.Executor, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Names the variables that programs of this executor get."""
+    languages = (name for name in environ if name.startswith("LC_"))
+    return (*BASE_ENVIRONMENT, *languages, *section.env, *section.env_set)
+
+
+async def gather(
+    section: config.Executor, names: Iterable[str], environ: Mapping[str, str], secrets: Secrets
+) -> dict[str, str]:
+    """Gathers the values of these variables; raises Retryable ``executor_down`` where a secret can't be had."""
+    environment = {name: environ[name] for name in names if name in environ}
+    if getattr(sys, "frozen", False):
+        # It names the libraries that omnid was packed with, which are not those of other programs.
+        environment.pop("LD_LIBRARY_PATH", None)
+    for name, value in section.env_set.items():
+        try:
+            environment[name] = await secrets.resolve(value) if is_reference(value) else value
+        except Rejected as error:
+            detail = f"{name} can't be set: {error.what}"
+            raise Retryable("executor_down", executor=section.name, detail=detail) from error
+    return environment

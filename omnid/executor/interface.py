@@ -1,0 +1,81 @@
+"""What every executor offers, whatever it calls: a command, an MCP server, later a model."""
+
+from collections.abc import Awaitable
+from enum import Enum
+from typing import Any, Protocol
+
+from omnid.model import Command, Result, Work
+
+
+class Ports(Protocol):
+    """What an executor may use of the daemon while it works on one attempt."""
+
+    def note(self, attempt_id: str, kind: str, body: Any) -> Awaitable[None]:
+        """Writes a JSON body durably beside the attempt; it is synced to the disk on return.
+
+        The kind `idempotent` (body: bool) replaces what the journal holds for the attempt's promise 3.
+        """
+        ...
+
+    def notes(self, attempt_id: str, kind: str) -> Awaitable[list[Any]]:
+        """Gives the bodies that were noted for the attempt under that kind, oldest first."""
+        ...
+
+
+class Found(Enum):
+    """What is left of an attempt that was open when the daemon started."""
+
+    NEVER_RAN = "never_ran"
+    """It surely had no effect: the same attempt runs now."""
+    RUNNING = "running"
+    """It runs, or it has ended and its result lies ready: `adopt` waits for the result."""
+    LOST = "lost"
+    """It had begun and is gone: idempotent work runs again, any other becomes uncertain."""
+
+
+class Executor(Protocol):
+    """A way to get work done. `run`, `adopt` and `recover` never raise for what the work does: they give a Result.
+
+    `Retryable` out of `run` means that the executor itself is down: nothing was begun, the attempt is taken back
+    and the executor's gate closes. Cancelling the scope around `run` must leave nothing behind but what is supervised.
+    """
+
+    name: str
+    kind: str
+    """`command`, `mcp`, `model`, or a kind of one's own in tests and benchmarks."""
+    concurrency: int | None
+    """How many attempts it takes at once; None: as many as the daemon has slots."""
+    idempotent: bool
+    """Whether its work may be repeated after a crash (promise 3), unless a note says otherwise."""
+
+    def accepts(self, work: Work) -> None:
+        """Looks at the work when it is submitted; raises Rejected where it can never run here."""
+        ...
+
+    async def probe(self) -> None:
+        """Raises Retryable(`executor_down`) while it can't be used; bounded in time."""
+        ...
+
+    async def run(self, command: Command, ports: Ports) -> Result:
+        """Does the work and gives its result; returns once, within the command's timeout and a grace."""
+        ...
+
+    async def recover(self, command: Command, ports: Ports) -> Found:
+        """Says what is left of an attempt of an earlier daemon, and ends remains of what is lost."""
+        ...
+
+    async def adopt(self, command: Command, ports: Ports) -> Result:
+        """Waits for the result of an attempt that `recover` found running."""
+        ...
+
+    async def cancel(self, attempt_id: str) -> None:
+        """Asks the attempt to end; `run` or `adopt` then gives its result. Unknown attempts are ignored."""
+        ...
+
+    async def settled(self, attempt_id: str) -> None:
+        """Hears that the attempt's result is in the journal: what was kept for a recovery may go."""
+        ...
+
+    async def aclose(self) -> None:
+        """Lets go of what the executor keeps open; supervised commands go on."""
+        ...

@@ -1,0 +1,117 @@
+"""What the parts of the flow share: the store, the clock, the config in use, the executors, and their bells."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import anyio
+from structlog.typing import FilteringBoundLogger
+
+from omnid.clock import Clock
+from omnid.config import Config
+from omnid.executor.interface import Executor
+from omnid.store.interface import Store
+
+
+class Bell:
+    """Wakes one waiter; rings that nobody waits for are kept as one."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def ring(self) -> None:
+        """Wakes the waiter, now or when it next waits."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Waits for a ring since the last wait."""
+        await self._event.wait()
+        self._event = anyio.Event()
+
+
+class Watch:
+    """Tells those who wait for a task that something about it has changed."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, anyio.Event] = {}
+
+    def event(self, task_id: str) -> anyio.Event:
+        """Gives the event of the task's next change; ask before you look at the task, then wait."""
+        return self._events.setdefault(task_id, anyio.Event())
+
+    def tell(self, task_ids: Iterable[str]) -> None:
+        """Wakes all who wait for these tasks."""
+        for task_id in task_ids:
+            event = self._events.pop(task_id, None)
+            if event is not None:
+                event.set()
+
+    def forget(self, task_id: str, event: anyio.Event) -> None:
+        """Lets go of an event that nobody waits for any more."""
+        if self._events.get(task_id) is event and event.statistics().tasks_waiting == 0:
+            del self._events[task_id]
+
+
+class Spool(Protocol):
+    """The part of the attempts' spool that the flow uses; see `executor.spool` and `executor.supervised`."""
+
+    async def attempts(self) -> list[str]:
+        """Gives the ids of the attempts that have a directory."""
+        ...
+
+    async def forget_control_files(self, attempt_id: str) -> None:
+        """Removes an ended attempt's control files; its output stays."""
+        ...
+
+    async def remove(self, attempt_id: str) -> None:
+        """Removes everything that is left of an attempt."""
+        ...
+
+    async def set_aside(self, attempt_id: str) -> None:
+        """Ends an attempt that the journal doesn't know and moves its files away."""
+        ...
+
+    async def shrink(self, total_bytes_max: int, keep: frozenset[str]) -> list[str]:
+        """Removes the oldest outputs until the rest fits; gives the ids whose output went."""
+        ...
+
+    async def read(self, attempt_id: str, offset_bytes: int, bytes_max: int) -> bytes:
+        """Reads a piece of an attempt's output; empty where there is no more (yet)."""
+        ...
+
+
+class Context:
+    """Made once by the daemon and handed to every part of the flow. `config` is replaced whole on a reload."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        config: Config,
+        executors: Mapping[str, Executor],
+        spool: Spool,
+    ) -> None:
+        self.store = store
+        self.clock = clock
+        self.log = log
+        self.config = config
+        self.executors = executors
+        self.spool = spool
+        self.dispatch = Bell()
+        self.timer = Bell()
+        self.watch = Watch()
+        self.running: dict[str, str] = {}
+        """Open attempts of this daemon: attempt id -> executor."""
+        self.paused_starts = True
+        """True until recovery is done, and again while the daemon stops: nothing starts then."""
+
+    def running_by_executor(self) -> Counter[str]:
+        """Counts the open attempts by executor."""
+        return Counter(self.running.values())
+
+    def wake(self) -> None:
+        """Lets the dispatcher and the timer look again."""
+        self.dispatch.ring()
+        self.timer.ring()

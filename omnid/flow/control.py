@@ -1,0 +1,278 @@
+"""What people and agents do with tasks that are there: cancel, retry, resolve, approve, and the rest."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from omnid.errors import Rejected
+from omnid.flow.caller import Caller, find_task
+from omnid.flow.context import Context
+from omnid.flow.dependents import give_up, settle_dependents, settle_wait
+from omnid.flow.intake import needs_approval, permit_id
+from omnid.model import Problem, Task, Work
+from omnid.route.router import choose
+from omnid.states import RUNNING, TERMINAL, advance
+from omnid.store import journal
+from omnid.store.interface import PERMIT, TASK, At, Tx
+from omnid.store.log import decode_heads
+
+AGENT_ACTIONS = frozenset({"cancel", "retry", "pause", "resume", "priority"})
+"""What an agent may do; the rest is a person's to decide."""
+
+
+class Order(NamedTuple):
+    """What is to be done with a task; see `api.shapes.Control`."""
+
+    ref: str
+    action: str
+    executor: str | None = None
+    assignee: str | None = None
+    priority: int | None = None
+    output: str | None = None
+    always: bool = False
+
+
+class Effect(NamedTuple):
+    """What a control did, for what must happen after its commit."""
+
+    task_id: str
+    touched: list[str]
+    cancel_attempt: str | None = None
+    gone_attempts: tuple[str, ...] = ()
+
+
+class Cancelling:
+    """Asks the executors of running attempts to end them."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def end_attempt(self, attempt_id: str) -> None:
+        """Asks the executor to end an open attempt; its result comes by the usual way."""
+        name = self._context.running.get(attempt_id)
+        executor = self._context.executors.get(name) if name else None
+        if executor is not None:
+            await executor.cancel(attempt_id)
+
+    async def end_attempt_of(self, task_id: str) -> None:
+        """Asks for the end of a task's current attempt."""
+        task = await self._context.store.read(lambda reader: journal.task_by_id(reader, task_id))
+        if task is None or task.state not in RUNNING:
+            return
+        row = await self._context.store.read(
+            lambda reader: reader.one("attempt_by_number", task.id, task.attempt)
+        )
+        if row is not None:
+            await self.end_attempt(row[1])
+
+
+def order(context: Context, caller: Caller, what: Order) -> Callable[[Tx], Effect]:
+    """Checks an order and gives the function that carries it out in a transaction.
+
+    Raises Rejected(`not_allowed`) here; the function raises Rejected for an unknown task or a state that forbids it.
+    """
+    if caller.role == "agent" and what.action not in AGENT_ACTIONS:
+        raise Rejected("not_allowed", method=f"task_control with the action {what.action}", role="agent")
+    return partial(_carry_out, context=context, caller=caller, what=what)
+
+
+def _carry_out(tx: Tx, *, context: Context, caller: Caller, what: Order) -> Effect:
+    task = find_task(tx, what.ref, caller.origin)
+    return _ACTIONS[what.action](tx, context, caller, task, what)
+
+
+def _refuse(task: Task, event: str, why: str, remedy: str) -> Rejected:
+    return Rejected("not_in_state", task=task.name, state=task.state, event=event, why=why, remedy=remedy)
+
+
+def _cancel(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if task.state in TERMINAL:
+        raise _refuse(task, "cancel", "It has ended already.", "`omnictl rm` deletes it")
+    if task.state in RUNNING:
+        journal.edit_task(tx, task, cancel=True)
+        row = tx.one("attempt_by_number", task.id, task.attempt)
+        return Effect(task.id, [task.id], None if row is None else row[1])
+    tx.run("drop_dependencies_of", task.id)
+    journal.advance_task(tx, task, "cancel", finished_at_ms=tx.now_ms, reason=None, wake_at_ms=None, cancel=True)
+    return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
+
+
+def _retry(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if task.state == "waiting" and task.reason == "backoff":
+        settle_wait(tx, journal.edit_task(tx, task, retry_at_ms=None))
+        return Effect(task.id, [task.id])
+    if task.state not in ("failed", "cancelled"):
+        why = "Only a task that failed or was cancelled is run again."
+        raise _refuse(task, "retry", why, "`omnictl add` submits a new one")
+    approval = task.approval
+    if needs_approval(caller.role, task.executor, context.config) and approval != "granted":
+        approval = "needed"
+    revived = journal.advance_task(
+        tx,
+        task,
+        "retry",
+        finished_at_ms=None,
+        failures=0,
+        cancel=False,
+        problem=None,
+        retry_at_ms=None,
+        deadline_ms=None if task.deadline_ms is not None and task.deadline_ms <= tx.now_ms else task.deadline_ms,
+        approval=approval,
+    )
+    settle_wait(tx, revived)
+    return Effect(task.id, [task.id])
+
+
+def _pause(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if task.state not in ("idle", "waiting"):
+        raise _refuse(task, "pause", "Only a task that hasn't started can be paused.", "`omnictl cancel` ends it")
+    settle_wait(tx, journal.edit_task(tx, task, paused=True))
+    return Effect(task.id, [task.id])
+
+
+def _resume(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if not task.paused:
+        raise _refuse(task, "resume", "It isn't paused.", "`omnictl why` says what it waits for")
+    settle_wait(tx, journal.edit_task(tx, task, paused=False))
+    return Effect(task.id, [task.id])
+
+
+def _priority(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if what.priority is None:
+        raise Rejected("bad_request", detail="the action priority needs `priority`", where="the parameters")
+    if task.state in TERMINAL:
+        raise _refuse(task, "priority", "It has ended already.", "nothing needs to be done")
+    journal.edit_task(tx, task, priority=what.priority)
+    return Effect(task.id, [task.id])
+
+
+def _finish(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    """Ends a task by hand as completed: `complete`, and `done` for an uncertain one."""
+    if what.action == "done" and task.state != "uncertain":
+        raise _refuse(task, "done", "Only an uncertain task is resolved.", "`omnictl complete` ends others by hand")
+    if task.state in RUNNING:
+        raise _refuse(task, "complete", "Its attempt still runs.", "cancel it first, then complete it")
+    if task.state == "completed":
+        raise _refuse(task, "complete", "It is done already.", "nothing needs to be done")
+    tx.run("drop_dependencies_of", task.id)
+    text = what.output or "finished by hand"
+    if task.attempt:
+        head = tx.one("attempt_by_number", task.id, task.attempt)
+        if head is not None:
+            journal.add_note(tx, head[1], "finished_by_hand", {"output": text}, notes_max=10_000)
+    journal.advance_task(
+        tx, task, "finish", finished_at_ms=tx.now_ms, reason=None, wake_at_ms=None, problem=None
+    )
+    return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
+
+
+def _again(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if task.state != "uncertain":
+        raise _refuse(task, "again", "Only an uncertain task is resolved.", "`omnictl retry` runs others again")
+    settle_wait(tx, journal.advance_task(tx, task, "again", problem=None))
+    return Effect(task.id, [task.id])
+
+
+def _fail(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if task.state != "uncertain":
+        raise _refuse(task, "fail", "Only an uncertain task is resolved.", "`omnictl cancel` ends others")
+    journal.advance_task(tx, task, "give_up", finished_at_ms=tx.now_ms)
+    return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
+
+
+def _assign(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if what.executor is None and what.assignee is None:
+        detail = "the action assign needs `executor` or `assignee`"
+        raise Rejected("bad_request", detail=detail, where="the parameters")
+    if what.executor is not None and task.state not in ("idle", "waiting"):
+        why = "Only a task that hasn't started can be given to another executor."
+        raise _refuse(task, "assign", why, "cancel it, assign it, then retry it")
+    fields: dict[str, Any] = {}
+    if what.executor is not None:
+        kinds: Mapping[str, str] = {name: executor.kind for name, executor in context.executors.items()}
+        choice = choose(task.work, what.executor, kinds)
+        context.executors[choice.executor].accepts(task.work)
+        fields["executor"] = choice.executor
+    if what.assignee is not None:
+        fields["assignee"] = what.assignee
+    journal.edit_task(tx, task, **fields)
+    return Effect(task.id, [task.id])
+
+
+def _approve(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if task.approval != "needed":
+        raise _refuse(task, "approve", "It doesn't wait for approval.", "`omnictl why` says what it waits for")
+    if what.always:
+        _permit(tx, task, granted=True)
+    settle_wait(tx, journal.edit_task(tx, task, approval="granted"))
+    return Effect(task.id, [task.id])
+
+
+def _deny(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if task.approval != "needed" or task.state in TERMINAL:
+        raise _refuse(task, "deny", "It doesn't wait for approval.", "`omnictl cancel` ends it")
+    if what.always:
+        _permit(tx, task, granted=False)
+    denied = journal.edit_task(tx, task, approval="denied")
+    give_up(tx, denied, Problem.make("not_approved", detail=f"It asked to run: {_short(task.work)}"))
+    return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
+
+
+def _short(work: Work) -> str:
+    text = " ".join(work.argv) if work.argv else f"{work.server or ''}.{work.tool or ''}"
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def _permit(tx: Tx, task: Task, *, granted: bool) -> None:
+    """Writes down that exactly this work of this origin is approved (or denied) from now on."""
+    id = permit_id(task.origin, task.executor, task.work)
+    row = tx.one("permit_by_id", id)
+    if row is not None:
+        tx.edit(PERMIT, id, At(row[1], decode_heads(row[2])), {"granted": int(granted)})
+        return
+    fields = {
+        "origin": task.origin,
+        "executor": task.executor,
+        "work": task.work,
+        "granted": int(granted),
+        "created_at_ms": tx.now_ms,
+    }
+    tx.create(PERMIT, id, fields)
+
+
+def _delete(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+    if task.state in RUNNING:
+        raise _refuse(task, "delete", "Its attempt still runs.", "cancel it first, then delete it")
+    touched = [task.id]
+    if task.state not in TERMINAL:
+        event = "cancel"
+        tx.run("drop_dependencies_of", task.id)
+        fields = {"finished_at_ms": tx.now_ms, "reason": None, "wake_at_ms": None}
+        task = journal.edit_task(tx, task, state=advance(task.state, event), **fields)
+        touched += settle_dependents(tx, task.id)
+    blobs = tx.all("blobs_of_task", task.id)
+    attempts = journal.forget_attempts(tx, task.id)
+    journal.raise_number_floor(tx, task.origin, task.number)
+    journal.drop_derived(tx, task)
+    tx.delete(TASK, task.id, At(task.ord, task.heads))
+    for (digest,) in blobs:
+        tx.run("drop_blob", digest)
+    tx.moved(task.state, None)
+    return Effect(task.id, touched, None, tuple(attempts))
+
+
+_ACTIONS: dict[str, Callable[[Tx, Context, Caller, Task, Order], Effect]] = {
+    "cancel": _cancel,
+    "retry": _retry,
+    "pause": _pause,
+    "resume": _resume,
+    "complete": _finish,
+    "assign": _assign,
+    "priority": _priority,
+    "delete": _delete,
+    "approve": _approve,
+    "deny": _deny,
+    "done": _finish,
+    "again": _again,
+    "fail": _fail,
+}

@@ -1,0 +1,73 @@
+"""What happens to tasks that wait for another: they become ready when it succeeds, and fail when it does."""
+
+from omnid.model import Problem, Task
+from omnid.states import Facts, advance, own_wait
+from omnid.store import journal
+from omnid.store.interface import Tx
+
+CASCADE_MAX = 500
+"""How many tasks one transaction settles; the rest is found by `settle_leftovers`."""
+
+
+def settle_dependents(tx: Tx, task_id: str) -> list[str]:
+    """Settles those that wait for this task and, where they fail, those that wait for them; gives what changed."""
+    touched: list[str] = []
+    ended = [task_id]
+    while ended and len(touched) < CASCADE_MAX:
+        before = journal.task_by_id(tx, ended.pop())
+        if before is None or before.finished_at_ms is None:
+            continue
+        room = CASCADE_MAX - len(touched)
+        rows = tx.all("dependents", before.id, room)
+        for (dependent_id,) in rows:
+            tx.run("drop_dependency", before.id, dependent_id)
+            dependent = journal.task_by_id(tx, dependent_id)
+            if dependent is None or dependent.finished_at_ms is not None:
+                continue
+            touched.append(dependent_id)
+            if _settle(tx, dependent, before).finished_at_ms is not None:
+                ended.append(dependent_id)
+    return touched
+
+
+def settle_leftovers(tx: Tx) -> list[str]:
+    """Settles what a cascade left over its limit; gives what changed, and nothing when all is settled."""
+    touched: list[str] = []
+    for (after_id,) in tx.all("settled_dependencies", CASCADE_MAX):
+        touched += settle_dependents(tx, after_id)
+        if len(touched) >= CASCADE_MAX:
+            break
+    return touched
+
+
+def _settle(tx: Tx, dependent: Task, before: Task) -> Task:
+    if before.state == "completed":
+        return settle_wait(tx, dependent)
+    if dependent.state not in ("idle", "waiting"):
+        return dependent
+    problem = Problem.make("dependency_failed", task=dependent.name, after=before.name, state=before.state)
+    return give_up(tx, dependent, problem)
+
+
+def give_up(tx: Tx, task: Task, problem: Problem) -> Task:
+    """Fails a task that isn't running; the caller settles its dependents."""
+    tx.run("drop_dependencies_of", task.id)
+    fields = {"problem": problem, "finished_at_ms": tx.now_ms, "reason": None, "wake_at_ms": None}
+    return journal.advance_task(tx, task, "give_up", **fields)
+
+
+def settle_wait(tx: Tx, task: Task) -> Task:
+    """Decides anew whether an idle or waiting task waits for a reason of its own, and writes what changed."""
+    if task.state not in ("idle", "waiting"):
+        return task
+    row = tx.one("count_dependencies", task.id)
+    wait = own_wait(
+        Facts(tx.now_ms, task.paused, task.approval, row[0] if row else 0, task.not_before_ms, task.retry_at_ms)
+    )
+    if wait is None:
+        if task.state == "idle":
+            return task
+        return journal.edit_task(tx, task, state=advance("waiting", "release"), reason=None, wake_at_ms=None)
+    return journal.edit_task(
+        tx, task, state=advance(task.state, "hold"), reason=wait.reason, wake_at_ms=wait.wake_at_ms
+    )

@@ -1,0 +1,116 @@
+"""Starts what may start: claims tasks in the order of priority and submission, and hands them on as commands."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from omnid.clock import Clock
+from omnid.config import Config
+from omnid.flow.context import Context
+from omnid.flow.gates import Gates
+from omnid.link.interface import Link
+from omnid.model import Command, Task
+from omnid.route.admission import Load, first, room
+from omnid.store import journal
+from omnid.store.interface import Tx
+
+
+class Dispatcher:
+    """Holds what it can start, never what waits: the queue is an index of the journal."""
+
+    def __init__(self, context: Context, gates: Gates, link: Link) -> None:
+        self._context = context
+        self._gates = gates
+        self._link = link
+
+    def loads(self) -> dict[str, Load]:
+        """Gives what each executor does now and may do at most."""
+        running = self._context.running_by_executor()
+        return {
+            name: Load(running[name], executor.concurrency) for name, executor in self._context.executors.items()
+        }
+
+    async def run(self) -> None:
+        """Starts tasks whenever the bell rings; ends when it is cancelled."""
+        while True:
+            await self._context.dispatch.wait()
+            while await self.start_some():
+                pass
+
+    async def start_some(self) -> bool:
+        """Starts what fits now; tells whether there may be more."""
+        context = self._context
+        if context.paused_starts:
+            return False
+        slots_free = context.config.daemon.slots_max - len(context.running)
+        free = room(self.loads(), self._gates.closed(), slots_free)
+        if not free:
+            return False
+        idempotent = {name: context.executors[name].idempotent for name in free}
+        commands = await context.store.write(
+            partial(
+                claim,
+                free=free,
+                slots_free=slots_free,
+                idempotent=idempotent,
+                config=context.config,
+                clock=context.clock,
+            )
+        )
+        for command in commands:
+            context.running[command.attempt_id] = command.executor
+        for command in commands:
+            context.watch.tell((command.task_id,))
+            await self._link.send(command)
+        return bool(commands)
+
+
+def claim(
+    tx: Tx,
+    *,
+    free: Mapping[str, int],
+    slots_free: int,
+    idempotent: Mapping[str, bool],
+    config: Config,
+    clock: Clock,
+) -> list[Command]:
+    """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction."""
+    candidates: list[Task] = []
+    for executor, count in free.items():
+        candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
+    commands: list[Command] = []
+    lanes: set[str] = set()
+    for task in first(candidates, slots_free):
+        if task.lane is not None:
+            if task.lane in lanes:
+                continue
+            lanes.add(task.lane)
+        if task.deadline_ms is not None and task.deadline_ms <= tx.now_ms:
+            continue
+        attempt_id = clock.uuid()
+        safe = idempotent[task.executor]
+        task = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route={"executor": task.executor})
+        commands.append(command_of(task, attempt_id, config, idempotent=safe))
+    return commands
+
+
+def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool, recover: bool = False) -> Command:
+    """Makes the command of a task's current attempt."""
+    return Command(
+        attempt_id=attempt_id,
+        task_id=task.id,
+        number=task.attempt,
+        name=task.name,
+        executor=task.executor,
+        work=task.work,
+        timeout_s=timeout_s(task, config),
+        recover=recover,
+        idempotent=idempotent,
+    )
+
+
+def timeout_s(task: Task, config: Config) -> float:
+    """Gives how long an attempt may take: the task's timeout, else the executor's, else the config's."""
+    if task.work.timeout_s is not None:
+        return task.work.timeout_s
+    executor = config.executors().get(task.executor)
+    return (executor and executor.timeout_s) or config.task.timeout_s

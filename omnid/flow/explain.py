@@ -1,0 +1,135 @@
+"""Why a task is where it is, in one sentence: what happened, why, what comes next. Pure."""
+
+from typing import NamedTuple
+
+from omnid.model import Attempt, Gate, Task
+
+
+class Situation(NamedTuple):
+    """The facts around a task that `why` needs."""
+
+    now_ms: int
+    last: Attempt | None
+    attempts_max: int
+    open_before: tuple[str, ...]
+    """Names of tasks that must succeed first."""
+    gate: Gate | None
+    lane_holder: str | None
+    executor_known: bool
+    executor_full: bool
+    slots_full: bool
+    running: int
+
+
+def span(seconds: float) -> str:
+    """Writes a duration as people say it: ``40 s``, ``8 min``, ``3 h 10 min``, ``2 d``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d"
+
+
+def why(task: Task, facts: Situation) -> str:
+    """Gives the sentence."""
+    match task.state:
+        case "idle":
+            return f"{task.name} waits {_gated(task, facts)}."
+        case "waiting":
+            return f"{task.name} waits {_own(task, facts)}."
+        case "dispatching" | "executing" | "input_required":
+            return _running(task, facts)
+        case "uncertain":
+            what = task.problem.what if task.problem else "Nobody knows whether it finished."
+            return (
+                f"{task.name} is uncertain: {_inside(what)}; look at what it left, then "
+                f"`omnictl resolve {task.name} --done`, `--again` or `--fail`."
+            )
+        case _:
+            return _ended(task, facts)
+
+
+def _ago(then_ms: int | None, facts: Situation) -> str:
+    return "" if then_ms is None else f" {span((facts.now_ms - then_ms) / 1000)} ago"
+
+
+def _in(then_ms: int | None, facts: Situation) -> str:
+    if then_ms is None:
+        return "when that is settled"
+    return f"in {span((then_ms - facts.now_ms) / 1000)}" if then_ms > facts.now_ms else "now"
+
+
+def _inside(sentence: str) -> str:
+    return sentence.rstrip(".")
+
+
+def _gated(task: Task, facts: Situation) -> str:
+    gate = facts.gate
+    if gate is not None and gate.cause == "paused":
+        whole = gate.subject == "*"
+        what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
+        return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
+    if gate is not None:
+        reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+        return f"because executor {gate.subject} is down{reason}; it is tried again {_in(gate.wake_at_ms, facts)}"
+    if not facts.executor_known:
+        return f"because the config has no executor {task.executor} any more; add it, or `omnictl assign {task.name}`"
+    if facts.lane_holder is not None:
+        return f"for its lane {task.lane}, where {facts.lane_holder} runs; it is next by priority and order"
+    if facts.slots_full:
+        return f"for a free slot: {facts.running} tasks run, which is the most that daemon.slots_max lets run at once"
+    if facts.executor_full:
+        return f"for executor {task.executor}, which already runs as many tasks as it may at once"
+    return "for its turn and starts as soon as a slot is free"
+
+
+def _own(task: Task, facts: Situation) -> str:
+    last = ""
+    if facts.last is not None and facts.last.problem is not None:
+        last = f": attempt {facts.last.number} ended with: {_inside(facts.last.problem.what)}"
+    match task.reason:
+        case "paused":
+            return f"because it is paused; `omnictl resume {task.name}` lets it go on"
+        case "approval":
+            return (
+                f"for a person's approval, because agents may not use executor {task.executor} by themselves; "
+                f"`omnictl approve {task.name}` or `omnictl deny {task.name}`"
+            )
+        case "dependency":
+            return f"for {', '.join(facts.open_before)} to succeed; it starts then"
+        case "not_before":
+            return f"for its time (not before); it starts {_in(task.wake_at_ms, facts)}"
+        case "backoff":
+            tried = f"{task.failures} of {facts.attempts_max} attempts failed" if task.failures else "it did not start"
+            return f"before it tries again {_in(task.wake_at_ms, facts)}; {tried}{last}"
+        case _:
+            return f"({task.reason}) and goes on {_in(task.wake_at_ms, facts)}"
+
+
+def _running(task: Task, facts: Situation) -> str:
+    begun = _ago(facts.last.started_at_ms if facts.last else None, facts)
+    text = f"{task.name} runs on {task.executor} (attempt {task.attempt}, started{begun})"
+    if task.cancel:
+        return f"{text}; a cancel was asked for, and it ends as soon as its executor lets go."
+    tries = facts.attempts_max - task.failures
+    after = "a failure would end it" if tries <= 1 else f"it may fail {tries - 1} more times and be tried again"
+    return f"{text}; {after}."
+
+
+def _ended(task: Task, facts: Situation) -> str:
+    when = _ago(task.finished_at_ms, facts)
+    if task.state == "completed":
+        if facts.last is None or facts.last.outcome != "success":
+            return f"{task.name} was completed by hand{when}; nothing comes next."
+        tries = f" at attempt {facts.last.number}" if facts.last.number > 1 else ""
+        return f"{task.name} was completed{when} by {facts.last.executor}{tries}; nothing comes next."
+    cause = f": {_inside(task.problem.what)}" if task.problem else ""
+    tries = f" after {task.attempt} attempts" if task.attempt > 1 else ""
+    return f"{task.name} {'failed' if task.state == 'failed' else 'was cancelled'}{when}{tries}{cause}; " + (
+        f"nothing comes next unless `omnictl retry {task.name}`."
+    )

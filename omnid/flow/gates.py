@@ -1,0 +1,120 @@
+"""Shared reasons why tasks can't start: one row per cause, opened by time, by a probe, or by a person."""
+
+from functools import partial
+
+import anyio
+
+from omnid.errors import OmnidError, Retryable
+from omnid.flow.context import Context
+from omnid.model import Gate, Problem
+from omnid.retry import Backoff
+from omnid.store import journal
+from omnid.store.interface import Reader, Tx
+
+PROBE_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
+PROBE_S_MAX = 60.0
+
+
+class Gates:
+    """The closed gates, kept in memory as the journal has them; only these methods change either."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._closed: dict[str, Gate] = {}
+
+    async def load(self) -> None:
+        """Reads the gates that were closed when the daemon ended."""
+        self._closed = {gate.id: gate for gate in await self._context.store.read(_all)}
+
+    def all(self) -> list[Gate]:
+        """Gives the closed gates, the oldest first."""
+        return sorted(self._closed.values(), key=lambda gate: (gate.closed_at_ms, gate.id))
+
+    def closed(self) -> frozenset[str]:
+        """Gives the executors whose gates are closed; `*` is all of them."""
+        return frozenset(gate.subject for gate in self._closed.values())
+
+    def of(self, executor: str) -> Gate | None:
+        """Gives the gate that keeps this executor's tasks from their start: a pause first, or None."""
+        found = [gate for gate in self._closed.values() if gate.subject in ("*", executor)]
+        return min(found, key=lambda gate: (gate.cause != "paused", gate.id)) if found else None
+
+    async def pause(self, subject: str) -> None:
+        """Closes the gate `paused` for an executor or, with `*`, for all; it stays until `resume`."""
+        await self._close(Gate(f"paused:{subject}", "paused", subject, self._context.clock.wall_ms(), None))
+
+    async def resume(self, subject: str) -> bool:
+        """Opens the gate `paused`; tells whether it was closed."""
+        return await self._open(f"paused:{subject}")
+
+    async def executor_down(self, executor: str, error: Retryable) -> None:
+        """Closes an executor's gate with the reason, until a probe succeeds; logs the first failure only."""
+        context = self._context
+        now_ms = context.clock.wall_ms()
+        known = self._closed.get(f"executor:{executor}")
+        failures = known.failures + 1 if known else 1
+        wake_at_ms = now_ms + round(PROBE_BACKOFF.delay_s(failures, context.clock.uniform) * 1000)
+        since_ms = known.closed_at_ms if known else now_ms
+        if known is None:
+            context.log.warning("executor_down", executor=executor, **error.as_dict())
+        problem = Problem.of(error)
+        await self._close(
+            Gate(f"executor:{executor}", "executor", executor, since_ms, wake_at_ms, problem, failures)
+        )
+
+    async def probe_due(self) -> None:
+        """Probes the executors whose gates are due, side by side; opens those that are well again."""
+        now_ms = self._context.clock.wall_ms()
+        due = [
+            gate.subject
+            for gate in self._closed.values()
+            if gate.cause == "executor" and gate.wake_at_ms is not None and gate.wake_at_ms <= now_ms
+        ]
+        async with anyio.create_task_group() as group:
+            for executor in due:
+                group.start_soon(self._probe, executor)
+
+    def next_wake_at_ms(self) -> int | None:
+        """Gives when the next gate is due, or None."""
+        return min((gate.wake_at_ms for gate in self._closed.values() if gate.wake_at_ms is not None), default=None)
+
+    async def _probe(self, name: str) -> None:
+        executor = self._context.executors.get(name)
+        if executor is None:
+            await self._open(f"executor:{name}")
+            return
+        try:
+            with anyio.fail_after(PROBE_S_MAX):
+                await executor.probe()
+        except TimeoutError:
+            detail = f"its probe gave no answer within {PROBE_S_MAX:.0f} s"
+            await self.executor_down(name, Retryable("executor_down", executor=name, detail=detail))
+        except Retryable as error:
+            await self.executor_down(name, error)
+        except OmnidError as error:
+            await self.executor_down(name, Retryable("executor_down", executor=name, detail=error.what))
+        else:
+            gate = self._closed.get(f"executor:{name}")
+            await self._open(f"executor:{name}")
+            if gate is not None:
+                down_s = (self._context.clock.wall_ms() - gate.closed_at_ms) / 1000
+                self._context.log.info("executor_up", executor=name, down_s=round(down_s, 1))
+
+    async def _close(self, gate: Gate) -> None:
+        await self._context.store.write(partial(journal.close_gate, gate=gate))
+        self._closed[gate.id] = gate
+        self._context.timer.ring()
+
+    async def _open(self, id: str) -> bool:
+        was_closed = await self._context.store.write(partial(_open_gate, id=id))
+        self._closed.pop(id, None)
+        self._context.dispatch.ring()
+        return was_closed
+
+
+def _open_gate(tx: Tx, *, id: str) -> bool:
+    return journal.open_gate(tx, id)
+
+
+def _all(reader: Reader) -> list[Gate]:
+    return [journal.gate_of(row) for row in reader.all("gates")]

@@ -1,0 +1,47 @@
+"""Walls between the tasks of the root task group: what fails behind one ends alone, and is logged once."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVarTuple, cast
+
+from omnid.errors import Fatal, OmnidError
+from omnid.log import Logger
+
+Args = TypeVarTuple("Args")
+
+
+async def guard(name: str, fn: Callable[[*Args], Awaitable[object]], *args: *Args, log: Logger) -> None:
+    """Awaits ``fn(*args)``; whatever it raises is logged once under `name` and goes no further.
+
+    Only Fatal passes, also out of an exception group, and cancellation, which belongs to the scope around. An
+    OmnidError is logged as its code and sentences, anything else with its traceback: it is a fault in omnid.
+    """
+    try:
+        await fn(*args)
+    except Exception as error:  # noqa: BLE001 - being the wall for whatever comes is what a guard is for.
+        _settle(name, error, log)
+    except BaseExceptionGroup as group:
+        # Only trio mixes errors with its Cancelled: the errors end here, the cancellation goes on.
+        errors, rest = group.split(Exception)
+        if errors is not None:
+            _settle(name, errors, log)
+        if rest is not None:
+            raise rest from None
+
+
+def _settle(name: str, error: Exception, log: Logger) -> None:
+    """Raises the Fatal that is in the error, if there is one; logs the error otherwise."""
+    leaves = _leaves(error)
+    for leaf in leaves:
+        if isinstance(leaf, Fatal):
+            raise leaf
+    if len(leaves) == 1 and isinstance(leaves[0], OmnidError):
+        log.error("guard_ended", name=name, problem=leaves[0].as_dict())
+    else:
+        log.error("guard_ended", name=name, exc_info=error)
+
+
+def _leaves(error: Exception) -> list[Exception]:
+    if not isinstance(error, ExceptionGroup):
+        return [error]
+    parts = cast("ExceptionGroup[Exception]", error).exceptions
+    return [leaf for part in parts for leaf in _leaves(part)]

@@ -1,0 +1,246 @@
+"""Takes tasks: checks what was sent before anything is written, then writes all of it or nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import msgspec
+
+from omnid.config import Config, Limits
+from omnid.errors import Rejected, Retryable
+from omnid.executor.interface import Executor
+from omnid.flow.caller import Caller, find_task
+from omnid.flow.context import Context
+from omnid.model import USER_ORIGIN, Submit, Submitted, Task, Work
+from omnid.route.router import choose
+from omnid.states import TERMINAL, Facts, own_wait
+from omnid.store import journal
+from omnid.store.interface import Tx
+
+TITLE_CHARS_MAX = 200
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+class Draft(NamedTuple):
+    """A checked task that is not written yet."""
+
+    id: str
+    origin: str
+    params: Submit
+    work: Work
+    executor: str
+    body_hash: str | None
+    needs_approval: bool
+    parent: str | None
+
+
+def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[[Tx], list[Submitted]]:
+    """Checks what was sent and gives the function that writes it.
+
+    Raises Rejected here for what can never be taken; the function raises Rejected for what the journal forbids and
+    Retryable(`too_many_waiting`).
+    """
+    config = context.config
+    if len(asked) > config.limits.batch_tasks_max:
+        raise Rejected(
+            "too_many",
+            count=len(asked),
+            things="tasks",
+            limit=config.limits.batch_tasks_max,
+            setting="limits.batch_tasks_max",
+        )
+    _check_refs(asked)
+    now_ms = context.clock.wall_ms()
+    kinds = {name: executor.kind for name, executor in context.executors.items()}
+    drafts = [_draft(context, caller, params, kinds, now_ms) for params in asked]
+    return partial(
+        _write, drafts=drafts, caller=caller, limit=config.limits.waiting_tasks_max, tally=context.store.tally
+    )
+
+
+def _draft(context: Context, caller: Caller, params: Submit, kinds: Mapping[str, str], now_ms: int) -> Draft:
+    config = context.config
+    work = Work(
+        argv=params.argv or None,
+        stdin=params.stdin,
+        server=params.server,
+        tool=params.tool,
+        arguments=params.arguments,
+        prompt=params.prompt,
+        cwd=params.cwd,
+        env=params.env,
+        check=params.check,
+        timeout_s=params.timeout_s,
+        attempts_max=params.attempts_max,
+        backoff_s=params.backoff_s,
+        after=params.after,
+        reply_to=params.reply_to,
+    )
+    choice = choose(work, params.executor, kinds)
+    _check_limits(params, work, config.limits)
+    if params.deadline_ms is not None and params.deadline_ms <= now_ms:
+        raise Rejected("deadline_passed")
+    context.executors[choice.executor].accepts(work)
+    origin = params.origin if params.origin and caller.role == "person" else caller.origin
+    return Draft(
+        id=context.clock.uuid(),
+        origin=origin,
+        params=params,
+        work=work,
+        executor=choice.executor,
+        body_hash=sha256(_encode(params)).hexdigest() if params.key else None,
+        needs_approval=needs_approval(caller.role, choice.executor, config),
+        parent=caller.parent,
+    )
+
+
+def needs_approval(role: str, executor: str, config: Config) -> bool:
+    """Tells whether a person must approve what this caller sends to this executor."""
+    return role == "agent" and executor not in config.agents.allow
+
+
+def _check_limits(params: Submit, work: Work, limits: Limits) -> None:
+    size_bytes = len(_encode(work))
+    if size_bytes > limits.input_bytes_max:
+        raise Rejected("input_too_large", size_bytes=size_bytes, limit_bytes=limits.input_bytes_max)
+    for things, given, limit in (
+        ("labels", params.labels, limits.labels_max),
+        ("tasks in `after`", params.after, limits.after_max),
+    ):
+        if len(given) > limit:
+            setting = "limits.labels_max" if things == "labels" else "limits.after_max"
+            raise Rejected("too_many", count=len(given), things=things, limit=limit, setting=setting)
+
+
+def _check_refs(asked: Sequence[Submit]) -> None:
+    """Refuses a ref that is given twice, and tasks of the batch that wait for each other."""
+    graph: dict[str, set[str]] = {}
+    for params in asked:
+        if params.ref is not None:
+            if params.ref in graph:
+                raise Rejected("duplicate_ref", ref=params.ref)
+            graph[params.ref] = set(params.after)
+    if not graph:
+        return
+    inside = {ref: after & graph.keys() for ref, after in graph.items()}
+    try:
+        TopologicalSorter(inside).prepare()
+    except CycleError as error:
+        raise Rejected("dependency_cycle", cycle=" -> ".join(error.args[1])) from error
+
+
+def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, limit: int, tally: Mapping[str, int]) -> list[Submitted]:
+    """Writes all drafts, or raises and leaves nothing."""
+    _check_room(len(drafts), limit, tally)
+    refs = {draft.params.ref: draft.id for draft in drafts if draft.params.ref is not None}
+    numbers: dict[str, int] = {}
+    return [_write_one(tx, draft, caller, refs, numbers) for draft in drafts]
+
+
+def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:
+    waiting = sum(number for state, number in tally.items() if state not in TERMINAL)
+    if waiting + count > limit:
+        raise Retryable("too_many_waiting", count=waiting, limit=limit)
+
+
+def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], numbers: dict[str, int]) -> Submitted:
+    params = draft.params
+    if params.key is not None:
+        known = tx.one("task_by_key", draft.origin, params.key)
+        if known is not None:
+            return _same(journal.task_of(known), draft)
+    work = draft.work
+    waits_for: tuple[str, ...] = ()
+    if work.after:
+        ids, waits_for = _resolve_after(tx, work.after, caller, refs)
+        work = msgspec.structs.replace(work, after=ids)
+    number = numbers.get(draft.origin) or journal.next_number(tx, draft.origin)
+    numbers[draft.origin] = number + 1
+    approval = "needed" if draft.needs_approval and not permitted(tx, draft.origin, draft.executor, work) else None
+    wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None))
+    state = "idle" if wait is None else "waiting"
+    fields: dict[str, Any] = {
+        "origin": draft.origin,
+        "number": number,
+        "title": title_of(work),
+        "work": work,
+        "executor": draft.executor,
+        "state": state,
+        "reason": wait and wait.reason,
+        "wake_at_ms": wait and wait.wake_at_ms,
+        "priority": params.priority,
+        "lane": params.lane,
+        "kind": params.kind,
+        "labels": params.labels or None,
+        "assignee": params.assignee,
+        "parent": draft.parent,
+        "key": params.key,
+        "body_hash": draft.body_hash,
+        "created_at_ms": tx.now_ms,
+        "not_before_ms": params.not_before_ms,
+        "deadline_ms": params.deadline_ms,
+        "approval": approval,
+    }
+    journal.create_task(tx, draft.id, fields, waits_for)
+    name = f"t{number}" if draft.origin == USER_ORIGIN else f"{draft.origin}/t{number}"
+    return Submitted(draft.id, name, state, True)
+
+
+def _same(task: Task, draft: Draft) -> Submitted:
+    if task.body_hash != draft.body_hash:
+        raise Rejected("key_reused", key=draft.params.key, task=task.name)
+    return Submitted(task.id, task.name, task.state, False)
+
+
+def _resolve_after(
+    tx: Tx, after: tuple[str, ...], caller: Caller, refs: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Gives the ids of the tasks before, and of those among them that have not succeeded yet."""
+    ids: list[str] = []
+    still_open: list[str] = []
+    for ref in after:
+        if ref in refs:
+            ids.append(refs[ref])
+            still_open.append(refs[ref])
+            continue
+        before = find_task(tx, ref, caller.origin)
+        ids.append(before.id)
+        if before.state in ("failed", "cancelled"):
+            raise Rejected("dependency_failed", task="The task", after=before.name, state=before.state)
+        if before.state != "completed":
+            still_open.append(before.id)
+    return tuple(dict.fromkeys(ids)), tuple(dict.fromkeys(still_open))
+
+
+def title_of(work: Work) -> str:
+    """Gives the work in one line, as lists show it."""
+    if work.argv is not None:
+        text = " ".join(work.argv)
+    elif work.tool is not None or work.server is not None:
+        text = f"{work.server or ''}.{work.tool or ''}".strip(".")
+    else:
+        text = work.prompt or ""
+    line = " ".join(text[: TITLE_CHARS_MAX * 2].split())
+    return line if len(line) <= TITLE_CHARS_MAX else f"{line[: TITLE_CHARS_MAX - 1]}…"
+
+
+def permit_id(origin: str, executor: str, work: Work) -> str:
+    """Gives the id of the permit that covers exactly this work of this origin: argv, directory and all that runs."""
+    exact = (origin, executor, work.argv, work.stdin, work.cwd, work.env, work.check, work.server, work.tool)
+    return sha256(_encode([*exact, work.arguments, work.prompt])).hexdigest()
+
+
+def permitted(tx: Tx, origin: str, executor: str, work: Work) -> bool:
+    """Tells whether a person has approved exactly this work for good; a permit may also deny it.
+
+    Raises Rejected(`not_approved`) where it was denied for good.
+    """
+    row = tx.one("permit_by_id", permit_id(origin, executor, work))
+    if row is None:
+        return False
+    if not row[0]:
+        raise Rejected("not_approved", detail="It was denied for good (deny --always).")
+    return True

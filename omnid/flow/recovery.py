@@ -1,0 +1,85 @@
+"""What happens first at a start: every attempt that was open is adopted, run, or settled. Nothing new starts before."""
+
+from functools import partial
+
+from anyio.abc import TaskGroup
+
+from omnid.errors import OmnidError
+from omnid.flow.context import Context
+from omnid.flow.dispatcher import command_of
+from omnid.flow.results import Results
+from omnid.flow.runner import Runner, lost
+from omnid.model import Attempt, Command, Task
+from omnid.store import journal
+from omnid.store.interface import Reader
+
+PAGE_MAX = 500
+
+
+class Recovery:
+    """Settles what an earlier daemon left open, and cleans up what the journal no longer knows."""
+
+    def __init__(self, context: Context, runner: Runner, results: Results) -> None:
+        self._context = context
+        self._runner = runner
+        self._results = results
+
+    async def run(self, group: TaskGroup) -> int:
+        """Hands each open attempt to the runner, which adopts it or settles it; gives how many there were."""
+        context = self._context
+        count = 0
+        after = 0
+        while page := await context.store.read(partial(_open_attempts, after=after)):
+            for ord, task, attempt in page:
+                after = ord
+                count += 1
+                await self._one(group, task, attempt)
+        await self._tidy_spool()
+        return count
+
+    async def _one(self, group: TaskGroup, task: Task, attempt: Attempt) -> None:
+        context = self._context
+        command = command_of(task, attempt.id, context.config, idempotent=attempt.idempotent, recover=True)
+        name = self._executor_for(command)
+        if name is None:
+            context.log.warning("executor_gone", executor=attempt.executor, task=task.name)
+            await self._results.settle(lost(command))
+            return
+        context.running[attempt.id] = attempt.executor
+        self._runner.begin(group, command, name)
+
+    def _executor_for(self, command: Command) -> str | None:
+        """Gives the executor that can look after the attempt: its own, else for a command the built-in one.
+
+        An adopted command follows the spec in its spool, so an executor that left the config changes nothing for it.
+        """
+        if command.executor in self._context.executors:
+            return command.executor
+        return "command" if command.work.argv and "command" in self._context.executors else None
+
+    async def _tidy_spool(self) -> None:
+        """Lets go of the control files of ended attempts, and sets aside attempts that the journal doesn't know."""
+        context = self._context
+        for attempt_id in await context.spool.attempts():
+            row = await context.store.read(partial(_head, attempt_id=attempt_id))
+            try:
+                if row is None:
+                    context.log.warning("unknown_attempt_set_aside", attempt=attempt_id)
+                    await context.spool.set_aside(attempt_id)
+                elif row[4] is not None:
+                    await context.spool.forget_control_files(attempt_id)
+            except (OSError, OmnidError) as error:
+                context.log.warning("spool_not_tidied", attempt=attempt_id, detail=str(error))
+
+
+def _open_attempts(reader: Reader, *, after: int) -> list[tuple[int, Task, Attempt]]:
+    found: list[tuple[int, Task, Attempt]] = []
+    for row in reader.all("open_attempts", after, PAGE_MAX):
+        attempt = journal.attempt_of(row)
+        found.append((row[0], journal.need_task(reader, attempt.task_id), attempt))
+    return found
+
+
+def _head(reader: Reader, *, attempt_id: str) -> tuple[object, ...] | None:
+    row = reader.one("attempt_head", attempt_id)
+    return None if row is None else tuple(row)

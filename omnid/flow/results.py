@@ -1,0 +1,156 @@
+"""Takes results: ends the attempt and moves its task on, in one transaction. Late and double results are refused."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import anyio
+
+from omnid.config import Config
+from omnid.errors import Retryable
+from omnid.flow.context import Context
+from omnid.flow.dependents import settle_dependents
+from omnid.model import Problem, Result, Task
+from omnid.retry import Backoff
+from omnid.states import RUNNING, advance
+from omnid.store import journal
+from omnid.store.interface import Tx
+
+Chance = Callable[[float, float], float]
+"""Draws a float between two bounds; see `Clock.uniform`."""
+
+SETTLE_BACKOFF = Backoff(base_s=0.5, max_s=30.0)
+UNSTARTED_WAIT_S = 1.0
+
+
+class Verdict(NamedTuple):
+    """What a result does to its task."""
+
+    event: str
+    """Of the task's state machine."""
+    failures: int
+    retry_in_s: float | None = None
+    problem: Problem | None = None
+
+
+def judge(
+    task: Task, result: Result, *, idempotent: bool, attempts_max: int, backoff: Backoff, now_ms: int, chance: Chance
+) -> Verdict:
+    """Decides what becomes of the task; pure but for `chance`, which draws the jitter."""
+    if result.outcome == "success":
+        return Verdict("succeed", task.failures)
+    if task.cancel:
+        return Verdict("cancel", task.failures, problem=result.problem)
+    if task.deadline_ms is not None and task.deadline_ms <= now_ms and result.outcome != "lost":
+        return Verdict("fail", task.failures, problem=Problem.make("deadline_passed"))
+    match result.outcome:
+        case "unstarted":
+            return Verdict("again", task.failures, UNSTARTED_WAIT_S, result.problem)
+        case "lost" if not idempotent:
+            return Verdict("lose", task.failures, problem=result.problem)
+        case "lost":
+            return Verdict("again", task.failures, problem=result.problem)
+        case "rejected" | "cancelled":
+            return Verdict("fail", task.failures + 1, problem=result.problem)
+        case _:
+            failures = task.failures + 1
+            if failures >= attempts_max:
+                return Verdict("fail", failures, problem=result.problem)
+            return Verdict("again", failures, backoff.delay_s(failures, chance), result.problem)
+
+
+class Results:
+    """Settles results in the journal, and tells those who wait."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def settle(self, result: Result) -> bool:
+        """Writes a result; while the store can't take it (a full disk), it is kept and tried again.
+
+        Tells whether it counted: a late or double result doesn't.
+        """
+        context = self._context
+        failures = 0
+        while True:
+            try:
+                touched = await context.store.write(
+                    partial(finish, result=result, config=context.config, chance=context.clock.uniform)
+                )
+                break
+            except Retryable as error:
+                if error.code == "store_closed":
+                    return False  # The next start recovers it: its exit record or its open attempt is still there.
+                failures += 1
+                if failures == 1:
+                    context.log.warning("result_waits", attempt=result.attempt_id, **error.as_dict())
+                await anyio.sleep(SETTLE_BACKOFF.delay_s(failures, context.clock.uniform))
+        if failures:
+            context.log.info("result_written", attempt=result.attempt_id, tries=failures + 1)
+        if not touched:
+            context.log.warning("late_result_refused", attempt=result.attempt_id, outcome=result.outcome)
+            return False
+        context.watch.tell(touched)
+        context.timer.ring()
+        return True
+
+
+def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[str]:
+    """Ends the attempt and moves the task on; gives the tasks that changed, none where the result is refused.
+
+    The fencing number: only the task's current attempt counts, and only while it is open or its end is uncertain.
+    """
+    head = tx.one("attempt_head", result.attempt_id)
+    task = None if head is None else journal.task_by_id(tx, head[2])
+    if head is None or task is None or task.attempt != head[3]:
+        return []
+    was_open = head[4] is None and task.state in RUNNING
+    resolves = task.state == "uncertain" and result.outcome != "lost"
+    if not was_open and not resolves:
+        return []
+    verdict = judge(
+        task,
+        result,
+        idempotent=bool(head[5]),
+        attempts_max=task.work.attempts_max or config.retry.attempts_max,
+        backoff=backoff_of(task, config),
+        now_ms=tx.now_ms,
+        chance=chance,
+    )
+    journal.end_attempt(tx, head, _attempt_fields(result, tx.now_ms))
+    return move_on(tx, task, verdict)
+
+
+def backoff_of(task: Task, config: Config) -> Backoff:
+    """Gives the task's backoff: its own base, within the config's limit."""
+    base_s = config.retry.backoff_base_s if task.work.backoff_s is None else task.work.backoff_s
+    return Backoff(base_s, max(base_s, config.retry.backoff_max_s))
+
+
+def move_on(tx: Tx, task: Task, verdict: Verdict) -> list[str]:
+    """Takes a verdict over into the task, and on to those that depend on it; gives all that changed."""
+    state = advance(task.state, verdict.event)
+    fields: dict[str, Any] = {"failures": verdict.failures, "problem": verdict.problem, "state": state}
+    if state in ("completed", "failed", "cancelled"):
+        fields["finished_at_ms"] = tx.now_ms
+        journal.edit_task(tx, task, **fields)
+        return [task.id, *settle_dependents(tx, task.id)]
+    if verdict.event == "again" and verdict.retry_in_s:
+        wake_at_ms = tx.now_ms + round(verdict.retry_in_s * 1000)
+        fields |= {"state": "waiting", "reason": "backoff", "wake_at_ms": wake_at_ms, "retry_at_ms": wake_at_ms}
+    journal.edit_task(tx, task, **fields)
+    return [task.id]
+
+
+def _attempt_fields(result: Result, now_ms: int) -> dict[str, Any]:
+    fields = {
+        "ended_at_ms": now_ms,
+        "outcome": result.outcome,
+        "problem": result.problem,
+        "exit_code": result.exit_code,
+        "output": result.output,
+        "output_bytes": result.output_bytes,
+        "value": result.value,
+        "cost_microusd": None if result.cost_usd is None else round(result.cost_usd * journal.MICRO),
+    }
+    return {name: value for name, value in fields.items() if value is not None}

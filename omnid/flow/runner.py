@@ -1,0 +1,113 @@
+"""Takes commands from a link, calls their executors, and hands the results on. One task per attempt, guarded."""
+
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from omnid.errors import OmnidError, Retryable
+from omnid.executor.interface import Executor, Found
+from omnid.flow.context import Context
+from omnid.flow.gates import Gates
+from omnid.flow.guard import guard
+from omnid.flow.results import Results
+from omnid.link.interface import Link
+from omnid.model import Command, Problem, Result
+from omnid.store import journal
+
+NOTES_MAX = 1000
+OVERRUN_S = 60.0
+"""How much longer than its timeout an executor may take to give a result before the runner gives up on it."""
+
+
+class JournalPorts:
+    """What executors may write durably; see `executor.interface.Ports`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def note(self, attempt_id: str, kind: str, body: Any) -> None:
+        """See `Ports.note`."""
+        await self._context.store.write(
+            lambda tx: journal.add_note(tx, attempt_id, kind, body, notes_max=NOTES_MAX)
+        )
+
+    async def notes(self, attempt_id: str, kind: str) -> list[Any]:
+        """See `Ports.notes`."""
+        return await self._context.store.read(lambda reader: journal.notes(reader, attempt_id, kind, NOTES_MAX))
+
+
+class Runner:
+    """Runs the commands of one link, side by side; the dispatcher decides how many there are."""
+
+    def __init__(self, context: Context, gates: Gates, results: Results, link: Link) -> None:
+        self._context = context
+        self._gates = gates
+        self._results = results
+        self._link = link
+        self._ports = JournalPorts(context)
+
+    async def run(self, group: TaskGroup) -> None:
+        """Starts each command that arrives in the group; ends when it is cancelled."""
+        while True:
+            self.begin(group, await self._link.receive())
+
+    def begin(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
+        """Starts one command in the group, on the executor `name` where that isn't the command's own."""
+        executor = self._context.executors[name or command.executor]
+        log = self._context.log
+        group.start_soon(partial(guard, f"attempt {command.name}", self._one, executor, command, log=log))
+
+    async def _one(self, executor: Executor, command: Command) -> None:
+        """Brings one attempt to its result; the result is settled even when the executor is at fault."""
+        context = self._context
+        try:
+            problem = Problem.make("executor_fault", executor=command.executor, detail="it gave no result in time")
+            result = failed(command, problem)
+            with anyio.move_on_after(command.timeout_s + OVERRUN_S):
+                result = await self._call(executor, command)
+            if await self._results.settle(result):
+                await executor.settled(command.attempt_id)
+        finally:
+            context.running.pop(command.attempt_id, None)
+            context.dispatch.ring()
+
+    async def _call(self, executor: Executor, command: Command) -> Result:
+        try:
+            if command.recover:
+                found = await executor.recover(command, self._ports)
+                if found is Found.RUNNING:
+                    return await executor.adopt(command, self._ports)
+                if found is Found.LOST:
+                    return lost(command)
+            return await executor.run(command, self._ports)
+        except Retryable as error:
+            await self._gates.executor_down(command.executor, error)
+            return ended(command, "unstarted", Problem.of(error))
+        except OmnidError as error:
+            return ended(command, "rejected", Problem.of(error))
+        except Exception as error:
+            self._context.log.exception("executor_fault", executor=command.executor, task=command.name)
+            detail = f"{type(error).__name__}: {error}"[:500]
+            return failed(command, Problem.make("executor_fault", executor=command.executor, detail=detail))
+
+
+def ended(command: Command, outcome: Any, problem: Problem) -> Result:
+    """Makes a result without output."""
+    return Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem)
+
+
+def failed(command: Command, problem: Problem) -> Result:
+    """Makes a failure: whatever happened may have had an effect, so only idempotent work may run again."""
+    return ended(command, "failure" if command.idempotent else "lost", problem)
+
+
+def lost(command: Command) -> Result:
+    """Makes the result of an attempt that died with the machine, its supervisor, or its server."""
+    detail = "it had begun, and neither it nor its exit record was there when omnid came back"
+    return ended(
+        command,
+        "lost",
+        Problem.make("uncertain", executor=command.executor, detail=detail, task=command.name),
+    )

@@ -1,0 +1,103 @@
+"""The one timer: sleeps until the smallest time at which something is due, and sets it going."""
+
+from functools import partial
+from typing import NamedTuple
+
+import anyio
+
+from omnid.flow.context import Context
+from omnid.flow.control import Cancelling
+from omnid.flow.dependents import give_up, settle_dependents, settle_leftovers, settle_wait
+from omnid.flow.gates import Gates
+from omnid.model import Problem
+from omnid.states import RUNNING
+from omnid.store import journal
+from omnid.store.interface import Reader, Tx
+
+BATCH_MAX = 500
+NAP_S_MAX = 30.0
+"""The longest sleep: a wall clock that jumps is noticed within it. Wall time is stored, monotonic time is slept."""
+
+
+class Done(NamedTuple):
+    """What one round of the timer did."""
+
+    touched: list[str]
+    overdue: list[str]
+    """Running tasks whose deadline has passed: their attempts are asked to end."""
+    more: bool
+
+
+class Wakeup:
+    """Wakes waiting tasks, fails those past their deadline, and lets gates be probed."""
+
+    def __init__(self, context: Context, gates: Gates, cancelling: Cancelling) -> None:
+        self._context = context
+        self._gates = gates
+        self._cancelling = cancelling
+        self._overdue: set[str] = set()
+
+    async def run(self) -> None:
+        """Works off what is due, then sleeps until the next time or the bell; ends when it is cancelled."""
+        while True:
+            await self.work_off()
+            with anyio.move_on_after(await self.nap_s()):
+                await self._context.timer.wait()
+
+    async def work_off(self) -> None:
+        """Does everything that is due now."""
+        context = self._context
+        more = True
+        while more:
+            due = await context.store.read(partial(_anything_due, now_ms=context.clock.wall_ms()))
+            if not due:
+                break
+            done = await context.store.write(wake_due)
+            context.watch.tell(done.touched)
+            context.dispatch.ring()
+            for task_id in set(done.overdue) - self._overdue:
+                await self._cancelling.end_attempt_of(task_id)
+            self._overdue = set(done.overdue)
+            more = done.more
+        await self._gates.probe_due()
+
+    async def nap_s(self) -> float:
+        """Gives how long nothing is due."""
+        now_ms = self._context.clock.wall_ms()
+        times = await self._context.store.read(partial(_next_times, now_ms=now_ms))
+        gate_ms = self._gates.next_wake_at_ms()
+        due_ms = min((time for time in (*times, gate_ms) if time is not None), default=None)
+        return NAP_S_MAX if due_ms is None else min(NAP_S_MAX, max(0.0, (due_ms - now_ms) / 1000))
+
+
+def _next_times(reader: Reader, *, now_ms: int) -> tuple[int | None, int | None]:
+    wake = reader.one("next_wake")
+    deadline = reader.one("next_deadline", now_ms)
+    return (wake and wake[0], deadline and deadline[0])
+
+
+def _anything_due(reader: Reader, *, now_ms: int) -> bool:
+    wake, _ = _next_times(reader, now_ms=now_ms)
+    if wake is not None and wake <= now_ms:
+        return True
+    return bool(reader.all("expired_tasks", now_ms, 1) or reader.all("settled_dependencies", 1))
+
+
+def wake_due(tx: Tx) -> Done:
+    """Releases what is due, fails what is past its deadline, and settles leftovers of cascades; one bounded batch."""
+    touched: list[str] = []
+    overdue: list[str] = []
+    due = tx.all("due_tasks", tx.now_ms, BATCH_MAX)
+    for row in due:
+        task = journal.task_of(row)
+        settle_wait(tx, task)
+        touched.append(task.id)
+    for row in tx.all("expired_tasks", tx.now_ms, BATCH_MAX):
+        task = journal.task_of(row)
+        if task.state in RUNNING:
+            overdue.append(task.id)
+        elif task.state in ("idle", "waiting"):
+            give_up(tx, task, Problem.make("deadline_passed"))
+            touched += [task.id, *settle_dependents(tx, task.id)]
+    leftovers = settle_leftovers(tx)
+    return Done([*touched, *leftovers], overdue, bool(leftovers) or len(due) == BATCH_MAX)

@@ -1,0 +1,1 @@
+"""Links: the connections that carry commands to runners and results back."""

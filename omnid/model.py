@@ -1,0 +1,237 @@
+"""The things omnid speaks of: work, tasks, attempts, commands and results. All frozen; a change makes a new one.
+
+Times are wall times in Unix milliseconds (`_at_ms`), durations are seconds (`_s`), sizes are bytes (`_bytes`).
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from omnid.errors import CATALOGUE, OmnidError
+
+Priority = Annotated[int, Meta(ge=-10, le=10, description="Higher starts first")]
+Label = Annotated[str, Meta(min_length=1, max_length=100)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+
+USER_ORIGIN = "user"
+"""The origin of tasks that people submit; its tasks are shown as ``t7``, those of others as ``origin/t7``."""
+
+
+class Problem(Struct, frozen=True):
+    """An error as it is stored and sent: what happened, why, and what to do."""
+
+    code: str
+    what: str
+    why: str
+    do: str
+
+    @classmethod
+    def of(cls, error: OmnidError) -> "Problem":
+        """Takes the sentences out of an error."""
+        return cls(error.code, error.what, error.why, error.do)
+
+    @classmethod
+    def make(cls, code: str, /, **fields: object) -> "Problem":
+        """Fills in a message of the catalogue; raises KeyError where the code or a field is missing."""
+        message = CATALOGUE[code]
+        return cls(code, message.what.format(**fields), message.why.format(**fields), message.do.format(**fields))
+
+
+class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all parameters: keyword fields, unknown ones refused."""
+
+
+class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task to do: exactly one of `argv` (a command), `server` + `tool` (an MCP call), `prompt` (a model)."""
+
+    argv: Annotated[tuple[str, ...], Meta(description="Program and arguments; no shell")] | None = None
+    stdin: Annotated[str, Meta(description="Text for the command's standard input")] | None = None
+    server: Annotated[str, Meta(description="Name of an mcp executor")] | None = None
+    tool: str | None = None
+    arguments: dict[str, Any] | None = None
+    prompt: str | None = None
+    executor: Name | None = None
+    priority: Priority = 0
+    key: Annotated[str, Meta(min_length=1, max_length=200, description="Idempotency key")] | None = None
+    not_before_ms: int | None = None
+    after: Annotated[tuple[str, ...], Meta(description="Tasks that must succeed first; in a batch also `ref` names")] = ()
+    ref: Annotated[str, Meta(min_length=1, max_length=100, description="Name inside a batch")] | None = None
+    lane: Annotated[str, Meta(min_length=1, max_length=200, description="Runs one task at a time")] | None = None
+    timeout_s: Annotated[float, Meta(gt=0, le=30 * 86400, description="Of one attempt")] | None = None
+    deadline_ms: int | None = None
+    attempts_max: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    backoff_s: Annotated[float, Meta(ge=0, le=86400)] | None = None
+    check: Annotated[tuple[str, ...], Meta(min_length=1, description="Command whose exit 0 means done")] | None = None
+    labels: tuple[Label, ...] = ()
+    kind: Annotated[str, Meta(min_length=1, max_length=50)] = "general"
+    assignee: Name | None = None
+    cwd: str | None = None
+    env: Annotated[tuple[str, ...], Meta(description="Names of the daemon's environment variables to pass")] = ()
+    origin: Name | None = None
+    reply_to: dict[str, Any] | None = None
+
+
+class Submitted(Struct, frozen=True):
+    """The answer to a submit; it leaves after the transaction is synced."""
+
+    id: str
+    name: str
+    state: str
+    created: bool
+    """False where the idempotency key was known: this is the task of then."""
+
+
+class Work(Struct, frozen=True, omit_defaults=True):
+    """What a task asks for, fixed at its submit. Exactly one of `argv`, `tool` and `prompt` is given."""
+
+    argv: tuple[str, ...] | None = None
+    stdin: str | None = None
+    server: str | None = None
+    tool: str | None = None
+    arguments: dict[str, Any] | None = None
+    prompt: str | None = None
+    cwd: str | None = None
+    env: tuple[str, ...] = ()
+    """Names of environment variables that are passed on from the daemon's own environment; never values."""
+    check: tuple[str, ...] | None = None
+    timeout_s: float | None = None
+    attempts_max: int | None = None
+    backoff_s: float | None = None
+    after: tuple[str, ...] = ()
+    reply_to: dict[str, Any] | None = None
+
+
+class Task(Struct, frozen=True):
+    """A task as the journal holds it. `ord` is the order of submission; `heads` the log's heads per field."""
+
+    ord: int
+    id: str
+    origin: str
+    number: int
+    work: Work
+    executor: str
+    state: str
+    priority: int = 0
+    reason: str | None = None
+    """Why a waiting task waits: one of `states.REASONS`."""
+    wake_at_ms: int | None = None
+    lane: str | None = None
+    kind: str = "general"
+    labels: tuple[str, ...] = ()
+    assignee: str | None = None
+    parent: str | None = None
+    key: str | None = None
+    body_hash: str | None = None
+    created_at_ms: int = 0
+    not_before_ms: int | None = None
+    deadline_ms: int | None = None
+    retry_at_ms: int | None = None
+    paused: bool = False
+    approval: str | None = None
+    """None (not needed), `needed`, `granted` or `denied`."""
+    cancel: bool = False
+    """A cancel was asked for; the task becomes cancelled when its attempt has ended."""
+    attempt: int = 0
+    """The number of the current (or last) attempt: the fencing token. 0: none yet."""
+    failures: int = 0
+    """Attempts that failed and count against `attempts_max`."""
+    finished_at_ms: int | None = None
+    problem: Problem | None = None
+    heads: dict[str, int] = {}
+
+    @property
+    def name(self) -> str:
+        """The short name: ``t7`` for people's tasks, ``origin/t7`` for all others."""
+        return f"t{self.number}" if self.origin == USER_ORIGIN else f"{self.origin}/t{self.number}"
+
+
+class Attempt(Struct, frozen=True):
+    """One try of a task. It is open until `ended_at_ms` is set."""
+
+    id: str
+    task_id: str
+    number: int
+    executor: str
+    idempotent: bool
+    """Whether running it once more after a crash does no harm (promise 3)."""
+    started_at_ms: int
+    ended_at_ms: int | None = None
+    outcome: str | None = None
+    problem: Problem | None = None
+    exit_code: int | None = None
+    output: str | None = None
+    """Head and tail of what it printed, as text."""
+    output_bytes: int | None = None
+    value: Any = None
+    """The structured result, where the executor gives one (JSON)."""
+    cost_usd: float | None = None
+    """None is unknown, never 0."""
+    route: dict[str, Any] | None = None
+    heads: dict[str, int] = {}
+
+
+class Command(Struct, frozen=True):
+    """An attempt on its way to a runner."""
+
+    attempt_id: str
+    task_id: str
+    number: int
+    name: str
+    executor: str
+    work: Work
+    timeout_s: float
+    recover: bool = False
+    """True for an attempt that was open when the daemon started: it may run already, or have ended."""
+    idempotent: bool = False
+
+
+Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted"]
+"""How an attempt ends. `failure` and `timeout` may be retried and `rejected` may not; `lost` means nobody knows;
+`unstarted` means that it surely had no effect, so it doesn't count."""
+
+
+class Result(Struct, frozen=True):
+    """What came back for an attempt."""
+
+    attempt_id: str
+    task_id: str
+    number: int
+    outcome: Outcome
+    problem: Problem | None = None
+    exit_code: int | None = None
+    output: str | None = None
+    output_bytes: int | None = None
+    value: Any = None
+    cost_usd: float | None = None
+
+
+class Gate(Struct, frozen=True):
+    """A shared reason why tasks can't start now; one row per cause, id ``cause:subject``."""
+
+    id: str
+    cause: str
+    """One of `states.GATES`."""
+    subject: str
+    """What it closes: an executor's name, or ``*`` for all."""
+    closed_at_ms: int
+    wake_at_ms: int | None
+    """When it is tried again; None: a person opens it."""
+    problem: Problem | None = None
+    failures: int = 0
+    heads: dict[str, int] = {}
+
+
+class Change(Struct, frozen=True):
+    """One entry of the log: what was done to one row, in the transaction that did it."""
+
+    seq: int
+    hlc: int
+    node: str
+    incarnation: int
+    collection: str
+    id: str
+    kind: str
+    """`create`, `edit` or `delete`."""
+    fields: dict[str, Any]
+    prev: dict[str, int]
+    """For an edit: the head (HLC) of each field that was seen and replaced."""

@@ -1,0 +1,158 @@
+"""What differs between Linux and macOS, and where omnid keeps its files.
+
+Standard library only and cheap to import, because the relay and ``omnictl`` find the daemon's socket with it; what
+costs time to import is imported where it is used. The macOS branches follow Apple's manual pages and are untested.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+if TYPE_CHECKING:
+    import socket
+
+IS_MACOS = sys.platform == "darwin"
+
+SOCKET_PATH_BYTES_MAX = 103 if IS_MACOS else 107
+"""The longest path that fits ``sun_path`` with its closing NUL: unix(7) has 108 bytes, macOS 104."""
+
+FULL_FSYNC = IS_MACOS
+"""Whether a sync must ask for more than fsync(2) to reach the disk: on macOS only F_FULLFSYNC empties its cache."""
+
+HELPER_TIMEOUT_S = 5.0
+
+
+class Paths(NamedTuple):
+    """Where the daemon keeps its files and listens; all are absolute."""
+
+    state_dir: str
+    socket_path: str
+
+
+def config_path(environ: Mapping[str, str]) -> str:
+    """Gives the path of the config file, which need not exist: ``$OMNID_CONFIG``, else the XDG place of the user."""
+    explicit = environ.get("OMNID_CONFIG")
+    if explicit:
+        return absolute(explicit, environ)
+    base = environ.get("XDG_CONFIG_HOME") or os.path.join(_home(environ), ".config")
+    return os.path.join(base, "omnid", "config.toml")
+
+
+def paths(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Paths:
+    """Derives the paths from the environment, then from the config as parsed, then from the system's customs.
+
+    The socket lies in the state directory, so that everybody who knows the one finds the other, with a login session
+    or without.
+    """
+    state_dir = environ.get("OMNID_STATE") or environ.get("OMNID_STATE__DIR") or _setting(settings, "state", "dir")
+    state_dir = absolute(state_dir, environ) if state_dir else _default_state_dir(environ)
+    path = environ.get("OMNID_SOCKET") or environ.get("OMNID_SOCKET__PATH") or _setting(settings, "socket", "path")
+    return Paths(state_dir, absolute(path, environ) if path else os.path.join(state_dir, "omnid.sock"))
+
+
+def locate(environ: Mapping[str, str]) -> Paths:
+    """Finds the daemon's paths as a client does: from the environment, and from the config file where there is one.
+
+    A config that can't be read counts as empty: the daemon that runs has not taken it over either, and
+    ``omnictl config check`` names its faults.
+    """
+    try:
+        with open(config_path(environ), "rb") as file:
+            import tomllib
+
+            settings = tomllib.load(file)
+    except (OSError, ValueError):
+        settings = {}
+    return paths(environ, settings)
+
+
+def socket_path(environ: Mapping[str, str]) -> str:
+    """Finds the daemon's socket; see `locate`."""
+    return locate(environ).socket_path
+
+
+def absolute(path: str, environ: Mapping[str, str]) -> str:
+    """Makes a path absolute; a leading ``~`` is the home of the user whose environment is given."""
+    if path == "~" or path.startswith("~/"):
+        path = _home(environ) + path[1:]
+    return os.path.abspath(path)
+
+
+def boot_id() -> str:
+    """Names this boot of the machine; another one means that no process of the last boot lives.
+
+    Raises OSError where the system doesn't tell.
+    """
+    if IS_MACOS:
+        # kern.boottime moves when the clock is set; the session's UUID doesn't.
+        return _ask("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def process_start(pid: int) -> str | None:
+    """Tells when a process started, as text to compare with: a pid alone may belong to a later process by now.
+
+    None where there is no such process. On Linux it is in clock ticks since the boot (proc(5), field 22 of ``stat``).
+    """
+    if IS_MACOS:
+        try:
+            return _ask("/bin/ps", "-o", "lstart=", "-p", str(pid)) or None
+        except OSError:
+            return None
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in field 2 may hold spaces and brackets, so the fields are counted from behind it.
+    return stat.rpartition(")")[2].split()[19]
+
+
+def peer_uid(connection: "socket.socket") -> int:
+    """Tells which user is at the other end of a connected Unix socket; raises OSError where it can't be told."""
+    import socket
+    import struct
+
+    if sys.platform == "darwin":
+        # struct xucred of sys/ucred.h: version, uid, and groups that don't matter here; SOL_LOCAL is 0.
+        credentials = connection.getsockopt(0, 0x001, 76)
+        return int(struct.unpack_from("=II", credentials)[1])
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+def free_bytes(path: str) -> int:
+    """Tells how many bytes an ordinary user can still write under the path; raises OSError where there is no path."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def _default_state_dir(environ: Mapping[str, str]) -> str:
+    if IS_MACOS:
+        return os.path.join(_home(environ), "Library", "Application Support", "omnid")
+    base = environ.get("XDG_STATE_HOME") or os.path.join(_home(environ), ".local", "state")
+    return os.path.join(base, "omnid")
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    return environ.get("HOME") or os.path.expanduser("~")
+
+
+def _setting(settings: Mapping[str, Any], section: str, key: str) -> str:
+    """Looks into a config that nobody has checked yet: whatever isn't text counts as not set."""
+    table = settings.get(section)
+    value = cast(Mapping[str, Any], table).get(key) if isinstance(table, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
+def _ask(*argv: str) -> str:
+    """Runs a small program of the system and gives what it printed; raises OSError where it fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=HELPER_TIMEOUT_S)
+    except subprocess.SubprocessError as error:
+        raise OSError(f"{argv[0]}: {error}") from error
+    return done.stdout.strip()

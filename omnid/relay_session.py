@@ -1,0 +1,298 @@
+"""What a relay keeps of one MCP session, so that a daemon that comes back can go on where the last one left off.
+
+No I/O, no clock; standard library only.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+from omnid import __version__, wire
+from omnid.errors import OmnidError, Rejected, Retryable
+
+OPEN_MAX = 256
+OPEN_BYTES_MAX = 16 << 20
+BUFFER_BYTES_MAX = 1 << 20
+"""What may wait to be written to one side before the other side is no longer read."""
+
+MESSAGE_BYTES_MAX = 4 << 20
+"""What the daemon takes in one line, until it says so itself."""
+
+ASKED_MAX = 256
+REPLAYS_MAX = 256
+SENDS_MAX = 20
+"""How often a request is sent in all: one that brings the daemon down must not do so for ever."""
+
+_HELLO_ID = "omnid-hello"
+_SUBSCRIBE, _UNSUBSCRIBE, _LISTEN = "resources/subscribe", "resources/unsubscribe", "subscriptions/listen"
+_INITIALIZE, _INITIALIZED, _CANCELLED = "initialize", "notifications/initialized", "notifications/cancelled"
+
+
+class _Request:
+    """A request of the client that has no answer yet."""
+
+    __slots__ = ("at_s", "id", "line", "method", "sends")
+
+    def __init__(self, request_id: int | str, method: str, line: bytes, at_s: float) -> None:
+        self.id = request_id
+        self.method = method
+        self.line = line
+        self.at_s = at_s
+        self.sends = 0
+
+
+class Session:
+    """One MCP session across any number of connections to the daemon: each request is answered once.
+
+    It keeps what a new daemon must hear again: the initialize of the client, its live subscriptions, and the requests
+    without an answer. `to_client` and `to_daemon` are what has to be written; the caller takes it away from the front.
+    """
+
+    def __init__(self, session: str, path: str, away_s: float, note: Callable[[str], None], now_s: float) -> None:
+        self.to_client = bytearray()
+        self.to_daemon = bytearray()
+        self.open: dict[int | str, _Request] = {}
+        self.phase: Literal["away", "greeting", "initializing", "up"] = "away"
+        self.problem: OmnidError | None = None
+        """Why the daemon can't be had, as far as it is known."""
+        self._session = session
+        self._path = path
+        self._away_s = away_s
+        self._note = note
+        self._away_since_s = now_s
+        self._open_bytes = 0
+        self._limit_bytes = MESSAGE_BYTES_MAX
+        self._replays: dict[str, _Request] = {}
+        self._initialized = b""
+        self._dialled = 0
+        self._asked: dict[str, Any] = {}
+        """Requests of the daemon without an answer: the ids that the client saw, and the daemon's own."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no more can be taken from the client for now."""
+        return (
+            len(self.open) >= OPEN_MAX
+            or self._open_bytes >= OPEN_BYTES_MAX
+            or len(self.to_daemon) >= BUFFER_BYTES_MAX
+            or len(self.to_client) >= BUFFER_BYTES_MAX
+        )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the client waits for something; a subscription alone is no reason to start a daemon."""
+        return any(request.method != _LISTEN for request in self.open.values())
+
+    @property
+    def handed_on(self) -> bool:
+        """Whether the daemon has everything that it must have although the client goes."""
+        return not (self.to_daemon if self.phase == "up" else self.wanted)
+
+    def connected(self) -> None:
+        """Begins to talk to a daemon."""
+        self.phase = "greeting"
+        self._dialled += 1
+        hello = {"session": self._session, "role": "agent", "version": __version__}
+        self.to_daemon += wire.request(_HELLO_ID, "omnid/hello", hello)
+
+    def lost(self, now_s: float) -> None:
+        """Forgets the connection; what is open will be sent again."""
+        if self.phase == "up":
+            self._away_since_s = now_s
+        self.phase = "away"
+        self.to_daemon.clear()
+        self._asked.clear()
+
+    def expire(self, now_s: float) -> None:
+        """Answers the requests for which the daemon has been away for too long."""
+        while (deadline_s := self.deadline_s()) is not None and deadline_s <= now_s:
+            request = next(iter(self.open.values()))
+            self._close(request)
+            detail = f"It has been away for {self._away_s:g} s. {self.problem or ''}".rstrip()
+            if request.sends:
+                self._refuse(request.id, Retryable("daemon_lost", detail=detail))
+            else:
+                self._refuse(request.id, Retryable("daemon_down", path=self._path, detail=detail))
+
+    def deadline_s(self) -> float | None:
+        """Tells when `expire` has something to do: the oldest request comes first."""
+        if self.phase == "up" or not self.open:
+            return None
+        return max(next(iter(self.open.values())).at_s, self._away_since_s) + self._away_s
+
+    def from_client(self, line: bytes, now_s: float) -> None:
+        """Takes a line of the client."""
+        try:
+            message = _decoded(line)
+        except (ValueError, RecursionError) as error:
+            self._refuse(None, _unreadable(f"it is no JSON ({error})"), wire.PARSE_ERROR)
+            return
+        if not isinstance(message, dict):
+            self._refuse(None, _unreadable("it is no object; send one message a line"), wire.INVALID_REQUEST)
+            return
+        fields = cast("dict[str, Any]", message)
+        method, message_id = fields.get("method"), fields.get("id")
+        if not isinstance(method, str):
+            self._reply(fields)
+        elif "id" not in fields:
+            self._notification(method, fields, line)
+        elif isinstance(message_id, int | str) and not isinstance(message_id, bool):
+            self._request(_Request(message_id, method, line, now_s))
+        else:
+            self._refuse(None, _unreadable("its id is neither a string nor an integer"), wire.INVALID_REQUEST)
+
+    def from_daemon(self, line: bytes, now_s: float) -> None:
+        """Takes a line of the daemon; only what the client waits for, asked for or must know goes on to it."""
+        try:
+            message = cast("dict[str, Any]", _decoded(line))
+            method, message_id = message.get("method"), message.get("id")
+        except (ValueError, RecursionError, AttributeError):
+            self._note("the daemon sent a line that is no JSON object; it was dropped")
+            return
+        if isinstance(method, str):
+            self._pass_to_client(method, message, line)
+        elif self.phase == "greeting":
+            self._greeted(message, now_s)
+        elif isinstance(message_id, int | str) and message_id in self.open:
+            request = self.open[message_id]
+            self._close(request)
+            self.to_client += line + b"\n"
+            if "error" not in message:
+                self._remember(request)
+        elif self.phase == "initializing" and message_id == self._replays[_INITIALIZE].id:
+            if "error" in message:
+                self._note(f"the daemon took the session over with an error: {message['error']}")
+            self._go_up()
+        elif message_id is None:
+            self.problem = wire.error_from(message.get("error"))
+            self._note(f"the daemon reports: {self.problem}")
+
+    def _request(self, request: _Request) -> None:
+        if request.id in self.open:
+            # The first one's answer will be the answer; a second one couldn't be told from it.
+            self._note(f"the request id {request.id!r} is in use already; the second request was dropped")
+            return
+        self.open[request.id] = request
+        self._open_bytes += len(request.line)
+        if self.phase == "up":
+            self._send(request)
+
+    def _send(self, request: _Request) -> None:
+        if len(request.line) > self._limit_bytes:
+            self._close(request)
+            self._refuse(request.id, Rejected("message_too_large", limit_bytes=self._limit_bytes))
+            return
+        if request.sends >= SENDS_MAX:
+            self._close(request)
+            detail = f"It has gone away {SENDS_MAX} times while it worked on this request."
+            self._refuse(request.id, Retryable("daemon_lost", detail=detail))
+            return
+        request.sends += 1
+        self.to_daemon += request.line + b"\n"
+
+    def _close(self, request: _Request) -> None:
+        del self.open[request.id]
+        self._open_bytes -= len(request.line)
+
+    def _notification(self, method: str, message: dict[str, Any], line: bytes) -> None:
+        if method == _INITIALIZED:
+            self._initialized = line
+        elif method == _CANCELLED:
+            request_id = _params(message).get("requestId")
+            if isinstance(request_id, int | str) and request_id in self.open:
+                request = self.open[request_id]
+                self._close(request)
+                if not request.sends:
+                    return
+        # A daemon that is away misses the other notifications, as MCP allows: a new one starts with what is replayed.
+        if self.phase == "up":
+            self._pass_on(line + b"\n")
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        """Passes on the client's answer to a request of the daemon; what an earlier daemon asked is dropped."""
+        own_id = message.get("id")
+        if isinstance(own_id, str) and own_id in self._asked:
+            self._pass_on(wire.line({**message, "id": self._asked.pop(own_id)}))
+
+    def _pass_on(self, line: bytes) -> None:
+        if len(line) <= self._limit_bytes:
+            self.to_daemon += line
+        else:
+            self._note(f"a message of more than {self._limit_bytes} bytes was dropped")
+
+    def _pass_to_client(self, method: str, message: dict[str, Any], line: bytes) -> None:
+        """Passes on a request or a notification. Every daemon counts its requests anew, so they get ids of our own."""
+        if "id" in message:
+            own_id = f"{self._dialled}:{json.dumps(message['id'])}"
+            self._asked[own_id] = message["id"]
+            if len(self._asked) > ASKED_MAX:
+                del self._asked[next(iter(self._asked))]
+            self.to_client += wire.line({**message, "id": own_id})
+        elif method == _CANCELLED and "requestId" in _params(message):
+            own_id = f"{self._dialled}:{json.dumps(_params(message)['requestId'])}"
+            self._asked.pop(own_id, None)
+            self.to_client += wire.line({**message, "params": {**_params(message), "requestId": own_id}})
+        else:
+            self.to_client += line + b"\n"
+
+    def _greeted(self, message: dict[str, Any], now_s: float) -> None:
+        if "result" not in message:
+            self.problem = wire.error_from(message.get("error"))
+            self._note(f"the daemon refused: {self.problem}")
+            self.lost(now_s)
+            return
+        limit_bytes = _mapping(message["result"]).get("message_bytes_max")
+        if isinstance(limit_bytes, int):
+            self._limit_bytes = limit_bytes
+        self.problem = None
+        initialize = self._replays.get(_INITIALIZE)
+        if initialize is None:
+            self._go_up()
+        else:
+            self.phase = "initializing"
+            self.to_daemon += initialize.line + b"\n"
+
+    def _go_up(self) -> None:
+        self.phase = "up"
+        if _INITIALIZE in self._replays and self._initialized:
+            self.to_daemon += self._initialized + b"\n"
+        for key, request in self._replays.items():
+            # Their ids are no longer open, so the answers go nowhere.
+            if key != _INITIALIZE:
+                self.to_daemon += request.line + b"\n"
+        for request in list(self.open.values()):
+            self._send(request)
+
+    def _remember(self, request: _Request) -> None:
+        """Keeps what was agreed and has to be said again to another daemon."""
+        if request.method in {_INITIALIZE, "logging/setLevel"}:
+            self._replays[request.method] = request
+        elif request.method in {_SUBSCRIBE, _UNSUBSCRIBE}:
+            key = f"{_SUBSCRIBE} {_params(_decoded(request.line)).get('uri')}"
+            self._replays.pop(key, None)
+            if request.method == _SUBSCRIBE and len(self._replays) < REPLAYS_MAX:
+                self._replays[key] = request
+
+    def _refuse(self, request_id: int | str | None, error: OmnidError, number: int | None = None) -> None:
+        self.to_client += wire.error_answer(json.dumps(request_id).encode(), error, number)
+
+
+def _decoded(line: bytes) -> object:
+    """Reads JSON as strictly as the daemon does, so that it can read whatever is sent to it."""
+    return json.loads(str(line, "utf-8"), parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _params(message: object) -> Mapping[str, Any]:
+    return _mapping(_mapping(message).get("params"))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _unreadable(detail: str) -> Rejected:
+    return Rejected("bad_request", detail=detail, where="the line")

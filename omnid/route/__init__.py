@@ -1,0 +1,1 @@
+"""Decisions about what starts where; pure, without I/O."""

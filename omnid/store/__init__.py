@@ -1,0 +1,1 @@
+"""The store: the journal, its tables and its log. Nothing outside knows SQL."""

@@ -1,0 +1,119 @@
+"""The store on SQLite: one writer, a few short-lived readers, and the facts of this node."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import anyio
+import anyio.to_thread
+import apsw
+
+from omnid.clock import Clock
+from omnid.errors import Retryable
+from omnid.store.interface import Reader, Tx
+from omnid.store.migrate import migrate
+from omnid.store.queries import queries
+from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, mapped, open_connection
+from omnid.store.writer import InlineWriter, ThreadWriter
+
+T = TypeVar("T")
+
+READERS_MAX = 4
+READ_S_MAX = 30.0
+DATABASE_NAME = "journal.db"
+
+
+class StoreSettings(NamedTuple):
+    """How the store is opened. `inline` runs the writer and the readers where they are called (simulation)."""
+
+    group_max: int = 256
+    group_s: float = 0.002
+    wal_bytes_max: int = 64 * 1024 * 1024
+    fullfsync: bool = False
+    inline: bool = False
+
+
+class SqliteStore:
+    """See `interface.Store`. Opened by its constructor; `serve` must run while `write` is used; `close` ends it."""
+
+    def __init__(self, path: Path, clock: Clock, settings: StoreSettings) -> None:
+        """Opens (or makes) the database, migrates it, and takes the next incarnation.
+
+        Raises Rejected(`schema_newer`, `not_a_database`) and what `sqlite.mapped` gives.
+        """
+        self.path = path
+        self._settings = settings
+        self._open = partial(open_connection, path, wal_bytes_max=settings.wal_bytes_max, fullfsync=settings.fullfsync)
+        self._connection = self._open()
+        try:
+            migrate(self._connection, path)
+            position, self.node = _start(self._connection, clock)
+            self.incarnation = position.incarnation
+            unit = SqliteUnit(self._connection, path, position, clock)
+            unit.tally.update(dict(self._connection.execute(queries()["count_by_state"])))
+        except apsw.Error as error:
+            self._connection.close()
+            raise mapped(error, path) from error
+        except Exception:
+            self._connection.close()
+            raise
+        self.tally = unit.tally
+        self._writer = (
+            InlineWriter(unit)
+            if settings.inline
+            else ThreadWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s)
+        )
+        self._readers: list[apsw.Connection] = []
+        self._reading = anyio.CapacityLimiter(READERS_MAX)
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        """See `interface.Store.write`."""
+        return await self._writer.submit(fn)
+
+    async def read(self, fn: Callable[[Reader], T]) -> T:
+        """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""
+        if self._settings.inline:
+            return self._read(fn)
+        with anyio.move_on_after(READ_S_MAX):
+            return await anyio.to_thread.run_sync(self._read, fn, limiter=self._reading, abandon_on_cancel=True)
+        raise Retryable("store_busy", seconds_s=READ_S_MAX)
+
+    async def serve(self) -> None:
+        """Runs the part of the writer that belongs to the event loop; raises Fatal when the disk failed."""
+        await self._writer.serve()
+
+    def close(self) -> None:
+        """Finishes what is queued and closes all connections."""
+        self._writer.close()
+        for reader in self._readers:
+            reader.close()
+        self._connection.close()
+
+    def _read(self, fn: Callable[[Reader], Any]) -> Any:
+        connection = self._readers.pop() if self._readers else self._open(readonly=True)
+        try:
+            connection.execute("BEGIN")
+            return fn(SqliteReader(connection))
+        except apsw.Error as error:
+            raise mapped(error, self.path) from error
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            self._readers.append(connection)
+
+
+def _start(connection: apsw.Connection, clock: Clock) -> tuple[LogClock, str]:
+    """Reads where the log stands and takes the next incarnation."""
+    texts = queries()
+    with connection:
+        meta: dict[str, str] = dict(connection.execute(texts["meta_all"]))
+        node = meta.get("node") or clock.uuid()
+        incarnation = int(meta.get("incarnation", "0")) + 1
+        for name, value in (("node", node), ("incarnation", str(incarnation))):
+            connection.execute(texts["meta_set"], (name, value))
+        connection.execute(texts["node_add"], (1, node))
+        seq, hlc = next(iter(connection.execute(texts["log_end"])))
+    seq = max(seq or 0, int(meta.get("seq_floor", "0")))
+    hlc = max(hlc or 0, int(meta.get("hlc_floor", "0")))
+    return LogClock(seq, hlc, 1, incarnation), node

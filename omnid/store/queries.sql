@@ -1,0 +1,213 @@
+-- Every statement that omnid runs on its journal, by name. Written so that PostgreSQL can run it too: $1, RETURNING,
+-- ON CONFLICT, and no JSON functions. A fragment is put in where {its name} stands.
+
+-- fragment: task_row
+ord, id, origin, number, coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)), executor, state, priority,
+reason, wake_at_ms, lane, kind, labels, assignee, parent, key, body_hash, created_at_ms, not_before_ms, deadline_ms,
+retry_at_ms, paused, approval, cancel, attempt, failures, finished_at_ms, problem, heads
+
+-- fragment: attempt_row
+ord, id, task_id, number, executor, idempotent, started_at_ms, ended_at_ms, outcome, problem, exit_code,
+coalesce(output, (SELECT data FROM blob WHERE sha256 = output_blob)), output_bytes,
+coalesce(value, (SELECT data FROM blob WHERE sha256 = value_blob)), cost_microusd, route, heads
+
+-- fragment: brief_row
+t.id, t.origin, t.number, t.state, t.reason, t.wake_at_ms, t.title, t.executor, t.priority, t.lane, t.kind, t.labels,
+t.attempt, t.created_at_ms, a.started_at_ms, t.finished_at_ms, t.problem, t.ready, t.ord
+
+-- fragment: brief_from
+task t LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
+
+-- name: meta_all
+SELECT name, value FROM meta
+-- name: meta_set
+INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+-- name: node_add
+INSERT INTO node (number, id) VALUES ($1, $2) ON CONFLICT DO NOTHING
+-- name: log_end
+SELECT max(seq), max(hlc) FROM (SELECT seq, hlc FROM change ORDER BY seq DESC LIMIT 1) AS last
+-- name: append_change
+INSERT INTO change (seq, hlc, node, incarnation, collection, id, kind, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+-- name: forget_changes
+DELETE FROM change WHERE collection = $1 AND id = $2
+-- name: forget_deleted
+DELETE FROM change WHERE collection = $1 AND id = $2 AND seq <= (
+    SELECT max(seq) FROM change WHERE collection = $1 AND id = $2 AND kind = 'delete'
+)
+-- name: keep_blob
+INSERT INTO blob (sha256, data) VALUES ($1, $2) ON CONFLICT DO NOTHING
+-- name: blobs_of_task
+SELECT work_blob FROM task WHERE id = $1 AND work_blob IS NOT NULL
+UNION SELECT output_blob FROM attempt WHERE task_id = $1 AND output_blob IS NOT NULL
+UNION SELECT value_blob FROM attempt WHERE task_id = $1 AND value_blob IS NOT NULL
+-- name: drop_blob
+DELETE FROM blob WHERE sha256 = $1
+AND NOT EXISTS (SELECT 1 FROM task WHERE work_blob = $1)
+AND NOT EXISTS (SELECT 1 FROM attempt WHERE output_blob = $1)
+AND NOT EXISTS (SELECT 1 FROM attempt WHERE value_blob = $1)
+
+-- name: delete_task
+DELETE FROM task WHERE id = $1
+-- name: delete_attempt
+DELETE FROM attempt WHERE id = $1
+-- name: delete_note
+DELETE FROM note WHERE id = $1
+-- name: delete_gate
+DELETE FROM gate WHERE id = $1
+-- name: delete_permit
+DELETE FROM permit WHERE id = $1
+-- name: delete_answer
+DELETE FROM answer WHERE id = $1
+-- name: delete_origin
+DELETE FROM origin WHERE id = $1
+
+-- name: count_by_state
+SELECT state, count(*) FROM task GROUP BY state
+-- name: task_by_id
+SELECT {task_row} FROM task WHERE id = $1
+-- name: task_by_name
+SELECT {task_row} FROM task WHERE origin = $1 AND number = $2
+-- name: task_by_key
+SELECT {task_row} FROM task WHERE origin = $1 AND key = $2
+-- name: next_origin
+SELECT min(origin) FROM task WHERE origin > $1
+-- name: last_number
+SELECT max(number) FROM (
+    SELECT max(number) AS number FROM task WHERE origin = $1
+    UNION ALL SELECT number_floor FROM origin WHERE id = $1
+) AS given
+-- name: number_floor
+SELECT ord, number_floor, heads FROM origin WHERE id = $1
+-- name: ready_tasks
+SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
+-- name: due_tasks
+SELECT {task_row} FROM task WHERE wake_at_ms <= $1 ORDER BY wake_at_ms LIMIT $2
+-- name: expired_tasks
+SELECT {task_row} FROM task WHERE deadline_ms <= $1 AND finished_at_ms IS NULL AND state <> 'uncertain'
+ORDER BY deadline_ms LIMIT $2
+-- name: next_wake
+SELECT min(wake_at_ms) FROM task WHERE wake_at_ms IS NOT NULL
+-- name: next_deadline
+SELECT min(deadline_ms) FROM task WHERE deadline_ms > $1 AND finished_at_ms IS NULL
+
+-- name: lane_busy
+SELECT 1 FROM task WHERE lane = $1 AND state IN ('dispatching', 'executing', 'input_required') LIMIT 1
+-- name: lane_ready
+SELECT ord FROM task WHERE lane = $1 AND ready = 1
+-- name: lane_next
+SELECT executor, ord FROM task WHERE lane = $1 AND state = 'idle' AND executor > $2
+ORDER BY executor, priority DESC, ord LIMIT 1
+-- name: lane_holder
+SELECT id, origin, number FROM task
+WHERE lane = $1 AND state IN ('dispatching', 'executing', 'input_required') LIMIT 1
+-- name: set_ready
+UPDATE task SET ready = $1 WHERE ord = $2
+
+-- name: add_dependency
+INSERT INTO dependency (after_id, task_id) VALUES ($1, $2) ON CONFLICT DO NOTHING
+-- name: dependents
+SELECT task_id FROM dependency WHERE after_id = $1 ORDER BY task_id LIMIT $2
+-- name: drop_dependency
+DELETE FROM dependency WHERE after_id = $1 AND task_id = $2
+-- name: drop_dependencies_of
+DELETE FROM dependency WHERE task_id = $1
+-- name: count_dependencies
+SELECT count(*) FROM dependency WHERE task_id = $1
+-- name: open_dependencies
+SELECT t.origin, t.number FROM dependency d JOIN task t ON t.id = d.after_id WHERE d.task_id = $1 ORDER BY t.ord LIMIT 5
+-- name: settled_dependencies
+SELECT DISTINCT d.after_id FROM dependency d LEFT JOIN task t ON t.id = d.after_id
+WHERE t.id IS NULL OR t.finished_at_ms IS NOT NULL LIMIT $1
+
+-- name: add_label
+INSERT INTO label (label, ord) VALUES ($1, $2) ON CONFLICT DO NOTHING
+-- name: drop_label
+DELETE FROM label WHERE label = $1 AND ord = $2
+
+-- name: attempt_by_id
+SELECT {attempt_row} FROM attempt WHERE id = $1
+-- name: attempt_by_number
+SELECT {attempt_row} FROM attempt WHERE task_id = $1 AND number = $2
+-- name: attempts_of
+SELECT {attempt_row} FROM attempt WHERE task_id = $1 ORDER BY number DESC LIMIT $2
+-- name: count_attempts
+SELECT count(*) FROM attempt WHERE task_id = $1
+-- name: attempt_ids
+SELECT id FROM attempt WHERE task_id = $1
+-- name: attempt_head
+SELECT ord, id, task_id, number, ended_at_ms, idempotent, heads FROM attempt WHERE id = $1
+-- name: open_attempts
+SELECT {attempt_row} FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 ORDER BY ord LIMIT $2
+
+-- name: notes_of
+SELECT body FROM note WHERE attempt_id = $1 AND kind = $2 ORDER BY ord LIMIT $3
+-- name: note_ids
+SELECT id FROM note WHERE attempt_id = $1
+-- name: count_notes
+SELECT count(*) FROM note WHERE attempt_id = $1
+
+-- name: gates
+SELECT id, cause, subject, closed_at_ms, wake_at_ms, problem, failures, heads, ord FROM gate ORDER BY ord
+-- name: gate_by_id
+SELECT id, cause, subject, closed_at_ms, wake_at_ms, problem, failures, heads, ord FROM gate WHERE id = $1
+
+-- name: permit_by_id
+SELECT granted, ord, heads FROM permit WHERE id = $1
+-- name: answer_by_id
+SELECT body_hash, result FROM answer WHERE id = $1
+-- name: old_answers
+SELECT id FROM answer WHERE ord < $1 ORDER BY ord LIMIT $2
+
+-- name: finished_before
+SELECT id FROM task WHERE finished_at_ms < $1 ORDER BY finished_at_ms LIMIT $2
+-- name: finished_oldest
+SELECT id FROM task WHERE finished_at_ms IS NOT NULL ORDER BY finished_at_ms LIMIT $1
+-- name: old_tombstones
+SELECT collection, id FROM change WHERE kind = 'delete' AND hlc < $1 ORDER BY seq LIMIT $2
+
+-- name: open_tasks_page
+SELECT {brief_row} FROM {brief_from} WHERE t.state = $1 AND t.ord < $2 ORDER BY t.ord DESC LIMIT $3
+-- name: tasks_page
+SELECT {brief_row} FROM {brief_from} WHERE t.ord < $1 ORDER BY t.ord DESC LIMIT $2
+-- name: labelled_page
+SELECT {brief_row} FROM label l JOIN task t ON t.ord = l.ord
+LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
+WHERE l.label = $1 AND l.ord < $2 ORDER BY l.ord DESC LIMIT $3
+-- name: brief_by_id
+SELECT {brief_row} FROM {brief_from} WHERE t.id = $1
+-- name: needs_you
+SELECT {brief_row} FROM {brief_from} WHERE t.state = $1 ORDER BY t.ord LIMIT $2
+-- name: waiting_for
+SELECT {brief_row} FROM {brief_from} WHERE t.state = 'waiting' AND t.reason = $1 ORDER BY t.ord LIMIT $2
+
+-- name: count_waiting_for
+SELECT count(*) FROM task WHERE state = 'waiting' AND reason = $1
+
+-- name: changes_page
+SELECT c.seq, c.hlc, n.id, c.incarnation, c.collection, c.id, c.kind, c.body
+FROM change c JOIN node n ON n.number = c.node WHERE c.seq > $1 AND c.seq <= $2 ORDER BY c.seq LIMIT $3
+-- name: changes_of
+SELECT c.seq, c.hlc, n.id, c.incarnation, c.collection, c.id, c.kind, c.body
+FROM change c JOIN node n ON n.number = c.node WHERE c.collection = $1 AND c.id = $2 AND c.seq > $3
+ORDER BY c.seq LIMIT $4
+-- name: last_seq
+SELECT coalesce(max(seq), 0) FROM change
+-- name: last_change_of
+SELECT max(seq) FROM change WHERE collection = $1 AND id = $2
+-- name: seq_before
+SELECT seq FROM change WHERE hlc < $1 ORDER BY seq DESC LIMIT 1
+
+-- name: heads_task
+SELECT ord, heads FROM task WHERE id = $1
+-- name: heads_attempt
+SELECT ord, heads FROM attempt WHERE id = $1
+-- name: heads_note
+SELECT ord, heads FROM note WHERE id = $1
+-- name: heads_gate
+SELECT ord, heads FROM gate WHERE id = $1
+-- name: heads_permit
+SELECT ord, heads FROM permit WHERE id = $1
+-- name: heads_answer
+SELECT ord, heads FROM answer WHERE id = $1
+-- name: heads_origin
+SELECT ord, heads FROM origin WHERE id = $1

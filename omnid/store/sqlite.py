@@ -1,0 +1,232 @@
+"""SQLite through APSW: connections, the transaction object, and SQLite's errors mapped to ours."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from omnid.clock import Clock
+from omnid.errors import Fatal, OmnidError, Retryable
+from omnid.store import log
+from omnid.store.interface import NOTHING, At, Collection, Row
+from omnid.store.queries import insert_sql, queries, update_sql
+
+BUSY_MS = 5_000
+PAGE_CACHE_KIB = 8_192
+CHECKPOINT_PAGES = 2_000
+
+
+def open_connection(path: Path, *, wal_bytes_max: int, fullfsync: bool, readonly: bool = False) -> apsw.Connection:
+    """Opens the database with the settings that promise 1 needs; raises what `mapped` gives."""
+    flags = apsw.SQLITE_OPEN_READONLY if readonly else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    try:
+        connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
+        connection.set_busy_timeout(BUSY_MS)
+        connection.pragma("cache_size", -PAGE_CACHE_KIB)
+        connection.pragma("trusted_schema", False)
+        if not readonly:
+            connection.pragma("journal_mode", "wal")
+            connection.pragma("synchronous", "full")
+            connection.pragma("fullfsync", fullfsync)
+            connection.pragma("checkpoint_fullfsync", fullfsync)
+            connection.pragma("journal_size_limit", wal_bytes_max)
+            connection.wal_autocheckpoint(CHECKPOINT_PAGES)
+    except apsw.Error as error:
+        raise mapped(error, path) from error
+    return connection
+
+
+def mapped(error: apsw.Error, path: Path) -> OmnidError:
+    """Gives the error that the rest of omnid knows for one of SQLite's."""
+    detail = str(error) or type(error).__name__
+    match error:
+        case apsw.FullError():
+            return Retryable("disk_full", path=path.parent, detail=f"SQLite says: {detail}")
+        case apsw.BusyError() | apsw.LockedError():
+            return Retryable("store_busy", seconds_s=BUSY_MS / 1000)
+        case apsw.NotADBError() | apsw.CorruptError():
+            return Fatal("not_a_database", path=path, detail=detail)
+        case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError():
+            return Fatal("state_unwritable", path=path.parent, detail=detail)
+        case _:
+            return Fatal("store_io", path=path, detail=detail)
+
+
+class SqliteReader:
+    """Named queries on one connection. See `interface.Reader`."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self.connection = connection
+        self._execute = connection.execute
+        self._queries = queries()
+
+    def one(self, query: str, *args: Any) -> Row | None:
+        """See `interface.Reader.one`."""
+        for row in self._execute(self._queries[query], args):
+            return row
+        return None
+
+    def all(self, query: str, *args: Any) -> list[Row]:
+        """See `interface.Reader.all`."""
+        return list(self._execute(self._queries[query], args))
+
+
+class LogClock:
+    """The next `seq` and HLC of the log; the writer owns it and takes back what a failed commit had used."""
+
+    def __init__(self, seq: int, hlc: int, node: int, incarnation: int) -> None:
+        self.seq = seq
+        self.hlc = hlc
+        self.node = node
+        self.incarnation = incarnation
+
+
+class SqliteTx(SqliteReader):
+    """A transaction. See `interface.Tx`; one object serves all transactions of the writer's connection."""
+
+    def __init__(self, connection: apsw.Connection, position: LogClock, clock: Clock) -> None:
+        super().__init__(connection)
+        self._position = position
+        self._clock = clock
+        self.now_ms = clock.wall_ms()
+        self.moves: list[tuple[str | None, str | None]] = []
+
+    def begin(self) -> None:
+        """Takes the time for the functions that follow."""
+        self.now_ms = self._clock.wall_ms()
+
+    def run(self, query: str, *args: Any) -> None:
+        """See `interface.Tx.run`."""
+        self._execute(self._queries[query], args)
+
+    def moved(self, before: str | None, after: str | None) -> None:
+        """See `interface.Tx.moved`."""
+        self.moves.append((before, after))
+
+    def create(
+        self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
+    ) -> int:
+        """See `interface.Tx.create`."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        columns, logged, blobs = log.cells(collection, given)
+        self._keep(blobs)
+        ord = self._append(collection, id, "create", log.encode_body(logged, NOTHING))
+        columns.update(derived)
+        names = ("ord", "id", *columns)
+        self._execute(insert_sql(collection.name, names), (ord, id, *columns.values()))
+        return ord
+
+    def edit(
+        self,
+        collection: Collection,
+        id: str,
+        at: At,
+        fields: Mapping[str, Any],
+        derived: Mapping[str, Any] = NOTHING,
+    ) -> dict[str, int]:
+        """See `interface.Tx.edit`."""
+        columns, logged, blobs = log.cells(collection, fields)
+        self._keep(blobs)
+        prev = {name: at.heads.get(name, at.ord) for name in fields}
+        hlc = self._append(collection, id, "edit", log.encode_body(logged, prev))
+        heads = {**at.heads, **dict.fromkeys(fields, hlc)}
+        columns.update(derived)
+        values = (*columns.values(), log.encode_heads(heads), at.ord)
+        self._execute(update_sql(collection.name, (*columns, "heads")), values)
+        return heads
+
+    def delete(self, collection: Collection, id: str, at: At) -> None:
+        """See `interface.Tx.delete`."""
+        prev = {"*": max((at.ord, *at.heads.values()))}
+        self._append(collection, id, "delete", log.encode_body(NOTHING, prev))
+        self._execute(self._queries[f"delete_{collection.name}"], (id,))
+
+    def forget(self, collection: Collection, id: str) -> None:
+        """See `interface.Tx.forget`."""
+        self._execute(self._queries[f"delete_{collection.name}"], (id,))
+        self._execute(self._queries["forget_changes"], (collection.name, id))
+
+    def forget_history(self, collection: Collection, id: str) -> None:
+        """See `interface.Tx.forget_history`."""
+        self._execute(self._queries["forget_deleted"], (collection.name, id))
+
+    def _keep(self, blobs: list[tuple[str, str]]) -> None:
+        for digest, text in blobs:
+            self._execute(self._queries["keep_blob"], (digest, text))
+
+    def _append(self, collection: Collection, id: str, kind: str, body: str) -> int:
+        position = self._position
+        position.seq += 1
+        position.hlc = hlc = log.next_hlc(position.hlc, self.now_ms)
+        self._execute(
+            self._queries["append_change"],
+            (position.seq, hlc, position.node, position.incarnation, collection.name, id, kind, body),
+        )
+        return hlc
+
+
+class SqliteUnit:
+    """Runs functions as one transaction on the writer's connection: savepoints, one commit, tally on success."""
+
+    def __init__(self, connection: apsw.Connection, path: Path, position: LogClock, clock: Clock) -> None:
+        self.connection = connection
+        self.tally: dict[str, int] = {}
+        self._path = path
+        self._position = position
+        self._tx = SqliteTx(connection, position, clock)
+        self._execute = connection.execute
+
+    def begin(self) -> None:
+        """Opens the transaction; raises the mapped error."""
+        self._start = (self._position.seq, self._position.hlc)
+        try:
+            self._execute("BEGIN IMMEDIATE")
+        except apsw.Error as error:
+            raise mapped(error, self._path) from error
+        self._tx.moves.clear()
+        self._tx.begin()
+
+    def apply(self, fn: Callable[[SqliteTx], Any]) -> Any:
+        """Runs one function in a savepoint; what it raises is raised, and nothing of it stays.
+
+        A mapped SQLite error that ended the whole transaction is raised as it is: `broken` is then true.
+        """
+        moves = len(self._tx.moves)
+        try:
+            self._execute("SAVEPOINT one")
+            value = fn(self._tx)
+            self._execute("RELEASE one")
+        except BaseException as error:
+            del self._tx.moves[moves:]
+            if self.connection.in_transaction:
+                self._execute("ROLLBACK TO one")
+                self._execute("RELEASE one")
+            if isinstance(error, apsw.Error):
+                raise mapped(error, self._path) from error
+            raise
+        return value
+
+    @property
+    def broken(self) -> bool:
+        """Whether SQLite rolled the whole transaction back by itself."""
+        return not self.connection.in_transaction
+
+    def commit(self) -> None:
+        """Commits and counts; raises the mapped error, and then nothing of the transaction stays."""
+        try:
+            self._execute("COMMIT")
+        except apsw.Error as error:
+            self.rollback()
+            raise mapped(error, self._path) from error
+        for before, after in self._tx.moves:
+            if before is not None:
+                self.tally[before] -= 1
+            if after is not None:
+                self.tally[after] = self.tally.get(after, 0) + 1
+
+    def rollback(self) -> None:
+        """Gives everything up; the log's position goes back too."""
+        self._position.seq, self._position.hlc = self._start
+        if self.connection.in_transaction:
+            self._execute("ROLLBACK")

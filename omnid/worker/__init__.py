@@ -1,0 +1,1 @@
+"""What runs inside child processes; each file is on its own there."""

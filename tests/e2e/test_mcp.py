@@ -1,0 +1,119 @@
+"""MCP as a client meets it: the SDK's client, the relay as its own process, the real socket, and the MCP server."""
+
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from anyio.streams.memory import MemoryObjectReceiveStream
+from mcp import Client, StdioServerParameters
+from mcp_types import Implementation
+
+from omnid.api import shapes
+from omnid.api.mcp_server import McpServer
+from omnid.api.mcp_tools import TOOLS, shown
+from omnid.api.socket import Connection, Request, SocketServer
+from omnid.clock import SystemClock
+from omnid.config import Socket
+from omnid.log import Log
+from tests.fakes.mcp_peer import RESULTS, Api, Held, bounded
+
+WAIT_S = 30.0
+ERAS = ["legacy", "2026-07-28", "auto"]
+
+
+class Handler:
+    """What stands between the socket and the operations: hello, and MCP."""
+
+    def __init__(self, mcp: McpServer) -> None:
+        self._mcp = mcp
+
+    def waits(self, request: Request) -> bool:
+        return False
+
+    async def call(self, connection: Connection, request: Request) -> bytes:
+        assert request.method == "omnid/hello"
+        hello = msgspec.json.decode(request.params, type=shapes.Hello)
+        connection.role, connection.origin, connection.session = hello.role, hello.origin, hello.session
+        return msgspec.json.encode(shapes.Welcome("0.1.0", os.getpid(), 1, 1 << 20))
+
+    async def serve_mcp(
+        self, connection: Connection, lines: MemoryObjectReceiveStream[bytes], send: Callable[..., object]
+    ) -> None:
+        await self._mcp.serve(connection, lines, send)
+
+
+@asynccontextmanager
+async def listening(path: Path, api: Api) -> AsyncIterator[SocketServer]:
+    """The socket with the MCP server behind it; leaving stops it as a daemon stops."""
+    clock = SystemClock()
+    log = Log(clock, lambda text: text).logger()
+    mcp = McpServer(api, "0.1.0", clock, log, requests_max=64)
+    server = SocketServer(Socket(path=str(path)), clock, Handler(mcp), log)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(server.serve)
+        yield server
+        server.stop()
+
+
+def client(path: Path, mode: str) -> Client:
+    # A config that can't be read keeps the relay from starting a daemon of its own while the socket is away.
+    config = path.with_name("config.toml")
+    config.write_text("no config")
+    relay = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "omnid", "mcp"],
+        env={"OMNID_SOCKET": str(path), "OMNID_CONFIG": str(config), "OMNID_STATE": str(path.parent)},
+    )
+    return Client(relay, mode=mode, client_info=Implementation(name="tester", version="1"), read_timeout_seconds=WAIT_S)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    directory = tmp_path / "s"
+    directory.mkdir(mode=0o700)
+    return directory / "omnid.sock"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ERAS)
+async def test_tools_through_the_relay(path: Path, mode: str) -> None:
+    api = Api()
+    async with listening(path, api), client(path, mode) as agent:
+        assert [tool.name for tool in (await agent.list_tools()).tools] == list(TOOLS)
+        for request in range(3):
+            answer = await agent.call_tool("task_submit", {"argv": ["true"], "key": f"k{request}"})
+            assert answer.structured_content == shown(RESULTS["task.submit"])
+    callers = [caller for caller, _, _ in api.calls]
+    assert {(caller.role, caller.origin) for caller in callers} == {("agent", "tester")}
+    assert len({caller.session for caller in callers}) == 1
+    assert callers[0].session is not None
+    assert len({caller.request_id for caller in callers}) == 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ERAS)
+async def test_a_wait_outlives_a_restart_and_is_answered_once(path: Path, mode: str) -> None:
+    held, answered = Held(), anyio.Event()
+
+    async def ask() -> None:
+        async with client(path, mode) as agent:
+            answer = await agent.call_tool("task_get", {"task": "t1", "wait_s": 50})
+            assert answer.structured_content == shown(RESULTS["task.get"])
+            answered.set()
+
+    first, second = Api(held.do), Api()
+    async with anyio.create_task_group() as tasks:
+        async with listening(path, first):
+            tasks.start_soon(ask)
+            await bounded(held.begun)
+        assert held.finished == 0
+        async with listening(path, second):
+            await bounded(answered)
+    ((before, _, _),) = first.calls
+    ((after, _, _),) = second.calls
+    assert (before.session, before.request_id) == (after.session, after.request_id)

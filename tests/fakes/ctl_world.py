@@ -1,0 +1,190 @@
+"""A scripted daemon and a world around omnictl, for its tests; every call is held against the shapes of the API."""
+
+import io
+import json
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from omnid import errors
+from omnid.api import shapes
+from omnid.ctl.context import World
+from omnid.ctl.main import run
+from omnid.model import Problem
+from omnid.states import TERMINAL
+
+NOW_MS = 1_795_000_000_000
+ID = "0199a1b2-0000-7000-8000-000000000007"
+PROBLEM = Problem("exit_code", "The command ended with exit code 2.", "make: no rule.", "`omnictl logs t7` shows it.")
+
+METHODS: dict[str, tuple[type, type]] = {
+    "task.submit": (shapes.Submit, shapes.Submitted),
+    "task.submit_batch": (shapes.SubmitBatch, shapes.SubmittedBatch),
+    "task.get": (shapes.Get, shapes.TaskView),
+    "task.list": (shapes.Search, shapes.Page),
+    "task.log": (shapes.Log, shapes.LogPart),
+    "task.control": (shapes.Control, shapes.Controlled),
+    "task.why": (shapes.Why, shapes.WhyAnswer),
+    "gate.pause": (shapes.GateControl, shapes.Gates),
+    "gate.resume": (shapes.GateControl, shapes.Gates),
+    "status": (shapes.Empty, shapes.Status),
+    "operations": (shapes.Operations, shapes.OperationsPage),
+    "replay": (shapes.Replay, shapes.Replayed),
+    "doctor": (shapes.Empty, shapes.Doctor),
+    "config.show": (shapes.Empty, shapes.ConfigShown),
+    "config.check": (shapes.Empty, shapes.ConfigChecked),
+    "config.reload": (shapes.Empty, shapes.ConfigChecked),
+    "daemon.stop": (shapes.Stop, shapes.Stopping),
+}
+
+
+def brief(**fields):
+    base = {
+        "id": ID,
+        "name": "t7",
+        "origin": "user",
+        "state": "executing",
+        "reason": None,
+        "wake_at_ms": None,
+        "title": "make -C x",
+        "executor": "command",
+        "priority": 0,
+        "lane": None,
+        "kind": "general",
+        "labels": (),
+        "attempt": 1,
+        "created_at_ms": NOW_MS - 200_000,
+        "started_at_ms": NOW_MS - 180_000,
+        "finished_at_ms": None,
+        "problem": None,
+    }
+    return shapes.TaskBrief(**{**base, **fields})
+
+
+def attempt(**fields):
+    base = {
+        "id": ID,
+        "number": 1,
+        "executor": "command",
+        "started_at_ms": NOW_MS - 180_000,
+        "ended_at_ms": NOW_MS - 60_000,
+        "outcome": "failure",
+        "exit_code": 2,
+        "problem": PROBLEM,
+        "output": "one\ntwo\n",
+        "output_bytes": 8,
+        "value": None,
+        "cost_usd": None,
+    }
+    return shapes.AttemptView(**{**base, **fields})
+
+
+def view(task=None, **fields):
+    base = {
+        "task": task or brief(),
+        "why": "t7 runs since 3 minutes.",
+        "work": {"argv": ["make", "-C", "x y"], "cwd": "/work"},
+        "key": None,
+        "assignee": None,
+        "parent": None,
+        "not_before_ms": None,
+        "deadline_ms": None,
+        "approval": None,
+        "after": [],
+        "attempts": [],
+        "attempts_total": 0,
+        "timed_out": False,
+    }
+    return shapes.TaskView(**{**base, **fields})
+
+
+def ended(state="completed", name="t7"):
+    return view(brief(state=state, name=name, finished_at_ms=NOW_MS - 1000), why=f"{name} is {state}.")
+
+
+def status(**fields):
+    base = {
+        "version": "0.1.0",
+        "pid": 42,
+        "mode": "normal",
+        "started_at_ms": NOW_MS - 7_500_000,
+        "now_ms": NOW_MS,
+        "state_dir": "/",
+        "tasks": {"completed": 3},
+        "running": 0,
+        "slots": 4,
+        "executors": [shapes.ExecutorView("command", "command", 0, None, False)],
+        "gates": [],
+        "needs_you": [],
+        "needs_you_total": 0,
+        "next_wake_at_ms": None,
+        "clients": 1,
+        "config_problem": None,
+    }
+    return shapes.Status(**{**base, **fields})
+
+
+SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
+CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
+WHY = shapes.WhyAnswer("t7", "idle", "t7 starts as soon as a slot is free.", None)
+ENTRY = shapes.Operation(5, NOW_MS, "task", ID, "create", {"state": "idle", "title": "x"})
+FINDING = shapes.Finding("log and tables", ok=True, detail="12 changes add up")
+
+
+class Daemon:
+    """Answers each method with what the script holds for it, in order; the last answer stays."""
+
+    def __init__(self, **script: Any) -> None:
+        self.script = {
+            name.replace("__", "."): deque(answers if isinstance(answers, list) else [answers])
+            for name, answers in script.items()
+        }
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.waited_s = 0.0
+
+    def call(self, method: str, params: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        name = method.removeprefix("omnid/")
+        params_type, result_type = METHODS[name]
+        # As the socket does: through JSON, and nothing that the shape doesn't know.
+        msgspec.json.decode(json.dumps(params).encode(), type=params_type)
+        assert timeout_s > params.get("wait_s", 0)
+        self.calls.append((name, params))
+        answers = self.script[name]
+        answer = answers[0] if len(answers) == 1 else answers.popleft()
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, result_type)
+        if name == "task.get" and answer.task.state not in TERMINAL:
+            self.waited_s += params.get("wait_s", 0)
+        return json.loads(json.dumps(msgspec.to_builtins(answer)))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Ran:
+    def __init__(self, *argv: str, daemon: Daemon | None = None, stdin="", terminal=False, environ=None) -> None:
+        stream = Terminal if terminal else io.StringIO
+        out, err = stream(), stream()
+        self.now_s = 0.0
+        daemon = daemon or Daemon()
+
+        def tick() -> float:
+            self.now_s += 1.0
+            return self.now_s + daemon.waited_s
+
+        world = World(environ or {}, stream(stdin), out, err, lambda: daemon, lambda: NOW_MS, tick, lambda _: None)
+        self.code = run(argv, world)
+        self.out, self.err, self.calls = out.getvalue(), err.getvalue(), daemon.calls
+
+    @property
+    def json(self):
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+
+def down():
+    return errors.Retryable("daemon_down", path="/s", detail="There is no socket.")

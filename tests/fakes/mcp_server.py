@@ -1,0 +1,249 @@
+"""An MCP server over stdio that misbehaves on demand; standard library only, so that it starts at once.
+
+Usage: ``mcp_server.py '{"start_s": 0, "exit": null, "pages": 1, "era": "old", "ledger": "/path"}'``. Each tool is one
+behaviour. What the client says beside calls (cancels, answers to requests) is appended to the ledger as JSON lines.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+OPTIONS: dict[str, Any] = {"start_s": 0, "exit": None, "pages": 1, "era": "old", "ledger": None, "mute": False}
+OPTIONS |= json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+
+SUM = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+PLAIN = ("echo", "fail", "notices", "hang", "deaf", "die", "garbage", "garbage_forever", "flood", "endless_line")
+PLAIN += ("twice", "bad_result", "contents", "rpc_error", "refuse", "ask", "ask_forever", "huge", "binary", "slow", "nan")
+SAFE = {"die_reading": {"readOnlyHint": True}, "die_again": {"idempotentHint": True}, "hang_safe": {"readOnlyHint": True}}
+LOCK = threading.Lock()
+
+
+def send(message: dict[str, Any]) -> None:
+    write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+
+def write(data: bytes) -> None:
+    with LOCK:
+        while data:
+            data = data[os.write(1, data) :]
+
+
+def note(what: dict[str, Any]) -> None:
+    if OPTIONS["ledger"]:
+        with open(OPTIONS["ledger"], "a") as file:
+            file.write(json.dumps(what) + "\n")
+
+
+def text(said: str, **more: Any) -> dict[str, Any]:
+    return {"content": [{"type": "text", "text": said}], **more}
+
+
+def tools() -> list[dict[str, Any]]:
+    anything = {"type": "object"}
+    listed = [{"name": name, "inputSchema": anything} for name in PLAIN]
+    listed += [{"name": name, "inputSchema": anything, "annotations": hints} for name, hints in SAFE.items()]
+    return [*listed, {"name": "add", "inputSchema": SUM}, {"name": "bad_schema", "inputSchema": {"type": "object", "allOf": 3}}]
+
+
+def tools_page(cursor: str | None) -> dict[str, Any]:
+    listed, pages = tools(), OPTIONS["pages"]
+    size, page = -(-len(listed) // pages), int(cursor or 0)
+    more = {"nextCursor": str(page + 1)} if page + 1 < pages else {}
+    return {"tools": listed[page * size : (page + 1) * size], **more}
+
+
+def call(request: Any, params: dict[str, Any]) -> None:
+    """Does what the tool's name says; returns without an answer where that is the point."""
+    name, given = params["name"], params.get("arguments") or {}
+    token = params.get("_meta", {}).get("progressToken")
+    note({"called": name, "arguments": given})
+    behaviour = globals().get(f"do_{name}", do_plain)
+    result = behaviour(request, given, token) if behaviour is not do_plain else do_plain(name, given)
+    if result is not None:
+        if OPTIONS["era"] == "new":
+            result["resultType"] = "complete"
+        send({"id": request, "result": result})
+
+
+def do_plain(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    results: dict[str, dict[str, Any]] = {
+        "echo": text(given.get("text", "")),
+        "fail": text("goodbye", isError=True),
+        "bad_result": {"content": 5},
+        "huge": text("\0" * given.get("bytes", 0)),
+        "binary": text("\0\\xff" + "x" * (given.get("bytes", 5) - 5)),
+        "nan": text("", structuredContent={"value": float("nan")}),
+    }
+    return results[name]
+
+
+def do_add(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    total = given["a"] + given["b"]
+    return text(str(total), structuredContent={"sum": total})
+
+
+def do_contents(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    return {
+        "content": [
+            {"type": "text", "text": "first"},
+            {"type": "image", "mimeType": "image/png", "data": "aGVsbG8="},
+            {"type": "resource_link", "uri": "file:///a", "name": "a"},
+            {"type": "resource", "resource": {"uri": "file:///b", "text": "inside"}},
+            {"type": "resource", "resource": {"uri": "file:///c", "blob": "aGVsbG8="}},
+        ]
+    }
+
+
+def do_notices(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    for step in range(1, 4):
+        params = {"progressToken": token, "progress": step, "total": 3, "message": f"step {step}"}
+        send({"method": "notifications/progress", "params": params})
+    send({"method": "notifications/message", "params": {"level": "info", "data": "all is well"}})
+    send({"method": "notifications/progress", "params": {"progressToken": "nobody's", "progress": 1}})
+    return text("done")
+
+
+def do_slow(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    time.sleep(given["s"])
+    return text("hello")
+
+
+def do_hang(request: Any, given: dict[str, Any], token: Any) -> None:
+    tell(given)
+
+
+do_hang_safe = do_hang
+
+
+def do_deaf(request: Any, given: dict[str, Any], token: Any) -> None:
+    """Holds the lock of the output for good, so that nothing is answered any more."""
+    tell(given)
+    LOCK.acquire()
+
+
+def tell(given: dict[str, Any]) -> None:
+    if "fifo" in given:
+        with open(given["fifo"], "w") as file:
+            file.write("here\n")
+
+
+def do_die(request: Any, given: dict[str, Any], token: Any) -> None:
+    os.write(2, b"out of cheese\n")
+    os._exit(9)
+
+
+do_die_reading = do_die_again = do_die
+
+
+def do_garbage(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    for line in (b"Starting up...", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"id": {}}', b'{"method": 3}', b"{}"):
+        write(line + b"\n")
+    write(b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progress":"much"}}\n')
+    return text("hello")
+
+
+def do_garbage_forever(request: Any, given: dict[str, Any], token: Any) -> None:
+    while True:
+        write(b"nonsense\n")
+
+
+def do_flood(request: Any, given: dict[str, Any], token: Any) -> None:
+    while True:
+        send({"method": "notifications/message", "params": {"level": "debug", "data": "x" * 100}})
+
+
+def do_endless_line(request: Any, given: dict[str, Any], token: Any) -> None:
+    while True:
+        write(b"x" * 65536)
+
+
+def do_twice(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    for other in (10**6, "nobody", None):
+        send({"id": other, "result": text("for somebody else")})
+    send({"id": request, "result": text("first")})
+    return text("second")
+
+
+def do_rpc_error(request: Any, given: dict[str, Any], token: Any) -> None:
+    send({"id": request, "error": {"code": -32603, "message": "it is raining"}})
+
+
+def do_refuse(request: Any, given: dict[str, Any], token: Any) -> None:
+    send({"id": request, "error": {"code": -32602, "message": "a must be even"}})
+
+
+def do_ask(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    for number, method in enumerate(("ping", "sampling/createMessage", "roots/list", "elicitation/create", "odd/thing")):
+        params = {"messages": [], "maxTokens": 1} if method.startswith("sampling") else {}
+        if method.startswith("elicitation"):
+            params = {"message": "who?", "requestedSchema": {"type": "object", "properties": {}}}
+        ANSWERS[f"q{number}"] = threading.Event()
+        send({"id": f"q{number}", "method": method, "params": params})
+        ANSWERS[f"q{number}"].wait(5)
+    return text("asked")
+
+
+ANSWERS: dict[Any, threading.Event] = {}
+
+
+def do_ask_forever(request: Any, given: dict[str, Any], token: Any) -> None:
+    """Asks without ever reading the answers."""
+    READING.clear()
+    number = 0
+    while True:
+        number += 1
+        send({"id": f"x{number}", "method": "ping", "params": {"_meta": {"padding": "x" * 100}}})
+
+
+READING = threading.Event()
+READING.set()
+
+
+def answer(message: dict[str, Any]) -> None:
+    method, request = message.get("method"), message.get("id")
+    params: dict[str, Any] = message.get("params") or {}
+    if method is None:
+        note({"answered": request, "error": message.get("error", {}).get("code")})
+        if request in ANSWERS:
+            ANSWERS[request].set()
+    elif request is None:
+        note({"notified": method, "params": params})
+    elif method == "initialize":
+        capabilities = {"tools": {}, "logging": {}}
+        info = {"name": "fake", "version": "1"}
+        result = {"protocolVersion": params["protocolVersion"], "capabilities": capabilities, "serverInfo": info}
+        send({"id": request, "result": result})
+    elif method == "server/discover" and OPTIONS["era"] == "new":
+        result = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}, "resultType": "complete"}
+        send({"id": request, "result": {**result, "ttlMs": 0, "cacheScope": "private"}})
+    elif method == "tools/list":
+        era = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if OPTIONS["era"] == "new" else {}
+        send({"id": request, "result": {**tools_page(params.get("cursor")), **era}})
+    elif method == "tools/call":
+        threading.Thread(target=call, args=(request, params), daemon=True).start()
+    else:
+        send({"id": request, "error": {"code": -32601, "message": f"no {method}"}})
+
+
+def main() -> None:
+    note({"started": os.getpid()})
+    if OPTIONS["exit"] is not None:
+        os.write(2, b"no license was found\n")
+        sys.exit(OPTIONS["exit"])
+    time.sleep(OPTIONS["start_s"])
+    for line in sys.stdin:
+        READING.wait()
+        if not OPTIONS["mute"]:
+            answer(json.loads(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,571 @@
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omnid import relay_session, wire
+from omnid.errors import Rejected
+from omnid.relay import _session_id
+from omnid.relay_session import Session
+
+FAKE = Path(__file__).parents[1] / "fakes" / "daemon.py"
+DEADLINE_S = 30.0
+INITIALIZE = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}
+INITIALIZED = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+
+
+def call(request_id: int | str, **arguments: Any) -> dict[str, Any]:
+    params = {"name": "t", "arguments": arguments}
+    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
+
+
+class Harness:
+    """A relay as a child process, and fake daemons that come and go."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = str(directory / "s")
+        self.daemons: list[subprocess.Popen[bytes]] = []
+        self.relay: subprocess.Popen[bytes]
+        self._received = bytearray()
+
+    def start_daemon(self, *, wait: bool = True) -> None:
+        self.daemons.append(subprocess.Popen([sys.executable, FAKE, self.path, str(self.directory)]))
+        pid = str(self.daemons[-1].pid)
+        until_s = time.monotonic() + DEADLINE_S
+        while wait and pid not in self.file("pid").split():
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+
+    def start_relay(self, **environ: str) -> None:
+        # Config and state are those of the test; a start that fails at once stands in for no daemon at all.
+        known = {"OMNID_SOCKET": self.path, "OMNID_STATE": str(self.directory / "state")}
+        self.relay = subprocess.Popen(
+            [sys.executable, "-c", RELAY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **known, **environ},
+        )
+
+    def send(self, *messages: dict[str, Any] | bytes) -> None:
+        assert self.relay.stdin is not None
+        for message in messages:
+            self.relay.stdin.write(message if isinstance(message, bytes) else wire.line(message))
+        self.relay.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        assert self.relay.stdout is not None
+        until_s = time.monotonic() + DEADLINE_S
+        while b"\n" not in self._received:
+            ready, _, _ = select.select([self.relay.stdout], [], [], max(0.0, until_s - time.monotonic()))
+            assert ready, "the relay said nothing in time"
+            data = os.read(self.relay.stdout.fileno(), 1 << 16)
+            assert data, "the relay has ended"
+            self._received += data
+        end = self._received.index(b"\n")
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return json.loads(line)
+
+    def initialize(self) -> None:
+        self.send(INITIALIZE)
+        assert self.receive()["id"] == 0
+        self.send(INITIALIZED)
+
+    def end(self) -> tuple[int, list[dict[str, Any]], str]:
+        """Closes stdin and gives the exit code, what was still said, and what was said to the person."""
+        out, err = self.relay.communicate(timeout=DEADLINE_S)
+        return self.relay.returncode, [json.loads(line) for line in (self._received + out).splitlines()], err.decode()
+
+    def file(self, name: str) -> str:
+        path = self.directory / name
+        return path.read_text() if path.exists() else ""
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What all the daemons have received."""
+        return [json.loads(line) for line in self.file("log").splitlines()]
+
+    def close(self) -> None:
+        for process in [*self.daemons, self.relay]:
+            process.kill()
+            process.wait()
+        for pipe in (self.relay.stdin, self.relay.stdout, self.relay.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+RELAY = """
+import os, sys
+from omnid import relay
+from omnid.errors import Retryable
+
+def no_start(environ):
+    if os.environ.get("TEST_START"):
+        import subprocess
+
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.Popen([sys.executable, *os.environ["TEST_START"].split()], **quiet)
+    else:
+        raise Retryable("daemon_no_start", detail="not in this test", path="/x", said="nothing")
+
+relay._start_daemon = no_start
+sys.exit(relay.main(os.environ))
+"""
+
+
+@pytest.fixture
+def harness() -> Iterator[Harness]:
+    with tempfile.TemporaryDirectory() as directory:
+        harness = Harness(Path(directory))
+        yield harness
+        harness.close()
+
+
+def test_it_relays_and_says_who_it_is(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.initialize()
+    harness.send({"jsonrpc": "2.0", "id": "l", "method": "tools/list"}, call(1, text="ü" * 10_000))
+    assert {harness.receive()["id"], harness.receive()["id"]} == {"l", 1}
+    hello = harness.heard()[0]
+    assert hello["method"] == "omnid/hello"
+    assert hello["params"]["role"] == "agent"
+    assert len(hello["params"]["session"]) == 36
+    assert harness.end() == (0, [], "")
+
+
+@pytest.mark.parametrize("once", ["die", "half", "after", "cut"])
+def test_a_daemon_that_dies_in_the_middle_is_not_noticed(harness: Harness, once: str) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.initialize()
+    harness.send(call(1, text="a", delay_s=0.2), call(2, text="b", once=once), call("1", text="c", delay_s=0.1))
+    if once != "cut":
+        harness.daemons[0].wait(DEADLINE_S)
+        harness.start_daemon()
+    answers = [harness.receive() for _ in range(3)]
+    assert {answer["id"]: answer["result"]["text"] for answer in answers} == {1: "a", 2: "b", "1": "c"}
+    code, rest, _ = harness.end()
+    assert (code, rest) == (0, [])
+    # The new daemon heard the same session, then the handshake, then what had no answer, each once.
+    heard = harness.heard()
+    second = max(at for at, message in enumerate(heard) if message["method"] == "omnid/hello")
+    assert heard[second]["params"]["session"] == heard[0]["params"]["session"]
+    assert heard[second + 1 : second + 3] == [INITIALIZE, INITIALIZED]
+    again = [message["id"] for message in heard[second + 3 :]]
+    assert again == ([1, "1"] if once == "after" else [1, 2, "1"])
+
+
+def test_each_request_is_answered_once_however_often_the_daemon_is_killed(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.initialize()
+    answered: list[Any] = []
+    for number in range(10):
+        harness.send(*(call(f"{number}.{part}", text="x" * 5000, delay_s=part * 0.003) for part in range(5)))
+        time.sleep(number * 0.002)
+        harness.daemons[-1].kill()
+        harness.daemons[-1].wait()
+        harness.start_daemon(wait=False)
+        answered += [harness.receive()["id"] for _ in range(5)]
+    code, rest, _ = harness.end()
+    assert (code, rest) == (0, [])
+    assert sorted(answered) == sorted(f"{number}.{part}" for number in range(10) for part in range(5))
+
+
+def test_what_the_client_did_not_ask_for_is_dropped(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.send(call(1, once="garbage"), call(2, once="twice"))
+    assert {harness.receive()["id"], harness.receive()["id"]} == {1, 2}
+    code, rest, said = harness.end()
+    assert (code, rest) == (0, [])
+    assert said.count("no JSON") == 2
+
+
+def test_an_answer_to_an_earlier_daemon_is_dropped(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.initialize()
+    harness.send(call(1, once="ask"))
+    first = harness.receive()
+    harness.daemons[0].kill()
+    harness.start_daemon()
+    second = harness.receive()
+    assert first["method"] == second["method"] == "elicitation/create"
+    assert first["id"] != second["id"]
+    harness.send({"jsonrpc": "2.0", "id": first["id"], "result": {"text": "late"}})
+    harness.send({"jsonrpc": "2.0", "id": second["id"], "result": {"text": "right"}})
+    assert harness.receive()["result"]["text"] == "right"
+    code, rest, _ = harness.end()
+    assert (code, rest) == (0, [])
+
+
+def test_a_daemon_is_started_for_a_request_only(harness: Harness) -> None:
+    harness.start_relay(TEST_START=f"{FAKE} {harness.path} {harness.directory}")
+    time.sleep(0.3)
+    assert harness.file("pid") == ""
+    harness.initialize()
+    (first,) = harness.file("pid").split()
+    os.kill(int(first), signal.SIGKILL)
+    harness.send(call(1, text="a"))
+    answer = harness.receive()["result"]
+    os.kill(answer["pid"], signal.SIGKILL)
+    assert harness.file("pid").split() == [first, str(answer["pid"])]
+    assert harness.end()[:2] == (0, [])
+
+
+def test_a_daemon_that_stays_away_is_explained(harness: Harness) -> None:
+    harness.start_relay(OMNID_RELAY_AWAY_S="0.3")
+    harness.send(call(1), call(2))
+    errors = [harness.receive()["error"]["data"] for _ in range(2)]
+    assert {error["code"] for error in errors} == {"daemon_down"}
+    assert "did not start: not in this test" in errors[0]["why"]
+    assert "omnictl up" in errors[0]["do"]
+    code, rest, said = harness.end()
+    assert (code, rest) == (0, [])
+    assert said.count("did not start") == 1
+
+
+def test_what_a_daemon_had_and_lost_is_explained_differently(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay(OMNID_RELAY_AWAY_S="0.3")
+    harness.send(call(1, once="die"))
+    assert harness.receive()["error"]["data"]["code"] == "daemon_lost"
+
+
+def test_what_stdin_has_delivered_is_handed_on_before_the_end(harness: Harness) -> None:
+    harness.start_relay()
+    harness.send(call(1, text="a"), json.dumps(call(2, text="b")).encode())
+    assert harness.relay.stdin is not None
+    harness.relay.stdin.close()
+    harness.start_daemon()
+    assert {harness.receive()["id"], harness.receive()["id"]} == {1, 2}
+    assert harness.relay.wait(DEADLINE_S) == 0
+
+
+def test_it_ends_soon_though_an_answer_takes_longer(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.initialize()
+    harness.send(call(1, delay_s=20))
+    begun_s = time.monotonic()
+    assert harness.end()[:2] == (0, [])
+    assert time.monotonic() - begun_s < 10
+
+
+def test_a_daemon_that_is_lost_while_the_relay_ends_gets_everything_again(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.send(call(1, delay_s=0.2, once="die"))
+    assert harness.relay.stdin is not None
+    harness.relay.stdin.close()
+    harness.daemons[0].wait(DEADLINE_S)
+    harness.start_daemon()
+    assert harness.receive()["id"] == 1
+    assert harness.relay.wait(DEADLINE_S) == 0
+
+
+def test_nothing_is_kept_waiting_for_a_subscription(harness: Harness) -> None:
+    harness.start_relay()
+    harness.send({"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": {}})
+    begun_s = time.monotonic()
+    assert harness.end() == (0, [], "")
+    assert time.monotonic() - begun_s < 10
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [({"OMNID_RELAY_AWAY_S": "soon"}, "no number of seconds"), ({"OMNID_SOCKET": "/" + "x" * 200}, "has 201 bytes")],
+)
+def test_what_it_cant_work_with_is_explained(harness: Harness, environ: dict[str, str], said: str) -> None:
+    harness.start_relay(**environ)
+    code, out, err = harness.end()
+    assert (code, out) == (1, [])
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_it_ends_when_nobody_reads(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.initialize()
+    assert harness.relay.stdout is not None
+    harness.relay.stdout.close()
+    harness.send(call(1))
+    assert harness.relay.wait(DEADLINE_S) == 0
+    assert call(1) in harness.heard()
+
+
+def test_a_client_that_only_sends_is_not_kept_in_memory(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    assert harness.relay.stdin is not None
+    os.set_blocking(harness.relay.stdin.fileno(), False)
+    sent = 0
+    idle_since_s = time.monotonic()
+    while time.monotonic() - idle_since_s < 1.0:
+        assert sent < 64 << 20, "it takes everything"
+        try:
+            sent += os.write(harness.relay.stdin.fileno(), b"no json\n" * 4000)
+            idle_since_s = time.monotonic()
+        except BlockingIOError:
+            time.sleep(0.01)
+    resident = subprocess.run(["ps", "-o", "rss=", "-p", str(harness.relay.pid)], capture_output=True, check=True)
+    assert int(resident.stdout) < 32 << 10
+
+
+@pytest.mark.parametrize(
+    ("sent", "number"),
+    [
+        (b"no json\n", wire.PARSE_ERROR),
+        (b"\xff\n", wire.PARSE_ERROR),
+        (b'{"id":1,"method":"x","params":NaN}\n', wire.PARSE_ERROR),
+        (b"[" * 100_000 + b"\n", wire.PARSE_ERROR),
+        (b"[]\n", wire.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":[],"method":"x"}\n', wire.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":true,"method":"x"}\n', wire.INVALID_REQUEST),
+    ],
+)
+def test_what_cant_be_read_is_answered_at_once(sent: bytes, number: int) -> None:
+    session = up()
+    for line in sent.splitlines():
+        session.from_client(line, 0.0)
+    (answer,) = told(session)
+    assert (answer["id"], answer["error"]["code"]) == (None, number)
+    assert session.to_daemon == b""
+
+
+def fresh(away_s: float = 600.0) -> Session:
+    return Session("s", "/s", away_s, lambda text: None, 0.0)
+
+
+def up(session: Session | None = None, **welcome: Any) -> Session:
+    session = session or fresh()
+    session.connected()
+    session.to_daemon.clear()
+    answer(session, "omnid-hello", welcome)
+    return session
+
+
+def client(session: Session, message: dict[str, Any], now_s: float = 0.0) -> None:
+    session.from_client(wire.line(message).strip(), now_s)
+
+
+def answer(session: Session, request_id: Any, result: object) -> None:
+    session.from_daemon(wire.line({"jsonrpc": "2.0", "id": request_id, "result": result}).strip(), 0.0)
+
+
+def taken(buffer: bytearray) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in buffer.splitlines()]
+    buffer.clear()
+    return lines
+
+
+def told(session: Session) -> list[dict[str, Any]]:
+    return taken(session.to_client)
+
+
+def sent(session: Session) -> list[dict[str, Any]]:
+    return taken(session.to_daemon)
+
+
+def test_a_request_that_is_cancelled_before_it_was_sent_never_is() -> None:
+    session = fresh()
+    client(session, call(1))
+    client(session, call(2))
+    client(session, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+    up(session)
+    assert sent(session) == [call(2)]
+
+
+def test_the_cancellation_of_a_request_that_was_sent_is_passed_on() -> None:
+    session = up()
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+    client(session, call(1))
+    client(session, cancelled)
+    assert sent(session) == [call(1), cancelled]
+    answer(session, 1, {})
+    session.lost(1.0)
+    up(session)
+    assert (told(session), sent(session)) == ([], [])
+
+
+@pytest.mark.parametrize("request_id", [[], {}, None, 7, "1"])
+def test_a_cancellation_of_nothing_harms_nothing(request_id: object) -> None:
+    session = up()
+    client(session, call(1))
+    client(session, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}})
+    answer(session, 1, {})
+    assert [message["id"] for message in told(session)] == [1]
+
+
+def test_an_id_in_use_is_not_used_twice() -> None:
+    session = up()
+    client(session, call(1, text="a"))
+    client(session, call(1, text="b"))
+    client(session, call("1", text="c"))
+    assert sent(session) == [call(1, text="a"), call("1", text="c")]
+
+
+def test_subscriptions_are_said_again_and_their_answers_swallowed() -> None:
+    def subscription(request_id: int, method: str, uri: str) -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "id": request_id, "method": f"resources/{method}", "params": {"uri": uri}}
+
+    session = up()
+    kept = subscription(1, "subscribe", "omnid://task/1")
+    for message in (
+        kept,
+        subscription(2, "subscribe", "omnid://task/2"),
+        subscription(3, "unsubscribe", "omnid://task/2"),
+    ):
+        client(session, message)
+        answer(session, message["id"], {})
+    session.lost(1.0)
+    told(session)
+    up(session)
+    assert sent(session) == [kept]
+    answer(session, 1, {})
+    assert told(session) == []
+
+
+def test_an_initialize_without_an_answer_is_sent_as_any_request() -> None:
+    session = up()
+    client(session, INITIALIZE)
+    session.lost(1.0)
+    up(session)
+    assert sent(session) == [INITIALIZE]
+    answer(session, 0, {"ok": 1})
+    assert [message["result"] for message in told(session)] == [{"ok": 1}]
+
+
+def test_nothing_is_sent_before_the_handshake_is_repeated() -> None:
+    session = up()
+    client(session, INITIALIZE)
+    answer(session, 0, {})
+    client(session, INITIALIZED)
+    session.lost(1.0)
+    client(session, call(1), 1.0)
+    told(session)
+    up(session)
+    assert sent(session) == [INITIALIZE]
+    client(session, call(2), 1.0)
+    assert sent(session) == []
+    answer(session, 0, {})
+    assert sent(session) == [INITIALIZED, call(1), call(2)]
+    assert told(session) == []
+
+
+def test_a_line_that_the_daemon_would_not_take_is_refused_here() -> None:
+    session = up(message_bytes_max=100)
+    client(session, call(1, text="x" * 100))
+    (message,) = told(session)
+    assert (message["id"], message["error"]["data"]["code"]) == (1, "message_too_large")
+    assert sent(session) == []
+
+
+def test_a_request_that_brings_each_daemon_down_is_given_up() -> None:
+    session = up()
+    client(session, call(1))
+    for _ in range(relay_session.SENDS_MAX):
+        assert sent(session) == [call(1)]
+        session.lost(1.0)
+        up(session)
+    (message,) = told(session)
+    assert message["error"]["data"]["code"] == "daemon_lost"
+    assert sent(session) == []
+
+
+def test_a_daemon_that_refuses_says_why() -> None:
+    session = fresh(away_s=10.0)
+    client(session, call(1))
+    session.connected()
+    session.from_daemon(wire.error_answer(b"null", Rejected("foreign_user", uid=7)).strip(), 1.0)
+    assert session.phase == "away"
+    assert session.deadline_s() == 10.0
+    session.expire(10.0)
+    (message,) = told(session)
+    assert "user 7 was refused" in message["error"]["message"]
+
+
+def test_a_request_is_given_its_time_from_the_loss_on() -> None:
+    session = up(fresh(away_s=10.0))
+    client(session, call(1), 5.0)
+    assert session.deadline_s() is None
+    session.lost(100.0)
+    assert session.deadline_s() == 110.0
+    session.expire(109.0)
+    assert told(session) == []
+    session.expire(110.0)
+    assert told(session)[0]["error"]["data"]["code"] == "daemon_lost"
+
+
+def test_it_takes_so_many_requests_at_once() -> None:
+    session = fresh()
+    for number in range(relay_session.OPEN_MAX):
+        assert not session.full
+        client(session, call(number))
+    assert session.full
+    up(session)
+    answer(session, 0, {})
+    assert len(session.open) == relay_session.OPEN_MAX - 1
+
+
+@given(st.binary(max_size=16))
+def test_session_ids_are_uuids(random: bytes) -> None:
+    import uuid
+
+    made = uuid.UUID(_session_id(random.ljust(16, b"\xff")))
+    assert (made.version, made.variant) == (4, uuid.RFC_4122)
+
+
+messages = st.one_of(
+    st.builds(call, st.integers(0, 3), text=st.just("x")),
+    st.builds(
+        lambda request_id: {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}},
+        st.integers(0, 3),
+    ),
+)
+steps = st.one_of(messages, st.sampled_from(["lost", "up"]), st.integers(0, 3))
+
+
+@given(st.lists(steps, max_size=60))
+def test_each_request_is_answered_at_most_once_and_none_is_forgotten(trace: list[Any]) -> None:
+    """Requests, cancellations, losses and answers (also unasked ones) in any order."""
+    session = fresh()
+    waiting: set[int] = set()
+    for step in trace:
+        match step:
+            case {"method": "tools/call"}:
+                client(session, step)
+                waiting.add(step["id"])
+            case {"params": {"requestId": request_id}}:
+                client(session, step)
+                waiting.discard(request_id)
+            case "lost":
+                session.lost(0.0)
+            case "up" if session.phase == "away":
+                up(session)
+            case int() if session.phase == "up":
+                expected = [step] if step in waiting else []
+                answer(session, step, {})
+                assert [message["id"] for message in told(session)] == expected
+                waiting.discard(step)
+            case _:
+                pass
+        assert set(session.open) == waiting
+    sent(session)
+    session.lost(0.0)
+    assert {message["id"] for message in sent(up(session))} == waiting

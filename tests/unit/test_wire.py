@@ -1,0 +1,96 @@
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omnid import wire
+from omnid.errors import CATALOGUE, Changed, Fatal, OmnidError, Rejected, Retryable
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    ends = sorted({min(place, len(data)) for place in places} | {0, len(data)})
+    return [data[begin:end] for begin, end in itertools.pairwise(ends)]
+
+
+lines_of_bytes = st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=20)
+
+
+@given(lines=lines_of_bytes, rest=st.binary(max_size=20), places=st.lists(st.integers(0, 500)))
+def test_lines_come_out_whole_however_the_bytes_arrive(lines: list[bytes], rest: bytes, places: list[int]) -> None:
+    rest = rest.replace(b"\n", b"")
+    splitter = wire.LineSplitter(20)
+    data = b"".join(line + b"\n" for line in lines) + rest
+    found = [line for part in cut(data, places) for line in splitter.feed(part)]
+    assert found == [line for line in lines if line.strip()]
+    assert list(splitter.feed(b"x\n" if len(rest) < 20 else b"\n")) == (
+        [rest + b"x"] if len(rest) < 20 else [rest] if rest.strip() else []
+    )
+
+
+@given(before=lines_of_bytes, excess=st.integers(1, 100), ended=st.booleans(), places=st.lists(st.integers(0, 500)))
+def test_a_line_over_the_limit_is_refused_and_those_before_it_are_not(
+    before: list[bytes], excess: int, ended: bool, places: list[int]
+) -> None:
+    splitter = wire.LineSplitter(20)
+    data = b"".join(line + b"\n" for line in before) + b"x" * (20 + excess) + (b"\n" if ended else b"")
+    found: list[bytes] = []
+    with pytest.raises(Rejected) as caught:
+        for part in cut(data, places):
+            found.extend(splitter.feed(part))
+    assert caught.value.code == "message_too_large"
+    assert found == [line for line in before if line.strip()]
+
+
+def test_a_line_of_single_bytes_takes_no_more_than_its_bytes() -> None:
+    splitter = wire.LineSplitter(1 << 20)
+    for _ in range(1 << 16):
+        assert list(splitter.feed(b"x")) == []
+    assert [len(line) for line in splitter.feed(b"\n")] == [1 << 16]
+
+
+@pytest.mark.parametrize("kind", [Rejected, Retryable, Changed, Fatal])
+def test_an_error_crosses_the_wire(kind: type[OmnidError]) -> None:
+    sent = kind("disk_full", detail="ENOSPC", path="/x")
+    message = json.loads(wire.error_answer(b'"a"', sent))
+    assert (message["id"], message["error"]["code"]) == ("a", wire.OMNID_ERROR)
+    received = wire.error_from(message["error"])
+    assert type(received) is kind
+    assert received.as_dict() == sent.as_dict()
+    assert str(received) == str(sent) == message["error"]["message"]
+
+
+def test_codes_of_json_rpc_are_used_where_they_exist() -> None:
+    method = Rejected("unknown_method", method="x", version="1", hint="")
+    assert wire.error_object(method)["code"] == wire.METHOD_NOT_FOUND
+    request = Rejected("bad_request", detail="x", where="it")
+    assert wire.error_object(request)["code"] == wire.INVALID_PARAMS
+    assert wire.error_object(request, wire.PARSE_ERROR)["code"] == wire.PARSE_ERROR
+    assert wire.error_object(Rejected("internal", detail="x"))["code"] == wire.INTERNAL_ERROR
+
+
+def test_sentences_of_a_newer_daemon_are_kept() -> None:
+    data = {"code": "from_the_future", "what": "A.", "why": "B.", "do": "C.", "kind": "retryable"}
+    assert "from_the_future" not in CATALOGUE
+    error = wire.error_from({"code": -32000, "message": "A.", "data": data})
+    assert isinstance(error, Retryable)
+    assert (error.code, str(error)) == ("from_the_future", "A. B. C.")
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_any_error_member_becomes_an_error(member: object) -> None:
+    assert wire.error_from(member).what
+
+
+def test_a_foreign_error_keeps_its_message() -> None:
+    error = wire.error_from({"code": -32601, "message": "Method not found"})
+    assert isinstance(error, Rejected)
+    assert "Method not found" in error.what
+    assert "-32601" in error.what
+
+
+def test_what_json_cant_say_is_not_sent() -> None:
+    assert wire.request(1, "omnid/status", {}) == b'{"jsonrpc":"2.0","id":1,"method":"omnid/status","params":{}}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        wire.line({"x": float("nan")})
