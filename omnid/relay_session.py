@@ -200,10 +200,7 @@ class Session:
         elif method == _CANCELLED:
             request_id = _params(message).get("requestId")
             if isinstance(request_id, int | str) and request_id in self.open:
-                request = self.open[request_id]
-                self._close(request)
-                if not request.sends:
-                    return
+                self._close(self.open[request_id])
         # A daemon that is away misses the other notifications, as MCP allows: a new one starts with what is replayed.
         if self.phase == "up":
             self._pass_on(line + b"\n")

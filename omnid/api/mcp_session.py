@@ -23,6 +23,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from pydantic import ValidationError
 
 from omnid import wire
+from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
 from omnid.api.shapes import Get, TaskView
@@ -40,8 +41,6 @@ TOOLS_TTL_MS = 300_000
 """How long a client may keep the list of tools; it changes only with the program."""
 
 ORIGIN_CHARS_MAX = 100
-AGENT_ORIGIN = "agent"
-"""The origin of agents that don't say who they are."""
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -117,11 +116,11 @@ class ToolServer:
         if isinstance(params, Get) and params.wait_s > PROGRESS_S and "progress_token" in (context.meta or {}):
             return await self._wait(context, caller, params)
         if tool.read_only:
-            return await self._api.call(caller, tool.method, params)
+            return await self._api.call(caller, tool.method.name, params)
         # A mutation that has begun is brought to its end whatever becomes of the client, so that its answer is there
         # when the client asks again.
         with CancelScope(shield=True):
-            return await self._api.call(caller, tool.method, params)
+            return await self._api.call(caller, tool.method.name, params)
         raise AssertionError("nobody cancels this scope")
 
     async def _wait(self, context: Context, caller: Caller, params: Get) -> Struct:
@@ -130,7 +129,7 @@ class ToolServer:
         waited_s = 0.0
         while True:
             part = msgspec.structs.replace(params, wait_s=min(PROGRESS_S, params.wait_s - waited_s))
-            view = await self._api.call(caller, TOOLS["task_get"].method, part)
+            view = await self._api.call(caller, TOOLS["task_get"].method.name, part)
             waited_s = self._clock.monotonic_s() - begun_s
             if not isinstance(view, TaskView) or not view.timed_out or waited_s >= params.wait_s:
                 return view

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec import Struct
 
-from omnid.api import shapes
+from omnid.api.methods import METHODS, Method
+from omnid.api.shapes import TaskView
 from omnid.errors import Rejected
 
 INSTRUCTIONS = (
@@ -26,6 +27,7 @@ OUTPUT_CHARS_MAX = 16_000
 """The longest output (and the longest value, as JSON) that an answer carries: more crowds a model's context."""
 
 ATTEMPTS_MAX = 3
+"""The most attempts that an answer shows: the last ones."""
 
 HIDDEN: Mapping[str, frozenset[str]] = {
     "Submit": frozenset({"origin", "ref", "reply_to"}),
@@ -48,9 +50,7 @@ class Tool(NamedTuple):
     name: str
     title: str
     description: str
-    method: str
-    params: type[Struct]
-    result: type[Struct]
+    method: Method
     read_only: bool
     idempotent: bool = False
     destructive: bool = False
@@ -58,7 +58,7 @@ class Tool(NamedTuple):
 
     def input_schema(self) -> dict[str, Any]:
         """Gives the JSON Schema of the arguments."""
-        schema = _schema(self.params)
+        schema = _schema(self.method.params)
         action = schema["properties"].get("action")
         if action is not None:
             action["enum"] = list(AGENT_ACTIONS)
@@ -66,17 +66,17 @@ class Tool(NamedTuple):
 
     def output_schema(self) -> dict[str, Any]:
         """Gives the JSON Schema of what `shown` makes of a result."""
-        return _schema(self.result)
+        return _schema(self.method.result)
 
     def parse(self, arguments: Mapping[str, Any]) -> Struct:
         """Makes the operation's parameters of a call's arguments; raises Rejected(`bad_request`)."""
         where = f"the arguments of {self.name}"
-        refused = HIDDEN.get(self.params.__name__, frozenset()).intersection(arguments)
+        refused = HIDDEN.get(self.method.params.__name__, frozenset()).intersection(arguments)
         if refused:
             detail = f"Object contains unknown field `{min(refused)}`"
             raise Rejected("bad_request", detail=detail, where=where)
         try:
-            return msgspec.convert(arguments, self.params)
+            return msgspec.convert(arguments, self.method.params)
         except msgspec.ValidationError as error:
             raise Rejected("bad_request", detail=error, where=where) from error
 
@@ -91,9 +91,7 @@ TOOLS: Mapping[str, Tool] = {
             "once it is on disk, before it runs. The same `key` with the same body gives the same task. `after` names "
             "tasks that must succeed first, tasks of one `lane` run one at a time, `check` is a command whose exit 0 "
             "means done. May wait for a person's approval.",
-            "task.submit",
-            shapes.Submit,
-            shapes.Submitted,
+            METHODS["task.submit"],
             read_only=False,
             destructive=True,
             open_world=True,
@@ -104,9 +102,7 @@ TOOLS: Mapping[str, Tool] = {
             "State of a task, why it is so and what comes next, with its last attempts and their output. `wait_s` (at "
             "most 50) waits for its end: `timed_out` says that it goes on, so call again. Long output is cut in its "
             "middle.",
-            "task.get",
-            shapes.Get,
-            shapes.TaskView,
+            METHODS["task.get"],
             read_only=True,
             idempotent=True,
         ),
@@ -116,9 +112,7 @@ TOOLS: Mapping[str, Tool] = {
             "List tasks, newest first: without a filter those that have not ended, then those that have. Filters: "
             "states, labels, executor, origin, lane, since_ms, text (part of the title). `next` is the `cursor` of the "
             "next page.",
-            "task.list",
-            shapes.Search,
-            shapes.Page,
+            METHODS["task.list"],
             read_only=True,
             idempotent=True,
         ),
@@ -127,9 +121,7 @@ TOOLS: Mapping[str, Tool] = {
             "Control a task",
             "Cancel, retry, pause or resume a task, or change its `priority` (-10 to 10). The answer says what happens "
             "next: a running task is cancelled when its attempt has ended.",
-            "task.control",
-            shapes.Control,
-            shapes.Controlled,
+            METHODS["task.control"],
             read_only=False,
             destructive=True,
         ),
@@ -138,9 +130,7 @@ TOOLS: Mapping[str, Tool] = {
             "Status of omnid",
             "How omnid is doing: tasks by state, executors and what they run, gates (shared reasons why tasks wait, "
             "with the time of the next try), and what waits for a person.",
-            "status",
-            shapes.Empty,
-            shapes.Status,
+            METHODS["status"],
             read_only=True,
             idempotent=True,
         ),
@@ -150,7 +140,7 @@ TOOLS: Mapping[str, Tool] = {
 
 def shown(result: Struct) -> dict[str, Any]:
     """Gives what an agent sees of a result: it fits the tool's output schema, and is short."""
-    if isinstance(result, shapes.TaskView):
+    if isinstance(result, TaskView):
         attempts = sorted(result.attempts, key=lambda attempt: attempt.number)[-ATTEMPTS_MAX:]
         # An earlier attempt's output rarely matters once there is a later one; its problem does.
         attempts[:-1] = [msgspec.structs.replace(attempt, output=None, value=None) for attempt in attempts[:-1]]

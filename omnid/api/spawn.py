@@ -185,4 +185,4 @@ def _no_start(state_dir: str, detail: str) -> Retryable:
             said = file.read()[-_TAIL_BYTES_MAX:].decode(errors="replace").strip()
     except OSError:
         said = ""
-    return Retryable("daemon_no_start", detail=detail, path=path, said=said.splitlines()[-1] if said else "nothing")
+    return Retryable("daemon_no_start", detail=detail, path=path, said=" / ".join(said.splitlines()[-3:]) or "nothing")

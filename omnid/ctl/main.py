@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from io import TextIOWrapper
 from typing import Literal, TextIO, cast
 
@@ -115,7 +114,9 @@ def load(name: str) -> Verb:
     if name not in TABLE:
         what = "An option stands after the verb" if name.startswith("-") else f"There is no verb {name}"
         raise Rejected("bad_usage", detail=what + nearest(name, TABLE), verb="VERB", help="help")
-    verb: Verb = import_module(f"omnid.ctl.commands.{TABLE[name][0]}").VERBS[name]
+    # `importlib` would do the same, and bring more with it than all of the verb's module.
+    module = __import__(f"omnid.ctl.commands.{TABLE[name][0]}", fromlist=["VERBS"])
+    verb: Verb = module.VERBS[name]
     return verb
 
 

@@ -115,6 +115,10 @@ class CommandExecutor:
             self._cancelled[attempt_id] = True
         await self._supervised.cancel(attempt_id)
 
+    async def settled(self, attempt_id: str) -> None:
+        """See `Executor.settled`: the control files go, the output stays."""
+        await self._supervised.spool.forget_control_files(attempt_id)
+
     async def aclose(self) -> None:
         """See `Executor.aclose`: there is nothing to let go of, as supervised commands go on by themselves."""
 

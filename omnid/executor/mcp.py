@@ -133,6 +133,9 @@ class McpExecutor:
             attempt.cancelled = True
             attempt.scope.cancel()
 
+    async def settled(self, attempt_id: str) -> None:
+        """See `Executor.settled`: nothing was kept for a recovery."""
+
     async def aclose(self) -> None:
         """See `Executor.aclose`: ends the server, and with it the calls that are open."""
         self._closed = True

@@ -15,8 +15,6 @@ from omnid.executor.spool import CONTROL, LIFE, LOCK
 from omnid.worker import supervisor
 
 SETTLE_S, SETTLE_S_MAX = 0.002, 0.5
-LOOK_S_MAX = 60.0
-"""How long the end of file on `life` is trusted to come."""
 
 
 class Spec(Struct, frozen=True, kw_only=True):
@@ -108,22 +106,21 @@ async def until_free(directory: Path) -> None:
     pause_s = SETTLE_S
     while is_held(directory):
         await _until_life_ends(directory)
-        # A process that ends lets go of its descriptors one after the other, and one that starts makes `life` last.
+        # Who starts has the lock before the writing end of `life`, and who ends may lose the one or the other first.
         await anyio.sleep(pause_s)
         pause_s = min(2 * pause_s, SETTLE_S_MAX)
 
 
 async def _until_life_ends(directory: Path) -> None:
-    """Waits for the end of file on `life`, or until it is time to look at the lock again."""
+    """Waits for the end of file on `life`; a poll doesn't report what came before the open, a read does."""
     try:
         life = os.open(directory / LIFE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        # Looked at once more now that `life` is open, or the end could have come unseen between the two.
-        if is_held(directory):
-            with anyio.move_on_after(LOOK_S_MAX):
-                await anyio.wait_readable(life)
+        os.read(life, 1)
+    except BlockingIOError:
+        await anyio.wait_readable(life)
     finally:
         os.close(life)
 

@@ -23,7 +23,15 @@ class Spool:
 
     def __init__(self, root: Path, limits: Limits) -> None:
         self.root = root.absolute()
-        self.bytes_max = limits.spool_bytes_max
+        self._limits = limits
+
+    @property
+    def bytes_max(self) -> int:
+        """The most that one attempt's output may take."""
+        return self._limits.spool_bytes_max
+
+    def configure(self, limits: Limits) -> None:
+        """Takes over the limits of a changed config; what runs keeps those that it was started with."""
         self._limits = limits
 
     def directory(self, attempt_id: str) -> Path:
@@ -64,6 +72,23 @@ class Spool:
         """Adds up the files of all attempts and servers, those set aside too."""
         return await anyio.to_thread.run_sync(_total_bytes, self.root)
 
+    async def shrink(self, total_bytes_max: int, keep: frozenset[str]) -> list[str]:
+        """Removes the oldest attempts' directories until the rest fits, but none of `keep`; gives those that went."""
+        return await anyio.to_thread.run_sync(self._shrink, total_bytes_max, keep)
+
+    def _shrink(self, total_bytes_max: int, keep: frozenset[str]) -> list[str]:
+        over_bytes = _total_bytes(self.root) - total_bytes_max
+        gone: list[str] = []
+        if over_bytes > 0:
+            for attempt_id in self._attempts():
+                if over_bytes <= 0:
+                    break
+                if attempt_id not in keep:
+                    over_bytes -= _total_bytes(self.directory(attempt_id))
+                    _remove(self.directory(attempt_id))
+                    gone.append(attempt_id)
+        return gone
+
     def _attempts(self) -> list[str]:
         try:
             with os.scandir(self.root) as entries:
@@ -103,7 +128,7 @@ def excerpt(head: bytes, left_out_bytes: int, tail: bytes) -> str:
     if left_out_bytes == 0:
         return printable(head + tail)
     cut = _incomplete_bytes(head)
-    skip = next((n for n, byte in enumerate(tail[:4]) if byte & 0xC0 != 0x80), 0)
+    skip = next((n for n, byte in enumerate(tail[:4]) if byte & 0xC0 != 0x80), min(len(tail), 4))
     missing_bytes = left_out_bytes + cut + skip
     line = f"\n[{missing_bytes} bytes are left out here]\n"
     return printable(head[: len(head) - cut]) + line + printable(tail[skip:])

@@ -1,15 +1,15 @@
 """What the parts of the flow share: the store, the clock, the config in use, the executors, and their bells."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 import anyio
-from structlog.typing import FilteringBoundLogger
 
 from omnid.clock import Clock
 from omnid.config import Config
 from omnid.executor.interface import Executor
+from omnid.log import Logger
 from omnid.store.interface import Store
 
 
@@ -67,10 +67,6 @@ class Spool(Protocol):
         """Removes everything that is left of an attempt."""
         ...
 
-    async def set_aside(self, attempt_id: str) -> None:
-        """Ends an attempt that the journal doesn't know and moves its files away."""
-        ...
-
     async def shrink(self, total_bytes_max: int, keep: frozenset[str]) -> list[str]:
         """Removes the oldest outputs until the rest fits; gives the ids whose output went."""
         ...
@@ -88,10 +84,11 @@ class Context:
         *,
         store: Store,
         clock: Clock,
-        log: FilteringBoundLogger,
+        log: Logger,
         config: Config,
         executors: Mapping[str, Executor],
         spool: Spool,
+        set_aside: Callable[[str], Awaitable[None]],
     ) -> None:
         self.store = store
         self.clock = clock
@@ -99,11 +96,15 @@ class Context:
         self.config = config
         self.executors = executors
         self.spool = spool
+        self.set_aside = set_aside
+        """Ends an attempt that the journal doesn't know, and moves its files away."""
         self.dispatch = Bell()
         self.timer = Bell()
         self.watch = Watch()
         self.running: dict[str, str] = {}
         """Open attempts of this daemon: attempt id -> executor."""
+        self.active: dict[str, Executor] = {}
+        """The executors that work on them; after a reload of the config these may be others than `executors`."""
         self.paused_starts = True
         """True until recovery is done, and again while the daemon stops: nothing starts then."""
 

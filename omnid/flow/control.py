@@ -49,8 +49,7 @@ class Cancelling:
 
     async def end_attempt(self, attempt_id: str) -> None:
         """Asks the executor to end an open attempt; its result comes by the usual way."""
-        name = self._context.running.get(attempt_id)
-        executor = self._context.executors.get(name) if name else None
+        executor = self._context.active.get(attempt_id)
         if executor is not None:
             await executor.cancel(attempt_id)
 

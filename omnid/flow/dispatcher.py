@@ -32,9 +32,9 @@ class Dispatcher:
     async def run(self) -> None:
         """Starts tasks whenever the bell rings; ends when it is cancelled."""
         while True:
-            await self._context.dispatch.wait()
             while await self.start_some():
                 pass
+            await self._context.dispatch.wait()
 
     async def start_some(self) -> bool:
         """Starts what fits now; tells whether there may be more."""

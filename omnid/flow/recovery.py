@@ -34,7 +34,6 @@ class Recovery:
                 after = ord
                 count += 1
                 await self._one(group, task, attempt)
-        await self._tidy_spool()
         return count
 
     async def _one(self, group: TaskGroup, task: Task, attempt: Attempt) -> None:
@@ -57,15 +56,18 @@ class Recovery:
             return command.executor
         return "command" if command.work.argv and "command" in self._context.executors else None
 
-    async def _tidy_spool(self) -> None:
-        """Lets go of the control files of ended attempts, and sets aside attempts that the journal doesn't know."""
+    async def tidy(self) -> None:
+        """Lets go of the control files of ended attempts, and sets aside attempts that the journal doesn't know.
+
+        It goes through the whole spool, so it runs in the background.
+        """
         context = self._context
         for attempt_id in await context.spool.attempts():
             row = await context.store.read(partial(_head, attempt_id=attempt_id))
             try:
                 if row is None:
                     context.log.warning("unknown_attempt_set_aside", attempt=attempt_id)
-                    await context.spool.set_aside(attempt_id)
+                    await context.set_aside(attempt_id)
                 elif row[4] is not None:
                     await context.spool.forget_control_files(attempt_id)
             except (OSError, OmnidError) as error:

@@ -56,6 +56,7 @@ class Runner:
     def begin(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
         """Starts one command in the group, on the executor `name` where that isn't the command's own."""
         executor = self._context.executors[name or command.executor]
+        self._context.active[command.attempt_id] = executor
         log = self._context.log
         group.start_soon(partial(guard, f"attempt {command.name}", self._one, executor, command, log=log))
 
@@ -71,6 +72,7 @@ class Runner:
                 await executor.settled(command.attempt_id)
         finally:
             context.running.pop(command.attempt_id, None)
+            context.active.pop(command.attempt_id, None)
             context.dispatch.ring()
 
     async def _call(self, executor: Executor, command: Command) -> Result:

@@ -79,6 +79,16 @@ class SqliteStore:
             return await anyio.to_thread.run_sync(self._read, fn, limiter=self._reading, abandon_on_cancel=True)
         raise Retryable("store_busy", seconds_s=READ_S_MAX)
 
+    async def first_of_boot(self, boot_id: str) -> bool:
+        """Tells whether the machine was started anew since the last daemon, and remembers that it was."""
+
+        def swap(tx: Tx) -> bool:
+            row = tx.one("meta_one", "boot_id")
+            tx.run("meta_set", "boot_id", boot_id)
+            return row is not None and row[0] != boot_id
+
+        return await self.write(swap)
+
     async def serve(self) -> None:
         """Runs the part of the writer that belongs to the event loop; raises Fatal when the disk failed."""
         await self._writer.serve()

@@ -30,8 +30,17 @@ def parse(text: str) -> dict[str, str]:
 
 @cache
 def queries() -> dict[str, str]:
-    """Gives all named queries, read once."""
-    return parse(files("omnid.store").joinpath("queries.sql").read_text(encoding="utf-8"))
+    """Gives all named queries, read once: those of queries.sql, and five for each logged table."""
+    found = parse(files("omnid.store").joinpath("queries.sql").read_text(encoding="utf-8"))
+    for name, collection in COLLECTIONS.items():
+        columns = ", ".join(columns_of(collection))
+        # The names come from COLLECTIONS alone.
+        found[f"page_{name}"] = f"SELECT {columns} FROM {name} WHERE ord > ?1 ORDER BY ord LIMIT ?2"  # noqa: S608
+        found[f"heads_{name}"] = f"SELECT ord, heads FROM {name} WHERE id = ?1"  # noqa: S608
+        found[f"count_{name}"] = f"SELECT count(*) FROM {name}"  # noqa: S608
+        found[f"check_{name}"] = f"PRAGMA quick_check({name})"
+        found[f"delete_{name}"] = f"DELETE FROM {name} WHERE id = ?1"  # noqa: S608
+    return found
 
 
 @cache
@@ -56,17 +65,3 @@ def columns_of(collection: Collection) -> tuple[str, ...]:
         if field in collection.large:
             names.append(f"{field}_blob")
     return (*names, "heads")
-
-
-@cache
-def table_page_sql(name: str) -> str:
-    """Builds the query that pages through a logged table by `ord`: after ?1, at most ?2 rows."""
-    columns = ", ".join(columns_of(COLLECTIONS[name]))
-    return f"SELECT {columns} FROM {name} WHERE ord > ?1 ORDER BY ord LIMIT ?2"  # noqa: S608 - names from COLLECTIONS.
-
-
-@cache
-def table_row_sql(name: str) -> str:
-    """Builds the query for one row of a logged table by its id."""
-    columns = ", ".join(columns_of(COLLECTIONS[name]))
-    return f"SELECT {columns} FROM {name} WHERE id = ?1"  # noqa: S608 - names from COLLECTIONS.

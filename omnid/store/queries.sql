@@ -20,6 +20,8 @@ task t LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
 
 -- name: meta_all
 SELECT name, value FROM meta
+-- name: meta_one
+SELECT value FROM meta WHERE name = $1
 -- name: meta_set
 INSERT INTO meta (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
 -- name: node_add
@@ -46,20 +48,6 @@ AND NOT EXISTS (SELECT 1 FROM task WHERE work_blob = $1)
 AND NOT EXISTS (SELECT 1 FROM attempt WHERE output_blob = $1)
 AND NOT EXISTS (SELECT 1 FROM attempt WHERE value_blob = $1)
 
--- name: delete_task
-DELETE FROM task WHERE id = $1
--- name: delete_attempt
-DELETE FROM attempt WHERE id = $1
--- name: delete_note
-DELETE FROM note WHERE id = $1
--- name: delete_gate
-DELETE FROM gate WHERE id = $1
--- name: delete_permit
-DELETE FROM permit WHERE id = $1
--- name: delete_answer
-DELETE FROM answer WHERE id = $1
--- name: delete_origin
-DELETE FROM origin WHERE id = $1
 
 -- name: count_by_state
 SELECT state, count(*) FROM task GROUP BY state
@@ -196,18 +184,5 @@ SELECT coalesce(max(seq), 0) FROM change
 SELECT max(seq) FROM change WHERE collection = $1 AND id = $2
 -- name: seq_before
 SELECT seq FROM change WHERE hlc < $1 ORDER BY seq DESC LIMIT 1
-
--- name: heads_task
-SELECT ord, heads FROM task WHERE id = $1
--- name: heads_attempt
-SELECT ord, heads FROM attempt WHERE id = $1
--- name: heads_note
-SELECT ord, heads FROM note WHERE id = $1
--- name: heads_gate
-SELECT ord, heads FROM gate WHERE id = $1
--- name: heads_permit
-SELECT ord, heads FROM permit WHERE id = $1
--- name: heads_answer
-SELECT ord, heads FROM answer WHERE id = $1
--- name: heads_origin
-SELECT ord, heads FROM origin WHERE id = $1
+-- name: quick_check
+PRAGMA quick_check(20)

@@ -1,6 +1,5 @@
 """The log read again: as operations for people, as a database rebuilt from nothing, and compared with the tables."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,10 @@ from omnid.model import Change
 from omnid.store.interface import COLLECTIONS, Reader, Row
 from omnid.store.log import column_values, decode_body, decode_heads, encode_heads
 from omnid.store.migrate import migrate
-from omnid.store.queries import columns_of, insert_sql, queries, table_page_sql, update_sql
-from omnid.store.sqlite import SqliteReader, mapped
+from omnid.store.queries import columns_of, insert_sql, queries, update_sql
+from omnid.store.sqlite import SqliteReader
 
 PAGE_MAX = 1_000
-DIFFERENCES_MAX = 20
 
 
 def change_of(row: Row) -> Change:
@@ -80,17 +78,13 @@ class Replica:
         values = (*columns.values(), encode_heads(after), ord)
         self.connection.execute(update_sql(name, (*columns, "heads")), values)
 
+    def rows(self) -> int:
+        """Counts the rows of all logged tables."""
+        return sum(row[0] for name in COLLECTIONS for row in self.reader.all(f"count_{name}"))
+
     def close(self) -> None:
         """Lets go of the database."""
         self.connection.close()
-
-
-def pages(reader: Reader, until: int) -> Iterator[list[Row]]:
-    """Gives the log up to a seq, page by page, on one connection."""
-    after = 0
-    while rows := reader.all("changes_page", after, until, PAGE_MAX):
-        after = rows[-1][0]
-        yield rows
 
 
 class Difference(NamedTuple):
@@ -101,56 +95,51 @@ class Difference(NamedTuple):
     detail: str
 
 
-def compare(reader: SqliteReader, replica: Replica) -> list[Difference]:
-    """Compares the tables with a replica of the whole log, both as of the reader's transaction; at most 20 rows."""
-    found: list[Difference] = []
-    for name in COLLECTIONS:
-        columns = columns_of(COLLECTIONS[name])
-        for mine, theirs in _paired(reader, replica, name):
-            if mine == theirs:
-                continue
-            row = mine or theirs
-            if row is None:
-                continue
-            if mine is None or theirs is None:
-                detail = "is in the table only" if theirs is None else "is in the log only"
-            else:
-                wrong = [c for c, a, b in zip(columns, mine, theirs, strict=True) if a != b]
-                detail = f"differs in {', '.join(wrong)}"
-            found.append(Difference(name, row[1], detail))
-            if len(found) == DIFFERENCES_MAX:
-                return found
-    return found
+def apply_page(reader: Reader, replica: Replica, until: int) -> bool:
+    """Applies the next page of the log up to a seq; tells whether there may be more."""
+    rows = reader.all("changes_page", replica.seq, until, PAGE_MAX)
+    replica.apply(rows)
+    return len(rows) == PAGE_MAX
 
 
-def _paired(reader: SqliteReader, replica: Replica, name: str) -> Iterator[tuple[Row | None, Row | None]]:
-    """Walks both tables in the order of `ord`; what one of them lacks comes with None."""
-    mine, theirs = _walk(reader.connection, name), _walk(replica.connection, name)
-    a, b = next(mine, None), next(theirs, None)
-    while a is not None or b is not None:
-        if b is None or (a is not None and a[0] < b[0]):
-            yield a, None
-            a = next(mine, None)
-        elif a is None or b[0] < a[0]:
-            yield None, b
-            b = next(theirs, None)
-        else:
-            yield a, b
-            a, b = next(mine, None), next(theirs, None)
+def compare_page(
+    reader: Reader, replica: Replica, name: str, after: int
+) -> tuple[list[Difference], int | None]:
+    """Compares the next page of a table with the replica; gives what differs and where to go on (None: at the end).
+
+    Rows that changed after the replica's last entry, or were forgotten with their history since, are passed over.
+    """
+    mine = reader.all(f"page_{name}", after, PAGE_MAX)
+    theirs = replica.reader.all(f"page_{name}", after, PAGE_MAX)
+    bound = min((rows[-1][0] for rows in (mine, theirs) if len(rows) == PAGE_MAX), default=None)
+    by_ord: dict[int, list[Row | None]] = {}
+    for side, rows in enumerate((mine, theirs)):
+        for row in rows:
+            if bound is None or row[0] <= bound:
+                by_ord.setdefault(row[0], [None, None])[side] = row
+    found = [
+        Difference(name, (a or b or ("", "?"))[1], _detail(name, a, b))
+        for a, b in by_ord.values()
+        if a != b and _is_settled(reader, replica, name, (a or b or ("", ""))[1], in_table=a is not None)
+    ]
+    return found, bound
 
 
-def _walk(connection: apsw.Connection, name: str) -> Iterator[Row]:
-    after = 0
-    sql = table_page_sql(name)
-    while rows := list(connection.execute(sql, (after, PAGE_MAX))):
-        yield from rows
-        after = rows[-1][0]
+def _detail(name: str, mine: Row | None, theirs: Row | None) -> str:
+    if theirs is None or mine is None:
+        return "is in the table only" if theirs is None else "is in the log only"
+    columns = columns_of(COLLECTIONS[name])
+    return "differs in " + ", ".join(c for c, a, b in zip(columns, mine, theirs, strict=True) if a != b)
 
 
-def quick_check(connection: apsw.Connection, path: Path) -> list[str]:
+def _is_settled(reader: Reader, replica: Replica, name: str, id: str, *, in_table: bool) -> bool:
+    """Tells whether the row's last change is one that the replica has seen, so that a difference means something."""
+    row = reader.one("last_change_of", name, id)
+    last = row[0] if row else None
+    return in_table if last is None else last <= replica.seq
+
+
+def quick_check(reader: Reader) -> list[str]:
     """Lets SQLite look for damage; gives what it found."""
-    try:
-        found = [row[0] for row in connection.execute("PRAGMA quick_check(20)")]
-    except apsw.Error as error:
-        raise mapped(error, path) from error
+    found = [row[0] for row in reader.all("quick_check")]
     return [] if found == ["ok"] else found

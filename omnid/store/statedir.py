@@ -4,6 +4,7 @@ import fcntl
 import os
 import stat
 from pathlib import Path
+from typing import Self
 
 from omnid.errors import Rejected
 
@@ -38,6 +39,12 @@ class StateDir:
         except OSError as error:
             os.close(self._fd)
             raise Rejected("state_unwritable", path=path, detail=error.strerror or str(error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Frees the lock."""

@@ -1,5 +1,6 @@
 """The mcp executor for the contract suite: each kind of work is a tool of the fake server."""
 
+import json
 import os
 import sys
 from collections.abc import AsyncGenerator
@@ -46,7 +47,7 @@ class McpHarness:
 
 def argv(**options: Any) -> tuple[str, ...]:
     """Gives the command line of a fake server with these options."""
-    return (sys.executable, "-I", "-S", mcp_server.__file__, mcp_server.json.dumps(options))
+    return (sys.executable, "-I", "-S", mcp_server.__file__, json.dumps(options))
 
 
 @asynccontextmanager

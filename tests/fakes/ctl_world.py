@@ -9,6 +9,7 @@ import msgspec
 
 from omnid import errors
 from omnid.api import shapes
+from omnid.api.methods import METHODS
 from omnid.ctl.context import World
 from omnid.ctl.main import run
 from omnid.model import Problem
@@ -17,26 +18,6 @@ from omnid.states import TERMINAL
 NOW_MS = 1_795_000_000_000
 ID = "0199a1b2-0000-7000-8000-000000000007"
 PROBLEM = Problem("exit_code", "The command ended with exit code 2.", "make: no rule.", "`omnictl logs t7` shows it.")
-
-METHODS: dict[str, tuple[type, type]] = {
-    "task.submit": (shapes.Submit, shapes.Submitted),
-    "task.submit_batch": (shapes.SubmitBatch, shapes.SubmittedBatch),
-    "task.get": (shapes.Get, shapes.TaskView),
-    "task.list": (shapes.Search, shapes.Page),
-    "task.log": (shapes.Log, shapes.LogPart),
-    "task.control": (shapes.Control, shapes.Controlled),
-    "task.why": (shapes.Why, shapes.WhyAnswer),
-    "gate.pause": (shapes.GateControl, shapes.Gates),
-    "gate.resume": (shapes.GateControl, shapes.Gates),
-    "status": (shapes.Empty, shapes.Status),
-    "operations": (shapes.Operations, shapes.OperationsPage),
-    "replay": (shapes.Replay, shapes.Replayed),
-    "doctor": (shapes.Empty, shapes.Doctor),
-    "config.show": (shapes.Empty, shapes.ConfigShown),
-    "config.check": (shapes.Empty, shapes.ConfigChecked),
-    "config.reload": (shapes.Empty, shapes.ConfigChecked),
-    "daemon.stop": (shapes.Stop, shapes.Stopping),
-}
 
 
 def brief(**fields):
@@ -145,16 +126,16 @@ class Daemon:
 
     def call(self, method: str, params: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         name = method.removeprefix("omnid/")
-        params_type, result_type = METHODS[name]
+        method = METHODS[name]
         # As the socket does: through JSON, and nothing that the shape doesn't know.
-        msgspec.json.decode(json.dumps(params).encode(), type=params_type)
+        msgspec.json.decode(json.dumps(params).encode(), type=method.params)
         assert timeout_s > params.get("wait_s", 0)
         self.calls.append((name, params))
         answers = self.script[name]
         answer = answers[0] if len(answers) == 1 else answers.popleft()
         if isinstance(answer, BaseException):
             raise answer
-        assert isinstance(answer, result_type)
+        assert isinstance(answer, method.result)
         if name == "task.get" and answer.task.state not in TERMINAL:
             self.waited_s += params.get("wait_s", 0)
         return json.loads(json.dumps(msgspec.to_builtins(answer)))

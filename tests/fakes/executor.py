@@ -81,6 +81,9 @@ class InProcessExecutor:
         if attempt_id in self._scopes:
             self._scopes[attempt_id].cancel()
 
+    async def settled(self, attempt_id: str) -> None:
+        """Nothing was kept."""
+
     async def aclose(self) -> None:
         for scope in self._scopes.values():
             scope.cancel()

@@ -12,6 +12,7 @@ from msgspec import Struct
 from omnid.api import shapes
 from omnid.api.mcp_server import McpServer
 from omnid.flow.caller import Caller
+from omnid.model import Submitted
 
 WAIT_S = 10.0
 
@@ -56,7 +57,7 @@ def view(*attempts: shapes.AttemptView, timed_out: bool = False) -> shapes.TaskV
 
 
 RESULTS: dict[str, Struct] = {
-    "task.submit": shapes.Submitted(BRIEF.id, BRIEF.name, "idle", True),
+    "task.submit": Submitted(BRIEF.id, BRIEF.name, "idle", True),
     "task.get": view(ATTEMPT),
     "task.list": shapes.Page([BRIEF], None),
     "task.control": shapes.Controlled(BRIEF, "It ends when its attempt has ended."),

@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 OPTIONS: dict[str, Any] = {"start_s": 0, "exit": None, "pages": 1, "era": "old", "ledger": None, "mute": False}
-OPTIONS |= json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
 
 SUM = {
     "type": "object",
@@ -21,8 +20,24 @@ SUM = {
     "additionalProperties": False,
 }
 PLAIN = ("echo", "fail", "notices", "hang", "deaf", "die", "garbage", "garbage_forever", "flood", "endless_line")
-PLAIN += ("twice", "bad_result", "contents", "rpc_error", "refuse", "ask", "ask_forever", "huge", "binary", "slow", "nan")
-SAFE = {"die_reading": {"readOnlyHint": True}, "die_again": {"idempotentHint": True}, "hang_safe": {"readOnlyHint": True}}
+PLAIN += (
+    "twice",
+    "bad_result",
+    "contents",
+    "rpc_error",
+    "refuse",
+    "ask",
+    "ask_forever",
+    "huge",
+    "binary",
+    "slow",
+    "nan",
+)
+SAFE = {
+    "die_reading": {"readOnlyHint": True},
+    "die_again": {"idempotentHint": True},
+    "hang_safe": {"readOnlyHint": True},
+}
 LOCK = threading.Lock()
 
 
@@ -50,7 +65,11 @@ def tools() -> list[dict[str, Any]]:
     anything = {"type": "object"}
     listed = [{"name": name, "inputSchema": anything} for name in PLAIN]
     listed += [{"name": name, "inputSchema": anything, "annotations": hints} for name, hints in SAFE.items()]
-    return [*listed, {"name": "add", "inputSchema": SUM}, {"name": "bad_schema", "inputSchema": {"type": "object", "allOf": 3}}]
+    return [
+        *listed,
+        {"name": "add", "inputSchema": SUM},
+        {"name": "bad_schema", "inputSchema": {"type": "object", "allOf": 3}},
+    ]
 
 
 def tools_page(cursor: str | None) -> dict[str, Any]:
@@ -181,7 +200,9 @@ def do_refuse(request: Any, given: dict[str, Any], token: Any) -> None:
 
 
 def do_ask(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
-    for number, method in enumerate(("ping", "sampling/createMessage", "roots/list", "elicitation/create", "odd/thing")):
+    for number, method in enumerate(
+        ("ping", "sampling/createMessage", "roots/list", "elicitation/create", "odd/thing")
+    ):
         params = {"messages": [], "maxTokens": 1} if method.startswith("sampling") else {}
         if method.startswith("elicitation"):
             params = {"message": "who?", "requestedSchema": {"type": "object", "properties": {}}}
@@ -234,6 +255,7 @@ def answer(message: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    OPTIONS.update(json.loads(sys.argv[1]))
     note({"started": os.getpid()})
     if OPTIONS["exit"] is not None:
         os.write(2, b"no license was found\n")

@@ -123,6 +123,23 @@ def test_an_error_about_the_connection_is_raised_and_ends_it(daemon: Daemon, cli
     assert client.status() == {"ok": True}
 
 
+def test_a_daemon_that_refuses_the_connection_says_why(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, Client(path, timeout_s=10) as client:
+        listener.bind(path)
+        listener.listen()
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(wire.error_answer(b"null", Retryable("too_many_clients", clients_max=1)))
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(Retryable, match="already serves 1"):
+            client.call("omnid/task.submit", {"argv": ["x" * (4 << 20)]})
+        thread.join(10)
+
+
 def test_submit_is_sent_again_with_its_key(daemon: Daemon, client: Client) -> None:
     daemon.scripts = [lost, result({"id": "x"})]
     assert client.submit(argv=["true"]) == {"id": "x"}

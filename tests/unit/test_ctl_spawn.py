@@ -100,7 +100,7 @@ def test_one_that_ends_at_once_is_reported_with_its_last_words(environ):
     assert time.monotonic() - before_s < 20
     assert caught.value.code == "daemon_no_start"
     assert "it ended at once" in caught.value.what
-    assert caught.value.why.endswith("start.log): no, thank you")
+    assert caught.value.why.endswith("start.log): starting / no, thank you")
 
 
 def test_one_that_does_not_answer_is_not_waited_for_longer_than_asked(environ):

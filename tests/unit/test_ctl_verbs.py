@@ -91,6 +91,17 @@ def test_add_sends_the_same_once_more_when_the_daemon_is_lost():
     assert Ran("add", "--", "x", daemon=Daemon(task__submit=lost)).code == 3
 
 
+def test_add_has_succeeded_once_the_task_is_safe_whatever_comes_after():
+    ran = Ran("add", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__why=down()))
+    assert (ran.code, ran.out) == (0, "t7\n")
+    assert ran.err.startswith("It is accepted; what comes next can't be told: No omnid answers")
+
+
+def test_add_checks_everything_before_it_sends_anything():
+    ran = Ran("add", "--wait", "--wait-timeout", "soon", "--", "x")
+    assert (ran.code, ran.calls) == (2, [])
+
+
 def test_add_of_a_file_is_one_batch_with_the_options_as_defaults(tmp_path):
     file = tmp_path / "tasks.jsonl"
     file.write_text('{"argv": ["a"], "cwd": "sub", "key": "k"}\n\n{"argv": ["b"], "priority": 9, "after": ["x"]}\n')
@@ -196,6 +207,9 @@ def test_wait_times_out_and_still_tells_of_all():
 def test_wait_goes_on_over_a_restart_and_gives_up_on_a_daemon_that_stays_away():
     assert Ran("wait", "t7", daemon=Daemon(task__get=[view(), down(), down(), ended()])).code == 0
     assert Ran("wait", "t7", daemon=Daemon(task__get=[view(), down()])).code == 3
+    bounded = Ran("wait", "t7", "--timeout", "55s", daemon=Daemon(task__get=[view(), down()]))
+    assert bounded.code == 3
+    assert len(bounded.calls) < 10
     ran = Ran("wait", "t7", daemon=Daemon(task__get=[down(), ended()]))
     assert (ran.code, len(ran.calls)) == (3, 1)
 
@@ -211,6 +225,9 @@ def test_add_and_wait():
     assert Ran("add", "--wait", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__get=ended())).code == 0
     assert Ran("add", "--wait", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__get=ended("failed"))).code == 1
     daemon = Daemon(task__submit=SUBMITTED, task__get=view())
+    assert Ran("add", "--wait", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__get=ended())).err == (
+        "t7 is accepted.\n"
+    )
     ran = Ran("add", "--wait", "--wait-timeout", "5s", "--", "x", daemon=daemon)
     assert ran.code == 75
     assert "Accepted and not done yet" in ran.err
@@ -351,6 +368,8 @@ def test_logs_up_to_now_and_to_the_end():
     assert [(params.get("attempt"), params["offset_bytes"]) for params in logs] == [(None, 0), (1, 12), (1, 12), (2, 0)]
     one = Ran("logs", "t7", "-f", "--attempt", "1", daemon=Daemon(task__log=shapes.LogPart("x\n", 2, 1, ended=True)))
     assert one.out == "x\n"
+    none = Ran("logs", "t7", daemon=Daemon(task__log=shapes.LogPart("", 0, 0, ended=True)))
+    assert (none.out, none.err) == ("", "t7 has not been started yet; `omnictl why t7` says why.\n")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ async def bench(
 async def fake(anyio_backend: str, tmp_path: Path) -> AsyncGenerator[Bench]:
     async with bench(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Any:
+    made = Fifo(tmp_path / "fifo")
+    yield made
+    made.close()
 
 
 def problem(result: Result) -> tuple[str, str, str]:
@@ -224,7 +232,8 @@ async def test_death_in_mid_call_is_uncertain_unless_it_may_be_repeated(fake: Be
         command = fake.command(tool)
         assert problem(await fake.attempt(command))[:2] == ("failure", "executor_crashed")
         assert await fake.ports.notes(command.attempt_id, "idempotent") == [True]
-    assert len(fake.ledger("started")) == 3
+    assert (await fake.run("echo")).outcome == "success"
+    assert len(fake.ledger("started")) == 4
     assert [line["failures"] for line in fake.log("mcp_ended")] == [1, 2, 3]
 
 
@@ -235,20 +244,21 @@ async def test_the_config_may_declare_all_tools_idempotent(anyio_backend: str, t
         assert await fake.ports.notes(command.attempt_id, "idempotent") == [True]
 
 
-async def test_death_takes_along_only_the_calls_of_that_server(fake: Bench, tmp_path: Path) -> None:
-    outcomes: dict[str, str] = {}
-    async with bench(tmp_path / "other", name="other") as other, anyio.create_task_group() as group:
+async def test_death_takes_along_only_the_calls_of_that_server(fake: Bench, fifo: Fifo, tmp_path: Path) -> None:
+    outcomes: list[str] = []
 
-        async def one(bench: Bench, tool: str, **arguments: Any) -> None:
-            outcomes[tool] = (await bench.run(tool, **arguments)).outcome
+    async def one(bench: Bench, tool: str, **arguments: Any) -> None:
+        outcomes.append((await bench.run(tool, **arguments)).outcome)
 
-        await fake.executor.probe()
+    (tmp_path / "other").mkdir()
+    async with bench(tmp_path / "other", name="other") as other:
         await other.executor.probe()
-        group.start_soon(one, fake, "hang_safe")
-        group.start_soon(one, other, "slow")
-        group.cancel_scope.deadline = anyio.current_time() + WAIT_S
-        other_call = other.command("slow", s=0.5)
-        del outcomes, other_call
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(one, other, "slow", s=1))
+            group.start_soon(partial(one, fake, "hang_safe", fifo=fifo.path))
+            await fifo.line()
+            group.start_soon(one, fake, "die")
+    assert sorted(outcomes) == ["failure", "lost", "success"]
 
 
 async def test_a_timeout_is_passed_on_and_the_server_stays(fake: Bench) -> None:
@@ -264,13 +274,6 @@ async def test_a_stuck_server_is_started_again(fake: Bench, monkeypatch: pytest.
     assert (await fake.run("deaf", timeout_s=0.5)).outcome == "lost"
     assert (await fake.run("echo", text="hi")).output == "hi"
     assert len(fake.ledger("started")) == 2
-
-
-@pytest.fixture
-def fifo(tmp_path: Path) -> Any:
-    made = Fifo(tmp_path / "fifo")
-    yield made
-    made.close()
 
 
 async def test_cancel_is_passed_on(fake: Bench, fifo: Fifo) -> None:

@@ -111,11 +111,11 @@ async def test_every_tool_answers_with_structured_content(mode: str) -> None:
         for name, tool in TOOLS.items():
             answer = await client.call_tool(name, ARGUMENTS[name])
             assert not answer.is_error
-            assert answer.structured_content == shown(RESULTS[tool.method])
+            assert answer.structured_content == shown(RESULTS[tool.method.name])
             assert json.loads(answer.content[0].text) == answer.structured_content
             jsonschema.validate(answer.structured_content, listed[name].output_schema or {})
             caller, method, params = api.calls[-1]
-            assert (method, params) == (tool.method, tool.parse(ARGUMENTS[name]))
+            assert (method, params) == (tool.method.name, tool.parse(ARGUMENTS[name]))
             assert (caller.role, caller.origin, caller.session) == ("agent", "tester", "s1")
             assert caller.request_id is not None
 

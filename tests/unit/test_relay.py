@@ -355,7 +355,7 @@ def fresh(away_s: float = 600.0) -> Session:
 def up(session: Session | None = None, **welcome: Any) -> Session:
     session = session or fresh()
     session.connected()
-    session.to_daemon.clear()
+    assert [message["method"] for message in sent(session)] == ["omnid/hello"]
     answer(session, "omnid-hello", welcome)
     return session
 

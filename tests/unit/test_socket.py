@@ -312,13 +312,13 @@ async def test_answers_pile_up_to_a_limit_only(directory: Path) -> None:
 
 async def test_who_does_not_read_is_not_read_from(directory: Path) -> None:
     async with serving(directory) as serve, serve.client() as client:
-        for _ in range(20):
-            await client.send("omnid/big", {"bytes": 1 << 20})
-        await anyio.wait_all_tasks_blocked()
+        for _ in range(50):
+            await client.send("omnid/big", {"bytes": 50_000})
+            await anyio.wait_all_tasks_blocked()
         taken = len(serve.handler.connections)
-        assert 0 < taken < 20
-        for _ in range(20):
-            assert len((await client.answer())["result"]) == 1 << 20
+        assert 0 < taken < 50
+        for _ in range(50):
+            assert len((await client.answer())["result"]) == 50_000
 
 
 async def test_clients_that_break_off_harm_nobody(directory: Path) -> None:
@@ -409,6 +409,21 @@ async def test_a_stop_lets_the_answers_out_that_are_being_made(directory: Path) 
         serve.handler.release.set()
         assert (await client.answer())["result"] == {}
         assert await client.ended()
+
+
+async def test_a_stop_ends_a_client_that_comes_at_that_moment_too(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(directory) as serve:
+
+        def stop_now(_connection: socket.socket) -> int:
+            serve.server.stop()
+            return os.getuid()
+
+        monkeypatch.setattr(platform, "peer_uid", stop_now)
+        with anyio.fail_after(api_socket.STOP_S / 2):
+            async with serve.client() as client:
+                assert await client.ended()
 
 
 async def test_failing_to_accept_is_survived_and_logged_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ def _add(context: Context) -> int:
     given = context.given
     if given.flag("wait-timeout") and not given.flag("wait"):
         given.misuse("--wait-timeout needs --wait")
+    timeout_s = given.duration_s("wait-timeout")
     source = given.text("file") or (given.arguments[0] if given.arguments else None)
     if given.arguments and given.arguments != ["-"]:
         given.misuse(f"It has no use for {source!r}; what is to run stands after --, as in: omnictl add -- {source}")
@@ -30,7 +31,7 @@ def _add(context: Context) -> int:
             given.misuse("It takes a file of tasks or a command after --, not both")
         added = _add_file(context, source)
     if given.flag("wait"):
-        return _wait(context, added)
+        return _wait(context, added, timeout_s)
     if context.json:
         context.give_json({"tasks": added} if source is not None else added[0])
         return 0
@@ -40,8 +41,11 @@ def _add(context: Context) -> int:
     return 0
 
 
-def _wait(context: Context, added: list[dict[str, Any]]) -> int:
-    waited = wait_for(context, [task["id"] for task in added], context.given.duration_s("wait-timeout"), known=True)
+def _wait(context: Context, added: list[dict[str, Any]], timeout_s: float | None) -> int:
+    if len(added) == 1 and not context.json:
+        # Who breaks the waiting off must know what to ask for later.
+        context.screen.tell(f"{added[0]['name']} is accepted.")
+    waited = wait_for(context, [task["id"] for task in added], timeout_s, known=True)
     code = report(context, waited)
     if code == EXIT_TIMED_OUT:
         context.screen.tell("Accepted and not done yet; `omnictl wait` goes on waiting.")
@@ -57,7 +61,11 @@ def _tell_next(context: Context, added: list[dict[str, Any]]) -> None:
             f"{len(added)} tasks accepted" + (f", {known} of them known by their key." if known else ".")
         )
         return
-    text = context.call("task.why", task=added[0]["id"])["text"]
+    try:
+        text = context.call("task.why", task=added[0]["id"])["text"]
+    except OmnidError as error:
+        # The task is safe: an exit code other than 0 would have it submitted again.
+        text = f"It is accepted; what comes next can't be told: {error.what}"
     before = "" if added[0]["created"] else "Known by its key, nothing was added. "
     context.screen.tell(before + text)
 

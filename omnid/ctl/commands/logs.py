@@ -19,6 +19,9 @@ def _logs(context: Context) -> int:
         elif part["text"]:
             context.screen.output(part["text"])
             last = part["text"]
+        elif part["attempt"] == 0 and not context.given.flag("follow"):
+            task = context.given.arguments[0]
+            context.screen.tell(f"{task} has not been started yet; `omnictl why {task}` says why.")
     if not last.endswith("\n"):
         context.screen.put()
     return 0

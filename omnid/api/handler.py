@@ -1,0 +1,101 @@
+"""What the socket does with a request: decodes its parameters, does the operation, and encodes the result."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+from anyio.streams.memory import MemoryObjectReceiveStream
+from msgspec import Raw
+
+from omnid import __version__
+from omnid.api.mcp_server import McpServer
+from omnid.api.methods import METHODS, Api, Method
+from omnid.api.shapes import Hello, Welcome
+from omnid.api.socket import PREFIX, Connection, Request
+from omnid.clock import is_uuid
+from omnid.errors import Rejected
+from omnid.flow.caller import Caller
+from omnid.model import USER_ORIGIN
+
+T = TypeVar("T")
+
+HELLO = f"{PREFIX}hello"
+AGENT_ORIGIN = "agent"
+
+
+class Operation:
+    """A method with its decoder, made once."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.decode = msgspec.json.Decoder(method.params).decode
+
+
+class SocketHandler:
+    """See `socket.Handler`."""
+
+    def __init__(self, api: Api, mcp: McpServer, *, pid: int, incarnation: int, message_bytes_max: int) -> None:
+        self._api = api
+        self._mcp = mcp
+        self._pid = pid
+        self._incarnation = incarnation
+        self._message_bytes_max = message_bytes_max
+        self._operations = {f"{PREFIX}{name}": Operation(method) for name, method in METHODS.items()}
+        self._hello = msgspec.json.Decoder(Hello).decode
+        self._encode = msgspec.json.Encoder().encode
+
+    def waits(self, request: Request) -> bool:
+        """See `socket.Handler.waits`."""
+        operation = self._operations.get(request.method)
+        return operation is not None and operation.method.waits
+
+    async def call(self, connection: Connection, request: Request) -> bytes:
+        """See `socket.Handler.call`; raises Rejected(`unknown_method`, `bad_request`) and what the operation raises."""
+        operation = self._operations.get(request.method)
+        if operation is None:
+            if request.method == HELLO:
+                return self._welcome(connection, request)
+            raise Rejected("unknown_method", method=request.method, version=__version__, hint="")
+        params = _decoded(operation.decode, request.params, request.method)
+        result = await self._api.call(_caller(connection, request), operation.method.name, params)
+        return self._encode(result)
+
+    async def serve_mcp(
+        self,
+        connection: Connection,
+        lines: MemoryObjectReceiveStream[bytes],
+        send: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """See `socket.Handler.serve_mcp`."""
+        connection.role = "agent"
+        await self._mcp.serve(connection, lines, send)
+
+    def _welcome(self, connection: Connection, request: Request) -> bytes:
+        hello: Hello = _decoded(self._hello, request.params, request.method)
+        if hello.session is not None and not is_uuid(hello.session):
+            raise Rejected("bad_request", detail="session is a UUID", where=request.method)
+        if connection.role == "agent" and hello.role == "person":
+            raise Rejected("not_allowed", method=HELLO, role="agent")
+        connection.role = hello.role
+        connection.origin = hello.origin
+        connection.session = hello.session
+        if hello.role == "agent":
+            connection.tasks.start_soon(self._mcp.preload)
+        return self._encode(Welcome(__version__, self._pid, self._incarnation, self._message_bytes_max))
+
+
+def _caller(connection: Connection, request: Request) -> Caller:
+    origin = connection.origin or (USER_ORIGIN if connection.role == "person" else AGENT_ORIGIN)
+    if connection.session is None:
+        return Caller(connection.role, origin)
+    return Caller(connection.role, origin, connection.session, bytes(request.id).decode(errors="replace"))
+
+
+def _decoded(decode: Callable[[bytes | Raw], T], params: Raw, method: str) -> T:
+    try:
+        return decode(params if bytes(params) else b"{}")
+    except msgspec.ValidationError as error:
+        detail = str(error).replace(" - at `$.", ", at `")
+        raise Rejected("bad_request", detail=detail, where=f"the parameters of {method}") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Rejected("bad_request", detail=str(error), where=f"the parameters of {method}") from error

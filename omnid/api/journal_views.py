@@ -1,0 +1,199 @@
+"""What clients see of the past: output, reasons, the log, the state as it was, and the findings of doctor."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import anyio
+
+from omnid import platform
+from omnid.api.shapes import (
+    Doctor as DoctorAnswer,
+)
+from omnid.api.shapes import (
+    Finding,
+    Log,
+    LogPart,
+    Operation,
+    Operations,
+    OperationsPage,
+    Replay,
+    Replayed,
+    WhyAnswer,
+)
+from omnid.api.views import LAST_ORD, Views
+from omnid.errors import Rejected
+from omnid.flow.caller import Caller, find_task
+from omnid.flow.context import Context
+from omnid.flow.doctor import Doctor
+from omnid.model import Attempt, Change, Problem, Task
+from omnid.store import journal
+from omnid.store.interface import Reader
+from omnid.store.log import HLC_COUNTER_BITS, hlc_wall_ms
+from omnid.store.replay import change_of
+
+LOOK_AGAIN_S = 0.2
+"""How often a log is looked at while somebody follows it: files tell nobody that they grow."""
+FIELD_CHARS_MAX = 2_000
+
+
+class JournalViews:
+    """Builds what clients see of the past."""
+
+    def __init__(self, context: Context, views: Views, doctor: Doctor) -> None:
+        self._context = context
+        self._views = views
+        self._doctor = doctor
+
+    def why(self, reader: Reader, task_id: str) -> WhyAnswer:
+        """Says why the task is where it is; raises Rejected(`unknown_task`)."""
+        task = journal.need_task(reader, task_id)
+        last = _attempt(reader, task, task.attempt)
+        text = self._views.sentence(reader, task, last)
+        return WhyAnswer(task.name, task.state, text, None if last is None else last.route)
+
+    async def log(self, caller: Caller, params: Log) -> LogPart:
+        """Gives a piece of an attempt's output; waits for more where the attempt runs."""
+        store, spool = self._context.store, self._context.spool
+        task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
+        number = params.attempt or task.attempt
+        attempt = await store.read(partial(_attempt, task=task, number=number))
+        if attempt is None:
+            if params.attempt is None:
+                return LogPart("", params.offset_bytes, 0, True)
+            raise Rejected("unknown_task", task=f"attempt {number} of {task.name}", hint="")
+        data = b""
+        with anyio.move_on_after(params.wait_s):
+            while not (data := await spool.read(attempt.id, params.offset_bytes, params.limit_bytes)):
+                attempt = await store.read(partial(_attempt, task=task, number=number)) or attempt
+                if attempt.ended_at_ms is not None or not params.wait_s:
+                    break
+                await anyio.sleep(LOOK_AGAIN_S)
+        if not data and params.offset_bytes == 0 and attempt.output:
+            return LogPart(attempt.output, len(attempt.output.encode()), number, True)
+        return self._part(params, attempt, data)
+
+    def _part(self, params: Log, attempt: Attempt, data: bytes) -> LogPart:
+        ended = attempt.ended_at_ms is not None
+        text, used = decode_piece(data, whole=ended and len(data) < params.limit_bytes)
+        last = ended and len(data) < params.limit_bytes
+        return LogPart(text, params.offset_bytes + used, attempt.number, last)
+
+    async def operations(self, caller: Caller, params: Operations) -> OperationsPage:
+        """Gives a part of the log."""
+        return await self._context.store.read(partial(_operations, caller=caller, params=params))
+
+    async def replay(self, params: Replay) -> Replayed:
+        """Rebuilds the state as it was, in memory, and shows it."""
+        until = params.until_seq
+        if until is None:
+            if params.until_ms is None:
+                detail = "replay needs `until_seq` or `until_ms`"
+                raise Rejected("bad_request", detail=detail, where="the parameters")
+            bound = min((params.until_ms + 1) << HLC_COUNTER_BITS, LAST_ORD)
+            row = await self._context.store.read(lambda reader: reader.one("seq_before", bound))
+            until = row[0] if row else 0
+        replica = await self._doctor.state_at(min(until, LAST_ORD))
+        try:
+            rows = replica.reader.all("tasks_page", LAST_ORD, params.limit)
+            tally = {row[0]: row[1] for row in replica.reader.all("count_by_state")}
+            at_ms = hlc_wall_ms(replica.hlc) if replica.hlc else None
+            return Replayed(replica.seq, at_ms, tally, [self._views.brief(row) for row in rows])
+        finally:
+            replica.close()
+
+    async def examine(self, config_problems: Sequence[Problem]) -> DoctorAnswer:
+        """Does all checks of doctor."""
+        report = await self._doctor.examine()
+        context = self._context
+        free_bytes = platform.free_bytes(context.config.state.dir)
+        findings = [
+            _finding("database", report.damage, "no damage found", "Restore a backup."),
+            _finding(
+                "log",
+                report.differences,
+                f"{report.entries} entries add up to {report.rows} rows",
+                "Keep the database for a report, and restore a backup.",
+            ),
+            _finding(
+                "disk",
+                [] if free_bytes >= context.config.store.free_bytes_min else [f"only {free_bytes} bytes are free"],
+                f"{free_bytes >> 20} MiB are free",
+                "Free some space, or new tasks are refused.",
+            ),
+            _finding("config", [p.what for p in config_problems], "fine", "Correct the config file."),
+            *await self._executors(),
+        ]
+        return DoctorAnswer(all(finding.ok for finding in findings), findings)
+
+    async def _executors(self) -> list[Finding]:
+        down = {gate.subject: gate for gate in self._views.gates() if gate.cause == "executor"}
+        return [
+            _finding(
+                f"executor {name}",
+                [down[name].problem.what if down[name].problem else "it is down"] if name in down else [],
+                "no trouble known",
+                "It is tried again by itself; `omnictl status` says when.",
+            )
+            for name in sorted(self._context.executors)
+        ]
+
+
+def decode_piece(data: bytes, *, whole: bool) -> tuple[str, int]:
+    r"""Decodes a piece of output; gives the text and how many bytes it stands for.
+
+    A character that the piece cuts in two is left for the next one, unless the piece is the `whole` rest. What is no
+    UTF-8 becomes ``\xNN``.
+    """
+    used = len(data)
+    if not whole:
+        for back in range(1, min(4, used) + 1):
+            lead = data[-back]
+            if lead >= 0xC0:
+                need = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+                used -= back if back < need else 0
+                break
+            if lead < 0x80:
+                break
+    if used == 0:
+        used = len(data)
+    return data[:used].decode(errors="backslashreplace"), used
+
+
+def _finding(name: str, wrong: Sequence[str], fine: str, do: str) -> Finding:
+    return Finding(name, not wrong, "; ".join(wrong) or fine, do if wrong else None)
+
+
+def _attempt(reader: Reader, task: Task, number: int) -> Attempt | None:
+    row = reader.one("attempt_by_number", task.id, number)
+    return None if row is None else journal.attempt_of(row)
+
+
+def _operations(reader: Reader, *, caller: Caller, params: Operations) -> OperationsPage:
+    since = params.since
+    if params.since_ms is not None:
+        row = reader.one("seq_before", min(params.since_ms << HLC_COUNTER_BITS, LAST_ORD))
+        since = max(since, row[0] if row else 0)
+    if params.task is None:
+        rows = reader.all("changes_page", since, LAST_ORD, params.limit + 1)
+    else:
+        rows = _of_task(reader, params.task, caller, since, params.limit + 1)
+    found = [_operation(change_of(row)) for row in rows[: params.limit]]
+    return OperationsPage(found, found[-1].seq if len(rows) > params.limit else None)
+
+
+def _of_task(reader: Reader, ref: str, caller: Caller, since: int, limit: int) -> list[Sequence[object]]:
+    task = find_task(reader, ref, caller.origin)
+    rows = reader.all("changes_of", "task", task.id, since, limit)
+    for (attempt_id,) in reader.all("attempt_ids", task.id):
+        rows += reader.all("changes_of", "attempt", attempt_id, since, limit)
+        for (note_id,) in reader.all("note_ids", attempt_id):
+            rows += reader.all("changes_of", "note", note_id, since, limit)
+    return sorted(rows, key=lambda row: row[0])[:limit]
+
+
+def _operation(change: Change) -> Operation:
+    fields = {
+        name: value if not isinstance(value, str) or len(value) <= FIELD_CHARS_MAX else value[:FIELD_CHARS_MAX] + "…"
+        for name, value in change.fields.items()
+    }
+    return Operation(change.seq, hlc_wall_ms(change.hlc), change.collection, change.id, change.kind, fields)

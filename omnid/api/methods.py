@@ -1,0 +1,290 @@
+"""The one table of operations: name, parameters, result, handler, and who may call it.
+
+The socket's methods and the MCP tools come from it; later the HTTP routes do too.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import anyio
+from msgspec import Struct
+
+from omnid import __version__
+from omnid.api import shapes
+from omnid.api.journal_views import JournalViews
+from omnid.api.views import Views
+from omnid.errors import Rejected
+from omnid.flow import control, intake
+from omnid.flow.caller import Caller, find_task
+from omnid.flow.context import Context
+from omnid.flow.control import Cancelling, Effect
+from omnid.flow.diskroom import DiskRoom
+from omnid.flow.doctor import Doctor
+from omnid.flow.gates import Gates
+from omnid.flow.once import once
+from omnid.model import Problem, Submit, Submitted
+from omnid.states import TERMINAL
+from omnid.store.interface import Reader, Tx
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """What the operations ask of the daemon around them."""
+
+    started_at_ms: int
+    pid: int
+
+    def clients(self) -> int:
+        """How many clients are connected."""
+        ...
+
+    def config_rows(self) -> tuple[str, Sequence[tuple[str, Any, str]]]:
+        """Gives the config's path and its (key, value, origin)."""
+        ...
+
+    def config_problems(self) -> list[Problem]:
+        """Gives what is wrong with the config file on disk."""
+        ...
+
+    async def reload(self) -> list[Problem]:
+        """Takes the config file over, whole or (with problems) not at all."""
+        ...
+
+    def config_problem(self) -> Problem | None:
+        """Gives why the last changed config was not taken over, if so."""
+        ...
+
+    def stop(self) -> None:
+        """Makes the daemon end."""
+        ...
+
+
+class Method(NamedTuple):
+    """One operation."""
+
+    name: str
+    params: type[Struct]
+    result: type[Struct]
+    handler: Callable[["Api", Caller, Any], Awaitable[Struct]]
+    roles: frozenset[str]
+    """Who may call it: `person`, `agent`."""
+    waits: bool = False
+    """Whether it may take longer than a write to the store."""
+
+
+class Api:
+    """Carries out the operations; one serves all surfaces."""
+
+    def __init__(self, context: Context, gates: Gates, cancelling: Cancelling, host: Host) -> None:
+        self._context = context
+        self._gates = gates
+        self._cancelling = cancelling
+        self._host = host
+        self._views = Views(context, gates)
+        self._history = JournalViews(context, self._views, Doctor(context))
+        self._room = DiskRoom(context.config.state.dir, context.clock)
+
+    async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
+        """Does one operation; raises OmnidError where it can't, Rejected(`not_allowed`) where the caller may not."""
+        method = METHODS[name]
+        if caller.role not in method.roles:
+            raise Rejected("not_allowed", method=name, role=caller.role)
+        return await method.handler(self, caller, params)
+
+    async def submit(self, caller: Caller, params: Submit) -> Submitted:
+        """Takes one task; returns after it is synced to the disk."""
+        self._room.check(self._context.config.store.free_bytes_min)
+        write = intake.plan(self._context, caller, (params,))
+        return await self._mutate(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
+
+    async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
+        """Takes many tasks, all or none."""
+        self._room.check(self._context.config.store.free_bytes_min)
+        write = intake.plan(self._context, caller, params.tasks)
+        return await self._mutate(
+            caller, "task.submit_batch", params, lambda tx: shapes.SubmittedBatch(write(tx)), shapes.SubmittedBatch
+        )
+
+    async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
+        """Gives a task, after waiting for its end for at most `wait_s`."""
+        store = self._context.store
+        task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
+        timed_out = False
+        if params.wait_s and task.state not in TERMINAL:
+            with anyio.move_on_after(params.wait_s) as scope:
+                await self._ended(task.id)
+            timed_out = scope.cancelled_caught
+        by_id = shapes.Get(task=task.id, output=params.output)
+        return await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
+
+    async def _ended(self, task_id: str) -> None:
+        watch = self._context.watch
+        while True:
+            event = watch.event(task_id)
+            try:
+                task = await self._context.store.read(lambda reader: find_task(reader, task_id, ""))
+                if task.state in TERMINAL:
+                    return
+                await event.wait()
+            finally:
+                watch.forget(task_id, event)
+
+    async def search(self, caller: Caller, params: shapes.Search) -> shapes.Page:
+        """Gives the tasks that fit a filter, newest first."""
+        return await self._context.store.read(partial(self._views.page, params=params))
+
+    async def log(self, caller: Caller, params: shapes.Log) -> shapes.LogPart:
+        """Gives a piece of an attempt's output."""
+        return await self._history.log(caller, params)
+
+    async def control(self, caller: Caller, params: shapes.Control) -> shapes.Controlled:
+        """Does something with a task: cancel, retry, pause, approve, ..."""
+        what = control.Order(
+            params.task,
+            params.action,
+            params.executor,
+            params.assignee,
+            params.priority,
+            params.output,
+            params.always,
+        )
+        act = control.order(self._context, caller, what)
+        effects: list[Effect] = []
+
+        def write(tx: Tx) -> shapes.Controlled:
+            before = self._views.brief_of(tx, find_task(tx, params.task, caller.origin).id)
+            effect = act(tx)
+            effects[:] = [effect]
+            return self._controlled(tx, effect.task_id, before)
+
+        done = await self._mutate(caller, "task.control", params, write, shapes.Controlled)
+        for effect in effects:
+            self._context.watch.tell(effect.touched)
+            if effect.cancel_attempt is not None:
+                await self._cancelling.end_attempt(effect.cancel_attempt)
+            for attempt_id in effect.gone_attempts:
+                await self._context.spool.remove(attempt_id)
+        return done
+
+    def _controlled(self, reader: Reader, task_id: str, before: shapes.TaskBrief) -> shapes.Controlled:
+        if reader.one("brief_by_id", task_id) is None:
+            return shapes.Controlled(before, f"{before.name} was deleted; nothing comes next.")
+        brief = self._views.brief_of(reader, task_id)
+        return shapes.Controlled(brief, self._history.why(reader, task_id).text)
+
+    async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
+        """Says in one sentence why a task is where it is."""
+        store = self._context.store
+        return await store.read(
+            lambda reader: self._history.why(reader, find_task(reader, params.task, caller.origin).id)
+        )
+
+    async def pause(self, caller: Caller, params: shapes.GateControl) -> shapes.Gates:
+        """Keeps an executor's tasks (or all) from starting, until resumed."""
+        if params.executor != "*" and params.executor not in self._context.executors:
+            known = ", ".join(sorted(self._context.executors))
+            raise Rejected("unknown_executor", executor=params.executor, hint="", known=known)
+        await self._gates.pause(params.executor)
+        return shapes.Gates(self._views.gates())
+
+    async def resume(self, caller: Caller, params: shapes.GateControl) -> shapes.Gates:
+        """Lets an executor's tasks (or all) start again."""
+        await self._gates.resume(params.executor)
+        return shapes.Gates(self._views.gates())
+
+    async def status(self, caller: Caller, params: shapes.Empty) -> shapes.Status:
+        """Says how omnid is doing."""
+        context, host = self._context, self._host
+        needs_you, total = await context.store.read(self._views.needs_you)
+        wake_at_ms = await context.store.read(_next_wake)
+        return shapes.Status(
+            version=__version__,
+            pid=host.pid,
+            mode="normal",
+            started_at_ms=host.started_at_ms,
+            now_ms=context.clock.wall_ms(),
+            state_dir=context.config.state.dir,
+            tasks={state: count for state, count in context.store.tally.items() if count},
+            running=len(context.running),
+            slots=context.config.daemon.slots_max,
+            executors=self._views.executors(),
+            gates=self._views.gates(),
+            needs_you=needs_you,
+            needs_you_total=total,
+            next_wake_at_ms=wake_at_ms,
+            clients=host.clients(),
+            config_problem=host.config_problem(),
+        )
+
+    async def operations(self, caller: Caller, params: shapes.Operations) -> shapes.OperationsPage:
+        """Gives a part of the log."""
+        return await self._history.operations(caller, params)
+
+    async def replay(self, caller: Caller, params: shapes.Replay) -> shapes.Replayed:
+        """Shows the state as it was, from the log alone."""
+        return await self._history.replay(params)
+
+    async def doctor(self, caller: Caller, params: shapes.Empty) -> shapes.Doctor:
+        """Checks the journal, the disk, the executors and the config."""
+        return await self._history.examine(self._host.config_problems())
+
+    async def config_show(self, caller: Caller, params: shapes.Empty) -> shapes.ConfigShown:
+        """Gives the config in use."""
+        path, rows = self._host.config_rows()
+        return shapes.ConfigShown(path, [shapes.ConfigRow(*row) for row in rows])
+
+    async def config_check(self, caller: Caller, params: shapes.Empty) -> shapes.ConfigChecked:
+        """Checks the config file on disk."""
+        return shapes.ConfigChecked(self._host.config_rows()[0], self._host.config_problems())
+
+    async def config_reload(self, caller: Caller, params: shapes.Empty) -> shapes.ConfigChecked:
+        """Takes the config file over, whole or not at all."""
+        problems = await self._host.reload()
+        return shapes.ConfigChecked(self._host.config_rows()[0], problems, not problems)
+
+    async def stop(self, caller: Caller, params: shapes.Stop) -> shapes.Stopping:
+        """Makes the daemon end; running commands go on under their supervisors."""
+        self._host.stop()
+        return shapes.Stopping(self._host.pid, len(self._context.running))
+
+    async def _mutate(
+        self, caller: Caller, method: str, params: Struct, fn: Callable[[Tx], T], answer: type[T]
+    ) -> T:
+        """Writes, once per request of a session, and wakes the dispatcher and the timer."""
+        value = await self._context.store.write(once(caller, method, params, fn, answer))
+        self._context.wake()
+        return value
+
+
+def _next_wake(reader: Reader) -> int | None:
+    row = reader.one("next_wake")
+    return row[0] if row else None
+
+
+_PERSON = frozenset({"person"})
+_ALL = frozenset({"person", "agent"})
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method("task.submit", Submit, Submitted, Api.submit, _ALL),
+        Method("task.submit_batch", shapes.SubmitBatch, shapes.SubmittedBatch, Api.submit_batch, _ALL),
+        Method("task.get", shapes.Get, shapes.TaskView, Api.get, _ALL, waits=True),
+        Method("task.list", shapes.Search, shapes.Page, Api.search, _ALL, waits=True),
+        Method("task.log", shapes.Log, shapes.LogPart, Api.log, _ALL, waits=True),
+        Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
+        Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
+        Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
+        Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
+        Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),
+        Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _PERSON, waits=True),
+        Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
+        Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
+        Method("config.show", shapes.Empty, shapes.ConfigShown, Api.config_show, _PERSON),
+        Method("config.check", shapes.Empty, shapes.ConfigChecked, Api.config_check, _PERSON),
+        Method("config.reload", shapes.Empty, shapes.ConfigChecked, Api.config_reload, _PERSON),
+        Method("daemon.stop", shapes.Stop, shapes.Stopping, Api.stop, _PERSON),
+    )
+}

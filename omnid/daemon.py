@@ -1,0 +1,348 @@
+"""Puts the house together: chooses the implementations, opens the root task group, and serves until it is told to end."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from omnid import __version__, config, platform
+from omnid.api.handler import SocketHandler
+from omnid.api.mcp_server import McpServer
+from omnid.api.methods import Api
+from omnid.api.socket import SocketServer
+from omnid.clock import Clock, SystemClock
+from omnid.errors import Fatal, OmnidError, Rejected
+from omnid.executor.command import CommandExecutor
+from omnid.executor.interface import Executor
+from omnid.executor.mcp import McpExecutor
+from omnid.executor.supervised import Supervised
+from omnid.flow.context import Context
+from omnid.flow.control import Cancelling
+from omnid.flow.dispatcher import Dispatcher
+from omnid.flow.gates import Gates
+from omnid.flow.keep import keep
+from omnid.flow.recovery import Recovery
+from omnid.flow.results import Results
+from omnid.flow.retention import Retention
+from omnid.flow.runner import Runner
+from omnid.flow.wakeup import Wakeup
+from omnid.link.embedded import EmbeddedLink
+from omnid.log import Log, Logger
+from omnid.model import Problem
+from omnid.secrets import Secrets
+from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
+from omnid.store.interface import COLLECTIONS
+from omnid.store.statedir import StateDir
+
+EXECUTOR_CLOSE_S = 10.0
+RETIRED_LOOK_S = 1.0
+
+
+class Daemon:
+    """One omnid: everything that lives between a start and a stop."""
+
+    def __init__(
+        self,
+        loaded: config.Loaded,
+        environ: Mapping[str, str],
+        clock: Clock,
+        log: Logger,
+        secrets: Secrets,
+        executors: Mapping[str, Executor],
+    ) -> None:
+        """Opens the store; `executors` are added to those of the config (tests, benchmarks)."""
+        settings = loaded.config
+        self._loaded = loaded
+        self._environ = environ
+        self._clock = clock
+        self._log = log
+        self._secrets = secrets
+        self._given = dict(executors)
+        self._problem: Problem | None = None
+        self._stop = anyio.Event()
+        self.pid = os.getpid()
+        self.started_at_ms = clock.wall_ms()
+        state = Path(settings.state.dir)
+        self._supervised = Supervised(state / "spool", clock, settings.limits, settings.task.kill_grace_s)
+        self.store = SqliteStore(state / DATABASE_NAME, clock, store_settings(settings))
+        self.context = Context(
+            store=self.store,
+            clock=clock,
+            log=log,
+            config=settings,
+            executors=self._given,
+            spool=self._supervised.spool,
+            set_aside=self._supervised.set_aside,
+        )
+        self.gates = Gates(self.context)
+        self._server: SocketServer | None = None
+        self._work: TaskGroup | None = None
+
+    async def serve(self, *, task_status: TaskStatus["Daemon"] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Recovers, then serves until `stop`; `started` once clients can connect. Raises Fatal and Rejected."""
+        try:
+            async with anyio.create_task_group() as root:
+                root.start_soon(self.store.serve)
+                async with anyio.create_task_group() as work:
+                    await self._open(work)
+                    task_status.started(self)
+                    await self._stop.wait()
+                    await self._wind_down()
+                    work.cancel_scope.cancel()
+                with anyio.move_on_after(EXECUTOR_CLOSE_S, shield=True):
+                    for executor in self.context.executors.values():
+                        await executor.aclose()
+                root.cancel_scope.cancel()
+        finally:
+            self.store.close()
+            self._log.info("stopped", pid=self.pid)
+
+    def stop(self) -> None:
+        """See `methods.Host.stop`."""
+        self._stop.set()
+
+    def clients(self) -> int:
+        """See `methods.Host.clients`."""
+        return self._server.clients if self._server else 0
+
+    def config_rows(self) -> tuple[str, Sequence[tuple[str, Any, str]]]:
+        """See `methods.Host.config_rows`."""
+        return self._loaded.path, list(self._loaded.rows())
+
+    def config_problems(self) -> list[Problem]:
+        """See `methods.Host.config_problems`."""
+        return [Problem.of(error) for error in config.check(self._environ, self._loaded.path)]
+
+    def config_problem(self) -> Problem | None:
+        """See `methods.Host.config_problem`."""
+        return self._problem
+
+    async def reload(self) -> list[Problem]:
+        """See `methods.Host.reload`: takes a changed config over whole, or refuses it whole and says why."""
+        problems = self.config_problems()
+        if not problems:
+            try:
+                loaded = config.reload(self._loaded, self._environ)
+            except Rejected as error:
+                problems = [Problem.of(error)]
+            else:
+                await self._take_over(loaded)
+        self._problem = problems[0] if problems else None
+        if self._problem is not None:
+            self._log.warning("config_refused", code=self._problem.code, what=self._problem.what)
+        return problems
+
+    async def _open(self, work: TaskGroup) -> None:
+        """Starts everything in order: recovery before anything new, the socket last."""
+        context = self.context
+        self._work = work
+        context.executors = self._executors(context.config, work, {})
+        await self.gates.load()
+        if await self.store.first_of_boot(platform.boot_id()):
+            work.start_soon(self._kept("check", self._check_database))
+        link = EmbeddedLink()
+        results = Results(context)
+        cancelling = Cancelling(context)
+        runner = Runner(context, self.gates, results, link)
+        recovery = Recovery(context, runner, results)
+        recovered = await recovery.run(work)
+        context.paused_starts = False
+        work.start_soon(self._kept("runner", partial(runner.run, work)))
+        work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, link).run))
+        work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
+        work.start_soon(self._kept("tidy", recovery.tidy))
+        work.start_soon(self._kept("retention", Retention(context).run))
+        await self._listen(work, Api(context, self.gates, cancelling, self))
+        self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
+
+    async def _listen(self, work: TaskGroup, api: Api) -> None:
+        settings = self.context.config.socket
+        mcp = McpServer(api, __version__, self._clock, self._log, requests_max=settings.requests_max)
+        handler = SocketHandler(
+            api,
+            mcp,
+            pid=self.pid,
+            incarnation=self.store.incarnation,
+            message_bytes_max=settings.message_bytes_max,
+        )
+        self._server = SocketServer(settings, self._clock, handler, self._log)
+        self._closed = anyio.Event()
+
+        async def serve(*, task_status: TaskStatus[None]) -> None:
+            try:
+                await server.serve(task_status=task_status)
+            finally:
+                self._closed.set()
+
+        server = self._server
+        await work.start(serve)
+
+    async def _wind_down(self) -> None:
+        """Lets answers out; commands go on under their supervisors."""
+        self.context.paused_starts = True
+        if self._server is not None:
+            self._server.stop()
+            with anyio.move_on_after(self.context.config.daemon.stop_grace_s):
+                await self._closed.wait()
+
+    def _kept(self, name: str, loop: Callable[[], Any]) -> Callable[[], Any]:
+        return partial(keep, name, loop, clock=self._clock, log=self._log)
+
+    @property
+    def _socket_path(self) -> str:
+        return self.context.config.socket.path
+
+    def _executors(
+        self, settings: config.Config, work: TaskGroup, kept: Mapping[str, Executor]
+    ) -> dict[str, Executor]:
+        """Makes the executors of a config; those in `kept` are unchanged and go on."""
+        made: dict[str, Executor] = {}
+        for name, section in settings.executors().items():
+            if name in kept:
+                made[name] = kept[name]
+            elif isinstance(section, config.McpExecutor):
+                made[name] = McpExecutor(
+                    section,
+                    self._supervised,
+                    self._secrets,
+                    self._environ,
+                    tasks=work,
+                    clock=self._clock,
+                    log=self._log,
+                    limits=settings.limits,
+                )
+            else:
+                made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ)
+        return {**made, **self._given}
+
+    async def _take_over(self, loaded: config.Loaded) -> None:
+        context, work = self.context, self._work
+        if work is None:
+            return
+        before, after = context.config.executors(), loaded.config.executors()
+        kept = {name: context.executors[name] for name in before if before[name] == after.get(name)}
+        gone = {name: context.executors[name] for name in before if name not in kept and name not in self._given}
+        executors = self._executors(loaded.config, work, kept)
+        self._supervised.spool.configure(loaded.config.limits)
+        self._loaded = loaded
+        context.config = loaded.config
+        context.executors = executors
+        for executor in gone.values():
+            work.start_soon(self._kept("retire", partial(self._retire, executor)))
+        context.wake()
+        self._log.info("config_taken_over", path=loaded.path)
+
+    async def _retire(self, executor: Executor) -> None:
+        """Closes an executor of an earlier config when its last attempt has ended."""
+        while executor in self.context.active.values():
+            await anyio.sleep(RETIRED_LOOK_S)
+        await executor.aclose()
+
+    async def _check_database(self) -> None:
+        """After a start of the machine: looks for damage in the background, table by table."""
+        for name in (*COLLECTIONS, "change", "blob"):
+            found = await self.store.read(lambda reader, name=name: reader.all(f"check_{name}"))
+            if found != [("ok",)]:
+                self._log.error("database_damaged", table=name, found=[row[0] for row in found][:5])
+        self._log.info("database_checked")
+
+
+def store_settings(settings: config.Config) -> StoreSettings:
+    """Gives the store's settings of a config."""
+    return StoreSettings(
+        group_max=settings.store.group_max,
+        group_s=settings.store.group_ms / 1000,
+        wal_bytes_max=settings.store.wal_bytes_max,
+        fullfsync=sys.platform == "darwin",
+    )
+
+
+async def serve(
+    loaded: config.Loaded,
+    *,
+    environ: Mapping[str, str],
+    clock: Clock,
+    log: Logger,
+    secrets: Secrets,
+    executors: Mapping[str, Executor] | None = None,
+    task_status: TaskStatus[Daemon] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Runs one daemon until its `stop`; raises Rejected where it can't start, and Fatal where it can't go on."""
+    daemon = Daemon(loaded, environ, clock, log, secrets, executors or {})
+    await daemon.serve(task_status=task_status)
+
+
+async def _serve_with_signals(
+    loaded: config.Loaded, environ: Mapping[str, str], clock: Clock, log: Logger, secrets: Secrets
+) -> None:
+    """Serves until SIGTERM, SIGINT or the operation `daemon.stop`; SIGHUP takes a changed config over."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with anyio.create_task_group() as group:
+
+            async def run(*, task_status: TaskStatus[Daemon]) -> None:
+                await serve(
+                    loaded, environ=environ, clock=clock, log=log, secrets=secrets, task_status=task_status
+                )
+                group.cancel_scope.cancel()
+
+            daemon = await group.start(run)
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    await daemon.reload()
+                else:
+                    daemon.stop()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the daemon in the foreground; gives the exit code."""
+    if argv:
+        sys.stderr.write("omnid: `omnid run` takes no arguments; settings are in the config (OMNID_CONFIG)\n")
+        return 2
+    environ = dict(os.environ)
+    clock = SystemClock()
+    try:
+        loaded = config.load(environ)
+        with StateDir(Path(loaded.config.state.dir)):
+            return _run(loaded, environ, clock)
+    except OmnidError as error:
+        return _say(error)
+
+
+def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int:
+    settings = loaded.config
+    secrets = Secrets(environ)
+    log = Log(
+        clock,
+        secrets.redact,
+        level=settings.log.level,
+        path=str(Path(settings.state.dir) / "omnid.log"),
+        bytes_max=settings.log.bytes_max,
+        files_max=settings.log.files_max,
+        stream=sys.stderr if sys.stderr.isatty() else None,
+    )
+    with log:
+        try:
+            anyio.run(partial(_serve_with_signals, loaded, environ, clock, log.logger(), secrets))
+        except* OmnidError as group:
+            error = _first(group)
+            log.logger().error("ended", **error.as_dict())
+            raise error from None
+    return 0
+
+
+def _first(group: BaseExceptionGroup[Any]) -> OmnidError:
+    leaf: BaseException = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return leaf if isinstance(leaf, OmnidError) else Fatal("internal", detail=str(leaf))
+
+
+def _say(error: OmnidError) -> int:
+    sys.stderr.write(f"omnid: {error.what}\n  why: {error.why}\n  do:  {error.do}\n")
+    return 1
