@@ -1,4 +1,4 @@
-"""Puts the house together: chooses the implementations, opens the root task group, and serves until it is told to end."""
+"""Puts the house together: chooses the implementations, opens the root task group, and serves until told to end."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -198,9 +198,7 @@ class Daemon:
     def _socket_path(self) -> str:
         return self.context.config.socket.path
 
-    def _executors(
-        self, settings: config.Config, work: TaskGroup, kept: Mapping[str, Executor]
-    ) -> dict[str, Executor]:
+    def _executors(self, settings: config.Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
         """Makes the executors of a config; those in `kept` are unchanged and go on."""
         made: dict[str, Executor] = {}
         for name, section in settings.executors().items():
@@ -240,7 +238,7 @@ class Daemon:
 
     async def _retire(self, executor: Executor) -> None:
         """Closes an executor of an earlier config when its last attempt has ended."""
-        while executor in self.context.active.values():
+        while executor in self.context.active.values():  # noqa: ASYNC110 - rare, and nobody else waits for it.
             await anyio.sleep(RETIRED_LOOK_S)
         await executor.aclose()
 
@@ -286,9 +284,7 @@ async def _serve_with_signals(
         async with anyio.create_task_group() as group:
 
             async def run(*, task_status: TaskStatus[Daemon]) -> None:
-                await serve(
-                    loaded, environ=environ, clock=clock, log=log, secrets=secrets, task_status=task_status
-                )
+                await serve(loaded, environ=environ, clock=clock, log=log, secrets=secrets, task_status=task_status)
                 group.cancel_scope.cancel()
 
             daemon = await group.start(run)
@@ -329,18 +325,18 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
     with log:
         try:
             anyio.run(partial(_serve_with_signals, loaded, environ, clock, log.logger(), secrets))
-        except* OmnidError as group:
+        except BaseExceptionGroup as group:
             error = _first(group)
-            log.logger().error("ended", **error.as_dict())
+            log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)
             raise error from None
     return 0
 
 
-def _first(group: BaseExceptionGroup[Any]) -> OmnidError:
-    leaf: BaseException = group
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    return leaf if isinstance(leaf, OmnidError) else Fatal("internal", detail=str(leaf))
+def _first(error: BaseException) -> OmnidError:
+    """Gives the error of omnid's in a group; any other is a fault in omnid."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error if isinstance(error, OmnidError) else Fatal("internal", detail=f"{type(error).__name__}: {error}")
 
 
 def _say(error: OmnidError) -> int:

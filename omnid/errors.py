@@ -117,6 +117,11 @@ CATALOGUE: dict[str, Message] = {
         "limits.waiting_tasks_max bounds the disk that waiting tasks take.",
         "Wait until some are done, cancel some, or raise limits.waiting_tasks_max.",
     ),
+    "batch_task": Message(
+        "tasks[{index}]: {what}",
+        "{why}",
+        "{do} Nothing of the batch was taken.",
+    ),
     "duplicate_ref": Message(
         "The name {ref} is given to two tasks of the batch.",
         "`ref` names a task inside its batch, so that others can come after it.",

@@ -54,7 +54,9 @@ class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     priority: Priority = 0
     key: Annotated[str, Meta(min_length=1, max_length=200, description="Idempotency key")] | None = None
     not_before_ms: int | None = None
-    after: Annotated[tuple[str, ...], Meta(description="Tasks that must succeed first; in a batch also `ref` names")] = ()
+    after: Annotated[
+        tuple[str, ...], Meta(description="Tasks that must succeed first; in a batch also `ref` names")
+    ] = ()
     ref: Annotated[str, Meta(min_length=1, max_length=100, description="Name inside a batch")] | None = None
     lane: Annotated[str, Meta(min_length=1, max_length=200, description="Runs one task at a time")] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=30 * 86400, description="Of one attempt")] | None = None

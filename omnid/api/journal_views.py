@@ -20,14 +20,14 @@ from omnid.api.shapes import (
     Replayed,
     WhyAnswer,
 )
-from omnid.api.views import LAST_ORD, Views
+from omnid.api.views import LAST_ORD, Views, by_state
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.doctor import Doctor
 from omnid.model import Attempt, Change, Problem, Task
 from omnid.store import journal
-from omnid.store.interface import Reader
+from omnid.store.interface import Reader, tally_key
 from omnid.store.log import HLC_COUNTER_BITS, hlc_wall_ms
 from omnid.store.replay import change_of
 
@@ -95,7 +95,7 @@ class JournalViews:
         replica = await self._doctor.state_at(min(until, LAST_ORD))
         try:
             rows = replica.reader.all("tasks_page", LAST_ORD, params.limit)
-            tally = {row[0]: row[1] for row in replica.reader.all("count_by_state")}
+            tally = by_state({tally_key(row[0], row[1]): row[2] for row in replica.reader.all("count_by_state")})
             at_ms = hlc_wall_ms(replica.hlc) if replica.hlc else None
             return Replayed(replica.seq, at_ms, tally, [self._views.brief(row) for row in rows])
         finally:
@@ -126,11 +126,12 @@ class JournalViews:
         return DoctorAnswer(all(finding.ok for finding in findings), findings)
 
     async def _executors(self) -> list[Finding]:
-        down = {gate.subject: gate for gate in self._views.gates() if gate.cause == "executor"}
+        gates = [gate for gate in self._views.gates() if gate.cause == "executor"]
+        down = {gate.subject: gate.problem.what if gate.problem else "it is down" for gate in gates}
         return [
             _finding(
                 f"executor {name}",
-                [down[name].problem.what if down[name].problem else "it is down"] if name in down else [],
+                [down[name]] if name in down else [],
                 "no trouble known",
                 "It is tried again by itself; `omnictl status` says when.",
             )

@@ -14,6 +14,7 @@ from msgspec import Struct
 from omnid.api.methods import METHODS, Method
 from omnid.api.shapes import TaskView
 from omnid.errors import Rejected
+from omnid.flow.control import AGENT_ACTIONS
 
 INSTRUCTIONS = (
     "omnid keeps tasks that must not get lost and runs each by the cheapest route that works. task_submit hands one "
@@ -40,9 +41,6 @@ HIDDEN: Mapping[str, frozenset[str]] = {
 }
 """Fields of the structs that an agent neither sets nor sees: they are for people, or the agent knows them."""
 
-AGENT_ACTIONS = ("cancel", "retry", "pause", "resume", "priority")
-"""What an agent is offered of `shapes.Action`; the operation itself refuses it the others."""
-
 
 class Tool(NamedTuple):
     """One tool: the operation it calls, and the hints of the MCP tool annotations."""
@@ -61,7 +59,7 @@ class Tool(NamedTuple):
         schema = _schema(self.method.params)
         action = schema["properties"].get("action")
         if action is not None:
-            action["enum"] = list(AGENT_ACTIONS)
+            action["enum"] = [name for name in action["enum"] if name in AGENT_ACTIONS]
         return schema
 
     def output_schema(self) -> dict[str, Any]:

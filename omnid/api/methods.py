@@ -13,7 +13,7 @@ from msgspec import Struct
 from omnid import __version__
 from omnid.api import shapes
 from omnid.api.journal_views import JournalViews
-from omnid.api.views import Views
+from omnid.api.views import Views, by_reason, by_state
 from omnid.errors import Rejected
 from omnid.flow import control, intake
 from omnid.flow.caller import Caller, find_task
@@ -131,7 +131,7 @@ class Api:
             finally:
                 watch.forget(task_id, event)
 
-    async def search(self, caller: Caller, params: shapes.Search) -> shapes.Page:
+    async def search(self, _caller: Caller, params: shapes.Search) -> shapes.Page:
         """Gives the tasks that fit a filter, newest first."""
         return await self._context.store.read(partial(self._views.page, params=params))
 
@@ -181,7 +181,7 @@ class Api:
             lambda reader: self._history.why(reader, find_task(reader, params.task, caller.origin).id)
         )
 
-    async def pause(self, caller: Caller, params: shapes.GateControl) -> shapes.Gates:
+    async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
         if params.executor != "*" and params.executor not in self._context.executors:
             known = ", ".join(sorted(self._context.executors))
@@ -189,12 +189,12 @@ class Api:
         await self._gates.pause(params.executor)
         return shapes.Gates(self._views.gates())
 
-    async def resume(self, caller: Caller, params: shapes.GateControl) -> shapes.Gates:
+    async def resume(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Lets an executor's tasks (or all) start again."""
         await self._gates.resume(params.executor)
         return shapes.Gates(self._views.gates())
 
-    async def status(self, caller: Caller, params: shapes.Empty) -> shapes.Status:
+    async def status(self, _caller: Caller, _params: shapes.Empty) -> shapes.Status:
         """Says how omnid is doing."""
         context, host = self._context, self._host
         needs_you, total = await context.store.read(self._views.needs_you)
@@ -206,7 +206,8 @@ class Api:
             started_at_ms=host.started_at_ms,
             now_ms=context.clock.wall_ms(),
             state_dir=context.config.state.dir,
-            tasks={state: count for state, count in context.store.tally.items() if count},
+            tasks=by_state(context.store.tally),
+            reasons=by_reason(context.store.tally),
             running=len(context.running),
             slots=context.config.daemon.slots_max,
             executors=self._views.executors(),
@@ -222,36 +223,34 @@ class Api:
         """Gives a part of the log."""
         return await self._history.operations(caller, params)
 
-    async def replay(self, caller: Caller, params: shapes.Replay) -> shapes.Replayed:
+    async def replay(self, _caller: Caller, params: shapes.Replay) -> shapes.Replayed:
         """Shows the state as it was, from the log alone."""
         return await self._history.replay(params)
 
-    async def doctor(self, caller: Caller, params: shapes.Empty) -> shapes.Doctor:
+    async def doctor(self, _caller: Caller, _params: shapes.Empty) -> shapes.Doctor:
         """Checks the journal, the disk, the executors and the config."""
         return await self._history.examine(self._host.config_problems())
 
-    async def config_show(self, caller: Caller, params: shapes.Empty) -> shapes.ConfigShown:
+    async def config_show(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigShown:
         """Gives the config in use."""
         path, rows = self._host.config_rows()
         return shapes.ConfigShown(path, [shapes.ConfigRow(*row) for row in rows])
 
-    async def config_check(self, caller: Caller, params: shapes.Empty) -> shapes.ConfigChecked:
+    async def config_check(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigChecked:
         """Checks the config file on disk."""
         return shapes.ConfigChecked(self._host.config_rows()[0], self._host.config_problems())
 
-    async def config_reload(self, caller: Caller, params: shapes.Empty) -> shapes.ConfigChecked:
+    async def config_reload(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigChecked:
         """Takes the config file over, whole or not at all."""
         problems = await self._host.reload()
         return shapes.ConfigChecked(self._host.config_rows()[0], problems, not problems)
 
-    async def stop(self, caller: Caller, params: shapes.Stop) -> shapes.Stopping:
+    async def stop(self, _caller: Caller, _params: shapes.Stop) -> shapes.Stopping:
         """Makes the daemon end; running commands go on under their supervisors."""
         self._host.stop()
         return shapes.Stopping(self._host.pid, len(self._context.running))
 
-    async def _mutate(
-        self, caller: Caller, method: str, params: Struct, fn: Callable[[Tx], T], answer: type[T]
-    ) -> T:
+    async def _mutate(self, caller: Caller, method: str, params: Struct, fn: Callable[[Tx], T], answer: type[T]) -> T:
         """Writes, once per request of a session, and wakes the dispatcher and the timer."""
         value = await self._context.store.write(once(caller, method, params, fn, answer))
         self._context.wake()

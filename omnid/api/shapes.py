@@ -130,7 +130,7 @@ class Log(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class LogPart(Struct, frozen=True):
-    """A piece of an attempt's output, as text (undecodable bytes as ``\\xNN``)."""
+    r"""A piece of an attempt's output, as text (undecodable bytes as ``\xNN``)."""
 
     text: str
     next_offset_bytes: int
@@ -233,6 +233,8 @@ class Status(Struct, frozen=True):
     state_dir: str
     tasks: dict[str, int]
     """Number of tasks by state."""
+    reasons: dict[str, int]
+    """Number of waiting tasks by reason."""
     running: int
     slots: int
     executors: list[ExecutorView]

@@ -1,5 +1,6 @@
 """What clients see of the journal: tasks in one line, whole tasks, the sentence why, and the state of the daemon."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -44,7 +45,7 @@ class Views:
         origin, number, state = row[1], row[2], row[3]
         reason, wake_at_ms = row[4], row[5]
         if state == "idle":
-            reason, wake_at_ms = self._shared_reason(row[7], bool(row[17]))
+            reason, wake_at_ms = self._shared_reason(row[7], ready=bool(row[17]))
         return TaskBrief(
             id=row[0],
             name=f"t{number}" if origin == USER_ORIGIN else f"{origin}/t{number}",
@@ -65,7 +66,7 @@ class Views:
             problem=journal.problem_of(row[16]),
         )
 
-    def _shared_reason(self, executor: str, ready: bool) -> tuple[str | None, int | None]:
+    def _shared_reason(self, executor: str, *, ready: bool) -> tuple[str | None, int | None]:
         gate = self._gates.of(executor)
         if gate is not None:
             return gate.cause, gate.wake_at_ms
@@ -157,8 +158,8 @@ class Views:
             brief = self.brief(row)
             what = f"wants to run on {brief.executor}"
             found.append(NeedsYou(brief.name, brief.title, what, f"omnictl approve {brief.name} | deny {brief.name}"))
-        row = reader.one("count_waiting_for", "approval")
-        total = (row[0] if row else 0) + self._context.store.tally.get("uncertain", 0)
+        tally = self._context.store.tally
+        total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0)
         return found[:NEEDS_YOU_MAX], total
 
     def executors(self) -> list[ExecutorView]:
@@ -172,6 +173,21 @@ class Views:
     def gates(self) -> list[GateView]:
         """Gives the closed gates."""
         return [gate_view(gate) for gate in self._gates.all()]
+
+
+def by_state(tally: Mapping[str, int]) -> dict[str, int]:
+    """Adds up a tally by state."""
+    counts: dict[str, int] = {}
+    for key, count in tally.items():
+        state = key.partition(":")[0]
+        if count:
+            counts[state] = counts.get(state, 0) + count
+    return counts
+
+
+def by_reason(tally: Mapping[str, int]) -> dict[str, int]:
+    """Gives the waiting tasks of a tally by their reason."""
+    return {key.partition(":")[2]: count for key, count in tally.items() if count and ":" in key}
 
 
 def gate_view(gate: Gate) -> GateView:
@@ -239,5 +255,3 @@ def _fits(row: Row, params: Search) -> bool:
         and (params.text is None or params.text.casefold() in row[6].casefold())
         and (not params.labels or set(params.labels) <= set(journal.labels_of(row[11])))
     )
-
-

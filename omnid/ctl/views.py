@@ -35,7 +35,7 @@ def when(task: Mapping[str, Any], now_ms: int) -> str:
     if task["finished_at_ms"] is not None:
         return times.distance(task["finished_at_ms"], now_ms)
     if task["state"] in RUNNING and task["started_at_ms"] is not None:
-        return f"for {times.span(now_ms - task['started_at_ms'])}"
+        return f"for {times.span((now_ms - task['started_at_ms']) // 1000 * 1000)}"
     if task["wake_at_ms"] is not None and task["wake_at_ms"] > now_ms:
         return times.distance(task["wake_at_ms"], now_ms)
     return times.distance(task["created_at_ms"], now_ms)

@@ -57,7 +57,7 @@ def _wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *
             step_s = _PROGRESS_S if context.screen.progress_shown else _WAIT_S_MAX
             wait_s = max(0.0, step_s if left_s is None else min(step_s, left_s))
             away_s = _AWAY_S_MAX if left_s is None else min(_AWAY_S_MAX, left_s)
-            view = _get(context, name, wait_s, away_s if known else 0.0)
+            view = _get(context, name, wait_s, away_s, known=known)
             known = True
             ended = view["task"]["state"] in TERMINAL
             if ended or (left_s is not None and left_s <= wait_s):
@@ -68,14 +68,16 @@ def _wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *
     return Waited(seen, timed_out)
 
 
-def _get(context: Context, name: str, wait_s: float, away_s: float) -> dict[str, Any]:
-    """Asks for the task, and waits `away_s` for a daemon that isn't there."""
+def _get(context: Context, name: str, wait_s: float, away_s: float, *, known: bool) -> dict[str, Any]:
+    """Asks for the task, and waits at most `away_s` for a daemon that has gone."""
     until_s = context.world.monotonic_s() + away_s
     while True:
         try:
             return context.call("task.get", task=name, wait_s=wait_s, output=False)
         except OmnidError as error:
-            if error.code not in _AWAY_CODES or context.world.monotonic_s() >= until_s:
+            # A connection that broke is proof that there was a daemon.
+            known = known or error.code == "daemon_lost"
+            if not known or error.code not in _AWAY_CODES or context.world.monotonic_s() >= until_s:
                 raise
         context.screen.progress("The daemon is away; waiting for it to come back")
         context.world.sleep_s(_AWAY_RETRY_S)

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,16 +15,15 @@ import msgspec
 
 from omnid import config
 from omnid.errors import Rejected, Retryable
+from omnid.executor.environment import gather, names_for
 from omnid.executor.interface import Found, Ports
 from omnid.executor.records import Exit, How, Spec, describe, signal_name
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.model import Command, Outcome, Problem, Result, Work
-from omnid.secrets import Secrets, is_reference
+from omnid.secrets import Secrets
 from omnid.worker import supervisor
 
-BASE_ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "TZ")
-"""What every command gets of the daemon's environment, together with ``LC_*``."""
 TASK = "OMNID_TASK"
 RESULT_BYTES_MAX = 1 << 20
 """The largest JSON result that is read."""
@@ -162,21 +160,10 @@ class CommandExecutor:
         return work.cwd or self._section.cwd or self._environ.get("HOME") or "/"
 
     def _names(self) -> tuple[str, ...]:
-        languages = (name for name in self._environ if name.startswith("LC_"))
-        return (*BASE_ENVIRONMENT, *languages, *self._section.env, *self._section.env_set)
+        return names_for(self._section, self._environ)
 
     async def _environment(self, names: Iterable[str]) -> dict[str, str]:
-        """Gathers the values of these variables; raises Retryable ``executor_down`` where a secret can't be had."""
-        environment = {name: self._environ[name] for name in names if name in self._environ}
-        if getattr(sys, "frozen", False):
-            # It names the libraries that omnid was packed with, which are not those of other programs.
-            environment.pop("LD_LIBRARY_PATH", None)
-        for name, value in self._section.env_set.items():
-            try:
-                environment[name] = await self._secrets.resolve(value) if is_reference(value) else value
-            except Rejected as error:
-                raise self._down(f"{name} can't be set: {error.what}") from error
-        return environment
+        return await gather(self._section, names, self._environ, self._secrets)
 
     async def _run_probe(self, environment: dict[str, str]) -> None:
         try:

@@ -75,6 +75,7 @@ class McpExecutor:
         self._backoff = Backoff(section.restart_base_s, section.restart_max_s)
         self._next_start_s = 0.0
         self._closed = False
+        self._clearing, self._cleared = anyio.Lock(), False
         self._attempts: dict[str, _Attempt] = {}
 
     def accepts(self, work: Work) -> None:
@@ -119,7 +120,7 @@ class McpExecutor:
 
         Raises Retryable ``executor_down`` where that server doesn't end.
         """
-        await self._supervised.clear_server(self.name)
+        await self._clear_old()
         return Found.LOST if await ports.notes(command.attempt_id, "called") else Found.NEVER_RAN
 
     async def adopt(self, command: Command, ports: Ports) -> Result:  # noqa: ARG002 - there is nothing to wait for.
@@ -299,6 +300,7 @@ class McpExecutor:
         environment = await gather(self._section, names_for(self._section, self._environ), self._environ, self._secrets)
         session_type = await anyio.to_thread.run_sync(_load)
         cwd = self._section.cwd or self._environ.get("HOME") or "/"
+        await self._clear_old()
         server = await self._supervised.start_server(self.name, self._section.argv, cwd, environment)
         try:
             host.session = session = session_type(self.name, server, self._log)
@@ -313,6 +315,13 @@ class McpExecutor:
         finally:
             with anyio.move_on_after(2 * self._supervised.kill_grace_s + STOP_SLACK_S, shield=True):
                 await server.terminate()
+
+    async def _clear_old(self) -> None:
+        """Ends what an earlier daemon left, once: later on, the server that runs is this daemon's own."""
+        async with self._clearing:
+            if not self._cleared:
+                await self._supervised.clear_server(self.name)
+                self._cleared = True
 
     async def _announce(self, host: "_Host", session: "McpSession") -> None:
         await session.started.wait()

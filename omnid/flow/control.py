@@ -13,7 +13,7 @@ from omnid.model import Problem, Task, Work
 from omnid.route.router import choose
 from omnid.states import RUNNING, TERMINAL, advance
 from omnid.store import journal
-from omnid.store.interface import PERMIT, TASK, At, Tx
+from omnid.store.interface import PERMIT, TASK, At, Tx, tally_key
 from omnid.store.log import decode_heads
 
 AGENT_ACTIONS = frozenset({"cancel", "retry", "pause", "resume", "priority"})
@@ -41,6 +41,16 @@ class Effect(NamedTuple):
     gone_attempts: tuple[str, ...] = ()
 
 
+class Case(NamedTuple):
+    """An order with all that its carrying out needs, inside its transaction."""
+
+    tx: Tx
+    context: Context
+    caller: Caller
+    task: Task
+    order: Order
+
+
 class Cancelling:
     """Asks the executors of running attempts to end them."""
 
@@ -58,9 +68,7 @@ class Cancelling:
         task = await self._context.store.read(lambda reader: journal.task_by_id(reader, task_id))
         if task is None or task.state not in RUNNING:
             return
-        row = await self._context.store.read(
-            lambda reader: reader.one("attempt_by_number", task.id, task.attempt)
-        )
+        row = await self._context.store.read(lambda reader: reader.one("attempt_by_number", task.id, task.attempt))
         if row is not None:
             await self.end_attempt(row[1])
 
@@ -77,14 +85,15 @@ def order(context: Context, caller: Caller, what: Order) -> Callable[[Tx], Effec
 
 def _carry_out(tx: Tx, *, context: Context, caller: Caller, what: Order) -> Effect:
     task = find_task(tx, what.ref, caller.origin)
-    return _ACTIONS[what.action](tx, context, caller, task, what)
+    return _ACTIONS[what.action](Case(tx, context, caller, task, what))
 
 
 def _refuse(task: Task, event: str, why: str, remedy: str) -> Rejected:
     return Rejected("not_in_state", task=task.name, state=task.state, event=event, why=why, remedy=remedy)
 
 
-def _cancel(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _cancel(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if task.state in TERMINAL:
         raise _refuse(task, "cancel", "It has ended already.", "`omnictl rm` deletes it")
     if task.state in RUNNING:
@@ -96,7 +105,8 @@ def _cancel(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
 
 
-def _retry(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _retry(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if task.state == "waiting" and task.reason == "backoff":
         settle_wait(tx, journal.edit_task(tx, task, retry_at_ms=None))
         return Effect(task.id, [task.id])
@@ -104,7 +114,7 @@ def _retry(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) ->
         why = "Only a task that failed or was cancelled is run again."
         raise _refuse(task, "retry", why, "`omnictl add` submits a new one")
     approval = task.approval
-    if needs_approval(caller.role, task.executor, context.config) and approval != "granted":
+    if needs_approval(case.caller.role, task.executor, case.context.config) and approval != "granted":
         approval = "needed"
     revived = journal.advance_task(
         tx,
@@ -122,95 +132,102 @@ def _retry(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) ->
     return Effect(task.id, [task.id])
 
 
-def _pause(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _pause(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if task.state not in ("idle", "waiting"):
         raise _refuse(task, "pause", "Only a task that hasn't started can be paused.", "`omnictl cancel` ends it")
     settle_wait(tx, journal.edit_task(tx, task, paused=True))
     return Effect(task.id, [task.id])
 
 
-def _resume(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _resume(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if not task.paused:
         raise _refuse(task, "resume", "It isn't paused.", "`omnictl why` says what it waits for")
     settle_wait(tx, journal.edit_task(tx, task, paused=False))
     return Effect(task.id, [task.id])
 
 
-def _priority(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
-    if what.priority is None:
+def _priority(case: Case) -> Effect:
+    tx, task = case.tx, case.task
+    if case.order.priority is None:
         raise Rejected("bad_request", detail="the action priority needs `priority`", where="the parameters")
     if task.state in TERMINAL:
         raise _refuse(task, "priority", "It has ended already.", "nothing needs to be done")
-    journal.edit_task(tx, task, priority=what.priority)
+    journal.edit_task(tx, task, priority=case.order.priority)
     return Effect(task.id, [task.id])
 
 
-def _finish(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _finish(case: Case) -> Effect:
     """Ends a task by hand as completed: `complete`, and `done` for an uncertain one."""
-    if what.action == "done" and task.state != "uncertain":
+    tx, task = case.tx, case.task
+    if case.order.action == "done" and task.state != "uncertain":
         raise _refuse(task, "done", "Only an uncertain task is resolved.", "`omnictl complete` ends others by hand")
     if task.state in RUNNING:
         raise _refuse(task, "complete", "Its attempt still runs.", "cancel it first, then complete it")
     if task.state == "completed":
         raise _refuse(task, "complete", "It is done already.", "nothing needs to be done")
     tx.run("drop_dependencies_of", task.id)
-    text = what.output or "finished by hand"
+    text = case.order.output or "finished by hand"
     if task.attempt:
         head = tx.one("attempt_by_number", task.id, task.attempt)
         if head is not None:
             journal.add_note(tx, head[1], "finished_by_hand", {"output": text}, notes_max=10_000)
-    journal.advance_task(
-        tx, task, "finish", finished_at_ms=tx.now_ms, reason=None, wake_at_ms=None, problem=None
-    )
+    journal.advance_task(tx, task, "finish", finished_at_ms=tx.now_ms, reason=None, wake_at_ms=None, problem=None)
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
 
 
-def _again(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _again(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if task.state != "uncertain":
         raise _refuse(task, "again", "Only an uncertain task is resolved.", "`omnictl retry` runs others again")
     settle_wait(tx, journal.advance_task(tx, task, "again", problem=None))
     return Effect(task.id, [task.id])
 
 
-def _fail(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _fail(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if task.state != "uncertain":
         raise _refuse(task, "fail", "Only an uncertain task is resolved.", "`omnictl cancel` ends others")
     journal.advance_task(tx, task, "give_up", finished_at_ms=tx.now_ms)
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
 
 
-def _assign(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
-    if what.executor is None and what.assignee is None:
+def _assign(case: Case) -> Effect:
+    tx, task = case.tx, case.task
+    if case.order.executor is None and case.order.assignee is None:
         detail = "the action assign needs `executor` or `assignee`"
         raise Rejected("bad_request", detail=detail, where="the parameters")
-    if what.executor is not None and task.state not in ("idle", "waiting"):
+    if case.order.executor is not None and task.state not in ("idle", "waiting"):
         why = "Only a task that hasn't started can be given to another executor."
         raise _refuse(task, "assign", why, "cancel it, assign it, then retry it")
     fields: dict[str, Any] = {}
-    if what.executor is not None:
-        kinds: Mapping[str, str] = {name: executor.kind for name, executor in context.executors.items()}
-        choice = choose(task.work, what.executor, kinds)
-        context.executors[choice.executor].accepts(task.work)
+    if case.order.executor is not None:
+        kinds: Mapping[str, str] = {name: executor.kind for name, executor in case.context.executors.items()}
+        choice = choose(task.work, case.order.executor, kinds)
+        case.context.executors[choice.executor].accepts(task.work)
         fields["executor"] = choice.executor
-    if what.assignee is not None:
-        fields["assignee"] = what.assignee
+    if case.order.assignee is not None:
+        fields["assignee"] = case.order.assignee
     journal.edit_task(tx, task, **fields)
     return Effect(task.id, [task.id])
 
 
-def _approve(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _approve(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if task.approval != "needed":
         raise _refuse(task, "approve", "It doesn't wait for approval.", "`omnictl why` says what it waits for")
-    if what.always:
+    if case.order.always:
         _permit(tx, task, granted=True)
     settle_wait(tx, journal.edit_task(tx, task, approval="granted"))
     return Effect(task.id, [task.id])
 
 
-def _deny(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _deny(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if task.approval != "needed" or task.state in TERMINAL:
         raise _refuse(task, "deny", "It doesn't wait for approval.", "`omnictl cancel` ends it")
-    if what.always:
+    if case.order.always:
         _permit(tx, task, granted=False)
     denied = journal.edit_task(tx, task, approval="denied")
     give_up(tx, denied, Problem.make("not_approved", detail=f"It asked to run: {_short(task.work)}"))
@@ -239,7 +256,8 @@ def _permit(tx: Tx, task: Task, *, granted: bool) -> None:
     tx.create(PERMIT, id, fields)
 
 
-def _delete(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -> Effect:
+def _delete(case: Case) -> Effect:
+    tx, task = case.tx, case.task
     if task.state in RUNNING:
         raise _refuse(task, "delete", "Its attempt still runs.", "cancel it first, then delete it")
     touched = [task.id]
@@ -256,11 +274,11 @@ def _delete(tx: Tx, context: Context, caller: Caller, task: Task, what: Order) -
     tx.delete(TASK, task.id, At(task.ord, task.heads))
     for (digest,) in blobs:
         tx.run("drop_blob", digest)
-    tx.moved(task.state, None)
+    tx.moved(tally_key(task.state, task.reason), None)
     return Effect(task.id, touched, None, tuple(attempts))
 
 
-_ACTIONS: dict[str, Callable[[Tx, Context, Caller, Task, Order], Effect]] = {
+_ACTIONS: dict[str, Callable[[Case], Effect]] = {
     "cancel": _cancel,
     "retry": _retry,
     "pause": _pause,

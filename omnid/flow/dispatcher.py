@@ -25,9 +25,7 @@ class Dispatcher:
     def loads(self) -> dict[str, Load]:
         """Gives what each executor does now and may do at most."""
         running = self._context.running_by_executor()
-        return {
-            name: Load(running[name], executor.concurrency) for name, executor in self._context.executors.items()
-        }
+        return {name: Load(running[name], executor.concurrency) for name, executor in self._context.executors.items()}
 
     async def run(self) -> None:
         """Starts tasks whenever the bell rings; ends when it is cancelled."""
@@ -88,8 +86,8 @@ def claim(
             continue
         attempt_id = clock.uuid()
         safe = idempotent[task.executor]
-        task = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route={"executor": task.executor})
-        commands.append(command_of(task, attempt_id, config, idempotent=safe))
+        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route={"executor": task.executor})
+        commands.append(command_of(started, attempt_id, config, idempotent=safe))
     return commands
 
 

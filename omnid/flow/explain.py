@@ -130,6 +130,5 @@ def _ended(task: Task, facts: Situation) -> str:
         return f"{task.name} was completed{when} by {facts.last.executor}{tries}; nothing comes next."
     cause = f": {_inside(task.problem.what)}" if task.problem else ""
     tries = f" after {task.attempt} attempts" if task.attempt > 1 else ""
-    return f"{task.name} {'failed' if task.state == 'failed' else 'was cancelled'}{when}{tries}{cause}; " + (
-        f"nothing comes next unless `omnictl retry {task.name}`."
-    )
+    end = "failed" if task.state == "failed" else "was cancelled"
+    return f"{task.name} {end}{when}{tries}{cause}; nothing comes next unless `omnictl retry {task.name}`."

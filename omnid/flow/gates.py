@@ -58,9 +58,7 @@ class Gates:
         if known is None:
             context.log.warning("executor_down", executor=executor, **error.as_dict())
         problem = Problem.of(error)
-        await self._close(
-            Gate(f"executor:{executor}", "executor", executor, since_ms, wake_at_ms, problem, failures)
-        )
+        await self._close(Gate(f"executor:{executor}", "executor", executor, since_ms, wake_at_ms, problem, failures))
 
     async def probe_due(self) -> None:
         """Probes the executors whose gates are due, side by side; opens those that are well again."""

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from omnid.config import Config, Limits
 from omnid.errors import Rejected, Retryable
-from omnid.executor.interface import Executor
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.model import USER_ORIGIN, Submit, Submitted, Task, Work
@@ -18,6 +17,8 @@ from omnid.route.router import choose
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
 from omnid.store.interface import Tx
+
+T = TypeVar("T")
 
 TITLE_CHARS_MAX = 200
 
@@ -55,7 +56,10 @@ def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[
     _check_refs(asked)
     now_ms = context.clock.wall_ms()
     kinds = {name: executor.kind for name, executor in context.executors.items()}
-    drafts = [_draft(context, caller, params, kinds, now_ms) for params in asked]
+    drafts = [
+        _of_batch(index, len(asked), partial(_draft, context, caller, params, kinds, now_ms))
+        for index, params in enumerate(asked)
+    ]
     return partial(
         _write, drafts=drafts, caller=caller, limit=config.limits.waiting_tasks_max, tally=context.store.tally
     )
@@ -137,7 +141,20 @@ def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, limit: int, tally: Ma
     _check_room(len(drafts), limit, tally)
     refs = {draft.params.ref: draft.id for draft in drafts if draft.params.ref is not None}
     numbers: dict[str, int] = {}
-    return [_write_one(tx, draft, caller, refs, numbers) for draft in drafts]
+    return [
+        _of_batch(index, len(drafts), partial(_write_one, tx, draft, caller, refs, numbers))
+        for index, draft in enumerate(drafts)
+    ]
+
+
+def _of_batch(index: int, count: int, step: Callable[[], T]) -> T:
+    """Does a step for one task; what is wrong with it says which task of a batch it is."""
+    if count == 1:
+        return step()
+    try:
+        return step()
+    except Rejected as error:
+        raise Rejected("batch_task", index=index, what=error.what, why=error.why, do=error.do) from error
 
 
 def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:

@@ -20,8 +20,7 @@ async def keep(name: str, loop: Callable[[], Awaitable[None]], *, clock: Clock, 
     count = FailureCount()
     while True:
         try:
-            await loop()
-            return
+            return await loop()
         except Fatal:
             raise
         except Retryable as error:

@@ -43,20 +43,19 @@ def judge(
         return Verdict("cancel", task.failures, problem=result.problem)
     if task.deadline_ms is not None and task.deadline_ms <= now_ms and result.outcome != "lost":
         return Verdict("fail", task.failures, problem=Problem.make("deadline_passed"))
-    match result.outcome:
-        case "unstarted":
-            return Verdict("again", task.failures, UNSTARTED_WAIT_S, result.problem)
-        case "lost" if not idempotent:
-            return Verdict("lose", task.failures, problem=result.problem)
-        case "lost":
-            return Verdict("again", task.failures, problem=result.problem)
-        case "rejected" | "cancelled":
-            return Verdict("fail", task.failures + 1, problem=result.problem)
-        case _:
-            failures = task.failures + 1
-            if failures >= attempts_max:
-                return Verdict("fail", failures, problem=result.problem)
-            return Verdict("again", failures, backoff.delay_s(failures, chance), result.problem)
+    if result.outcome in ("unstarted", "lost"):
+        return _without_result(task, result, idempotent=idempotent)
+    failures = task.failures + 1
+    if result.outcome in ("rejected", "cancelled") or failures >= attempts_max:
+        return Verdict("fail", failures, problem=result.problem)
+    return Verdict("again", failures, backoff.delay_s(failures, chance), result.problem)
+
+
+def _without_result(task: Task, result: Result, *, idempotent: bool) -> Verdict:
+    """Decides about an attempt that never began, or of which nobody knows how far it came (promise 3)."""
+    if result.outcome == "unstarted":
+        return Verdict("again", task.failures, UNSTARTED_WAIT_S, result.problem)
+    return Verdict("again" if idempotent else "lose", task.failures, problem=result.problem)
 
 
 class Results:

@@ -48,7 +48,9 @@ class Retention:
             if tasks < settings.batch:
                 break
             await anyio.sleep(PAUSE_S)
-        while await context.store.write(partial(forget_old, now_ms=context.clock.wall_ms(), batch=settings.batch)):
+        while True:
+            if not await context.store.write(partial(forget_old, now_ms=context.clock.wall_ms(), batch=settings.batch)):
+                break
             await anyio.sleep(PAUSE_S)
         keep = frozenset(context.running)
         dropped = await context.spool.shrink(context.config.limits.spool_total_bytes_max, keep)

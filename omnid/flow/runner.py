@@ -1,6 +1,5 @@
 """Takes commands from a link, calls their executors, and hands the results on. One task per attempt, guarded."""
 
-from functools import partial
 from typing import Any
 
 import anyio
@@ -29,9 +28,7 @@ class JournalPorts:
 
     async def note(self, attempt_id: str, kind: str, body: Any) -> None:
         """See `Ports.note`."""
-        await self._context.store.write(
-            lambda tx: journal.add_note(tx, attempt_id, kind, body, notes_max=NOTES_MAX)
-        )
+        await self._context.store.write(lambda tx: journal.add_note(tx, attempt_id, kind, body, notes_max=NOTES_MAX))
 
     async def notes(self, attempt_id: str, kind: str) -> list[Any]:
         """See `Ports.notes`."""
@@ -57,8 +54,10 @@ class Runner:
         """Starts one command in the group, on the executor `name` where that isn't the command's own."""
         executor = self._context.executors[name or command.executor]
         self._context.active[command.attempt_id] = executor
-        log = self._context.log
-        group.start_soon(partial(guard, f"attempt {command.name}", self._one, executor, command, log=log))
+        group.start_soon(self._guarded, executor, command)
+
+    async def _guarded(self, executor: Executor, command: Command) -> None:
+        await guard(f"attempt {command.name}", self._one, executor, command, log=self._context.log)
 
     async def _one(self, executor: Executor, command: Command) -> None:
         """Brings one attempt to its result; the result is settled even when the executor is at fault."""

@@ -73,7 +73,7 @@ class Wakeup:
 def _next_times(reader: Reader, *, now_ms: int) -> tuple[int | None, int | None]:
     wake = reader.one("next_wake")
     deadline = reader.one("next_deadline", now_ms)
-    return (wake and wake[0], deadline and deadline[0])
+    return (wake[0] if wake else None, deadline[0] if deadline else None)
 
 
 def _anything_due(reader: Reader, *, now_ms: int) -> bool:

@@ -11,7 +11,7 @@ import apsw
 
 from omnid.clock import Clock
 from omnid.errors import Retryable
-from omnid.store.interface import Reader, Tx
+from omnid.store.interface import Reader, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
 from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, mapped, open_connection
@@ -51,7 +51,8 @@ class SqliteStore:
             position, self.node = _start(self._connection, clock)
             self.incarnation = position.incarnation
             unit = SqliteUnit(self._connection, path, position, clock)
-            unit.tally.update(dict(self._connection.execute(queries()["count_by_state"])))
+            for state, reason, count in self._connection.execute(queries()["count_by_state"]):
+                unit.tally[tally_key(state, reason)] = count
         except apsw.Error as error:
             self._connection.close()
             raise mapped(error, path) from error
@@ -115,15 +116,20 @@ class SqliteStore:
 
 def _start(connection: apsw.Connection, clock: Clock) -> tuple[LogClock, str]:
     """Reads where the log stands and takes the next incarnation."""
-    texts = queries()
     with connection:
-        meta: dict[str, str] = dict(connection.execute(texts["meta_all"]))
-        node = meta.get("node") or clock.uuid()
-        incarnation = int(meta.get("incarnation", "0")) + 1
-        for name, value in (("node", node), ("incarnation", str(incarnation))):
-            connection.execute(texts["meta_set"], (name, value))
-        connection.execute(texts["node_add"], (1, node))
-        seq, hlc = next(iter(connection.execute(texts["log_end"])))
+        return _take_incarnation(connection, clock)
+    raise AssertionError("APSW's context manager hides no exception")
+
+
+def _take_incarnation(connection: apsw.Connection, clock: Clock) -> tuple[LogClock, str]:
+    texts = queries()
+    meta: dict[str, str] = dict(connection.execute(texts["meta_all"]))
+    node = meta.get("node") or clock.uuid()
+    incarnation = int(meta.get("incarnation", "0")) + 1
+    for name, value in (("node", node), ("incarnation", str(incarnation))):
+        connection.execute(texts["meta_set"], (name, value))
+    connection.execute(texts["node_add"], (1, node))
+    seq, hlc = next(iter(connection.execute(texts["log_end"])))
     seq = max(seq or 0, int(meta.get("seq_floor", "0")))
     hlc = max(hlc or 0, int(meta.get("hlc_floor", "0")))
     return LogClock(seq, hlc, 1, incarnation), node

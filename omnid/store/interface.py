@@ -1,4 +1,4 @@
-"""What the rest of omnid knows of the store: transactions that are functions, and rows that are logged as they change."""
+"""What the rest of omnid knows of the store: transactions are functions, and rows are logged as they change."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -32,6 +32,7 @@ class At(NamedTuple):
 
     ord: int
     heads: Mapping[str, int]
+
 
 TASK = Collection(
     "task",
@@ -101,6 +102,11 @@ ORIGIN = Collection("origin", ("number_floor",))
 COLLECTIONS: Mapping[str, Collection] = {c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN)}
 
 
+def tally_key(state: str, reason: str | None) -> str:
+    """Gives what a task is counted under: its state, and for a waiting one its reason (``waiting:backoff``)."""
+    return f"{state}:{reason}" if state == "waiting" else state
+
+
 class Reader(Protocol):
     """Named queries (see queries.sql) against one consistent state."""
 
@@ -159,7 +165,7 @@ class Tx(Reader, Protocol):
         ...
 
     def moved(self, before: str | None, after: str | None) -> None:
-        """Counts a task that went from one state to another (None: not there) into `Store.tally` on commit."""
+        """Counts a task that went from one `tally_key` to another (None: not there) into `Store.tally` on commit."""
         ...
 
 
@@ -167,7 +173,7 @@ class Store(Protocol):
     """Durable, ordered, and the only one that writes."""
 
     tally: dict[str, int]
-    """The number of tasks by state, as of the last commit."""
+    """The number of tasks by `tally_key`, as of the last commit."""
     incarnation: int
     """Grows by one at every start."""
     node: str

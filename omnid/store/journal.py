@@ -9,7 +9,7 @@ from msgspec import structs
 from omnid.errors import Rejected
 from omnid.model import Attempt, Gate, Problem, Task, Work
 from omnid.states import advance
-from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader, Row, Tx
+from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader, Row, Tx, tally_key
 from omnid.store.log import decode_heads
 
 MICRO = 1_000_000
@@ -33,43 +33,38 @@ def labels_of(text: str | None) -> tuple[str, ...]:
 
 
 def task_of(row: Row) -> Task:
-    """Makes a task of a row of the fragment `task_row`."""
-    return Task(
-        *row[:4],
-        _work.decode(row[4]),
-        *row[5:11],
-        row[11],
-        labels_of(row[12]),
-        *row[13:21],
-        bool(row[21]),
-        row[22],
-        bool(row[23]),
-        row[24] or 0,
-        row[25] or 0,
-        row[26],
-        problem_of(row[27]),
-        decode_heads(row[28]),
-    )
+    """Makes a task of a row of the fragment `task_row`, whose columns are in the order of the task's fields."""
+    values = list(row)
+    values[4] = _work.decode(row[4])
+    values[12] = labels_of(row[12])
+    values[21] = bool(row[21])
+    values[23] = bool(row[23])
+    values[24] = row[24] or 0
+    values[25] = row[25] or 0
+    values[27] = problem_of(row[27])
+    values[28] = decode_heads(row[28])
+    return Task(*values)
 
 
 def attempt_of(row: Row) -> Attempt:
-    """Makes an attempt of a row of the fragment `attempt_row`; `heads` of an edited row only matter to writers."""
-    return Attempt(
-        *row[1:5],
-        bool(row[5]),
-        *row[6:9],
-        problem_of(row[9]),
-        *row[10:13],
-        None if row[13] is None else msgspec.json.decode(row[13]),
-        None if row[14] is None else row[14] / MICRO,
-        None if row[15] is None else msgspec.json.decode(row[15]),
-        decode_heads(row[16]),
-    )
+    """Makes an attempt of a row of the fragment `attempt_row`, whose columns are `ord` and then the fields."""
+    values = list(row[1:])
+    values[4] = bool(row[5])
+    values[8] = problem_of(row[9])
+    values[12] = None if row[13] is None else msgspec.json.decode(row[13])
+    values[13] = None if row[14] is None else row[14] / MICRO
+    values[14] = None if row[15] is None else msgspec.json.decode(row[15])
+    values[15] = decode_heads(row[16])
+    return Attempt(*values)
 
 
 def gate_of(row: Row) -> Gate:
     """Makes a gate of a row of the query `gates`."""
-    return Gate(*row[:5], problem_of(row[5]), row[6] or 0, decode_heads(row[7]))
+    values = list(row[:8])
+    values[5] = problem_of(row[5])
+    values[6] = row[6] or 0
+    values[7] = decode_heads(row[7])
+    return Gate(*values)
 
 
 def task_by_id(tx: Reader, id: str) -> Task | None:
@@ -89,7 +84,7 @@ def need_task(tx: Reader, id: str) -> Task:
 def next_number(tx: Reader, origin: str) -> int:
     """Gives the number that the origin's next task gets."""
     row = tx.one("last_number", origin)
-    return ((row and row[0]) or 0) + 1
+    return (row[0] if row and row[0] else 0) + 1
 
 
 def create_task(tx: Tx, id: str, fields: Mapping[str, Any], after: tuple[str, ...]) -> None:
@@ -101,7 +96,7 @@ def create_task(tx: Tx, id: str, fields: Mapping[str, Any], after: tuple[str, ..
         tx.run("add_dependency", before, id)
     for label in fields.get("labels") or ():
         tx.run("add_label", label, ord)
-    tx.moved(None, state)
+    tx.moved(None, tally_key(state, fields.get("reason")))
     if lane is not None and state == "idle":
         refresh_lane(tx, lane)
 
@@ -119,8 +114,8 @@ def edit_task(tx: Tx, task: Task, **fields: Any) -> Task:
         derived = _NOT_READY
     heads = tx.edit(TASK, task.id, At(task.ord, task.heads), _columns(changed), derived)
     after = structs.replace(after, heads=heads)
-    if after.state != task.state:
-        tx.moved(task.state, after.state)
+    if after.state != task.state or after.reason != task.reason:
+        tx.moved(tally_key(task.state, task.reason), tally_key(after.state, after.reason))
     if after.lane is not None and not _LANE_FIELDS.isdisjoint(changed):
         refresh_lane(tx, after.lane)
     return after
@@ -262,5 +257,5 @@ def forget_task(tx: Tx, task: Task) -> list[str]:
     tx.forget(TASK, task.id)
     for (digest,) in blobs:
         tx.run("drop_blob", digest)
-    tx.moved(task.state, None)
+    tx.moved(tally_key(task.state, task.reason), None)
     return attempts

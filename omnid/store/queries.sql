@@ -50,7 +50,7 @@ AND NOT EXISTS (SELECT 1 FROM attempt WHERE value_blob = $1)
 
 
 -- name: count_by_state
-SELECT state, count(*) FROM task GROUP BY state
+SELECT state, reason, count(*) FROM task GROUP BY state, reason
 -- name: task_by_id
 SELECT {task_row} FROM task WHERE id = $1
 -- name: task_by_name
@@ -167,9 +167,6 @@ SELECT {brief_row} FROM {brief_from} WHERE t.id = $1
 SELECT {brief_row} FROM {brief_from} WHERE t.state = $1 ORDER BY t.ord LIMIT $2
 -- name: waiting_for
 SELECT {brief_row} FROM {brief_from} WHERE t.state = 'waiting' AND t.reason = $1 ORDER BY t.ord LIMIT $2
-
--- name: count_waiting_for
-SELECT count(*) FROM task WHERE state = 'waiting' AND reason = $1
 
 -- name: changes_page
 SELECT c.seq, c.hlc, n.id, c.incarnation, c.collection, c.id, c.kind, c.body

@@ -21,7 +21,8 @@ def change_of(row: Row) -> Change:
     """Makes an entry of a row of `changes_page`."""
     body = decode_body(row[7])
     fields: dict[str, Any] = {name: msgspec.json.decode(raw) for name, raw in body.f.items()}
-    return Change(*row[:7], fields, body.p)
+    seq, hlc, node, incarnation, collection, id, kind = row[:7]
+    return Change(seq, hlc, node, incarnation, collection, id, kind, fields, body.p)
 
 
 class Replica:
@@ -74,7 +75,7 @@ class Replica:
             if heads.get(field, ord) != seen:
                 raise Rejected("replay_mismatch", detail=f"entry {seq} edits {name} {id}.{field} of another state")
         columns = column_values(collection, body)
-        after = {**heads, **dict.fromkeys(body.p, hlc)}
+        after: dict[str, int] = {**heads, **dict.fromkeys(body.p, int(hlc))}
         values = (*columns.values(), encode_heads(after), ord)
         self.connection.execute(update_sql(name, (*columns, "heads")), values)
 
@@ -102,9 +103,7 @@ def apply_page(reader: Reader, replica: Replica, until: int) -> bool:
     return len(rows) == PAGE_MAX
 
 
-def compare_page(
-    reader: Reader, replica: Replica, name: str, after: int
-) -> tuple[list[Difference], int | None]:
+def compare_page(reader: Reader, replica: Replica, name: str, after: int) -> tuple[list[Difference], int | None]:
     """Compares the next page of a table with the replica; gives what differs and where to go on (None: at the end).
 
     Rows that changed after the replica's last entry, or were forgotten with their history since, are passed over.

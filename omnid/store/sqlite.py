@@ -111,7 +111,7 @@ class SqliteTx(SqliteReader):
         given = {name: value for name, value in fields.items() if value is not None}
         columns, logged, blobs = log.cells(collection, given)
         self._keep(blobs)
-        ord = self._append(collection, id, "create", log.encode_body(logged, NOTHING))
+        ord = self._append(collection, id, "create", log.encode_body(logged, {}))
         columns.update(derived)
         names = ("ord", "id", *columns)
         self._execute(insert_sql(collection.name, names), (ord, id, *columns.values()))
@@ -139,7 +139,7 @@ class SqliteTx(SqliteReader):
     def delete(self, collection: Collection, id: str, at: At) -> None:
         """See `interface.Tx.delete`."""
         prev = {"*": max((at.ord, *at.heads.values()))}
-        self._append(collection, id, "delete", log.encode_body(NOTHING, prev))
+        self._append(collection, id, "delete", log.encode_body({}, prev))
         self._execute(self._queries[f"delete_{collection.name}"], (id,))
 
     def forget(self, collection: Collection, id: str) -> None:

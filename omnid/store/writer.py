@@ -21,15 +21,25 @@ class Unit(Protocol):
     """One transaction at a time, on one connection; see `sqlite.SqliteUnit`."""
 
     @property
-    def broken(self) -> bool: ...
+    def broken(self) -> bool:
+        """Whether the engine gave the whole transaction up by itself."""
+        ...
 
-    def begin(self) -> None: ...
+    def begin(self) -> None:
+        """Opens a transaction."""
+        ...
 
-    def apply(self, fn: Callable[[Any], Any]) -> Any: ...
+    def apply(self, fn: Callable[[Any], Any]) -> Any:
+        """Runs a function in it, whole or not at all."""
+        ...
 
-    def commit(self) -> None: ...
+    def commit(self) -> None:
+        """Makes it durable."""
+        ...
 
-    def rollback(self) -> None: ...
+    def rollback(self) -> None:
+        """Gives it up."""
+        ...
 
 
 class Job:
@@ -77,7 +87,7 @@ def _apply(unit: Unit, job: Job) -> bool:
     """Runs one job; tells whether the whole transaction is lost with it."""
     try:
         job.value = unit.apply(job.fn)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it.
         job.error = error
         return isinstance(error, Fatal) or unit.broken
     return False
@@ -131,6 +141,9 @@ class ThreadWriter:
         self._wake_write.setblocking(False)
         self._closing = False
         self._ended = False
+        self._last = False
+        self._left = 0
+        self._until_s = 0.0
         self._thread = threading.Thread(target=self._run, name="omnid-writer", daemon=True)
         self._thread.start()
 
@@ -196,25 +209,25 @@ class ThreadWriter:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            since_s = self._clock.monotonic_s()
+            self._left = self._group_max - 1
+            self._until_s = self._clock.monotonic_s() + self._group_s
             jobs = [job]
-            last = False
-
-            def more() -> Job | None:
-                nonlocal last
-                if last or len(jobs) >= self._group_max or self._clock.monotonic_s() - since_s > self._group_s:
-                    return None
-                try:
-                    found = self._jobs.get_nowait()
-                except queue.Empty:
-                    return None
-                last = found is None
-                return found
-
-            run_batch(self._unit, jobs, more)
+            run_batch(self._unit, jobs, self._more)
             self._answered.append(jobs)
             self._signal()
-            if last:
+            if self._last:
                 break
         self._ended = True
         self._signal()
+
+    def _more(self) -> Job | None:
+        """Gives a job that has come in the meantime, within the limits of the batch."""
+        if self._last or self._left <= 0 or self._clock.monotonic_s() > self._until_s:
+            return None
+        try:
+            job = self._jobs.get_nowait()
+        except queue.Empty:
+            return None
+        self._left -= 1
+        self._last = job is None
+        return job

@@ -160,9 +160,9 @@ def _become(
     step = "session"
     try:
         signal.set_wakeup_fd(-1)
-        # Python ignores some of these, and what is ignored would stay so in the program; the others have handlers.
-        for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGCHLD", "SIGPIPE", "SIGXFSZ"):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        # What Python, or whoever started the daemon, ignores would stay ignored in the program.
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
         os.setsid()
         if os.read(gate, 1):
             # Copies above 2 first, so that no dup2 overwrites a stream that is still to be copied.
@@ -478,7 +478,6 @@ def _wake_on_signals(on_term: Callable[[], None]) -> int:
     for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
     # A daemon's thread that starts processes may block all signals, as trio's do, and a command would inherit that.
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return reading
 
 

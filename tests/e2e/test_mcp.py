@@ -1,9 +1,10 @@
 """MCP as a client meets it: the SDK's client, the relay as its own process, the real socket, and the MCP server."""
 
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -14,6 +15,7 @@ from mcp import Client, StdioServerParameters
 from mcp_types import Implementation
 
 from omnid.api import shapes
+from omnid.api.client import Client as Daemon
 from omnid.api.mcp_server import McpServer
 from omnid.api.mcp_tools import TOOLS, shown
 from omnid.api.socket import Connection, Request, SocketServer
@@ -117,3 +119,67 @@ async def test_a_wait_outlives_a_restart_and_is_answered_once(path: Path, mode: 
     ((before, _, _),) = first.calls
     ((after, _, _),) = second.calls
     assert (before.session, before.request_id) == (after.session, after.request_id)
+
+
+@contextmanager
+def daemon_of_a_relay(tmp_path: Path, mode: str) -> Iterator[tuple[Client, Callable[[], int]]]:
+    """A client of a relay that starts a daemon of its own, and how to learn that daemon's pid."""
+    socket = tmp_path / "state" / "omnid.sock"
+    config = tmp_path / "config.toml"
+    config.write_text('[agents]\nallow = ["command"]\n')
+    environment = {"OMNID_STATE": str(socket.parent), "OMNID_CONFIG": str(config)}
+    relay = StdioServerParameters(command=sys.executable, args=["-m", "omnid", "mcp"], env=environment)
+    info = Implementation(name="tester", version="1")
+
+    def pid() -> int:
+        with Daemon(str(socket)) as daemon:
+            return daemon.status()["pid"]
+
+    try:
+        yield Client(relay, mode=mode, client_info=info, read_timeout_seconds=WAIT_S), pid
+    finally:
+        os.kill(pid(), signal.SIGKILL)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ERAS)
+async def test_a_task_is_done_by_the_daemon_that_the_relay_starts(tmp_path: Path, mode: str) -> None:
+    with daemon_of_a_relay(tmp_path, mode) as (client, _):
+        async with client as agent:
+            submitted = await agent.call_tool("task_submit", {"argv": ["echo", "done"], "key": "k"})
+            assert not submitted.is_error, submitted.content
+            assert submitted.structured_content["name"] == "tester/t1"
+            task = (await agent.call_tool("task_get", {"task": "t1", "wait_s": 30})).structured_content
+            assert (task["task"]["state"], task["attempts"][0]["output"]) == ("completed", "done\n")
+            again = await agent.call_tool("task_submit", {"argv": ["echo", "done"], "key": "k"})
+            assert again.structured_content["created"] is False
+            found = (await agent.call_tool("task_search", {"states": ["completed"]})).structured_content
+            assert [task["name"] for task in found["tasks"]] == ["tester/t1"]
+            refused = await agent.call_tool("task_control", {"task": "t1", "action": "approve"})
+            assert refused.is_error
+            status = (await agent.call_tool("status", {})).structured_content
+            assert status["tasks"] == {"completed": 1}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ERAS)
+async def test_a_wait_outlives_the_killed_daemon(tmp_path: Path, mode: str) -> None:
+    go, answers = tmp_path / "go", []
+
+    async def wait(agent: Client) -> None:
+        answers.append((await agent.call_tool("task_get", {"task": "t1", "wait_s": 20})).structured_content)
+
+    with daemon_of_a_relay(tmp_path, mode) as (client, pid):
+        async with client as agent:
+            script = f"touch {tmp_path}/begun; until [ -e {go} ]; do sleep 0.02; done; echo once >> {tmp_path}/ledger"
+            await agent.call_tool("task_submit", {"argv": ["sh", "-c", script]})
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait, agent)
+                first = pid()
+                os.kill(first, signal.SIGKILL)
+                # Answered by the next daemon, so it is there when the command goes on.
+                assert (await agent.call_tool("status", {})).structured_content["tasks"] == {"executing": 1}
+                go.touch()
+            assert pid() != first
+    assert [answer["task"]["state"] for answer in answers] == ["completed"], answers
+    assert (tmp_path / "ledger").read_text() == "once\n"

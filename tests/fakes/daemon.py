@@ -94,6 +94,8 @@ def main(path: str, directory: str) -> None:
             os.unlink(path)
         listener.bind(path)
         listener.listen()
+        # One that a failed test has left behind ends by itself.
+        listener.settimeout(60)
         with open(os.path.join(directory, "pid"), "a") as pids:
             pids.write(f"{os.getpid()}\n")
         fake = Fake(directory)

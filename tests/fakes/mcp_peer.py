@@ -69,6 +69,7 @@ RESULTS: dict[str, Struct] = {
         now_ms=2,
         state_dir="/x",
         tasks={"idle": 1},
+        reasons={},
         running=0,
         slots=4,
         executors=[shapes.ExecutorView("command", "command", 0, None, False)],

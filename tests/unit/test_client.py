@@ -16,6 +16,10 @@ Answer = Callable[[dict[str, Any]], bytes | None]
 """What a scripted daemon answers to a request: a line (or a part of one), or None for the end of the connection."""
 
 
+class Last(bytes):
+    """An answer behind which the connection ends."""
+
+
 class Daemon:
     """Answers one request after the other as scripted; the last script stands for all that come after."""
 
@@ -48,6 +52,8 @@ class Daemon:
                     if answer is None:
                         break
                     connection.sendall(answer)
+                    if isinstance(answer, Last):
+                        break
 
 
 @pytest.fixture
@@ -168,12 +174,7 @@ def test_submit_gives_up_after_the_second_time(daemon: Daemon, client: Client) -
 
 @pytest.mark.parametrize("part", [b'{"jsonrpc":"2.0",', b"no json\n"])
 def test_half_an_answer_is_none(daemon: Daemon, client: Client, part: bytes) -> None:
-    def half(request: dict[str, Any]) -> bytes:
-        daemon.scripts = [lost]
-        threading.Thread(target=client._socket.shutdown, args=(socket.SHUT_WR,)).start()
-        return part
-
-    daemon.scripts = [half]
+    daemon.scripts = [lambda request: Last(part)]
     with pytest.raises(Retryable) as caught:
         client.status()
     assert caught.value.code == "daemon_lost"

@@ -210,6 +210,8 @@ def test_wait_goes_on_over_a_restart_and_gives_up_on_a_daemon_that_stays_away():
     bounded = Ran("wait", "t7", "--timeout", "55s", daemon=Daemon(task__get=[view(), down()]))
     assert bounded.code == 3
     assert len(bounded.calls) < 10
+    lost = errors.Retryable("daemon_lost", detail="It broke.")
+    assert Ran("wait", "t7", daemon=Daemon(task__get=[lost, down(), ended()])).code == 0
     ran = Ran("wait", "t7", daemon=Daemon(task__get=[down(), ended()]))
     assert (ran.code, len(ran.calls)) == (3, 1)
 

@@ -389,8 +389,8 @@ async def test_a_server_that_an_older_daemon_left_is_ended_first(anyio_backend: 
     )
     async with bench(tmp_path) as fake:
         with anyio.fail_after(WAIT_S):
-            while not fake.ledger("started"):
-                await anyio.sleep(0.02)
+            await old.send(b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}\n')
+            await old.receive()
         (pid,) = fake.ledger("started")
         os.close(old._hold)  # What the kernel does for a daemon that was killed.
         old._hold = None

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from omnid.api import shapes
-from omnid.api.mcp_tools import AGENT_ACTIONS, INSTRUCTIONS, OUTPUT_CHARS_MAX, TOOLS, shown
+from omnid.api.mcp_tools import INSTRUCTIONS, OUTPUT_CHARS_MAX, TOOLS, shown
 from omnid.errors import Rejected
+from omnid.flow.control import AGENT_ACTIONS
 from tests.fakes.mcp_peer import ATTEMPT, view
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -132,5 +133,6 @@ def test_long_output_is_cut_in_its_middle() -> None:
 
 
 def test_agents_are_offered_what_they_may() -> None:
-    assert TOOLS["task_control"].input_schema()["properties"]["action"]["enum"] == list(AGENT_ACTIONS)
-    assert set(AGENT_ACTIONS) < set(get_args(shapes.Action))
+    offered = TOOLS["task_control"].input_schema()["properties"]["action"]["enum"]
+    assert set(offered) == set(AGENT_ACTIONS)
+    assert set(offered) < set(get_args(shapes.Action))

@@ -77,7 +77,7 @@ async def test_environment_is_exactly_what_was_given(supervised: Supervised) -> 
 
 
 async def test_command_inherits_no_descriptor_and_no_ignored_signal(supervised: Supervised) -> None:
-    _, output = await ended(supervised, "sh", "-c", "ls /proc/$$/fd; grep -E 'SigIgn|SigBlk' /proc/$$/status; pwd")
+    _, output = await ended(supervised, "sh", "-c", "ls /proc/$$/fd; grep -E 'SigIgn|SigBlk' /proc/self/status; pwd")
     assert output.split() == ["0", "1", "2", "SigBlk:", "0" * 16, "SigIgn:", "0" * 16, "/tmp"]
 
 
@@ -116,7 +116,7 @@ async def test_output_over_its_limit_is_drained_and_counted(supervised: Supervis
 async def test_grandchild_that_holds_the_pipe_delays_the_end_a_little_only(supervised: Supervised, fifo: Fifo) -> None:
     script = 'sh -c "echo \\$\\$ > $0; exec sleep 600" & echo done'
     began_s = time.monotonic()
-    ending, output = await ended(supervised, "sh", "-c", script, fifo.path)
+    _, output = await ended(supervised, "sh", "-c", script, fifo.path)
     pid = int(await fifo.line())
     assert output == "done\n"
     assert supervisor.DRAIN_S <= time.monotonic() - began_s < WAIT_S / 2

@@ -1,0 +1,254 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omnid import relay_session, wire
+from omnid.errors import Rejected
+from omnid.relay_session import Session
+
+INITIALIZE = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}
+INITIALIZED = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+
+
+def call(request_id: int | str, **arguments: Any) -> dict[str, Any]:
+    params = {"name": "t", "arguments": arguments}
+    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
+
+
+def fresh(away_s: float = 600.0) -> Session:
+    return Session("s", "/s", away_s, lambda text: None, 0.0)
+
+
+def up(session: Session | None = None, **welcome: Any) -> Session:
+    session = session or fresh()
+    session.connected()
+    assert [message["method"] for message in sent(session)] == ["omnid/hello"]
+    answer(session, "omnid-hello", welcome)
+    return session
+
+
+def client(session: Session, message: dict[str, Any], now_s: float = 0.0) -> None:
+    session.from_client(wire.line(message).strip(), now_s)
+
+
+def answer(session: Session, request_id: Any, result: object) -> None:
+    session.from_daemon(wire.line({"jsonrpc": "2.0", "id": request_id, "result": result}).strip(), 0.0)
+
+
+def taken(buffer: bytearray) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in buffer.splitlines()]
+    buffer.clear()
+    return lines
+
+
+def told(session: Session) -> list[dict[str, Any]]:
+    return taken(session.to_client)
+
+
+def sent(session: Session) -> list[dict[str, Any]]:
+    return taken(session.to_daemon)
+
+
+@pytest.mark.parametrize(
+    ("sent", "number"),
+    [
+        (b"no json\n", wire.PARSE_ERROR),
+        (b"\xff\n", wire.PARSE_ERROR),
+        (b'{"id":1,"method":"x","params":NaN}\n', wire.PARSE_ERROR),
+        (b"[" * 100_000 + b"\n", wire.PARSE_ERROR),
+        (b"[]\n", wire.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":[],"method":"x"}\n', wire.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":true,"method":"x"}\n', wire.INVALID_REQUEST),
+    ],
+)
+def test_what_cant_be_read_is_answered_at_once(sent: bytes, number: int) -> None:
+    session = up()
+    for line in sent.splitlines():
+        session.from_client(line, 0.0)
+    (answer,) = told(session)
+    assert (answer["id"], answer["error"]["code"]) == (None, number)
+    assert session.to_daemon == b""
+
+
+def test_a_request_that_is_cancelled_before_it_was_sent_never_is() -> None:
+    session = fresh()
+    client(session, call(1))
+    client(session, call(2))
+    client(session, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+    up(session)
+    assert sent(session) == [call(2)]
+
+
+def test_the_cancellation_of_a_request_that_was_sent_is_passed_on() -> None:
+    session = up()
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+    client(session, call(1))
+    client(session, cancelled)
+    assert sent(session) == [call(1), cancelled]
+    answer(session, 1, {})
+    session.lost(1.0)
+    up(session)
+    assert (told(session), sent(session)) == ([], [])
+
+
+@pytest.mark.parametrize("request_id", [[], {}, None, 7, "1"])
+def test_a_cancellation_of_nothing_harms_nothing(request_id: object) -> None:
+    session = up()
+    client(session, call(1))
+    client(session, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}})
+    answer(session, 1, {})
+    assert [message["id"] for message in told(session)] == [1]
+
+
+def test_an_id_in_use_is_not_used_twice() -> None:
+    session = up()
+    client(session, call(1, text="a"))
+    client(session, call(1, text="b"))
+    client(session, call("1", text="c"))
+    assert sent(session) == [call(1, text="a"), call("1", text="c")]
+
+
+def test_subscriptions_are_said_again_and_their_answers_swallowed() -> None:
+    def subscription(request_id: int, method: str, uri: str) -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "id": request_id, "method": f"resources/{method}", "params": {"uri": uri}}
+
+    session = up()
+    kept = subscription(1, "subscribe", "omnid://task/1")
+    for message in (
+        kept,
+        subscription(2, "subscribe", "omnid://task/2"),
+        subscription(3, "unsubscribe", "omnid://task/2"),
+    ):
+        client(session, message)
+        answer(session, message["id"], {})
+    session.lost(1.0)
+    told(session)
+    up(session)
+    assert sent(session) == [kept]
+    answer(session, 1, {})
+    assert told(session) == []
+
+
+def test_an_initialize_without_an_answer_is_sent_as_any_request() -> None:
+    session = up()
+    client(session, INITIALIZE)
+    session.lost(1.0)
+    up(session)
+    assert sent(session) == [INITIALIZE]
+    answer(session, 0, {"ok": 1})
+    assert [message["result"] for message in told(session)] == [{"ok": 1}]
+
+
+def test_nothing_is_sent_before_the_handshake_is_repeated() -> None:
+    session = up()
+    client(session, INITIALIZE)
+    answer(session, 0, {})
+    client(session, INITIALIZED)
+    session.lost(1.0)
+    client(session, call(1), 1.0)
+    told(session)
+    up(session)
+    assert sent(session) == [INITIALIZE]
+    client(session, call(2), 1.0)
+    assert sent(session) == []
+    answer(session, 0, {})
+    assert sent(session) == [INITIALIZED, call(1), call(2)]
+    assert told(session) == []
+
+
+def test_a_line_that_the_daemon_would_not_take_is_refused_here() -> None:
+    session = up(message_bytes_max=100)
+    client(session, call(1, text="x" * 100))
+    (message,) = told(session)
+    assert (message["id"], message["error"]["data"]["code"]) == (1, "message_too_large")
+    assert sent(session) == []
+
+
+def test_a_request_that_brings_each_daemon_down_is_given_up() -> None:
+    session = up()
+    client(session, call(1))
+    for _ in range(relay_session.SENDS_MAX):
+        assert sent(session) == [call(1)]
+        session.lost(1.0)
+        up(session)
+    (message,) = told(session)
+    assert message["error"]["data"]["code"] == "daemon_lost"
+    assert sent(session) == []
+
+
+def test_a_daemon_that_refuses_says_why() -> None:
+    session = fresh(away_s=10.0)
+    client(session, call(1))
+    session.connected()
+    session.from_daemon(wire.error_answer(b"null", Rejected("foreign_user", uid=7)).strip(), 1.0)
+    assert session.phase == "away"
+    assert session.deadline_s() == 10.0
+    session.expire(10.0)
+    (message,) = told(session)
+    assert "user 7 was refused" in message["error"]["message"]
+
+
+def test_a_request_is_given_its_time_from_the_loss_on() -> None:
+    session = up(fresh(away_s=10.0))
+    client(session, call(1), 5.0)
+    assert session.deadline_s() is None
+    session.lost(100.0)
+    assert session.deadline_s() == 110.0
+    session.expire(109.0)
+    assert told(session) == []
+    session.expire(110.0)
+    assert told(session)[0]["error"]["data"]["code"] == "daemon_lost"
+
+
+def test_it_takes_so_many_requests_at_once() -> None:
+    session = fresh()
+    for number in range(relay_session.OPEN_MAX):
+        assert not session.full
+        client(session, call(number))
+    assert session.full
+    up(session)
+    answer(session, 0, {})
+    assert len(session.open) == relay_session.OPEN_MAX - 1
+
+
+messages = st.one_of(
+    st.builds(call, st.integers(0, 3), text=st.just("x")),
+    st.builds(
+        lambda request_id: {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}},
+        st.integers(0, 3),
+    ),
+)
+steps = st.one_of(messages, st.sampled_from(["lost", "up"]), st.integers(0, 3))
+
+
+@given(st.lists(steps, max_size=60))
+def test_each_request_is_answered_at_most_once_and_none_is_forgotten(trace: list[Any]) -> None:
+    """Requests, cancellations, losses and answers (also unasked ones) in any order."""
+    session = fresh()
+    waiting: set[int] = set()
+    for step in trace:
+        match step:
+            case {"method": "tools/call"}:
+                client(session, step)
+                waiting.add(step["id"])
+            case {"params": {"requestId": request_id}}:
+                client(session, step)
+                waiting.discard(request_id)
+            case "lost":
+                session.lost(0.0)
+            case "up" if session.phase == "away":
+                up(session)
+            case int() if session.phase == "up":
+                expected = [step] if step in waiting else []
+                answer(session, step, {})
+                assert [message["id"] for message in told(session)] == expected
+                waiting.discard(step)
+            case _:
+                pass
+        assert set(session.open) == waiting
+    sent(session)
+    session.lost(0.0)
+    assert {message["id"] for message in sent(up(session))} == waiting
