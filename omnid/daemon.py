@@ -80,6 +80,7 @@ class Daemon:
             spool=self._supervised.spool,
             set_aside=self._supervised.set_aside,
         )
+        self.store.listen_to_orphans(self.context.wake)
         self.gates = Gates(self.context)
         self._server: SocketServer | None = None
         self._work: TaskGroup | None = None

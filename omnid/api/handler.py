@@ -77,11 +77,16 @@ class SocketHandler:
         if connection.role == "agent" and hello.role == "person":
             raise Rejected("not_allowed", method=HELLO, role="agent")
         connection.role = hello.role
-        connection.origin = hello.origin
+        connection.origin = _origin(hello)
         connection.session = hello.session
         if hello.role == "agent":
             connection.tasks.start_soon(self._mcp.preload)
         return self._encode(Welcome(__version__, self._pid, self._incarnation, self._message_bytes_max))
+
+
+def _origin(hello: Hello) -> str | None:
+    """Gives the origin of a hello; people's own is never an agent's, so that its tasks can't pass for theirs."""
+    return AGENT_ORIGIN if hello.role == "agent" and hello.origin == USER_ORIGIN else hello.origin
 
 
 def _caller(connection: Connection, request: Request) -> Caller:

@@ -97,7 +97,7 @@ class JournalViews:
             rows = replica.reader.all("tasks_page", LAST_ORD, params.limit)
             tally = by_state({tally_key(row[0], row[1]): row[2] for row in replica.reader.all("count_by_state")})
             at_ms = hlc_wall_ms(replica.hlc) if replica.hlc else None
-            return Replayed(replica.seq, at_ms, tally, [self._views.brief(row) for row in rows])
+            return Replayed(replica.seq, at_ms, tally, [self._views.brief(row, now=False) for row in rows])
         finally:
             replica.close()
 

@@ -159,14 +159,20 @@ class Api:
             effects[:] = [effect]
             return self._controlled(tx, effect.task_id, before)
 
-        done = await self._mutate(caller, "task.control", params, write, shapes.Controlled)
-        for effect in effects:
-            self._context.watch.tell(effect.touched)
-            if effect.cancel_attempt is not None:
-                await self._cancelling.end_attempt(effect.cancel_attempt)
-            for attempt_id in effect.gone_attempts:
-                await self._context.spool.remove(attempt_id)
-        return done
+        # What was written is followed up whatever becomes of the client.
+        with anyio.CancelScope(shield=True):
+            done = await self._mutate(caller, "task.control", params, write, shapes.Controlled)
+            for effect in effects:
+                await self._follow_up(effect)
+            return done
+        raise AssertionError("nobody cancels this scope")
+
+    async def _follow_up(self, effect: Effect) -> None:
+        self._context.watch.tell(effect.touched)
+        if effect.cancel_attempt is not None:
+            await self._cancelling.end_attempt(effect.cancel_attempt)
+        for attempt_id in effect.gone_attempts:
+            await self._context.spool.remove(attempt_id)
 
     def _controlled(self, reader: Reader, task_id: str, before: shapes.TaskBrief) -> shapes.Controlled:
         if reader.one("brief_by_id", task_id) is None:

@@ -40,11 +40,11 @@ class Views:
         self._context = context
         self._gates = gates
 
-    def brief(self, row: Row) -> TaskBrief:
-        """Makes a line of a row of the fragment `brief_row`."""
+    def brief(self, row: Row, *, now: bool = True) -> TaskBrief:
+        """Makes a line of a row of the fragment `brief_row`; `now` is false for a row of the past, without gates."""
         origin, number, state = row[1], row[2], row[3]
         reason, wake_at_ms = row[4], row[5]
-        if state == "idle":
+        if now and state == "idle":
             reason, wake_at_ms = self._shared_reason(row[7], ready=bool(row[17]))
         return TaskBrief(
             id=row[0],

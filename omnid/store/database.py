@@ -68,6 +68,10 @@ class SqliteStore:
         self._readers: list[apsw.Connection] = []
         self._reading = anyio.CapacityLimiter(READERS_MAX)
 
+    def listen_to_orphans(self, on_orphan: Callable[[], None]) -> None:
+        """Has `on_orphan` called on the event loop after a commit whose caller was cancelled in the meantime."""
+        self._writer.on_orphan = on_orphan
+
     async def write(self, fn: Callable[[Tx], T]) -> T:
         """See `interface.Store.write`."""
         return await self._writer.submit(fn)

@@ -50,7 +50,8 @@ AND NOT EXISTS (SELECT 1 FROM attempt WHERE value_blob = $1)
 
 
 -- name: count_by_state
-SELECT state, reason, count(*) FROM task GROUP BY state, reason
+SELECT state, NULL, count(*) FROM task WHERE state <> 'waiting' GROUP BY state
+UNION ALL SELECT 'waiting', reason, count(*) FROM task WHERE state = 'waiting' GROUP BY reason
 -- name: task_by_id
 SELECT {task_row} FROM task WHERE id = $1
 -- name: task_by_name

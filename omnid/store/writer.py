@@ -45,7 +45,7 @@ class Unit(Protocol):
 class Job:
     """A function on its way through the writer, and what came of it."""
 
-    __slots__ = ("done", "error", "fn", "since_s", "value")
+    __slots__ = ("done", "error", "fn", "orphan", "since_s", "value")
 
     def __init__(self, fn: Callable[[Any], Any], since_s: float) -> None:
         self.fn = fn
@@ -53,6 +53,8 @@ class Job:
         self.done = anyio.Event()
         self.value: Any = None
         self.error: BaseException | None = None
+        self.orphan = False
+        """True where the caller was cancelled: what it would have done after the commit is left undone."""
 
 
 def run_batch(unit: Unit, jobs: list[Job], more: Callable[[], Job | None]) -> None:
@@ -99,11 +101,16 @@ def _fail(jobs: list[Job], error: BaseException | None) -> None:
         job.error = error
 
 
+def _nothing() -> None:
+    """Stands for a listener that isn't there."""
+
+
 class InlineWriter:
     """Runs each function at once, where it is called: for the simulation, and for tools without a loop."""
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
+        self.on_orphan: Callable[[], None] = _nothing
 
     async def submit(self, fn: Callable[[Any], Any]) -> Any:
         """Runs `fn` as a transaction of its own."""
@@ -139,6 +146,8 @@ class ThreadWriter:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
+        self.on_orphan: Callable[[], None] = _nothing
+        """Called when a job is committed whose caller has been cancelled."""
         self._closing = False
         self._ended = False
         self._last = False
@@ -154,7 +163,11 @@ class ThreadWriter:
         job = Job(fn, self._clock.monotonic_s())
         self._open[id(job)] = job
         self._jobs.put(job)
-        await job.done.wait()
+        try:
+            await job.done.wait()
+        except BaseException:
+            job.orphan = True
+            raise
         if job.error is not None:
             raise job.error
         return job.value
@@ -168,8 +181,9 @@ class ThreadWriter:
             while self._answered:
                 for job in self._answered.popleft():
                     self._open.pop(id(job), None)
-                    if not job.done.is_set():
-                        job.done.set()
+                    job.done.set()
+                    if job.orphan:
+                        self.on_orphan()
                     if isinstance(job.error, Fatal):
                         raise job.error
             self._sweep()

@@ -477,7 +477,8 @@ def _wake_on_signals(on_term: Callable[[], None]) -> int:
     # Handlers, not SIG_IGN: exec puts them back to the default for the command.
     for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
-    # A daemon's thread that starts processes may block all signals, as trio's do, and a command would inherit that.
+    # What the daemon's thread that started this blocks, the command would inherit.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return reading
 
 

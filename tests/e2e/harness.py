@@ -52,6 +52,12 @@ class Home:
         self.client = Client(str(self.socket))
         self.process: subprocess.Popen[bytes] | None = None
 
+    def agent(self, origin: str) -> Client:
+        """Connects as an agent."""
+        client = Client(str(self.socket))
+        client.call("omnid/hello", {"role": "agent", "origin": origin})
+        return client
+
     def configure(self, text: str) -> None:
         """Writes the config."""
         self.config.write_text(text)
@@ -183,6 +189,28 @@ class Home:
         """Gives the lines that commands have appended to a file in the directory of their work."""
         path = self.work / name
         return path.read_text().splitlines() if path.exists() else []
+
+    def gate(self, name: str = "go") -> "Gate":
+        """Makes a gate in the directory of the commands' work, at which `read x < go` waits."""
+        return Gate(self.work / name)
+
+
+class Gate:
+    """A named pipe at which commands wait until they are let through, one for each line."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    def let(self, count: int = 1) -> None:
+        """Lets so many commands through, now or when they come."""
+        os.write(self._descriptor, b"go\n" * count)
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self._descriptor)
 
 
 class Said:

@@ -181,5 +181,5 @@ async def test_a_wait_outlives_the_killed_daemon(tmp_path: Path, mode: str) -> N
                 assert (await agent.call_tool("status", {})).structured_content["tasks"] == {"executing": 1}
                 go.touch()
             assert pid() != first
-    assert [answer["task"]["state"] for answer in answers] == ["completed"], answers
+    assert [(answer["task"]["state"], answer["timed_out"]) for answer in answers] == [("completed", False)], answers
     assert (tmp_path / "ledger").read_text() == "once\n"

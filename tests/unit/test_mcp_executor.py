@@ -20,6 +20,7 @@ from omnid.executor import mcp
 from omnid.executor.interface import Found
 from omnid.executor.mcp import McpExecutor
 from omnid.executor.mcp_schema import check_arguments
+from omnid.executor.mcp_session import LINES_PER_S_MAX
 from omnid.executor.supervised import Supervised
 from omnid.log import Log
 from omnid.model import Command, Result, Work
@@ -203,20 +204,31 @@ async def test_a_server_that_breaks_the_protocol_is_ended(fake: Bench, tool: str
     assert len(fake.ledger("started")) == 2
 
 
-async def test_a_flood_of_notices_is_slowed_down_and_harms_nobody_else(fake: Bench) -> None:
+async def test_a_flood_of_notices_is_slowed_down_and_harms_nobody_else(anyio_backend: str, tmp_path: Path) -> None:
     beats = 0
-    command = fake.command("flood", timeout_s=1.5)
-    async with anyio.create_task_group() as group:
-        group.start_soon(fake.attempt, command)
-        with anyio.move_on_after(1.0):
-            while True:
-                await anyio.sleep(0.01)
-                beats += 1
+    async with bench(tmp_path, limits=Limits()) as fake:
+        command = fake.command("flood", timeout_s=1.5)
+        async with anyio.create_task_group() as group:
+            group.start_soon(fake.attempt, command)
+            with anyio.move_on_after(1.0):
+                while True:
+                    await anyio.sleep(0.01)
+                    beats += 1
+        (line,) = fake.log("mcp_call")
+        notices = (await fake.executor._supervised.spool.read(command.attempt_id, 0, 1 << 24)).splitlines()
     assert beats > 30
-    (line,) = fake.log("mcp_call")
     assert line["outcome"] == "lost"
-    spool = fake.executor._supervised.spool
-    assert 0 < len(await spool.read(command.attempt_id, 0, 1 << 20)) <= LIMITS.spool_bytes_max
+    assert 0 < len(notices) < 5 * LINES_PER_S_MAX
+    assert b"left out" not in notices[-1]
+
+
+async def test_the_log_of_a_task_is_bounded(anyio_backend: str, tmp_path: Path) -> None:
+    async with bench(
+        tmp_path, limits=Limits(output_head_bytes=1024, output_tail_bytes=1024, spool_bytes_max=2048)
+    ) as fake:
+        result = await fake.run("huge", bytes=5000)
+        assert result.outcome == "success"
+        assert len(await fake.printed(result)) == 2048
 
 
 async def test_an_unreadable_answer_leaves_it_open_what_happened(fake: Bench) -> None:
@@ -400,6 +412,8 @@ async def test_a_server_that_an_older_daemon_left_is_ended_first(anyio_backend: 
             os.kill(pid, 0)
         assert (await fake.attempt(command)).output == "mine"
         assert await fake.executor.recover(command, fake.ports) is Found.LOST
+        assert (await fake.run("echo", text="still there")).output == "still there"
+        assert len(fake.ledger("started")) == 2
     await old.terminate()
 
 

@@ -7,18 +7,30 @@ import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from omnid.clock import SystemClock
+from omnid.executor import launch
+from omnid.executor import supervised as supervised_module
 from omnid.executor.records import Exit, Spec
 from omnid.executor.supervised import Supervised
 from omnid.worker import supervisor
 from tests.contract.executors import KILL_GRACE_S, LIMITS
+from tests.fakes import measured_supervisor
 from tests.fakes.signals import WAIT_S, Fifo, lives
 
 ATTEMPT = "01980000-0000-7000-8000-000000000001"
+
+
+@pytest.fixture(autouse=True)
+def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where coverage is measured, it is measured inside the supervisors of this file too."""
+    config = os.environ.get("COVERAGE_PROCESS_CONFIG")
+    if config is not None:
+        monkeypatch.setattr(launch, "SUPERVISOR", (sys.executable, measured_supervisor.__file__, config))
 
 
 @pytest.fixture
@@ -76,9 +88,33 @@ async def test_environment_is_exactly_what_was_given(supervised: Supervised) -> 
     assert dict(line.partition("=")[::2] for line in output.splitlines()) == given
 
 
-async def test_command_inherits_no_descriptor_and_no_ignored_signal(supervised: Supervised) -> None:
-    _, output = await ended(supervised, "sh", "-c", "ls /proc/$$/fd; grep -E 'SigIgn|SigBlk' /proc/self/status; pwd")
-    assert output.split() == ["0", "1", "2", "SigBlk:", "0" * 16, "SigIgn:", "0" * 16, "/tmp"]
+@pytest.fixture
+def unfriendly_signals(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Lets the daemon ignore one signal and its threads block another."""
+
+    def launching(*arguments: Any) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return original(*arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    original = supervised_module.launch
+    monkeypatch.setattr(supervised_module, "launch", launching)
+    before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGQUIT, before)
+
+
+@pytest.mark.usefixtures("unfriendly_signals")
+async def test_command_inherits_no_blocked_and_no_ignored_signal(supervised: Supervised) -> None:
+    _, output = await ended(supervised, "grep", "-E", "SigIgn|SigBlk", "/proc/self/status")
+    assert output.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+
+
+async def test_command_inherits_no_descriptor_and_the_directory(supervised: Supervised) -> None:
+    _, output = await ended(supervised, "sh", "-c", "ls /proc/$$/fd; pwd")
+    assert output.split() == ["0", "1", "2", "/tmp"]
 
 
 async def test_command_has_a_session_of_its_own(supervised: Supervised) -> None:

@@ -73,7 +73,8 @@ CREATE TABLE task (
 ) STRICT;
 CREATE UNIQUE INDEX task_name ON task (origin, number);
 CREATE UNIQUE INDEX task_key ON task (origin, key) WHERE key IS NOT NULL;
-CREATE INDEX task_state ON task (state, reason);
+CREATE INDEX task_state ON task (state);
+CREATE INDEX task_waiting ON task (reason) WHERE state = 'waiting';
 CREATE INDEX task_ready ON task (executor, priority DESC, ord) WHERE ready = 1;
 CREATE INDEX task_wake ON task (wake_at_ms) WHERE wake_at_ms IS NOT NULL;
 CREATE INDEX task_deadline ON task (deadline_ms) WHERE deadline_ms IS NOT NULL AND finished_at_ms IS NULL;
