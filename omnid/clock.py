@@ -48,6 +48,7 @@ class SystemClock:
     """The real clock: the system's time, and randomness from the operating system."""
 
     def __init__(self) -> None:
+        self._pool = b""
         self._jitter = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - jitter only, never a secret.
 
     def wall_ms(self) -> int:
@@ -59,8 +60,11 @@ class SystemClock:
         return time.monotonic()
 
     def uuid(self) -> str:
-        """See `Clock.uuid`; the random part comes from the OS, so that ids can't be guessed."""
-        return uuid7(self.wall_ms(), int.from_bytes(os.urandom(10)) & ((1 << 74) - 1))
+        """See `Clock.uuid`; the random part comes from the OS, a hundred ids' worth at a time, so ids can't be guessed."""
+        if not self._pool:
+            self._pool = os.urandom(10 * 100)
+        bits, self._pool = int.from_bytes(self._pool[:10]), self._pool[10:]
+        return uuid7(self.wall_ms(), bits & ((1 << 74) - 1))
 
     def uniform(self, low: float, high: float) -> float:
         """See `Clock.uniform`."""

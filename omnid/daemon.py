@@ -82,6 +82,7 @@ class Daemon:
         )
         self.store.listen_to_orphans(self.context.wake)
         self.gates = Gates(self.context)
+        self._link = EmbeddedLink()
         self._server: SocketServer | None = None
         self._work: TaskGroup | None = None
 
@@ -101,6 +102,7 @@ class Daemon:
                         await executor.aclose()
                 root.cancel_scope.cancel()
         finally:
+            self._link.close()
             self.store.close()
             self._log.info("stopped", pid=self.pid)
 
@@ -143,24 +145,27 @@ class Daemon:
         """Starts everything in order: recovery before anything new, the socket last."""
         context = self.context
         self._work = work
-        context.executors = self._executors(context.config, work, {})
+        context.take_executors(self._executors(context.config, work, {}))
         await self.gates.load()
         if await self.store.first_of_boot(platform.boot_id()):
             work.start_soon(self._kept("check", self._check_database))
-        link = EmbeddedLink()
         results = Results(context)
         cancelling = Cancelling(context)
-        runner = Runner(context, self.gates, results, link)
+        runner = Runner(context, self.gates, results, self._link)
         recovery = Recovery(context, runner, results)
         recovered = await recovery.run(work)
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work)))
-        work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, link).run))
+        work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, self._link).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
-        work.start_soon(self._kept("tidy", recovery.tidy))
-        work.start_soon(self._kept("retention", Retention(context).run))
+        work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         await self._listen(work, Api(context, self.gates, cancelling, self))
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
+
+    async def _clean_up(self, recovery: Recovery, retention: Retention) -> None:
+        """Lets go of what is no longer needed; in this order, or what retention forgets would count as unknown."""
+        await recovery.tidy()
+        await retention.run()
 
     async def _listen(self, work: TaskGroup, api: Api) -> None:
         settings = self.context.config.socket
@@ -231,7 +236,7 @@ class Daemon:
         self._supervised.spool.configure(loaded.config.limits)
         self._loaded = loaded
         context.config = loaded.config
-        context.executors = executors
+        context.take_executors(executors)
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
         context.wake()

@@ -168,6 +168,11 @@ CATALOGUE: dict[str, Message] = {
         "It was asked to stop and has not come to an end.",
         "Look into its log in {state_dir}, or ask again; tasks that run go on in any case.",
     ),
+    "demo_failed": Message(
+        "The demo can't go on: {detail}.",
+        "It needs a temporary directory, and two daemons of its own that start there.",
+        "Run it again, with TMPDIR naming another directory if need be; report it if it stays so.",
+    ),
     # The store.
     "disk_full": Message(
         "The disk is full: nothing was written.",

@@ -102,5 +102,5 @@ def _decoded(decode: Callable[[bytes | Raw], T], params: Raw, method: str) -> T:
     except msgspec.ValidationError as error:
         detail = str(error).replace(" - at `$.", ", at `")
         raise Rejected("bad_request", detail=detail, where=f"the parameters of {method}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("bad_request", detail=str(error), where=f"the parameters of {method}") from error

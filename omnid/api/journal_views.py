@@ -61,13 +61,14 @@ class JournalViews:
             if params.attempt is None:
                 return LogPart("", params.offset_bytes, 0, True)
             raise Rejected("unknown_task", task=f"attempt {number} of {task.name}", hint="")
-        data = b""
+        data = await spool.read(attempt.id, params.offset_bytes, params.limit_bytes)
         with anyio.move_on_after(params.wait_s):
-            while not (data := await spool.read(attempt.id, params.offset_bytes, params.limit_bytes)):
-                attempt = await store.read(partial(_attempt, task=task, number=number)) or attempt
-                if attempt.ended_at_ms is not None or not params.wait_s:
-                    break
+            while not data and attempt.ended_at_ms is None:
                 await anyio.sleep(LOOK_AGAIN_S)
+                # First whether it has ended, then what it printed: the other way round its last words could be missed.
+                seen = await store.read(partial(_attempt, task=task, number=number)) or attempt
+                data = await spool.read(attempt.id, params.offset_bytes, params.limit_bytes)
+                attempt = seen
         if not data and params.offset_bytes == 0 and attempt.output:
             return LogPart(attempt.output, len(attempt.output.encode()), number, True)
         return self._part(params, attempt, data)

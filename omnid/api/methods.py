@@ -30,6 +30,15 @@ from omnid.store.interface import Reader, Tx
 T = TypeVar("T")
 
 
+BULK_TASKS = 10
+"""From how many tasks on a batch is too long for the event loop."""
+
+
+def write_batch(tx: Tx, write: Callable[[Tx], list[Submitted]]) -> shapes.SubmittedBatch:
+    """Writes a batch's tasks."""
+    return shapes.SubmittedBatch(write(tx))
+
+
 class Host(Protocol):
     """What the operations ask of the daemon around them."""
 
@@ -97,15 +106,24 @@ class Api:
         """Takes one task; returns after it is synced to the disk."""
         self._room.check(self._context.config.store.free_bytes_min)
         write = intake.plan(self._context, caller, (params,))
-        return await self._mutate(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
+        done = await self._mutate(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
+        self._arm(params)
+        return done
 
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
         self._room.check(self._context.config.store.free_bytes_min)
         write = intake.plan(self._context, caller, params.tasks)
-        return await self._mutate(
-            caller, "task.submit_batch", params, lambda tx: shapes.SubmittedBatch(write(tx)), shapes.SubmittedBatch
-        )
+        batch = once(caller, "task.submit_batch", params, lambda tx: write_batch(tx, write), shapes.SubmittedBatch)
+        done = await self._context.store.write(batch, bulk=len(params.tasks) > BULK_TASKS)
+        self._context.dispatch.ring()
+        self._arm(*params.tasks)
+        return done
+
+    def _arm(self, *tasks: Submit) -> None:
+        """Has the timer look again where a new task has a time of its own."""
+        if any(task.not_before_ms is not None or task.deadline_ms is not None for task in tasks):
+            self._context.timer.ring()
 
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
         """Gives a task, after waiting for its end for at most `wait_s`."""
@@ -168,6 +186,7 @@ class Api:
         raise AssertionError("nobody cancels this scope")
 
     async def _follow_up(self, effect: Effect) -> None:
+        self._context.timer.ring()
         self._context.watch.tell(effect.touched)
         if effect.cancel_attempt is not None:
             await self._cancelling.end_attempt(effect.cancel_attempt)
@@ -257,9 +276,9 @@ class Api:
         return shapes.Stopping(self._host.pid, len(self._context.running))
 
     async def _mutate(self, caller: Caller, method: str, params: Struct, fn: Callable[[Tx], T], answer: type[T]) -> T:
-        """Writes, once per request of a session, and wakes the dispatcher and the timer."""
+        """Writes, once per request of a session, and wakes the dispatcher."""
         value = await self._context.store.write(once(caller, method, params, fn, answer))
-        self._context.wake()
+        self._context.dispatch.ring()
         return value
 
 

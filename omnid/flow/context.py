@@ -12,6 +12,8 @@ from omnid.executor.interface import Executor
 from omnid.log import Logger
 from omnid.store.interface import Store
 
+CANCELS_MAX = 1_000
+
 
 class Bell:
     """Wakes one waiter; rings that nobody waits for are kept as one."""
@@ -94,7 +96,7 @@ class Context:
         self.clock = clock
         self.log = log
         self.config = config
-        self.executors = executors
+        self.take_executors(executors)
         self.spool = spool
         self.set_aside = set_aside
         """Ends an attempt that the journal doesn't know, and moves its files away."""
@@ -105,8 +107,30 @@ class Context:
         """Open attempts of this daemon: attempt id -> executor."""
         self.active: dict[str, Executor] = {}
         """The executors that work on them; after a reload of the config these may be others than `executors`."""
+        self._cancel_asked: dict[str, None] = {}
         self.paused_starts = True
         """True until recovery is done, and again while the daemon stops: nothing starts then."""
+
+    def take_executors(self, executors: Mapping[str, Executor]) -> None:
+        """Sets the executors that new attempts get."""
+        self.executors = executors
+        self.kinds = {name: executor.kind for name, executor in executors.items()}
+
+    def ask_cancel(self, attempt_id: str) -> None:
+        """Remembers that an attempt is to end, for the moment before its executor knows it; bounded."""
+        self._cancel_asked[attempt_id] = None
+        if len(self._cancel_asked) > CANCELS_MAX:
+            del self._cancel_asked[next(iter(self._cancel_asked))]
+
+    def cancel_was_asked(self, attempt_id: str) -> bool:
+        """Tells whether the attempt is to end."""
+        return attempt_id in self._cancel_asked
+
+    def let_go(self, attempt_id: str) -> None:
+        """Forgets an attempt that has ended."""
+        self.running.pop(attempt_id, None)
+        self.active.pop(attempt_id, None)
+        self._cancel_asked.pop(attempt_id, None)
 
     def running_by_executor(self) -> Counter[str]:
         """Counts the open attempts by executor."""

@@ -1,6 +1,6 @@
 """What people and agents do with tasks that are there: cancel, retry, resolve, approve, and the rest."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,6 +59,7 @@ class Cancelling:
 
     async def end_attempt(self, attempt_id: str) -> None:
         """Asks the executor to end an open attempt; its result comes by the usual way."""
+        self._context.ask_cancel(attempt_id)
         executor = self._context.active.get(attempt_id)
         if executor is not None:
             await executor.cancel(attempt_id)
@@ -203,8 +204,7 @@ def _assign(case: Case) -> Effect:
         raise _refuse(task, "assign", why, "cancel it, assign it, then retry it")
     fields: dict[str, Any] = {}
     if case.order.executor is not None:
-        kinds: Mapping[str, str] = {name: executor.kind for name, executor in case.context.executors.items()}
-        choice = choose(task.work, case.order.executor, kinds)
+        choice = choose(task.work, case.order.executor, case.context.kinds)
         case.context.executors[choice.executor].accepts(task.work)
         fields["executor"] = choice.executor
     if case.order.assignee is not None:

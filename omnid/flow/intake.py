@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Raw
 
 from omnid.config import Config, Limits
 from omnid.errors import Rejected, Retryable
@@ -23,6 +24,7 @@ T = TypeVar("T")
 TITLE_CHARS_MAX = 200
 
 _encode = msgspec.json.Encoder(order="sorted").encode
+_encode_work = msgspec.json.Encoder().encode
 
 
 class Draft(NamedTuple):
@@ -32,6 +34,8 @@ class Draft(NamedTuple):
     origin: str
     params: Submit
     work: Work
+    encoded: Raw
+    """The work as JSON, as the journal keeps it."""
     executor: str
     body_hash: str | None
     needs_approval: bool
@@ -53,19 +57,20 @@ def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[
             limit=config.limits.batch_tasks_max,
             setting="limits.batch_tasks_max",
         )
-    _check_refs(asked)
     now_ms = context.clock.wall_ms()
-    kinds = {name: executor.kind for name, executor in context.executors.items()}
-    drafts = [
-        _of_batch(index, len(asked), partial(_draft, context, caller, params, kinds, now_ms))
-        for index, params in enumerate(asked)
-    ]
+    if len(asked) == 1 and asked[0].ref is None:
+        drafts = [_draft(context, caller, asked[0], now_ms)]
+    else:
+        _check_refs(asked)
+        drafts = [
+            _of_batch(index, partial(_draft, context, caller, params, now_ms)) for index, params in enumerate(asked)
+        ]
     return partial(
         _write, drafts=drafts, caller=caller, limit=config.limits.waiting_tasks_max, tally=context.store.tally
     )
 
 
-def _draft(context: Context, caller: Caller, params: Submit, kinds: Mapping[str, str], now_ms: int) -> Draft:
+def _draft(context: Context, caller: Caller, params: Submit, now_ms: int) -> Draft:
     config = context.config
     work = Work(
         argv=params.argv or None,
@@ -83,8 +88,8 @@ def _draft(context: Context, caller: Caller, params: Submit, kinds: Mapping[str,
         after=params.after,
         reply_to=params.reply_to,
     )
-    choice = choose(work, params.executor, kinds)
-    _check_limits(params, work, config.limits)
+    choice = choose(work, params.executor, context.kinds)
+    encoded = _check_limits(params, work, config.limits)
     if params.deadline_ms is not None and params.deadline_ms <= now_ms:
         raise Rejected("deadline_passed")
     context.executors[choice.executor].accepts(work)
@@ -94,6 +99,7 @@ def _draft(context: Context, caller: Caller, params: Submit, kinds: Mapping[str,
         origin=origin,
         params=params,
         work=work,
+        encoded=encoded,
         executor=choice.executor,
         body_hash=sha256(_encode(params)).hexdigest() if params.key else None,
         needs_approval=needs_approval(caller.role, choice.executor, config),
@@ -106,10 +112,13 @@ def needs_approval(role: str, executor: str, config: Config) -> bool:
     return role == "agent" and executor not in config.agents.allow
 
 
-def _check_limits(params: Submit, work: Work, limits: Limits) -> None:
-    size_bytes = len(_encode(work))
-    if size_bytes > limits.input_bytes_max:
-        raise Rejected("input_too_large", size_bytes=size_bytes, limit_bytes=limits.input_bytes_max)
+def _check_limits(params: Submit, work: Work, limits: Limits) -> Raw:
+    """Encodes the work and holds it against the limits."""
+    encoded = _encode_work(work)
+    if len(encoded) > limits.input_bytes_max:
+        raise Rejected("input_too_large", size_bytes=len(encoded), limit_bytes=limits.input_bytes_max)
+    if not params.labels and not params.after:
+        return Raw(encoded)
     for things, given, limit in (
         ("labels", params.labels, limits.labels_max),
         ("tasks in `after`", params.after, limits.after_max),
@@ -117,6 +126,7 @@ def _check_limits(params: Submit, work: Work, limits: Limits) -> None:
         if len(given) > limit:
             setting = "limits.labels_max" if things == "labels" else "limits.after_max"
             raise Rejected("too_many", count=len(given), things=things, limit=limit, setting=setting)
+    return Raw(encoded)
 
 
 def _check_refs(asked: Sequence[Submit]) -> None:
@@ -140,17 +150,13 @@ def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, limit: int, tally: Ma
     """Writes all drafts, or raises and leaves nothing."""
     _check_room(len(drafts), limit, tally)
     refs = {draft.params.ref: draft.id for draft in drafts if draft.params.ref is not None}
-    numbers: dict[str, int] = {}
-    return [
-        _of_batch(index, len(drafts), partial(_write_one, tx, draft, caller, refs, numbers))
-        for index, draft in enumerate(drafts)
-    ]
+    if len(drafts) == 1:
+        return [_write_one(tx, drafts[0], caller, refs)]
+    return [_of_batch(index, partial(_write_one, tx, draft, caller, refs)) for index, draft in enumerate(drafts)]
 
 
-def _of_batch(index: int, count: int, step: Callable[[], T]) -> T:
-    """Does a step for one task; what is wrong with it says which task of a batch it is."""
-    if count == 1:
-        return step()
+def _of_batch(index: int, step: Callable[[], T]) -> T:
+    """Does a step for one task of a batch; what is wrong with it says which one it is."""
     try:
         return step()
     except Rejected as error:
@@ -158,24 +164,24 @@ def _of_batch(index: int, count: int, step: Callable[[], T]) -> T:
 
 
 def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:
-    waiting = sum(number for state, number in tally.items() if state not in TERMINAL)
+    waiting = sum(tally.values()) - sum(tally.get(state, 0) for state in TERMINAL)
     if waiting + count > limit:
         raise Retryable("too_many_waiting", count=waiting, limit=limit)
 
 
-def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], numbers: dict[str, int]) -> Submitted:
+def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) -> Submitted:
     params = draft.params
     if params.key is not None:
         known = tx.one("task_by_key", draft.origin, params.key)
         if known is not None:
             return _same(journal.task_of(known), draft)
-    work = draft.work
+    work, encoded = draft.work, draft.encoded
     waits_for: tuple[str, ...] = ()
     if work.after:
         ids, waits_for = _resolve_after(tx, work.after, caller, refs)
         work = msgspec.structs.replace(work, after=ids)
-    number = numbers.get(draft.origin) or journal.next_number(tx, draft.origin)
-    numbers[draft.origin] = number + 1
+        encoded = Raw(_encode_work(work))
+    number = journal.take_number(tx, draft.origin)
     approval = "needed" if draft.needs_approval and not permitted(tx, draft.origin, draft.executor, work) else None
     wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None))
     state = "idle" if wait is None else "waiting"
@@ -183,7 +189,7 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], nu
         "origin": draft.origin,
         "number": number,
         "title": title_of(work),
-        "work": work,
+        "work": encoded,
         "executor": draft.executor,
         "state": state,
         "reason": wait and wait.reason,

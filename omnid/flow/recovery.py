@@ -45,6 +45,8 @@ class Recovery:
             await self._results.settle(lost(command))
             return
         context.running[attempt.id] = attempt.executor
+        if task.cancel:
+            context.ask_cancel(attempt.id)
         self._runner.begin(group, command, name)
 
     def _executor_for(self, command: Command) -> str | None:

@@ -40,7 +40,8 @@ class Retention:
                     before_ms=context.clock.wall_ms() - round(settings.finished_days * DAY_MS),
                     surplus=self._surplus(),
                     batch=settings.batch,
-                )
+                ),
+                bulk=True,
             )
             for attempt_id in attempts:
                 await context.spool.remove(attempt_id)
@@ -49,7 +50,8 @@ class Retention:
                 break
             await anyio.sleep(PAUSE_S)
         while True:
-            if not await context.store.write(partial(forget_old, now_ms=context.clock.wall_ms(), batch=settings.batch)):
+            forget = partial(forget_old, now_ms=context.clock.wall_ms(), batch=settings.batch)
+            if not await context.store.write(forget, bulk=True):
                 break
             await anyio.sleep(PAUSE_S)
         keep = frozenset(context.running)

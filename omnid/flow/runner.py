@@ -70,8 +70,7 @@ class Runner:
             if await self._results.settle(result):
                 await executor.settled(command.attempt_id)
         finally:
-            context.running.pop(command.attempt_id, None)
-            context.active.pop(command.attempt_id, None)
+            context.let_go(command.attempt_id)
             context.dispatch.ring()
 
     async def _call(self, executor: Executor, command: Command) -> Result:
@@ -79,9 +78,11 @@ class Runner:
             if command.recover:
                 found = await executor.recover(command, self._ports)
                 if found is Found.RUNNING:
-                    return await executor.adopt(command, self._ports)
+                    return await self._adopt(executor, command)
                 if found is Found.LOST:
                     return lost(command)
+            if self._context.cancel_was_asked(command.attempt_id):
+                return ended(command, "cancelled", Problem.make("cancelled", detail="It had not begun."))
             return await executor.run(command, self._ports)
         except Retryable as error:
             await self._gates.executor_down(command.executor, error)
@@ -92,6 +93,12 @@ class Runner:
             self._context.log.exception("executor_fault", executor=command.executor, task=command.name)
             detail = f"{type(error).__name__}: {error}"[:500]
             return failed(command, Problem.make("executor_fault", executor=command.executor, detail=detail))
+
+    async def _adopt(self, executor: Executor, command: Command) -> Result:
+        """Waits for an attempt of an earlier daemon; a cancel that this one had not passed on is passed on now."""
+        if self._context.cancel_was_asked(command.attempt_id):
+            await executor.cancel(command.attempt_id)
+        return await executor.adopt(command, self._ports)
 
 
 def ended(command: Command, outcome: Any, problem: Problem) -> Result:

@@ -52,7 +52,7 @@ class Wakeup:
             due = await context.store.read(partial(_anything_due, now_ms=context.clock.wall_ms()))
             if not due:
                 break
-            done = await context.store.write(wake_due)
+            done = await context.store.write(wake_due, bulk=True)
             context.watch.tell(done.touched)
             context.dispatch.ring()
             for task_id in set(done.overdue) - self._overdue:

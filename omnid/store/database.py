@@ -15,7 +15,7 @@ from omnid.store.interface import Reader, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
 from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, mapped, open_connection
-from omnid.store.writer import InlineWriter, ThreadWriter
+from omnid.store.writer import GroupWriter, InlineWriter
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class SqliteStore:
         self._writer = (
             InlineWriter(unit)
             if settings.inline
-            else ThreadWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s)
+            else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s)
         )
         self._readers: list[apsw.Connection] = []
         self._reading = anyio.CapacityLimiter(READERS_MAX)
@@ -72,9 +72,9 @@ class SqliteStore:
         """Has `on_orphan` called on the event loop after a commit whose caller was cancelled in the meantime."""
         self._writer.on_orphan = on_orphan
 
-    async def write(self, fn: Callable[[Tx], T]) -> T:
+    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False) -> T:
         """See `interface.Store.write`."""
-        return await self._writer.submit(fn)
+        return await self._writer.submit(fn, bulk=bulk)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""

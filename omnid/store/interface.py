@@ -124,6 +124,8 @@ class Tx(Reader, Protocol):
 
     now_ms: int
     """The wall time of the transaction."""
+    memory: dict[str, Any]
+    """What is worth knowing from one transaction to the next; empty again whenever one was rolled back."""
 
     def run(self, query: str, *args: Any) -> None:
         """Runs a named statement on derived tables; logged rows change through the three functions below only."""
@@ -179,11 +181,12 @@ class Store(Protocol):
     node: str
     """The UUID of this node."""
 
-    async def write(self, fn: Callable[[Tx], T]) -> T:
+    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.
 
         What `fn` raises is raised here, and nothing of it was written. Raises Retryable(`disk_full`, `store_busy`,
-        `store_closed`) and Fatal(`store_io`). `fn` runs on the writer's thread: it must not block or await.
+        `store_closed`) and Fatal(`store_io`). `fn` runs on the event loop, so it must not block and takes well under
+        a millisecond; one that touches many rows is `bulk` and runs on the writer's thread.
         """
         ...
 

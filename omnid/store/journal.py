@@ -13,6 +13,7 @@ from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader,
 from omnid.store.log import decode_heads
 
 MICRO = 1_000_000
+ORIGINS_KEPT_MAX = 1_000
 
 _work = msgspec.json.Decoder(Work)
 _labels = msgspec.json.Decoder(tuple[str, ...])
@@ -81,10 +82,17 @@ def need_task(tx: Reader, id: str) -> Task:
     return task
 
 
-def next_number(tx: Reader, origin: str) -> int:
-    """Gives the number that the origin's next task gets."""
-    row = tx.one("last_number", origin)
-    return (row[0] if row and row[0] else 0) + 1
+def take_number(tx: Tx, origin: str) -> int:
+    """Gives the number of the origin's next task; the origin's numbers only grow."""
+    numbers: dict[str, int] = tx.memory.setdefault("numbers", {})
+    number = numbers.get(origin)
+    if number is None:
+        row = tx.one("last_number", origin)
+        number = row[0] if row and row[0] else 0
+        if len(numbers) >= ORIGINS_KEPT_MAX:
+            numbers.clear()
+    numbers[origin] = number + 1
+    return number + 1
 
 
 def create_task(tx: Tx, id: str, fields: Mapping[str, Any], after: tuple[str, ...]) -> None:

@@ -90,6 +90,7 @@ class SqliteTx(SqliteReader):
         self._position = position
         self._clock = clock
         self.now_ms = clock.wall_ms()
+        self.memory: dict[str, Any] = {}
         self.moves: list[tuple[str | None, str | None]] = []
 
     def begin(self) -> None:
@@ -199,6 +200,7 @@ class SqliteUnit:
             self._execute("RELEASE one")
         except BaseException as error:
             del self._tx.moves[moves:]
+            self._tx.memory.clear()
             if self.connection.in_transaction:
                 self._execute("ROLLBACK TO one")
                 self._execute("RELEASE one")
@@ -228,5 +230,6 @@ class SqliteUnit:
     def rollback(self) -> None:
         """Gives everything up; the log's position goes back too."""
         self._position.seq, self._position.hlc = self._start
+        self._tx.memory.clear()
         if self.connection.in_transaction:
             self._execute("ROLLBACK")

@@ -7,6 +7,7 @@ as HOME or OMNID_STATE, in the environment of all others. So nothing is ever end
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omnid.api.client import Client
-from omnid.errors import OmnidError
+from omnid.errors import CATALOGUE, OmnidError
 
 WAIT_S = 30.0
 LOOK_S = 0.01
@@ -122,6 +123,19 @@ class Home:
         """Gives the supervisors that live now."""
         return [pid for pid, line in self.processes().items() if "worker/supervisor.py" in line]
 
+    def refuses(self, environ: Mapping[str, str] | None = None) -> str:
+        """Starts a daemon that must end by itself with exit code 1, and gives what it said."""
+        before = self.said.stat().st_size if self.said.exists() else 0
+        process = self.spawn(environ)
+        try:
+            code = process.wait(WAIT_S)
+        finally:
+            process.kill()
+            process.wait()
+        said = self.said.read_bytes()[before:].decode()
+        assert code == 1, said
+        return said
+
     def close(self) -> None:
         """Ends whatever still runs here, by its pid; gives the processes no second life."""
         self.client.close()
@@ -195,6 +209,19 @@ class Home:
         return Gate(self.work / name)
 
 
+def assert_says(code: str, text: str) -> None:
+    """Fails where a text doesn't hold what, why and do of the error with that code, or looks like a fault."""
+    assert "Traceback" not in text, text
+    flat = " ".join(text.split())
+    for sentence in CATALOGUE[code]:
+        parts = [" ".join(part.split()) for part in re.split(r"\{\w+\}", sentence.replace("{{", "{").replace("}}", "}"))]
+        position = 0
+        for part in parts:
+            found = flat.find(part, position)
+            assert found >= 0, f"{code}: {part!r} is not in {text}"
+            position = found + len(part)
+
+
 class Gate:
     """A named pipe at which commands wait until they are let through, one for each line."""
 
@@ -225,8 +252,8 @@ class Said:
         return f"exit {self.code}\n{self.out}\n{self.err}"
 
     def json(self) -> Any:
-        """Reads its standard output."""
-        return json.loads(self.out)
+        """Gives the result in what omnictl printed with --json."""
+        return json.loads(self.out)["result"]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ VERB = Verb(
     ),
     rest="COMMAND",
 )
-VERBS = [name for name in TABLE if name not in ("help", "demo")]
+VERBS = [name for name in TABLE if name != "help"]
 
 values = st.text(min_size=1, max_size=10)
 pieces = st.lists(

@@ -1,0 +1,249 @@
+"""The demo as people run it: its own process, real daemons, real signals; and nothing of it afterwards."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from omnid.ctl.demo import Count, place
+from omnid.errors import Retryable
+from tests.e2e.harness import OMNICTL, WAIT_S, until
+
+GOOD = "12 done, 0 lost, 0 done twice"
+DEMO = (*OMNICTL, "demo")
+
+NO_NETWORK = """
+import os, sys
+def refuse(event, given):
+    if event == "socket.getaddrinfo" or event in ("socket.connect", "socket.bind") and given[0].family != 1:
+        with open(os.environ["HOME"] + "/network", "a") as file:
+            print(event, given, file=file)
+        raise OSError("there is no network here")
+sys.addaudithook(refuse)
+"""
+
+CHANGED = """
+import sys
+from omnid.ctl import demo_tasks
+from omnid.ctl.main import main
+jobs = {job.name: job for job in demo_tasks.JOBS}
+%s
+demo_tasks.JOBS = tuple(jobs.values())
+sys.exit(main(["demo"]))
+"""
+
+
+class Ground:
+    """A place that a demo may use: a TMPDIR, a home, and the state directory of somebody's own daemon."""
+
+    def __init__(self, root: Path) -> None:
+        self.tmp, self.home, self.own = root / "t", root / "home", root / "own"
+        self.tmp.mkdir()
+        self.home.mkdir()
+        self.environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+        self.environ |= {
+            "TMPDIR": str(self.tmp),
+            "HOME": str(self.home),
+            "OMNID_STATE": str(self.own),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+
+    def start(self, argv=DEMO, **streams) -> "subprocess.Popen[bytes]":
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **streams}
+        return subprocess.Popen(argv, env=self.environ, cwd=self.home, start_new_session=True, **streams)
+
+    def run(self, argv=DEMO) -> tuple[int, str]:
+        with self.start(argv) as process:
+            out, _ = process.communicate(timeout=2 * WAIT_S)
+        return process.returncode, out.decode()
+
+    def processes(self) -> list[str]:
+        mark = os.fsencode(self.tmp)
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    line = (entry / "cmdline").read_bytes()
+                    if line and (mark in line or mark in (entry / "environ").read_bytes()):
+                        found.append(f"{entry.name} {line!r}")
+        return found
+
+    def assert_untouched(self) -> None:
+        assert self.processes() == []
+        assert list(self.tmp.iterdir()) == list(self.home.iterdir()) == []
+        assert not self.own.exists()
+
+
+@pytest.fixture
+def ground() -> Iterator[Ground]:
+    """Short paths, because that of a socket has a limit, and the demo would use another directory."""
+    with tempfile.TemporaryDirectory(prefix="o-", dir="/tmp") as root:
+        yield Ground(Path(root))
+
+
+def test_it_loses_nothing_without_a_terminal_and_without_a_network(ground):
+    guard = ground.home.parent / "guard"
+    guard.mkdir()
+    (guard / "sitecustomize.py").write_text(NO_NETWORK)
+    ground.environ["PYTHONPATH"] += f":{guard}"
+    code, out = ground.run()
+    assert (code, out.splitlines()[-1]) == (0, GOOD), out
+    assert re.search(r"adopted t4 and t6", out.replace("\n", " "))
+    assert "t7 waits for its lane report, where t6 runs" in out
+    assert "at attempt 2" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out
+    ground.assert_untouched()
+
+
+def test_the_guard_against_the_network_works(ground):
+    (ground.home.parent / "sitecustomize.py").write_text(NO_NETWORK)
+    ground.environ["PYTHONPATH"] += f":{ground.home.parent}"
+    code, out = ground.run([sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"])
+    assert (code, "there is no network here" in out) == (1, True)
+
+
+def test_two_at_once_keep_out_of_each_other_s_way(ground):
+    with ground.start() as first, ground.start() as second:
+        for process in (first, second):
+            out, _ = process.communicate(timeout=2 * WAIT_S)
+            assert (process.returncode, out.decode().splitlines()[-1]) == (0, GOOD), out.decode()
+    ground.assert_untouched()
+
+
+def test_as_json_it_is_one_line(ground):
+    code, out = ground.run([*DEMO, "--json"])
+    (line,) = out.splitlines()
+    result = json.loads(line)["result"]
+    assert result.pop("back_s") > 0
+    assert (code, result) == (0, {"done": 12, "lost": 0, "twice": 0})
+    ground.assert_untouched()
+
+
+def test_on_a_terminal_it_is_coloured_and_fits(ground):
+    screen, its_end = pty.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("4H", 24, 60, 0, 0))
+    shown = b""
+    with ground.start(stdin=its_end, stdout=its_end, stderr=its_end) as process:
+        os.close(its_end)
+        # EIO: the last one that had the terminal open has gone.
+        with contextlib.suppress(OSError):
+            while piece := os.read(screen, 4096):
+                shown += piece
+        os.close(screen)
+        assert process.wait(WAIT_S) == 0, shown
+    assert b"\x1b[1m2. The daemon is killed\x1b[0m" in shown
+    plain = re.sub(r"\x1b\[[0-9;]*[mK]", "", shown.decode()).replace("\r\n", "\n")
+    assert max(len(line.rpartition("\r")[2]) for line in plain.splitlines()) <= 60
+    assert plain.splitlines()[-1] == GOOD
+    ground.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "chapter"),
+    [
+        (signal.SIGINT, 130, b"your own"),
+        (signal.SIGINT, 130, b"2. The daemon is killed"),
+        (signal.SIGTERM, 143, b"3. Ask it why"),
+        (signal.SIGHUP, 129, b"kill -9"),
+    ],
+)
+def test_a_signal_ends_it_and_nothing_is_left(ground, number, code, chapter):
+    with ground.start() as process:
+        out = read_until(process, chapter)
+        process.send_signal(number)
+        # A second one, by somebody who is impatient, changes nothing.
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=2 * WAIT_S)
+    assert process.returncode == code, (out + rest).decode()
+    assert b"Traceback" not in rest
+    assert GOOD.encode() not in rest
+    ground.assert_untouched()
+
+
+def test_a_reader_that_goes_away_ends_it_and_nothing_is_left(ground):
+    with ground.start() as process:
+        read_until(process, b"1. The tasks go in")
+        process.stdout.close()
+        assert process.wait(2 * WAIT_S) == 141
+    ground.assert_untouched()
+
+
+def test_what_is_ignored_stays_ignored(ground):
+    argv = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *DEMO]
+    with ground.start(argv) as process:
+        out = read_until(process, b"1. The tasks go in")
+        process.send_signal(signal.SIGHUP)
+        rest, _ = process.communicate(timeout=2 * WAIT_S)
+    assert process.returncode == 0, (out + rest).decode()
+    ground.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ('jobs["paths"] = jobs["paths"]._replace(script="echo paths >> ledger")', "12 done, 0 lost, 1 done twice"),
+        ('jobs["paths"] = jobs["paths"]._replace(script="exit 0")', "11 done, 1 lost, 0 done twice"),
+        ('jobs["sizes"] = jobs["sizes"]._replace(script="exit 1")', "11 done, 1 lost, 0 done twice"),
+        ('jobs["errors"] = jobs["errors"]._replace(script="echo what >> ledger")', "12 done, 0 lost, 1 done twice"),
+    ],
+)
+def test_what_the_ledger_lacks_or_has_twice_is_counted(ground, change, count):
+    code, out = ground.run([sys.executable, "-c", CHANGED % change])
+    assert (code, out.splitlines()[-1]) == (1, count), out
+    ground.assert_untouched()
+
+
+def test_a_task_that_was_not_adopted_is_no_good_end(ground):
+    change = 'jobs["compress"] = jobs["compress"]._replace(script="touch compress.begun; exit 1")'
+    code, out = ground.run([sys.executable, "-c", CHANGED % change])
+    assert code == 1
+    assert "was not adopted" in out
+    ground.assert_untouched()
+
+
+def test_no_place_for_its_files_is_an_error_that_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(Retryable, match="no place for its files"), place({}):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ledger", "count"),
+    [
+        ([], (0, 2, 0)),
+        (["a", "b"], (2, 0, 0)),
+        (["b", "a", "b"], (2, 0, 1)),
+        (["a", "a", "a"], (1, 1, 2)),
+        (["a", "b", ""], (2, 0, 1)),
+    ],
+)
+def test_the_count(ledger, count):
+    assert Count.of(ledger, ["a", "b"]) == count
+    assert Count.of(ledger, ["a", "b"]).good == (count == (2, 0, 0))
+
+
+def read_until(process, mark: bytes) -> bytes:
+    """Reads what it says until the mark is there."""
+    out = b""
+
+    def found() -> bool:
+        nonlocal out
+        out += os.read(process.stdout.fileno(), 4096)
+        assert process.poll() is None or mark in out, out
+        return mark in out
+
+    until(found, lambda: f"{mark!r} in {out!r}")
+    return out

@@ -1,0 +1,1 @@
+"""Deterministic simulation: the real flow and the real store on virtual time, with faults drawn from a seed."""

@@ -1,0 +1,54 @@
+"""`python -m tests.sim --seeds 1000` runs many seeds; `--seed n` runs one, twice, and prints what happened."""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+
+from tests.sim.run import Outcome, run
+
+
+def replay(seed: int) -> int:
+    """Runs one seed twice, and prints its trace."""
+    first, second = run(seed, keep_trace=True), run(seed)
+    print("\n".join(first.trace))
+    print(f"trace {first.digest}, again {second.digest}")
+    report(first)
+    return int(bool(first.violations) or first.digest != second.digest)
+
+
+def report(outcome: Outcome) -> None:
+    for violation in outcome.violations:
+        print(f"seed {outcome.seed}: {violation}\n  replay it with: make sim SEED={outcome.seed}")
+
+
+def many(seeds: range) -> int:
+    """Runs seeds on all cores, and prints what was broken."""
+    since_s = time.monotonic()
+    steps = tasks = crashes = broken = 0
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        for outcome in pool.imap_unordered(run, seeds, chunksize=4):
+            steps += outcome.steps
+            tasks += outcome.tasks
+            crashes += outcome.crashes
+            broken += bool(outcome.violations)
+            report(outcome)
+    print(f"in {time.monotonic() - since_s:.0f} s")
+    print(f"{len(seeds)} seeds, {steps} steps, {tasks} tasks, {crashes} crashes, {broken} violations")
+    return int(broken > 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000, help="how many seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--seed", type=int, help="replay this one")
+    asked = parser.parse_args()
+    if asked.seed is not None:
+        return replay(asked.seed)
+    return many(range(asked.first, asked.first + asked.seeds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

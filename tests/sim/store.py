@@ -1,0 +1,163 @@
+"""The real store with its writer's queue on virtual time: it may be slow, full, broken, or killed around a commit."""
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import apsw
+import trio
+
+from omnid.errors import Fatal, Retryable
+from omnid.store.database import SqliteStore, StoreSettings
+from omnid.store.interface import Reader, Tx
+from omnid.store.writer import InlineWriter, Job, run_batch
+from tests.sim.model import Entry, View
+
+if TYPE_CHECKING:
+    from tests.sim.daemon import SimDaemon
+
+T = TypeVar("T")
+
+GROUP_MAX = 8
+CHANGES = "SELECT seq, hlc, collection, id, kind, body FROM change WHERE seq > ? ORDER BY seq"
+
+
+class Part(NamedTuple):
+    """One function of a batch: the log's end after it, and what its caller saw when it called."""
+
+    seq: int
+    view: View
+
+
+class SimStore:
+    """See `store.interface.Store`. Batches, answers and errors come as from the writer's thread."""
+
+    def __init__(self, path: Path, daemon: "SimDaemon") -> None:
+        self._daemon = daemon
+        self._sim = daemon.sim
+        self._inner = SqliteStore(path, daemon.sim.clock, StoreSettings(inline=True))
+        self.tally = self._inner.tally
+        self.node = self._inner.node
+        self.incarnation = self._inner.incarnation
+        self.connection = self._inner._connection
+        writer = self._inner._writer
+        if not isinstance(writer, InlineWriter):
+            raise TypeError("the simulation's writer runs inline")
+        self._unit = writer._unit
+        self._unit._execute = self._execute
+        self._queue: deque[tuple[Job, View]] = deque()
+        self._bell = trio.Event()
+        self._parts: list[Part] = []
+        self._seq: int = next(iter(self.connection.execute("SELECT coalesce(max(seq), 0) FROM change")))[0]
+        self.busy = 0
+        """How many reads and writes are on their way."""
+        self.faulty_s = -1e9
+        """When it last failed or was slow."""
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        if self._daemon.dead:
+            raise Retryable("store_closed")
+        job = Job(fn, trio.current_time())
+        self._queue.append((job, self._daemon.view()))
+        self._bell.set()
+        self.busy += 1
+        try:
+            await job.done.wait()
+        except BaseException:
+            job.orphan = True
+            raise
+        finally:
+            self.busy -= 1
+        if job.error is not None:
+            raise job.error
+        return job.value
+
+    async def read(self, fn: Callable[[Reader], T]) -> T:
+        sim = self._sim
+        self.busy += 1
+        try:
+            await trio.lowlevel.checkpoint()
+            if self._daemon.dead:
+                raise Retryable("store_closed")
+            if sim.chance.random() < sim.weather.read_busy:
+                self.faulty_s = trio.current_time()
+                raise Retryable("store_busy", seconds_s=5)
+            value = await self._inner.read(fn)
+            await self._dawdle()
+            return value
+        finally:
+            self.busy -= 1
+
+    async def serve(self) -> None:
+        """Does what the writer's thread does; raises Fatal when the disk failed."""
+        while True:
+            await self._bell.wait()
+            self._bell = trio.Event()
+            while self._queue:
+                await self._dawdle()
+                taken = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
+                self._run([job for job, _ in taken], [view for _, view in taken])
+                await self._dawdle()
+                for job, _ in taken:
+                    job.done.set()
+                    if isinstance(job.error, Fatal):
+                        raise job.error
+                    if job.orphan:
+                        self._daemon.context.wake()
+
+    async def _dawdle(self) -> None:
+        chance = self._sim.chance
+        if chance.random() < self._sim.weather.slow_store:
+            await trio.sleep(chance.uniform(0, 0.2))
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _run(self, jobs: list[Job], views: list[View]) -> None:
+        """Runs a batch with the store's own code, and tells the model what each function of it wrote."""
+        self._parts = []
+        for job, view in zip(jobs, views, strict=True):
+            job.fn = partial(self._note, fn=job.fn, view=view)
+        if self._fate():
+            self._daemon.kill("before a commit")
+        if not self._daemon.dead:
+            run_batch(self._unit, jobs, lambda: None)
+            if self._fate():
+                self._daemon.kill("after a commit")
+
+    def _note(self, tx: Tx, *, fn: Callable[[Tx], T], view: View) -> T:
+        value = fn(tx)
+        self._parts.append(Part(self._unit._position.seq, view))
+        return value
+
+    def _fate(self) -> bool:
+        return self._sim.chance.random() < self._sim.weather.kill_at_commit
+
+    def _execute(self, sql: str, *args: Any) -> Any:
+        if sql != "COMMIT":
+            return self.connection.execute(sql, *args)
+        sim = self._sim
+        if sim.chance.random() < sim.weather.disk_full:
+            self.faulty_s = trio.current_time()
+            sim.trace("disk full")
+            raise apsw.FullError("database or disk is full")
+        breaks = sim.chance.random() < sim.weather.disk_broken
+        if breaks and sim.chance.random() < 0.5:
+            raise apsw.IOError("disk I/O error")
+        self.connection.execute(sql)
+        self._tell()
+        if breaks:
+            raise apsw.IOError("disk I/O error, after all was written")
+        return None
+
+    def _tell(self) -> None:
+        entries = [Entry.of(row) for row in self.connection.execute(CHANGES, (self._seq,))]
+        now_ms = self._sim.clock.wall_ms()
+        for part in self._parts:
+            mine = [entry for entry in entries if self._seq < entry.seq <= part.seq]
+            self._seq = max(self._seq, part.seq)
+            self._sim.model.committed(mine, part.view, now_ms)
+
+    def close(self) -> None:
+        self._inner.close()
