@@ -92,6 +92,8 @@ class Work(Struct, frozen=True, omit_defaults=True):
     tool: str | None = None
     arguments: dict[str, Any] | None = None
     prompt: str | None = None
+    executor: str | None = None
+    """The executor that was asked for by name; None: the router chooses."""
     cwd: str | None = None
     env: tuple[str, ...] = ()
     """Names of environment variables that are passed on from the daemon's own environment; never values."""

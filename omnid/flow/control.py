@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
@@ -204,9 +206,9 @@ def _assign(case: Case) -> Effect:
         raise _refuse(task, "assign", why, "cancel it, assign it, then retry it")
     fields: dict[str, Any] = {}
     if case.order.executor is not None:
-        choice = choose(task.work, case.order.executor, case.context.kinds)
-        case.context.executors[choice.executor].accepts(task.work)
-        fields["executor"] = choice.executor
+        executor = choose(structs.replace(task.work, executor=case.order.executor), case.context.kinds)
+        case.context.executors[executor].accepts(task.work)
+        fields["executor"] = executor
     if case.order.assignee is not None:
         fields["assignee"] = case.order.assignee
     journal.edit_task(tx, task, **fields)

@@ -10,6 +10,7 @@ from omnid.flow.gates import Gates
 from omnid.link.interface import Link
 from omnid.model import Command, Task
 from omnid.route.admission import Load, first, room
+from omnid.route.router import route
 from omnid.store import journal
 from omnid.store.interface import Tx
 
@@ -86,7 +87,7 @@ def claim(
             continue
         attempt_id = clock.uuid()
         safe = idempotent[task.executor]
-        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route={"executor": task.executor})
+        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=route(task.work, task.executor))
         commands.append(command_of(started, attempt_id, config, idempotent=safe))
     return commands
 

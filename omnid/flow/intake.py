@@ -79,6 +79,7 @@ def _draft(context: Context, caller: Caller, params: Submit, now_ms: int) -> Dra
         tool=params.tool,
         arguments=params.arguments,
         prompt=params.prompt,
+        executor=params.executor,
         cwd=params.cwd,
         env=params.env,
         check=params.check,
@@ -88,11 +89,11 @@ def _draft(context: Context, caller: Caller, params: Submit, now_ms: int) -> Dra
         after=params.after,
         reply_to=params.reply_to,
     )
-    choice = choose(work, params.executor, context.kinds)
+    executor = choose(work, context.kinds)
     encoded = _check_limits(params, work, config.limits)
     if params.deadline_ms is not None and params.deadline_ms <= now_ms:
         raise Rejected("deadline_passed")
-    context.executors[choice.executor].accepts(work)
+    context.executors[executor].accepts(work)
     origin = params.origin if params.origin and caller.role == "person" else caller.origin
     return Draft(
         id=context.clock.uuid(),
@@ -100,9 +101,9 @@ def _draft(context: Context, caller: Caller, params: Submit, now_ms: int) -> Dra
         params=params,
         work=work,
         encoded=encoded,
-        executor=choice.executor,
+        executor=executor,
         body_hash=sha256(_encode(params)).hexdigest() if params.key else None,
-        needs_approval=needs_approval(caller.role, choice.executor, config),
+        needs_approval=needs_approval(caller.role, executor, config),
         parent=caller.parent,
     )
 

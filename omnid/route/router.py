@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import NamedTuple
 
 from omnid.errors import Rejected
 from omnid.model import Work
@@ -10,34 +9,32 @@ from omnid.model import Work
 COMMAND = "command"
 WANTED = {"command": "a command (argv)", "mcp": "a tool call (server + tool)", "model": "a prompt"}
 
-
-class Choice(NamedTuple):
-    """The chosen executor and the reasons, as `omnictl why` shows them."""
-
-    executor: str
-    reasons: tuple[str, ...]
+DEFAULT = {kind: f"the default for {wanted}" for kind, wanted in WANTED.items()}
 
 
 def work_kind(work: Work) -> str:
     """Gives the kind of executor that the work asks for; raises Rejected(`nothing_to_do`)."""
-    kinds = [
-        kind
-        for kind, given in (("command", work.argv), ("mcp", work.tool or work.server), ("model", work.prompt))
-        if given
-    ]
-    if len(kinds) != 1:
-        raise Rejected("nothing_to_do", detail="more than one thing" if kinds else "nothing")
-    return kinds[0]
+    is_call = bool(work.tool or work.server)
+    count = bool(work.argv) + is_call + bool(work.prompt)
+    if count != 1:
+        raise Rejected("nothing_to_do", detail="more than one thing" if count else "nothing")
+    return "command" if work.argv else "mcp" if is_call else "model"
 
 
-def choose(work: Work, wanted: str | None, kinds: Mapping[str, str]) -> Choice:
-    """Chooses among executors given as {name: kind}.
+def default_for(work: Work) -> str | None:
+    """Gives the executor that gets the work where none was asked for by name."""
+    kind = work_kind(work)
+    return work.server if kind == "mcp" else COMMAND if kind == "command" else None
+
+
+def choose(work: Work, kinds: Mapping[str, str]) -> str:
+    """Chooses among executors given as {name: kind}; `work.executor` is the one asked for by name.
 
     Raises Rejected(`nothing_to_do`, `unknown_executor`, `wrong_executor`, `kind_missing`). An executor of a kind that
     isn't one of `WANTED` is one of the caller's own and takes whatever it accepts.
     """
     kind = work_kind(work)
-    name = wanted or (work.server if kind == "mcp" else COMMAND if kind == "command" else None)
+    name = work.executor or default_for(work)
     if name is None:
         raise Rejected(
             "kind_missing",
@@ -51,5 +48,15 @@ def choose(work: Work, wanted: str | None, kinds: Mapping[str, str]) -> Choice:
         raise Rejected("unknown_executor", executor=name, hint=hint, known=", ".join(sorted(kinds)))
     if kinds[name] in WANTED and kinds[name] != kind:
         raise Rejected("wrong_executor", executor=name, kind=kinds[name], wanted=WANTED[kind])
-    reason = "asked for by name" if wanted else f"the default for {WANTED[kind]}"
-    return Choice(name, (f"{name}: {reason}",))
+    return name
+
+
+def route(work: Work, executor: str) -> dict[str, str]:
+    """Writes down why the work goes to the executor, at the moment when it goes there."""
+    if executor == work.executor:
+        reason = "asked for by name"
+    elif executor == default_for(work):
+        reason = DEFAULT[work_kind(work)]
+    else:
+        reason = "given to it by hand"
+    return {"executor": executor, "reason": reason}

@@ -91,11 +91,20 @@ class SqliteTx(SqliteReader):
         self._clock = clock
         self.now_ms = clock.wall_ms()
         self.memory: dict[str, Any] = {}
+        self.forgot = False
+        """Whether history was removed: the log's end must then be kept apart from its rows."""
         self.moves: list[tuple[str | None, str | None]] = []
 
     def begin(self) -> None:
         """Takes the time for the functions that follow."""
         self.now_ms = self._clock.wall_ms()
+        self.forgot = False
+
+    def keep_end(self) -> None:
+        """Writes down the log's end where rows of the log went, so that no number is given twice."""
+        if self.forgot:
+            self.run("meta_set", "seq_floor", str(self._position.seq))
+            self.run("meta_set", "hlc_floor", str(self._position.hlc))
 
     def run(self, query: str, *args: Any) -> None:
         """See `interface.Tx.run`."""
@@ -145,11 +154,13 @@ class SqliteTx(SqliteReader):
 
     def forget(self, collection: Collection, id: str) -> None:
         """See `interface.Tx.forget`."""
+        self.forgot = True
         self._execute(self._queries[f"delete_{collection.name}"], (id,))
         self._execute(self._queries["forget_changes"], (collection.name, id))
 
     def forget_history(self, collection: Collection, id: str) -> None:
         """See `interface.Tx.forget_history`."""
+        self.forgot = True
         self._execute(self._queries["forget_deleted"], (collection.name, id))
 
     def _keep(self, blobs: list[tuple[str, str]]) -> None:
@@ -217,6 +228,7 @@ class SqliteUnit:
     def commit(self) -> None:
         """Commits and counts; raises the mapped error, and then nothing of the transaction stays."""
         try:
+            self._tx.keep_end()
             self._execute("COMMIT")
         except apsw.Error as error:
             self.rollback()

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from omnid.executor.interface import Executor
 from omnid.executor.supervised import Supervised
 from omnid.model import Command, Outcome, Work
 from omnid.secrets import Secrets
+from tests.contract import mcp_harness
 from tests.fakes.executor import Crash, InProcessExecutor
 
 HALF_BYTES = 4096
@@ -124,4 +126,5 @@ async def _in_process(tmp_path: Path) -> AsyncGenerator[Harness]:
 HARNESSES: dict[str, Callable[[Path], AbstractAsyncContextManager[Harness]]] = {
     "command": _command,
     "in_process": _in_process,
+    "mcp": partial(mcp_harness.harness, limits=LIMITS),
 }

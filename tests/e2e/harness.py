@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from omnid.api.client import Client
 from omnid.errors import CATALOGUE, OmnidError
@@ -214,7 +214,9 @@ def assert_says(code: str, text: str) -> None:
     assert "Traceback" not in text, text
     flat = " ".join(text.split())
     for sentence in CATALOGUE[code]:
-        parts = [" ".join(part.split()) for part in re.split(r"\{\w+\}", sentence.replace("{{", "{").replace("}}", "}"))]
+        parts = [
+            " ".join(part.split()) for part in re.split(r"\{\w+\}", sentence.replace("{{", "{").replace("}}", "}"))
+        ]
         position = 0
         for part in parts:
             found = flat.find(part, position)
@@ -233,7 +235,7 @@ class Gate:
         """Lets so many commands through, now or when they come."""
         os.write(self._descriptor, b"go\n" * count)
 
-    def __enter__(self) -> "Gate":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:

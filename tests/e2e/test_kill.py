@@ -8,12 +8,12 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -63,7 +63,7 @@ class Kind(NamedTuple):
 
     share: int
     script: str
-    fields: dict[str, Any] = {}
+    fields: Mapping[str, Any] = MappingProxyType({})
     repeatable: bool = False
     """Declared idempotent, so that it may be done again when nobody knows whether it was done."""
 
@@ -200,7 +200,7 @@ class Killer:
             self._kill_supervisor()
 
     def start(self) -> None:
-        """Starts a daemon; now and then two at once, of which one must refuse, or one that is killed while it starts."""
+        """Starts a daemon; now and then two at once, of which one must refuse, or one that dies while it starts."""
         home = self._home
         if self._chance.random() < 0.3:
             home.process = home.spawn()
@@ -277,7 +277,8 @@ def test_nothing_is_lost_and_nothing_is_done_twice(home: Home, capsys: pytest.Ca
             f"{load.uncertain} uncertain"
         )
     assert (lost, twice) == ([], [])
-    assert load.uncertain
+    # Some kills must have met a command that nobody can answer for, or the test was too kind.
+    assert load.uncertain or KILLS < 100
 
 
 def judge(home: Home, load: Load) -> tuple[list[str], list[str]]:

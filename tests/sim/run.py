@@ -25,6 +25,7 @@ from tests.sim.world import EXECUTORS, World
 CLIENTS = 3
 ACTIONS_MAX = 9
 END_S_MAX = 3600.0
+STEPS_MAX = 100_000
 LOOK_S = 5.0
 QUIET_S = 40.0
 """How long after a fault, a start or a jump of the clock a wait may still be owed to it."""
@@ -102,6 +103,8 @@ class Sim(trio.abc.Instrument):
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         """Counts the scheduler's steps: the daemon can be killed at each of them, so at any of its awaits."""
         self.steps += 1
+        if self.steps > STEPS_MAX:
+            self.fail(f"more than {STEPS_MAX} steps: something spins")
         if self.steps == self._kill_at and self._daemon_lives is not None:
             self._daemon_lives.kill("between two awaits")
 

@@ -12,7 +12,7 @@ import trio
 from omnid.errors import Fatal, Retryable
 from omnid.store.database import SqliteStore, StoreSettings
 from omnid.store.interface import Reader, Tx
-from omnid.store.writer import InlineWriter, Job, run_batch
+from omnid.store.writer import InlineWriter, Job, apply_batch, commit_batch
 from tests.sim.model import Entry, View
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class SimStore:
             raise TypeError("the simulation's writer runs inline")
         self._unit = writer._unit
         self._unit._execute = self._execute
-        self._queue: deque[tuple[Job, View]] = deque()
+        self._waiting: deque[Job] = deque()
+        self._bulk: deque[Job] = deque()
         self._bell = trio.Event()
         self._parts: list[Part] = []
         self._seq: int = next(iter(self.connection.execute("SELECT coalesce(max(seq), 0) FROM change")))[0]
@@ -56,11 +57,11 @@ class SimStore:
         self.faulty_s = -1e9
         """When it last failed or was slow."""
 
-    async def write(self, fn: Callable[[Tx], T]) -> T:
+    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False) -> T:
         if self._daemon.dead:
             raise Retryable("store_closed")
-        job = Job(fn, trio.current_time())
-        self._queue.append((job, self._daemon.view()))
+        job = Job(partial(self._note, fn=fn, view=self._daemon.view()), trio.current_time())
+        (self._bulk if bulk else self._waiting).append(job)
         self._bell.set()
         self.busy += 1
         try:
@@ -91,21 +92,44 @@ class SimStore:
             self.busy -= 1
 
     async def serve(self) -> None:
-        """Does what the writer's thread does; raises Fatal when the disk failed."""
+        """Does what the real writer does, in its order; raises Fatal when the disk failed."""
         while True:
             await self._bell.wait()
             self._bell = trio.Event()
-            while self._queue:
+            while self._waiting or self._bulk:
                 await self._dawdle()
-                taken = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
-                self._run([job for job, _ in taken], [view for _, view in taken])
-                await self._dawdle()
-                for job, _ in taken:
-                    job.done.set()
-                    if isinstance(job.error, Fatal):
-                        raise job.error
-                    if job.orphan:
-                        self._daemon.context.wake()
+                if self._waiting:
+                    await self._group([self._waiting.popleft()], self._waiting)
+                if self._bulk:
+                    await self._group([self._bulk.popleft()], deque())
+
+    async def _group(self, jobs: list[Job], rest: deque[Job]) -> None:
+        """Runs one batch with the store's own code; a kill finds it before, between, or after its two halves."""
+        self._parts = []
+        self._fate("before a transaction")
+        if not apply_batch(self._unit, jobs, lambda: rest.popleft() if rest and len(jobs) < GROUP_MAX else None):
+            self._answer(jobs)
+            return
+        await self._dawdle()
+        self._fate("before a commit")
+        if self._daemon.dead:
+            await trio.sleep_forever()
+        commit_batch(self._unit, jobs)
+        self._fate("after a commit")
+        await self._dawdle()
+        self._answer(jobs)
+
+    def _answer(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.done.set()
+            if job.orphan:
+                self._daemon.context.wake()
+            if isinstance(job.error, Fatal):
+                raise job.error
+
+    def _fate(self, when: str) -> None:
+        if self._sim.chance.random() < self._sim.weather.kill_at_commit:
+            self._daemon.kill(when)
 
     async def _dawdle(self) -> None:
         chance = self._sim.chance
@@ -114,25 +138,10 @@ class SimStore:
         else:
             await trio.lowlevel.checkpoint()
 
-    def _run(self, jobs: list[Job], views: list[View]) -> None:
-        """Runs a batch with the store's own code, and tells the model what each function of it wrote."""
-        self._parts = []
-        for job, view in zip(jobs, views, strict=True):
-            job.fn = partial(self._note, fn=job.fn, view=view)
-        if self._fate():
-            self._daemon.kill("before a commit")
-        if not self._daemon.dead:
-            run_batch(self._unit, jobs, lambda: None)
-            if self._fate():
-                self._daemon.kill("after a commit")
-
     def _note(self, tx: Tx, *, fn: Callable[[Tx], T], view: View) -> T:
         value = fn(tx)
         self._parts.append(Part(self._unit._position.seq, view))
         return value
-
-    def _fate(self) -> bool:
-        return self._sim.chance.random() < self._sim.weather.kill_at_commit
 
     def _execute(self, sql: str, *args: Any) -> Any:
         if sql != "COMMIT":

@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from omnid.errors import Rejected
 from omnid.model import Task, Work
 from omnid.route.admission import Load, first, room
-from omnid.route.router import choose
+from omnid.route.router import choose, route
 
 loads = st.dictionaries(
     st.sampled_from("abcd"),
@@ -67,12 +68,17 @@ KINDS = {"command": "command", "notes": "mcp", "mine": "in_process"}
 )
 def test_the_router_chooses_or_says_why_not(work: Work, wanted: str | None, expected: str) -> None:
     if expected in KINDS:
-        choice = choose(work, wanted, KINDS)
-        assert choice.executor == expected
-        assert choice.reasons
+        assert choose(structs.replace(work, executor=wanted), KINDS) == expected
         return
     with pytest.raises(Rejected) as caught:
-        choose(work, wanted, KINDS)
+        choose(structs.replace(work, executor=wanted), KINDS)
     assert caught.value.code == expected
     if expected == "unknown_executor":
         assert "did you mean" in caught.value.what
+
+
+def test_a_route_is_written_with_its_reason() -> None:
+    work = Work(argv=("ls",), executor="mine")
+    assert route(work, "mine") == {"executor": "mine", "reason": "asked for by name"}
+    assert route(work, "command") == {"executor": "command", "reason": "the default for a command (argv)"}
+    assert route(work, "other") == {"executor": "other", "reason": "given to it by hand"}
