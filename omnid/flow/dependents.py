@@ -14,11 +14,11 @@ def settle_dependents(tx: Tx, task_id: str) -> list[str]:
     touched: list[str] = []
     ended = [task_id]
     while ended and len(touched) < CASCADE_MAX:
-        before = journal.task_by_id(tx, ended.pop())
+        before_id = ended.pop()
+        rows = tx.all("dependents", before_id, CASCADE_MAX - len(touched))
+        before = journal.task_by_id(tx, before_id) if rows else None
         if before is None or before.finished_at_ms is None:
             continue
-        room = CASCADE_MAX - len(touched)
-        rows = tx.all("dependents", before.id, room)
         for (dependent_id,) in rows:
             tx.run("drop_dependency", before.id, dependent_id)
             dependent = journal.task_by_id(tx, dependent_id)

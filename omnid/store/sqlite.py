@@ -23,6 +23,8 @@ def open_connection(path: Path, *, wal_bytes_max: int, fullfsync: bool, readonly
     try:
         connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
         connection.set_busy_timeout(BUSY_MS)
+        # Else a new value of a parameter may change the plan, and SQLite prepares the statement anew each time.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         connection.pragma("cache_size", -PAGE_CACHE_KIB)
         connection.pragma("trusted_schema", False)
         if not readonly:

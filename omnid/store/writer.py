@@ -152,6 +152,7 @@ class GroupWriter:
         self._group_s = group_s
         self._waiting: deque[Job] = deque()
         self._bulk: deque[Job] = deque()
+        self._syncing: list[Job] = []
         self._gathered = anyio.Event()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -180,6 +181,11 @@ class GroupWriter:
 
     async def serve(self) -> None:
         """Runs what gathers, batch by batch, until it is cancelled; raises Fatal when the disk failed."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._sweep)
+            await self._batches()
+
+    async def _batches(self) -> None:
         while True:
             if not self._waiting and not self._bulk:
                 self._gathered = anyio.Event()
@@ -216,15 +222,11 @@ class GroupWriter:
 
     async def _on_thread(self, jobs: list[Job], work: Callable[[], None]) -> None:
         """Has the thread do the blocking part, and answers those who wait for it."""
+        self._syncing = jobs
         self._work.put(work)
-        done = False
-        while not done:
-            with anyio.move_on_after(SWEEP_S):
-                await anyio.wait_readable(self._wake_read)
-                self._wake_read.recv(1)
-                done = True
-            if not done:
-                self._free_those_too_late(jobs)
+        await anyio.wait_readable(self._wake_read)
+        self._wake_read.recv(1)
+        self._syncing = []
         self._answer(jobs)
 
     def _answer(self, jobs: list[Job]) -> None:
@@ -235,13 +237,15 @@ class GroupWriter:
             if isinstance(job.error, Fatal):
                 raise job.error
 
-    def _free_those_too_late(self, jobs: list[Job]) -> None:
-        """Answers those who have waited too long: their functions may still be committed, as their error says."""
-        limit_s = self._clock.monotonic_s() - ANSWER_S_MAX
-        for job in (*jobs, *self._waiting, *self._bulk):
-            if job.since_s < limit_s and not job.done.is_set():
-                job.error = Retryable("store_busy", seconds_s=ANSWER_S_MAX)
-                job.done.set()
+    async def _sweep(self) -> None:
+        """Answers those who have waited too long; what is being committed then may still come about."""
+        while True:
+            await anyio.sleep(SWEEP_S)
+            limit_s = self._clock.monotonic_s() - ANSWER_S_MAX
+            for job in (*self._syncing, *self._waiting, *self._bulk):
+                if job.since_s < limit_s and not job.done.is_set():
+                    job.error = Retryable("store_busy", seconds_s=ANSWER_S_MAX)
+                    job.done.set()
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:

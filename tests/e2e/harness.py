@@ -1,4 +1,4 @@
-"""A real daemon on a temporary state directory: started as its own process, watched, stopped, and looked for afterwards.
+"""A real daemon on a temporary state directory: started as its own process, watched, stopped, looked for afterwards.
 
 Every process of a test is found by the directory of its home, which stands in the command line of its supervisors and,
 as HOME or OMNID_STATE, in the environment of all others. So nothing is ever ended by its name.
@@ -34,8 +34,6 @@ class Home:
     def __init__(self, root: Path, *, covered: bool = True) -> None:
         """Uses `root`, which must be empty; without `covered`, the daemons don't measure their coverage."""
         self.root = root
-        self.state = root / "state"
-        self.socket = self.state / "omnid.sock"
         self.config = root / "config.toml"
         self.said = root / "said"
         self.work = root / "work"
@@ -46,12 +44,18 @@ class Home:
             self.environ = {name: value for name, value in self.environ.items() if not name.startswith("COVERAGE_")}
         self.environ |= {
             "HOME": str(root),
-            "OMNID_STATE": str(self.state),
             "OMNID_CONFIG": str(self.config),
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
-        self.client = Client(str(self.socket))
         self.process: subprocess.Popen[bytes] | None = None
+        self.use(root / "state")
+
+    def use(self, state: Path) -> None:
+        """Makes this the state directory of the daemons from here on."""
+        self.state = state
+        self.socket = state / "omnid.sock"
+        self.environ["OMNID_STATE"] = str(state)
+        self.client = Client(str(self.socket))
 
     def agent(self, origin: str) -> Client:
         """Connects as an agent."""

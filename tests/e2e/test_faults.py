@@ -29,18 +29,26 @@ MIB = 1 << 20
 DAY_MS = 86_400_000
 LIMIT_BYTES = 4 * MIB
 RSS_GROWTH_MAX = 24 * MIB
-needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system to fill")
 
 
 @contextmanager
-def mounted(path: Path, options: str) -> Iterator[None]:
-    """A file system of its own at the path."""
-    path.mkdir(mode=0o700)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True, timeout=WAIT_S)
-    try:
+def small_disk(home: Home, options: str) -> Iterator[None]:
+    """Gives the home a state directory on a file system of its own, which it reaches through its keeper's namespace.
+
+    So nobody has to be root for it, and whatever becomes of the test, it goes with its keeper.
+    """
+    directory = home.root / "disk"
+    directory.mkdir()
+    flags = [] if os.geteuid() == 0 else ["--map-root-user"]
+    script = 'mount -t tmpfs -o "$1,mode=0700" tmpfs "$2" && echo there && read x'
+    command = ["unshare", "--mount", *flags, "/bin/sh", "-c", script, "sh", options, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdin
+        assert keeper.stdout
+        assert keeper.stdout.readline() == b"there\n", "nobody may mount a file system here, not even for himself"
+        home.use(Path(f"/proc/{keeper.pid}/root{directory}"))
         yield
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True, timeout=WAIT_S)
+        keeper.stdin.close()
 
 
 def fill(path: Path, left_bytes: int) -> None:
@@ -54,10 +62,9 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-@needs_mount
 def test_a_full_disk_loses_nothing_and_heals(home: Home) -> None:
     home.configure("[store]\nfree_bytes_min = 1024\nwal_bytes_max = 1048576")
-    with mounted(home.state, "size=16m,mode=0700"), home.gate() as gate:
+    with small_disk(home, "size=16m"), home.gate() as gate:
         home.start()
         running = home.sh("echo >> effect; read x < go; echo done")
         until(lambda: home.lines("effect"), "the effect")
@@ -78,7 +85,7 @@ def test_a_full_disk_loses_nothing_and_heals(home: Home) -> None:
         assert sum(home.client.status()["tasks"].values()) == len(home.client.list(limit=500)["tasks"])
         assert len(home.lines("effect")) == 1
         home.stop()
-        home.assert_nothing_left()
+    home.assert_nothing_left()
 
 
 def refusal(home: Home, size_bytes: int) -> Retryable | None:
@@ -101,13 +108,12 @@ def ended(home: Home, task: str) -> bool:
     return home.client.get(task)["task"]["finished_at_ms"] is not None
 
 
-@needs_mount
 def test_new_tasks_are_refused_before_the_disk_is_full(home: Home) -> None:
-    home.configure("[store]\nfree_bytes_min = 4194304\nwal_bytes_max = 1048576")
-    with mounted(home.state, "size=24m,mode=0700"), home.gate() as gate:
+    home.configure("[store]\nfree_bytes_min = 25165824\nwal_bytes_max = 1048576")
+    with small_disk(home, "size=64m"), home.gate() as gate:
         home.start()
         running = home.sh("read x < go; echo done")
-        fill(home.state / "ballast", 3 * MIB)
+        fill(home.state / "ballast", 22 * MIB)
         # The room is looked at once a second, so a task or two may still be taken.
         until(lambda: refusal(home, 10), "a refusal")
         assert_says("disk_low", home.ctl("add", "--", "true").err)
@@ -116,9 +122,8 @@ def test_new_tasks_are_refused_before_the_disk_is_full(home: Home) -> None:
         home.stop()
 
 
-@needs_mount
 def test_a_read_only_state_directory_is_refused(home: Home) -> None:
-    with mounted(home.state, "ro,size=1m,mode=0700"):
+    with small_disk(home, "ro,size=1m"):
         assert_says("state_unwritable", home.refuses())
 
 

@@ -3,14 +3,17 @@
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from omnid import config
 from tests.e2e.harness import OMNICTL, WAIT_S, Home, home_at
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +117,44 @@ def test_what_a_page_points_to_is_there(page):
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
-    named = re.findall(r"`((?:omnid|tests|docs|config|scripts|bench)/[\w./-]*)`", text)
-    missing += [path for path in named if not (ROOT / path).exists()]
+    named = re.findall(
+        r"`((?:omnid|tests|docs|config|scripts|bench)/[\w./-]*(?:\.(?:py|sql|md|toml)|/))(?:::(\w+))?`", text
+    )
+    missing += [path for path, _ in named if not (ROOT / path).exists()]
+    missing += [test for path, test in named if test and f"def {test}(" not in (ROOT / path).read_text()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_settings_that_a_page_shows_are_taken(page, tmp_path):
+    for number, text in enumerate(re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(text)
+        assert config.check({"HOME": str(tmp_path)}, str(path)) == []
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, new = set(), {ROOT / "README.md"}
+    while new:
+        page = new.pop()
+        reached.add(page)
+        links = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#:]+\.md)\)", page.read_text())}
+        new |= links - reached
+    assert {page for page in PAGES if page.is_relative_to(ROOT / "docs")} <= reached
+
+
+def test_the_journal_can_be_read_as_its_page_says(omnid):
+    text = (ROOT / "docs" / "journal.md").read_text()
+    query, copy = re.findall(r"journal\.db(?: \\\n)? +\"(.*?)\"$", text, re.MULTILINE)
+    run(omnid, [*OMNICTL, "up"])
+    run(omnid, [*OMNICTL, "add", "--wait", "--", "true"])
+    with closing(sqlite3.connect(f"file:{omnid.state}/journal.db?mode=ro", uri=True)) as journal:
+        assert journal.execute(query).fetchall() == [(1, "completed", "true")]
+        tables = {name for (name,) in journal.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    described = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)))
+    assert tables <= set(described)
+    with closing(sqlite3.connect(omnid.state / "journal.db")) as journal:
+        journal.execute(copy.replace("copy.db", f"{omnid.root}/copy.db"))
+    with closing(sqlite3.connect(omnid.root / "copy.db")) as journal:
+        assert journal.execute(query).fetchall() == [(1, "completed", "true")]
+    run(omnid, [*OMNICTL, "down"])

@@ -93,6 +93,7 @@ def status(**fields):
         "now_ms": NOW_MS,
         "state_dir": "/",
         "tasks": {"completed": 3},
+        "reasons": {},
         "running": 0,
         "slots": 4,
         "executors": [shapes.ExecutorView("command", "command", 0, None, False)],

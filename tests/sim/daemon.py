@@ -106,13 +106,15 @@ class SimDaemon:
             self.dead = True
             self.sim.crashes += 1
             self.sim.trace(f"killed {why}")
+            self.store.let_go()
             self._scope.cancel()
 
     async def live(self) -> None:
         try:
             with self._scope:
                 await self._serve()
-        except* Fatal as group:
+        except* OmnidError as group:
+            self.dead = True
             self.sim.trace(f"ended by {_leaf(group)}")
             self.sim.crashes += 1
         finally:

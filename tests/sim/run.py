@@ -74,10 +74,11 @@ class Sim(trio.abc.Instrument):
         self.model = Model(limits, self.fail, self.trace)
         self._path = directory / "journal.db"
         self._scope = trio.CancelScope()
+        self._life: SimDaemon | None = None
         self._daemon: SimDaemon | None = None
+        """The same, once it takes requests."""
         self._up = trio.Event()
         self._kill_at = 0
-        self._faults = True
 
     # What the parts ask for.
 
@@ -87,6 +88,8 @@ class Sim(trio.abc.Instrument):
             self.trace(f"VIOLATION {what}")
             self.violations.append(what + ("\n" + "".join(traceback.format_exception(error)) if error else ""))
             self._scope.cancel()
+            if self._life is not None:
+                self._life.kill("at the end")
 
     def name(self, attempt_id: str) -> str:
         """Gives an attempt's name in the trace."""
@@ -105,8 +108,8 @@ class Sim(trio.abc.Instrument):
         self.steps += 1
         if self.steps > STEPS_MAX:
             self.fail(f"more than {STEPS_MAX} steps: something spins")
-        if self.steps == self._kill_at and self._daemon_lives is not None:
-            self._daemon_lives.kill("between two awaits")
+        if self.steps == self._kill_at and self._life is not None:
+            self._life.kill("between two awaits")
 
     # The run.
 
@@ -129,11 +132,9 @@ class Sim(trio.abc.Instrument):
                 await self._finish()
                 nursery.cancel_scope.cancel()
 
-    _daemon_lives: SimDaemon | None = None
-
     async def _keep_daemon(self) -> None:
         while True:
-            daemon = self._daemon_lives = SimDaemon(self, self._path)
+            daemon = self._life = SimDaemon(self, self._path)
             self._compare(daemon)
             self.trace(f"start {daemon.store.incarnation}")
             if self.weather.kill_steps:

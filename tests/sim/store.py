@@ -49,6 +49,7 @@ class SimStore:
         self._unit._execute = self._execute
         self._waiting: deque[Job] = deque()
         self._bulk: deque[Job] = deque()
+        self._open: dict[Job, None] = {}
         self._bell = trio.Event()
         self._parts: list[Part] = []
         self._seq: int = next(iter(self.connection.execute("SELECT coalesce(max(seq), 0) FROM change")))[0]
@@ -63,6 +64,7 @@ class SimStore:
         job = Job(partial(self._note, fn=fn, view=self._daemon.view()), trio.current_time())
         (self._bulk if bulk else self._waiting).append(job)
         self._bell.set()
+        self._open[job] = None
         self.busy += 1
         try:
             await job.done.wait()
@@ -71,6 +73,7 @@ class SimStore:
             raise
         finally:
             self.busy -= 1
+            del self._open[job]
         if job.error is not None:
             raise job.error
         return job.value
@@ -93,6 +96,18 @@ class SimStore:
 
     async def serve(self) -> None:
         """Does what the real writer does, in its order; raises Fatal when the disk failed."""
+        try:
+            await self._serve()
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Ends the wait of all who wait: the daemon is dead, and so are they."""
+        for job in self._open:
+            job.error = Retryable("store_closed")
+            job.done.set()
+
+    async def _serve(self) -> None:
         while True:
             await self._bell.wait()
             self._bell = trio.Event()
