@@ -1,5 +1,6 @@
 """Puts the house together: chooses the implementations, opens the root task group, and serves until told to end."""
 
+import gc
 import os
 import signal
 import sys
@@ -93,6 +94,7 @@ class Daemon:
                 root.start_soon(self.store.serve)
                 async with anyio.create_task_group() as work:
                     await self._open(work)
+                    gc.freeze()  # What is loaded by now stays: no collection needs to look at it again.
                     task_status.started(self)
                     await self._stop.wait()
                     await self._wind_down()

@@ -103,15 +103,18 @@ class Daemon:
     def kill(self) -> None:
         """Ends it with SIGKILL, where it runs; what it has started goes on."""
         self.client.close()
-        if not wait_for_end(self.state_dir, 0):
+        until_s = time.monotonic() + END_S
+        while not wait_for_end(self.state_dir, 0):
+            if time.monotonic() >= until_s:
+                raise Retryable("demo_failed", detail=f"the daemon that uses {self.state_dir} doesn't end")
             with open(os.path.join(self.state_dir, "lock"), encoding="ascii") as file:
-                # Whoever holds the lock has written "pid 4711" into it.
-                pid = int(file.read().split()[1])
+                # Whoever takes the lock writes "pid 4711" into it, a moment later.
+                _, _, pid = file.read().partition("pid ")
             # It may end by itself in between.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            if not wait_for_end(self.state_dir, END_S):
-                raise Retryable("demo_failed", detail=f"its daemon (pid {pid}) doesn't end")
+                if pid:
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(_LOOK_S / 5)
 
     def wait_for_supervisors(self) -> None:
         """Waits for the end of what runs under the supervisors of this daemon, after its own end."""

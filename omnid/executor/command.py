@@ -67,7 +67,8 @@ class CommandExecutor:
                 raise Rejected("bad_request", detail=f"{where} holds an empty or unreadable text", where=where)
         if any("=" in name or not name for name in work.env):
             raise Rejected("bad_request", detail="env holds more than names of variables", where="env")
-        _check_cwd(self._cwd(work))
+        if work.cwd is not None:
+            _check_cwd(work.cwd)
 
     async def probe(self) -> None:
         """See `Executor.probe`: runs the config's probe, or else looks for the config's program."""

@@ -61,16 +61,30 @@ class Gates:
         await self._close(Gate(f"executor:{executor}", "executor", executor, since_ms, wake_at_ms, problem, failures))
 
     async def probe_due(self) -> None:
-        """Probes the executors whose gates are due, side by side; opens those that are well again."""
+        """Probes the executors whose gates are due, side by side; opens those that are well again.
+
+        Raises what the store raised.
+        """
         now_ms = self._context.clock.wall_ms()
         due = [
             gate.subject
             for gate in self._closed.values()
             if gate.cause == "executor" and gate.wake_at_ms is not None and gate.wake_at_ms <= now_ms
         ]
+        failed: list[OmnidError] = []
+
+        async def probe(name: str) -> None:
+            try:
+                await self._probe(name)
+            except OmnidError as error:
+                failed.append(error)
+
         async with anyio.create_task_group() as group:
             for executor in due:
-                group.start_soon(self._probe, executor)
+                group.start_soon(probe, executor)
+        # Alone and not in a group, so that whoever keeps the timer going knows what failed.
+        for error in failed:
+            raise error
 
     def next_wake_at_ms(self) -> int | None:
         """Gives when the next gate is due, or None."""

@@ -57,20 +57,17 @@ def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[
             limit=config.limits.batch_tasks_max,
             setting="limits.batch_tasks_max",
         )
-    now_ms = context.clock.wall_ms()
     if len(asked) == 1 and asked[0].ref is None:
-        drafts = [_draft(context, caller, asked[0], now_ms)]
+        drafts = [_draft(context, caller, asked[0])]
     else:
         _check_refs(asked)
-        drafts = [
-            _of_batch(index, partial(_draft, context, caller, params, now_ms)) for index, params in enumerate(asked)
-        ]
+        drafts = [_of_batch(index, partial(_draft, context, caller, params)) for index, params in enumerate(asked)]
     return partial(
         _write, drafts=drafts, caller=caller, limit=config.limits.waiting_tasks_max, tally=context.store.tally
     )
 
 
-def _draft(context: Context, caller: Caller, params: Submit, now_ms: int) -> Draft:
+def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
     config = context.config
     work = Work(
         argv=params.argv or None,
@@ -91,8 +88,6 @@ def _draft(context: Context, caller: Caller, params: Submit, now_ms: int) -> Dra
     )
     executor = choose(work, context.kinds)
     encoded = _check_limits(params, work, config.limits)
-    if params.deadline_ms is not None and params.deadline_ms <= now_ms:
-        raise Rejected("deadline_passed")
     context.executors[executor].accepts(work)
     origin = params.origin if params.origin and caller.role == "person" else caller.origin
     return Draft(
@@ -176,6 +171,9 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         known = tx.one("task_by_key", draft.origin, params.key)
         if known is not None:
             return _same(journal.task_of(known), draft)
+    # Only a new task can be too late: one that was taken in time is what its repeat gets.
+    if params.deadline_ms is not None and params.deadline_ms <= tx.now_ms:
+        raise Rejected("deadline_passed")
     work, encoded = draft.work, draft.encoded
     waits_for: tuple[str, ...] = ()
     if work.after:

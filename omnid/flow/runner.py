@@ -10,7 +10,7 @@ from omnid.executor.interface import Executor, Found
 from omnid.flow.context import Context
 from omnid.flow.gates import Gates
 from omnid.flow.guard import guard
-from omnid.flow.results import Results
+from omnid.flow.results import SETTLE_BACKOFF, Results
 from omnid.link.interface import Link
 from omnid.model import Command, Problem, Result
 from omnid.store import journal
@@ -75,17 +75,14 @@ class Runner:
 
     async def _call(self, executor: Executor, command: Command) -> Result:
         try:
-            if command.recover:
-                found = await executor.recover(command, self._ports)
-                if found is Found.RUNNING:
-                    return await self._adopt(executor, command)
-                if found is Found.LOST:
-                    return lost(command)
+            recovered = await self._recovered(executor, command) if command.recover else None
+            if recovered is not None:
+                return recovered
             if self._context.cancel_was_asked(command.attempt_id):
                 return ended(command, "cancelled", Problem.make("cancelled", detail="It had not begun."))
             return await executor.run(command, self._ports)
         except Retryable as error:
-            await self._gates.executor_down(command.executor, error)
+            await self._close_gate(command, error)
             return ended(command, "unstarted", Problem.of(error))
         except OmnidError as error:
             return ended(command, "rejected", Problem.of(error))
@@ -93,6 +90,31 @@ class Runner:
             self._context.log.exception("executor_fault", executor=command.executor, task=command.name)
             detail = f"{type(error).__name__}: {error}"[:500]
             return failed(command, Problem.make("executor_fault", executor=command.executor, detail=detail))
+
+    async def _close_gate(self, command: Command, error: Retryable) -> None:
+        """Closes the executor's gate; where that can't be written, the attempt is taken back all the same."""
+        try:
+            await self._gates.executor_down(command.executor, error)
+        except Retryable as unwritten:
+            self._context.log.warning("gate_not_closed", executor=command.executor, **unwritten.as_dict())
+
+    async def _recovered(self, executor: Executor, command: Command) -> Result | None:
+        """Gives the result of an attempt of an earlier daemon, None where it never ran.
+
+        An executor that can't tell yet is asked again: what may have begun is never taken for what hasn't.
+        """
+        failures = 0
+        while True:
+            try:
+                found = await executor.recover(command, self._ports)
+                if found is Found.RUNNING:
+                    return await self._adopt(executor, command)
+                return lost(command) if found is Found.LOST else None
+            except Retryable as error:
+                failures += 1
+                if failures == 1:
+                    self._context.log.warning("recovery_waits", task=command.name, **error.as_dict())
+            await anyio.sleep(SETTLE_BACKOFF.delay_s(failures, self._context.clock.uniform))
 
     async def _adopt(self, executor: Executor, command: Command) -> Result:
         """Waits for an attempt of an earlier daemon; a cancel that this one had not passed on is passed on now."""

@@ -92,12 +92,15 @@ def wake_due(tx: Tx) -> Done:
         task = journal.task_of(row)
         settle_wait(tx, task)
         touched.append(task.id)
-    for row in tx.all("expired_tasks", tx.now_ms, BATCH_MAX):
-        task = journal.task_of(row)
+    expired = tx.all("expired_tasks", tx.now_ms, BATCH_MAX)
+    for row in expired:
+        # It is read again: as the dependent of an expired task before it, it may have ended just now.
+        task = journal.need_task(tx, row[1])
         if task.state in RUNNING:
             overdue.append(task.id)
         elif task.state in ("idle", "waiting"):
             give_up(tx, task, Problem.make("deadline_passed"))
             touched += [task.id, *settle_dependents(tx, task.id)]
     leftovers = settle_leftovers(tx)
-    return Done([*touched, *leftovers], overdue, bool(leftovers) or len(due) == BATCH_MAX)
+    full = len(due) == BATCH_MAX or (len(expired) == BATCH_MAX and len(overdue) < BATCH_MAX)
+    return Done([*touched, *leftovers], overdue, full or bool(leftovers))

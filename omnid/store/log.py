@@ -44,32 +44,32 @@ class Cells(NamedTuple):
 
 def cells(collection: Collection, fields: Mapping[str, Any]) -> Cells:
     """Encodes fields for the table and for the log; large values become digests."""
-    columns: dict[str, Any] = {}
-    logged: dict[str, Any] = {}
+    columns = dict(fields)
+    logged = dict(fields)
     blobs: list[tuple[str, str]] = []
-    for name, value in fields.items():
-        if value is None:
-            columns[name] = logged[name] = None
-            if name in collection.large:
-                columns[f"{name}_blob"] = None
-            continue
-        if name in collection.json:
+    for name in collection.json:
+        value = fields.get(name)
+        if value is not None:
             raw = _encoder.encode(value)
-            text: Any = raw.decode()
-            entry: Any = msgspec.Raw(raw)
-        else:
-            text = entry = value
-        if name in collection.large:
-            if len(text) > BLOB_BYTES_MIN:
-                digest = sha256(text.encode()).hexdigest()
-                blobs.append((digest, text))
-                columns[name], columns[f"{name}_blob"] = None, digest
-                logged[f"{name}_blob"] = digest
-                continue
-            columns[f"{name}_blob"] = None
-        columns[name] = text
-        logged[name] = entry
+            columns[name] = raw.decode()
+            logged[name] = msgspec.Raw(raw)
+    for name in collection.large:
+        if name in columns:
+            _digest(name, columns, logged, blobs)
     return Cells(columns, logged, blobs)
+
+
+def _digest(name: str, columns: dict[str, Any], logged: dict[str, Any], blobs: list[tuple[str, str]]) -> None:
+    """Moves a large value out of its row; the column that isn't used is emptied."""
+    text = columns[name]
+    if text is None or len(text) <= BLOB_BYTES_MIN:
+        columns[f"{name}_blob"] = None
+        return
+    digest = sha256(text.encode()).hexdigest()
+    blobs.append((digest, text))
+    columns[name], columns[f"{name}_blob"] = None, digest
+    del logged[name]
+    logged[f"{name}_blob"] = digest
 
 
 def encode_body(fields: Mapping[str, Any], prev: Mapping[str, int]) -> str:

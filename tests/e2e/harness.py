@@ -197,6 +197,16 @@ class Home:
             lambda: f"{task} to wait for {reason}: {self.client.get(task)['why']}",
         )
 
+    def states(self, *tasks: str) -> list[str]:
+        """Gives the states of tasks as they are now."""
+        return [self.client.get(task)["task"]["state"] for task in tasks]
+
+    def problem(self, task: str) -> str:
+        """Waits for the end of a task, which must be a failure, and gives the code of its problem."""
+        view = self.wait(task)
+        assert view["task"]["state"] == "failed", view
+        return str(view["task"]["problem"]["code"])
+
     def file(self, name: str) -> Path:
         """Waits until a command has made this file in the directory of its work."""
         path = self.work / name
@@ -270,6 +280,10 @@ def home_at(root: Path, *, covered: bool = True) -> Iterator[Home]:
         yield home
     finally:
         home.close()
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def until(look: Callable[[], T], what: str | Callable[[], str], limit_s: float = WAIT_S) -> T:

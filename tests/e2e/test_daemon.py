@@ -4,26 +4,11 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import closing
 
 import pytest
 
 from omnid.errors import Rejected, Retryable
-from tests.e2e.harness import OMNICTL, WAIT_S, Home, until
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def states(home: Home, *tasks: str) -> list[str]:
-    return [home.client.get(task)["task"]["state"] for task in tasks]
-
-
-def problem(home: Home, task: str) -> str:
-    view = home.wait(task)
-    assert view["task"]["state"] == "failed", view
-    return str(view["task"]["problem"]["code"])
+from tests.e2e.harness import OMNICTL, WAIT_S, Home, now_ms, until
 
 
 def test_a_command_runs_where_and_as_it_was_asked_to(omnid: Home) -> None:
@@ -76,7 +61,7 @@ def test_a_lane_runs_one_at_a_time_and_blocks_nobody_else(omnid: Home) -> None:
         second = omnid.sh("echo second >> order", lane="repository")
         omnid.wait(omnid.sh("echo beside >> order", lane="other"))
         omnid.wait(omnid.sh("echo without >> order", priority=-10))
-        assert states(omnid, first, second) == ["executing", "idle"]
+        assert omnid.states(first, second) == ["executing", "idle"]
         assert f"its lane repository, where {first} runs" in omnid.client.why(second)["text"]
         gate.let()
         omnid.wait(second)
@@ -91,7 +76,7 @@ def test_an_executor_takes_no_more_than_its_slots(home: Home) -> None:
         home.wait(tasks[0], "executing")
         home.wait(tasks[1], "executing")
         home.wait(home.sh("true"))
-        assert states(home, *tasks) == ["executing", "executing", "idle"]
+        assert home.states(*tasks) == ["executing", "executing", "idle"]
         assert "executor two" in home.client.why(tasks[2])["text"]
         gate.let(3)
         for task in tasks:
@@ -112,8 +97,8 @@ def test_a_task_comes_after_others_and_fails_with_them(omnid: Home) -> None:
         chain = [omnid.sh("true", after=[failing])]
         chain.append(omnid.sh("true", after=[chain[0], third]))
         gate.let()
-        assert problem(omnid, failing) == "exit_code"
-        assert [problem(omnid, task) for task in chain] == ["dependency_failed"] * 2
+        assert omnid.problem(failing) == "exit_code"
+        assert [omnid.problem(task) for task in chain] == ["dependency_failed"] * 2
     with pytest.raises(Rejected, match=f"comes after {failing}"):
         omnid.sh("true", after=[failing])
 
@@ -129,7 +114,7 @@ def test_a_deadline_ends_what_waits_and_what_runs(omnid: Home) -> None:
     deadline_ms = now_ms() + 700
     running = omnid.sh("sleep 60", deadline_ms=deadline_ms)
     waiting = omnid.sh("true", not_before_ms=deadline_ms + 60_000, deadline_ms=deadline_ms)
-    assert [problem(omnid, task) for task in (waiting, running)] == ["deadline_passed"] * 2
+    assert [omnid.problem(task) for task in (waiting, running)] == ["deadline_passed"] * 2
     assert omnid.client.get(running)["task"]["finished_at_ms"] >= deadline_ms
     assert not omnid.supervisors()
     with pytest.raises(Rejected, match="deadline"):
@@ -145,22 +130,22 @@ def test_a_failure_is_tried_again_and_what_can_never_work_is_not(omnid: Home) ->
     assert (view["task"]["state"], view["attempts_total"]) == ("failed", 3)
     assert "exit code 7" in view["why"]
     missing = omnid.submit(["no-such-program"])
-    assert problem(omnid, missing) == "command_not_found"
+    assert omnid.problem(missing) == "command_not_found"
     assert omnid.client.get(missing)["attempts_total"] == 1
     later = omnid.sh("exit 1", backoff_s=3600, attempts_max=2)
     assert "before it tries again" in omnid.waiting(later, "backoff")["why"]
     omnid.client.control(later, "retry")
-    assert problem(omnid, later) == "exit_code"
+    assert omnid.problem(later) == "exit_code"
 
 
 def test_an_attempt_that_takes_too_long_is_ended_with_all_it_started(omnid: Home) -> None:
     task = omnid.sh("sleep 60 & echo $! > child; wait", timeout_s=0.5, attempts_max=1)
-    assert problem(omnid, task) == "attempt_timeout"
+    assert omnid.problem(task) == "attempt_timeout"
     assert not [line for line in omnid.processes().values() if line.startswith("sleep")]
 
 
 def test_a_check_decides_whether_done_is_done(omnid: Home) -> None:
-    assert problem(omnid, omnid.sh("true", check=["test", "-e", "result"], attempts_max=1)) == "check_failed"
+    assert omnid.problem(omnid.sh("true", check=["test", "-e", "result"], attempts_max=1)) == "check_failed"
     view = omnid.wait(omnid.sh(": > result", check=["test", "-e", "result"]))
     assert view["task"]["state"] == "completed"
 
@@ -172,7 +157,7 @@ def test_cancel_ends_what_waits_and_what_runs(omnid: Home) -> None:
     omnid.file("began")
     omnid.client.control(running, "cancel")
     omnid.wait(running)
-    assert states(omnid, waiting, running) == ["cancelled", "cancelled"]
+    assert omnid.states(waiting, running) == ["cancelled", "cancelled"]
     assert not omnid.supervisors()
     omnid.client.control(waiting, "retry")
     omnid.waiting(waiting, "not_before")
@@ -206,7 +191,7 @@ def test_what_ended_while_the_daemon_was_away_counts(omnid: Home) -> None:
         until(lambda: not omnid.supervisors(), "the end of both")
         omnid.start()
         assert omnid.wait(good)["attempts"][0]["output"] == "done\n"
-        assert problem(omnid, bad) == "exit_code"
+        assert omnid.problem(bad) == "exit_code"
     assert len(omnid.lines("effect")) == 2
 
 
@@ -219,142 +204,6 @@ def test_an_adopted_attempt_can_be_cancelled(omnid: Home) -> None:
     view = omnid.wait(task)
     assert (view["task"]["state"], view["attempts_total"]) == ("cancelled", 1)
     assert not omnid.supervisors()
-
-
-@pytest.mark.parametrize(
-    ("how", "state", "effects"), [("done", "completed", 1), ("again", "completed", 2), ("fail", "failed", 1)]
-)
-def test_an_uncertain_task_asks_a_person(omnid: Home, how: str, state: str, effects: int) -> None:
-    task = omnid.sh("echo >> effect; [ -e second ] || { : > second; sleep 60; }")
-    omnid.file("second")
-    (supervisor,) = omnid.supervisors()
-    os.kill(supervisor, signal.SIGKILL)
-    view = omnid.wait(task, "uncertain")
-    assert f"omnictl resolve {task} --done" in view["why"]
-    assert [needs["task"] for needs in omnid.client.status()["needs_you"]] == [task]
-    assert not omnid.supervisors()
-    said = omnid.ctl("resolve", task, f"--{how}")
-    assert said.code == 0, said
-    assert omnid.wait(task)["task"]["state"] == state
-    assert len(omnid.lines("effect")) == effects
-    assert not omnid.client.status()["needs_you"]
-
-
-def test_an_idempotent_executor_runs_again_without_asking(home: Home) -> None:
-    home.configure('[[executor]]\nname = "safe"\nkind = "command"\nidempotent = true')
-    home.start()
-    task = home.sh("echo >> effect; [ -e second ] || { : > second; sleep 60; }", executor="safe")
-    home.file("second")
-    (supervisor,) = home.supervisors()
-    home.kill()
-    os.kill(supervisor, signal.SIGKILL)
-    home.start()
-    view = home.wait(task)
-    assert [attempt["outcome"] for attempt in view["attempts"]] == ["lost", "success"]
-    assert len(home.lines("effect")) == 2
-
-
-def test_a_person_finishes_assigns_and_deletes(home: Home) -> None:
-    home.configure('[[executor]]\nname = "other"\nkind = "command"\nargv = ["/bin/echo"]')
-    home.start()
-    soon_ms = now_ms() + 60_000
-    task = home.submit(["ignored"], not_before_ms=soon_ms)
-    home.client.control(task, "assign", executor="other", assignee="ada")
-    view = home.client.get(task)
-    assert (view["task"]["executor"], view["assignee"]) == ("other", "ada")
-    after = home.sh("true", after=[task])
-    home.client.control(task, "complete", output="by hand")
-    assert home.wait(after)["task"]["state"] == "completed"
-    assert "completed by hand" in home.client.why(task)["text"]
-    home.client.control(task, "delete")
-    with pytest.raises(Rejected, match=f"no task {task}"):
-        home.client.get(task)
-    deleted = [entry for entry in home.client.call("omnid/operations", {})["operations"] if entry["kind"] == "delete"]
-    assert view["task"]["id"] in [entry["id"] for entry in deleted]
-    assert home.sh("true") != task
-
-
-def test_pause_and_resume_of_a_task_an_executor_and_everything(home: Home) -> None:
-    home.configure('[[executor]]\nname = "other"\nkind = "command"')
-    home.start()
-    with home.gate() as gate:
-        before = home.sh("true", not_before_ms=now_ms() + 60_000)
-        home.client.control(before, "pause")
-        assert home.client.get(before)["task"]["reason"] == "paused"
-        assert home.ctl("pause", "--executor", "other").code == 0
-        here, there = home.sh("read x < go"), home.sh("true", executor="other")
-        home.wait(here, "executing")
-        assert home.ctl("pause").code == 0
-        second = home.sh("true")
-        gate.let()
-        home.wait(here)
-        home.kill()
-        home.start()
-        assert states(home, second, there) == ["idle", "idle"]
-        assert "everything is paused" in home.client.why(second)["text"]
-        assert home.ctl("resume").code == 0
-        home.wait(second)
-        assert states(home, there) == ["idle"]
-        assert "executor other is paused" in home.client.why(there)["text"]
-        assert home.ctl("resume", "--executor", "other").code == 0
-        home.wait(there)
-        home.client.control(before, "resume")
-        home.waiting(before, "not_before")
-
-
-def test_a_task_of_an_agent_waits_for_approval(omnid: Home) -> None:
-    work = {"argv": ["/bin/sh", "-c", "echo done"], "cwd": str(omnid.work)}
-    with closing(omnid.agent("bot")) as agent:
-        names = [agent.submit(**work)["name"] for _ in range(2)]
-        assert names == ["bot/t1", "bot/t2"]
-        assert "for a person's approval" in omnid.waiting(names[0], "approval")["why"]
-        for method, params in (
-            ("omnid/task.control", {"task": names[0], "action": "approve"}),
-            ("omnid/gate.pause", {}),
-            ("omnid/daemon.stop", {}),
-            ("omnid/hello", {"role": "person"}),
-        ):
-            with pytest.raises(Rejected) as refused:
-                agent.call(method, params)
-            assert refused.value.code == "not_allowed"
-        said = omnid.ctl("approve", names[0], environ={"COLUMNS": "500"})
-        assert "/bin/sh" in said.out
-        assert str(omnid.work) in said.out
-        assert omnid.wait(names[0])["attempts"][0]["output"] == "done\n"
-        omnid.waiting(names[1], "approval")
-        assert omnid.ctl("deny", names[1]).code == 0
-        assert problem(omnid, names[1]) == "not_approved"
-
-
-def test_a_lasting_approval_is_bound_to_the_exact_command_and_directory(omnid: Home) -> None:
-    other = omnid.root / "other"
-    other.mkdir()
-    work = {"argv": ["/bin/sh", "-c", "echo done"], "cwd": str(omnid.work)}
-    with closing(omnid.agent("bot")) as agent, closing(omnid.agent("cat")) as stranger:
-        assert omnid.ctl("approve", agent.submit(**work)["name"], "--always").code == 0
-        assert omnid.wait(agent.submit(**work)["name"])["task"]["state"] == "completed"
-        for asks, changed in (
-            (agent, {"argv": [*work["argv"], "more"]}),
-            (agent, {"cwd": str(other)}),
-            (agent, {"env": ["PATH"]}),
-            (agent, {"stdin": "x"}),
-            (agent, {"check": ["true"]}),
-            (stranger, {}),
-        ):
-            assert asks.submit(**{**work, **changed})["state"] == "waiting", changed
-        never = {**work, "argv": ["/bin/false"]}
-        assert omnid.ctl("deny", agent.submit(**never)["name"], "--always").code == 0
-        with pytest.raises(Rejected) as refused:
-            agent.submit(**never)
-        assert refused.value.code == "not_approved"
-
-
-def test_an_agent_uses_what_the_config_allows(home: Home) -> None:
-    home.configure('[agents]\nallow = ["command"]')
-    home.start()
-    with closing(home.agent("bot")) as agent:
-        name = agent.submit(argv=["true"], cwd="/")["name"]
-        assert home.wait(name)["task"]["state"] == "completed"
 
 
 def test_the_same_key_is_the_same_task(omnid: Home) -> None:
@@ -461,7 +310,7 @@ def test_logs_follow_a_running_attempt_to_its_end(omnid: Home) -> None:
         with subprocess.Popen([*OMNICTL, "logs", task, "-f"], stdout=subprocess.PIPE, env=omnid.environ) as follower:
             assert follower.stdout
             assert follower.stdout.readline() == b"first\n"
-            assert states(omnid, task) == ["executing"]
+            assert omnid.states(task) == ["executing"]
             gate.let()
             assert follower.stdout.read() == b"last\n"
             assert follower.wait(WAIT_S) == 0
@@ -494,3 +343,14 @@ def test_a_stop_through_the_socket_ends_the_daemon(omnid: Home) -> None:
     assert said.code == 0, said
     os.kill(omnid.client.status()["pid"], signal.SIGTERM)
     omnid.assert_nothing_left()
+
+
+def test_the_past_can_be_seen_as_it_was(omnid: Home) -> None:
+    task = omnid.sh("true")
+    omnid.wait(task)
+    entries = omnid.client.call("omnid/operations", {"task": task})["operations"]
+    state = [entry["fields"]["state"] for entry in entries if "state" in entry["fields"]]
+    assert state == ["idle", "executing", "completed"]
+    then = omnid.client.call("omnid/replay", {"until_seq": entries[0]["seq"]})
+    assert [(task["name"], task["state"]) for task in then["list"]] == [(task, "idle")]
+    assert omnid.ctl("doctor").code == 0

@@ -1,9 +1,11 @@
 """The flow on a real journal, without a daemon around it: what unit tests of the flow and the store work on."""
 
-import sys
 from collections.abc import Callable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from omnid import config
 from omnid.clock import Clock
@@ -12,16 +14,18 @@ from omnid.executor.spool import Spool
 from omnid.flow import control, intake
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
+from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import claim
 from omnid.flow.gates import Gates
 from omnid.flow.results import finish
+from omnid.flow.retention import Retention
+from omnid.flow.wakeup import Wakeup
 from omnid.log import Log
 from omnid.model import Command, Result, Submit, Submitted, Task
 from omnid.store import journal
 from omnid.store.database import SqliteStore, StoreSettings
-from omnid.store.interface import Tx
+from omnid.store.interface import COLLECTIONS, Tx
 from omnid.store.replay import Replica, apply_page, compare_page
-from omnid.store.interface import COLLECTIONS
 from tests.fakes.executor import InProcessExecutor
 
 T = TypeVar("T")
@@ -43,8 +47,9 @@ class World:
         self.path = path
         self.clock = clock
         settings = config.load(home).config
-        self.store = SqliteStore(path / "state" / "journal.db", clock, StoreSettings(inline=True))
+        self.store = self._open()
         self.set_aside: list[str] = []
+        self.logged = StringIO()
         executors: dict[str, Executor] = {
             "command": InProcessExecutor("command", nothing),
             "safe": InProcessExecutor("safe", nothing),
@@ -53,13 +58,30 @@ class World:
         self.context = Context(
             store=self.store,
             clock=clock,
-            log=Log(clock, lambda text: text, stream=sys.stderr).logger(),
+            log=Log(clock, lambda text: text, stream=self.logged).logger(),
             config=settings,
             executors=executors,
             spool=Spool(path / "state" / "spool", settings.limits),
             set_aside=self._aside,
         )
         self.gates = Gates(self.context)
+
+    def _open(self) -> SqliteStore:
+        store = SqliteStore(self.path / "state" / "journal.db", self.clock, StoreSettings(inline=True))
+        store._connection.pragma("synchronous", "off")  # Nobody pulls the plug here.
+        return store
+
+    async def restart(self) -> None:
+        """Opens the journal anew, as the next daemon does."""
+        self.store.close()
+        self.store = self.context.store = self._open()
+        await self.gates.load()
+
+    def set(self, section: str, **values: Any) -> None:
+        """Changes settings of one section of the config."""
+        before = self.context.config
+        part = msgspec.structs.replace(getattr(before, section), **values)
+        self.context.config = msgspec.structs.replace(before, **{section: part})
 
     async def _aside(self, attempt_id: str) -> None:
         self.set_aside.append(attempt_id)
@@ -99,6 +121,18 @@ class World:
 
     async def control(self, ref: str, action: str, caller: Caller = PERSON, **fields: Any) -> control.Effect:
         return await self.write(control.order(self.context, caller, control.Order(ref, action, **fields)))
+
+    async def wake(self) -> None:
+        """Does what the timer would do now."""
+        await Wakeup(self.context, self.gates, Cancelling(self.context)).work_off()
+
+    async def retain(self) -> int:
+        """Does a round of the retention; gives how many tasks went."""
+        return await Retention(self.context).round()
+
+    async def rows(self, sql: str, *args: Any) -> list[Any]:
+        """Runs a query of the test's own on the tables."""
+        return await self.store.read(lambda reader: list(reader.connection.execute(sql, args)))
 
     async def differences(self) -> list[str]:
         """Replays the whole log and compares it with the tables."""

@@ -23,7 +23,7 @@ from tests.sim.model import ENDED, Limits, Model, Row
 from tests.sim.world import EXECUTORS, World
 
 CLIENTS = 3
-ACTIONS_MAX = 9
+ACTIONS_MAX = 16
 END_S_MAX = 3600.0
 STEPS_MAX = 100_000
 LOOK_S = 5.0
@@ -144,7 +144,8 @@ class Sim(trio.abc.Instrument):
                 await daemon.live()
                 nursery.cancel_scope.cancel()
             self._daemon = None
-            self._up = trio.Event()
+            if self._up.is_set():
+                self._up = trio.Event()
             await trio.sleep(self.chance.choice((0, 0.1, self.chance.uniform(0, 30))))
 
     async def _announce(self, daemon: SimDaemon, _scope: trio.CancelScope) -> None:

@@ -1,0 +1,167 @@
+"""The timer: what is due is released, what is past its deadline fails, and each sleep ends when something is due."""
+
+import anyio
+import pytest
+
+from omnid.errors import Retryable
+from omnid.flow.control import Cancelling
+from omnid.flow.wakeup import BATCH_MAX, NAP_S_MAX, Wakeup
+from omnid.model import Submit
+from tests.fakes.clock import FakeClock
+from tests.fakes.world import World
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def timer(world: World) -> Wakeup:
+    return Wakeup(world.context, world.gates, Cancelling(world.context))
+
+
+async def test_a_task_waits_for_its_time_and_no_longer(world: World, clock: FakeClock, timer: Wakeup) -> None:
+    task = await world.add("later", not_before_ms=clock.now_ms + 5_000)
+    assert (task.state, task.reason) == ("waiting", "not_before")
+    assert await timer.nap_s() == 5.0
+    clock.now_ms += 4_999
+    await timer.work_off()
+    assert await world.claim() == []
+    clock.now_ms += 1
+    await timer.work_off()
+    assert [command.task_id for command in await world.claim()] == [task.id]
+
+
+async def test_a_time_in_the_past_is_no_reason_to_wait(world: World, clock: FakeClock) -> None:
+    assert (await world.add("now", not_before_ms=clock.now_ms)).state == "idle"
+
+
+async def test_with_nothing_due_the_timer_still_looks_now_and_then(world: World, timer: Wakeup) -> None:
+    await world.add("idle")
+    assert await timer.nap_s() == NAP_S_MAX
+
+
+@pytest.mark.parametrize("kind", ["idle", "waiting"])
+async def test_a_task_past_its_deadline_fails_and_says_so(
+    world: World, clock: FakeClock, timer: Wakeup, kind: str
+) -> None:
+    held = {"not_before_ms": clock.now_ms + 60_000} if kind == "waiting" else {}
+    task = await world.add("late", deadline_ms=clock.now_ms + 2_000, **held)
+    assert task.state == kind
+    assert await timer.nap_s() == 2.0
+    clock.now_ms += 2_000
+    assert await world.claim() == [], "it must not start any more"
+    await timer.work_off()
+    task = await world.task(task.id)
+    assert task.state == "failed"
+    assert task.problem is not None
+    assert task.problem.code == "deadline_passed"
+
+
+async def test_a_running_task_past_its_deadline_is_ended_once(world: World, clock: FakeClock, timer: Wakeup) -> None:
+    task = await world.add("long", deadline_ms=clock.now_ms + 1_000)
+    (command,) = await world.claim()
+    clock.now_ms += 1_000
+    asked: list[str] = []
+
+    class Spy:
+        async def cancel(self, attempt_id: str) -> None:
+            asked.append(attempt_id)
+
+    world.context.active[command.attempt_id] = Spy()  # type: ignore[assignment]
+    await timer.work_off()
+    await timer.work_off()
+    assert asked == [command.attempt_id]
+    await world.finish(command, "cancelled")
+    task = await world.task(task.id)
+    assert task.state == "failed"
+    assert task.problem is not None
+    assert task.problem.code == "deadline_passed"
+
+
+async def test_a_success_after_the_deadline_is_a_success(world: World, clock: FakeClock) -> None:
+    task = await world.add("long", deadline_ms=clock.now_ms + 1_000)
+    (command,) = await world.claim()
+    clock.now_ms += 5_000
+    await world.finish(command, "success")
+    assert (await world.task(task.id)).state == "completed"
+
+
+async def test_an_uncertain_task_is_left_to_a_person_whatever_its_deadline(
+    world: World, clock: FakeClock, timer: Wakeup
+) -> None:
+    task = await world.add("lost", deadline_ms=clock.now_ms + 1_000)
+    (command,) = await world.claim()
+    clock.now_ms += 5_000
+    await world.finish(command, "lost")
+    await timer.work_off()
+    assert (await world.task(task.id)).state == "uncertain"
+
+
+async def test_tasks_that_wait_for_each_other_and_expire_together_each_fail_once(
+    world: World, clock: FakeClock, timer: Wakeup
+) -> None:
+    deadline_ms = clock.now_ms + 1_000
+    done = await world.submit(
+        Submit(argv=("a",), ref="a", deadline_ms=deadline_ms),
+        Submit(argv=("b",), ref="b", after=("a",), deadline_ms=deadline_ms),
+        Submit(argv=("c",), after=("b",), deadline_ms=deadline_ms + 1),
+    )
+    clock.now_ms += 2_000
+    await timer.work_off()
+    tasks = [await world.task(one.id) for one in done]
+    assert [task.problem and task.problem.code for task in tasks] == [
+        "deadline_passed",
+        "dependency_failed",
+        "dependency_failed",
+    ]
+
+
+async def test_more_expired_tasks_than_one_batch_holds_fail_in_one_go(
+    world: World, clock: FakeClock, timer: Wakeup
+) -> None:
+    asked = [Submit(argv=("x",), deadline_ms=clock.now_ms + 1_000)] * (BATCH_MAX + 20)
+    await world.submit(*asked)
+    clock.now_ms += 1_000
+    await timer.work_off()
+    assert world.store.tally["failed"] == len(asked)
+
+
+async def test_more_due_tasks_than_one_batch_holds_wake_in_one_go(
+    world: World, clock: FakeClock, timer: Wakeup
+) -> None:
+    asked = [Submit(argv=("x",), not_before_ms=clock.now_ms + 1_000)] * (BATCH_MAX + 20)
+    await world.submit(*asked)
+    clock.now_ms += 1_000
+    await timer.work_off()
+    assert world.store.tally["idle"] == len(asked)
+
+
+async def test_a_wall_clock_that_went_back_lets_tasks_wait_as_they_were_told(
+    world: World, clock: FakeClock, timer: Wakeup
+) -> None:
+    task = await world.add("later", not_before_ms=clock.now_ms + 5_000)
+    clock.now_ms -= 86_400_000
+    await timer.work_off()
+    assert await timer.nap_s() == NAP_S_MAX
+    assert (await world.task(task.id)).state == "waiting"
+
+
+async def test_the_timer_sleeps_until_the_bell_and_probes_gates_that_are_due(world: World, clock: FakeClock) -> None:
+    probed = anyio.Event()
+
+    async def probe() -> None:
+        probed.set()
+
+    world.context.executors["command"].probe = probe  # type: ignore[method-assign]
+    await world.gates.executor_down("command", Retryable("executor_down", executor="command", detail="x"))
+    timer = Wakeup(world.context, world.gates, Cancelling(world.context))
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(timer.run)
+            await anyio.wait_all_tasks_blocked()
+            assert not probed.is_set()
+            clock.now_ms += 600_000
+            world.context.timer.ring()
+            await probed.wait()
+            await anyio.wait_all_tasks_blocked()
+            assert world.gates.all() == []
+            group.cancel_scope.cancel()
