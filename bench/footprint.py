@@ -35,8 +35,7 @@ def run(report: Report) -> None:
             time.sleep(REST_S)
             before = memory_mb(process.pid)
             cpu_percent = _cpu_percent(process.pid)
-            _first_answer(client)
-            client.call("status", {})
+            _first_answer(Connection(client.path))
             time.sleep(REST_S)
             after = memory_mb(process.pid)
             report.add("idle daemon before the first MCP message, RSS", before["rss"], "MB", "<=", 60)
@@ -50,6 +49,7 @@ def run(report: Report) -> None:
 
 def _first_answer(client: Connection) -> None:
     answer = json.loads(client.exchange(FIRST_LINE))
+    client.close()
     if "result" not in answer:
         raise RuntimeError(f"initialize was answered with {answer}")
 

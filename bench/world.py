@@ -44,6 +44,7 @@ class Connection:
     """One client of the daemon on a plain socket, with as little of its own as can be."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(ANSWER_S)
         self.socket.connect(path)

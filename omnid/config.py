@@ -29,6 +29,9 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 CONFIG_BYTES_MAX = MIB
 SHOWN_CHARS_MAX = 200
 SLOTS_MIN = 4
+AT_START = ("state.", "socket.", "store.", "log.")
+"""The sections that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
+LIVE = frozenset({"store.free_bytes_min"})
 COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
 
@@ -246,13 +249,18 @@ def reload(loaded: Loaded, environ: Mapping[str, str]) -> Loaded:
     Raises Rejected as `load` does, and also where something changed that a running daemon can't change.
     """
     new = load(environ, loaded.path)
-    for key, before, after in (
-        ("state.dir", loaded.config.state.dir, new.config.state.dir),
-        ("socket.path", loaded.config.socket.path, new.config.socket.path),
-    ):
-        if before != after:
-            raise _bad(key, after, f"the running daemon uses {before}, and only a restart can change that")
+    before, after = dict(_settings(loaded.config)), dict(_settings(new.config))
+    for key in before:
+        if before[key] != after[key] and key.startswith(AT_START) and key not in LIVE:
+            raise _bad(key, after[key], f"the running daemon uses {before[key]}, and only a restart can change that")
     return new
+
+
+def _settings(settings: Config) -> Iterator[tuple[str, Any]]:
+    for section, values in msgspec.to_builtins(settings).items():
+        if section != "executor":
+            for key, value in values.items():
+                yield f"{section}.{key}", value
 
 
 def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]]:

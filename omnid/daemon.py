@@ -236,6 +236,7 @@ class Daemon:
         gone = {name: context.executors[name] for name in before if name not in kept and name not in self._given}
         executors = self._executors(loaded.config, work, kept)
         self._supervised.spool.configure(loaded.config.limits)
+        self._supervised.kill_grace_s = loaded.config.task.kill_grace_s
         self._loaded = loaded
         context.config = loaded.config
         context.take_executors(executors)

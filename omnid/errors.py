@@ -32,6 +32,11 @@ CATALOGUE: dict[str, Message] = {
         "Some operations are for people at the terminal only, so that an agent can't grant itself rights.",
         "Ask a person to run it with omnictl.",
     ),
+    "other_origin": Message(
+        "{task} is not a task of {origin}.",
+        "An agent reads all tasks, but changes its own only.",
+        "Ask a person to run `omnictl {action} {task}`.",
+    ),
     "message_too_large": Message(
         "A message of more than {limit_bytes} bytes was cut off.",
         "One line may hold at most socket.message_bytes_max bytes.",

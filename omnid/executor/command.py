@@ -56,10 +56,10 @@ class CommandExecutor:
 
     def accepts(self, work: Work) -> None:
         """See `Executor.accepts`."""
-        if work.argv is None:
+        if work.tool is not None or work.server is not None or work.prompt is not None:
             wanted = "a tool call" if work.tool is not None else "a prompt"
             raise Rejected("wrong_executor", executor=self.name, kind=self.kind, wanted=wanted)
-        argv = (*self._section.argv, *work.argv)
+        argv = (*self._section.argv, *(work.argv or ()))
         if not argv or not argv[0]:
             raise Rejected("nothing_to_do", detail="no program")
         for where, texts in (("argv", argv), ("check", work.check or ("true",)), ("env", work.env)):

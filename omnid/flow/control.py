@@ -88,6 +88,8 @@ def order(context: Context, caller: Caller, what: Order) -> Callable[[Tx], Effec
 
 def _carry_out(tx: Tx, *, context: Context, caller: Caller, what: Order) -> Effect:
     task = find_task(tx, what.ref, caller.origin)
+    if caller.role == "agent" and task.origin != caller.origin:
+        raise Rejected("other_origin", task=task.name, origin=caller.origin, action=what.action)
     return _ACTIONS[what.action](Case(tx, context, caller, task, what))
 
 

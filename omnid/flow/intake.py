@@ -145,7 +145,7 @@ def _check_refs(asked: Sequence[Submit]) -> None:
 def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, limit: int, tally: Mapping[str, int]) -> list[Submitted]:
     """Writes all drafts, or raises and leaves nothing."""
     _check_room(len(drafts), limit, tally)
-    refs = {draft.params.ref: draft.id for draft in drafts if draft.params.ref is not None}
+    refs = {draft.params.ref: _id_of(tx, draft) for draft in drafts if draft.params.ref is not None}
     if len(drafts) == 1:
         return [_write_one(tx, drafts[0], caller, refs)]
     return [_of_batch(index, partial(_write_one, tx, draft, caller, refs)) for index, draft in enumerate(drafts)]
@@ -211,6 +211,12 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
     return Submitted(draft.id, name, state, True)
 
 
+def _id_of(tx: Tx, draft: Draft) -> str:
+    """Gives the id that the draft gets, or has had since an earlier submit with its key."""
+    known = None if draft.params.key is None else tx.one("task_by_key", draft.origin, draft.params.key)
+    return draft.id if known is None else journal.task_of(known).id
+
+
 def _same(task: Task, draft: Draft) -> Submitted:
     if task.body_hash != draft.body_hash:
         raise Rejected("key_reused", key=draft.params.key, task=task.name)
@@ -224,11 +230,11 @@ def _resolve_after(
     ids: list[str] = []
     still_open: list[str] = []
     for ref in after:
-        if ref in refs:
+        before = journal.task_by_id(tx, refs[ref]) if ref in refs else find_task(tx, ref, caller.origin)
+        if before is None:  # It comes later in the batch.
             ids.append(refs[ref])
             still_open.append(refs[ref])
             continue
-        before = find_task(tx, ref, caller.origin)
         ids.append(before.id)
         if before.state in ("failed", "cancelled"):
             raise Rejected("dependency_failed", task="The task", after=before.name, state=before.state)
@@ -244,7 +250,7 @@ def title_of(work: Work) -> str:
     elif work.tool is not None or work.server is not None:
         text = f"{work.server or ''}.{work.tool or ''}".strip(".")
     else:
-        text = work.prompt or ""
+        text = work.prompt or work.executor or ""
     line = " ".join(text[: TITLE_CHARS_MAX * 2].split())
     return line if len(line) <= TITLE_CHARS_MAX else f"{line[: TITLE_CHARS_MAX - 1]}…"
 

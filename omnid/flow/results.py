@@ -117,7 +117,10 @@ def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[st
         now_ms=tx.now_ms,
         chance=chance,
     )
-    journal.end_attempt(tx, head, _attempt_fields(result, tx.now_ms))
+    fields = _attempt_fields(result, tx.now_ms)
+    if resolves:
+        fields["problem"] = result.problem  # It takes the place of what nobody knew.
+    journal.end_attempt(tx, head, fields)
     return move_on(tx, task, verdict)
 
 

@@ -21,6 +21,11 @@ def work_kind(work: Work) -> str:
     return "command" if work.argv else "mcp" if is_call else "model"
 
 
+def says_nothing(work: Work) -> bool:
+    """Tells whether the work leaves all to the config of its executor."""
+    return not (work.argv or work.tool or work.server or work.prompt)
+
+
 def default_for(work: Work) -> str | None:
     """Gives the executor that gets the work where none was asked for by name."""
     kind = work_kind(work)
@@ -33,6 +38,8 @@ def choose(work: Work, kinds: Mapping[str, str]) -> str:
     Raises Rejected(`nothing_to_do`, `unknown_executor`, `wrong_executor`, `kind_missing`). An executor of a kind that
     isn't one of `WANTED` is one of the caller's own and takes whatever it accepts.
     """
+    if work.executor is not None and work.executor in kinds and says_nothing(work):
+        return work.executor  # Its config says all there is to do.
     kind = work_kind(work)
     name = work.executor or default_for(work)
     if name is None:
@@ -53,7 +60,7 @@ def choose(work: Work, kinds: Mapping[str, str]) -> str:
 
 def route(work: Work, executor: str) -> dict[str, str]:
     """Writes down why the work goes to the executor, at the moment when it goes there."""
-    if executor == work.executor:
+    if executor == work.executor or says_nothing(work):
         reason = "asked for by name"
     elif executor == default_for(work):
         reason = DEFAULT[work_kind(work)]

@@ -102,10 +102,15 @@ class Load:
     def close(self) -> None:
         self._client.close()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all that was submitted is acknowledged and has ended."""
+        return not self.open and self._next is None
+
     def step(self, *, submit: bool) -> None:
         """Does one thing: submits, or looks at an open task. What the daemon can't answer now is asked again later."""
         try:
-            if submit and len(self.open) < OPEN_MAX:
+            if (submit and len(self.open) < OPEN_MAX) or self._next is not None:
                 self._submit()
             elif self.open:
                 self._look()
@@ -262,11 +267,12 @@ def test_nothing_is_lost_and_nothing_is_done_twice(home: Home, capsys: pytest.Ca
                 load.step(submit=True)
             killer.once()
         deadline_s = time.monotonic() + END_S
-        while load.open:
+        while not load.is_done:
             assert time.monotonic() < deadline_s, [home.client.why(load.tasks[key])["text"] for key in load.open]
             load.step(submit=False)
     doctor = home.ctl("doctor")
     assert doctor.code == 0, doctor
+    assert home.client.status()["tasks"] == {"completed": len(load.tasks)}
     lost, twice = judge(home, load)
     home.stop()
     home.assert_nothing_left()

@@ -50,7 +50,8 @@ async def reported(tmp_path: Path, document: Any, code: int = 0, mapping: Result
 @pytest.mark.parametrize(
     ("work", "code"),
     [
-        (Work(), "wrong_executor"),
+        (Work(), "nothing_to_do"),
+        (Work(prompt="fix it"), "wrong_executor"),
         (Work(tool="t", server="s"), "wrong_executor"),
         (Work(argv=()), "nothing_to_do"),
         (Work(argv=("",)), "nothing_to_do"),

@@ -59,6 +59,8 @@ KINDS = {"command": "command", "notes": "mcp", "mine": "in_process"}
         (Work(server="notes", tool="add"), None, "notes"),
         (Work(tool="add"), "notes", "notes"),
         (Work(), None, "nothing_to_do"),
+        (Work(), "command", "command"),
+        (Work(), "notes", "notes"),
         (Work(argv=("ls",), prompt="x"), None, "nothing_to_do"),
         (Work(prompt="fix it"), None, "kind_missing"),
         (Work(argv=("ls",)), "notes", "wrong_executor"),
