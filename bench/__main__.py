@@ -23,7 +23,7 @@ def main(names: list[str]) -> int:
         report = Report(name)
         try:
             importlib.import_module(f"bench.{name}").run(report)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the others are still worth their time.
             broken.append(name)
             print(" broke off")
             traceback.print_exc()

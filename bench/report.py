@@ -51,11 +51,12 @@ class Report:
 
     def table(self) -> str:
         """Gives the figures as lines of a table."""
-        lines = [f"{self.name}"]
+        lines = [self.name]
         for figure in self.figures:
             goal = "" if figure.goal is None else f"{figure.op} {figure.goal:,g}"
             verdict = {None: "", True: "ok", False: "MISSED"}[figure.ok]
-            lines.append(f"  {figure.name:<58} {_shown(figure.value):>10} {figure.unit:<9} {goal:>10} {verdict}".rstrip())
+            value = f"{_shown(figure.value):>10} {figure.unit:<3}"
+            lines.append(f"  {figure.name:<64} {value} {goal:>10} {verdict}".rstrip())
         return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from omnid.store.statedir import StateDir
 
 NAME = "noop"
 SLOT_BYTES = 16
-"""Of each task, in the file of stamps: when it was started and when its result was durable, as CLOCK_MONOTONIC in ns."""
+"""Of each task, in the file of stamps: when it started and when its result was durable, in ns of CLOCK_MONOTONIC."""
 
 
 class NoopExecutor:
@@ -44,13 +44,13 @@ class NoopExecutor:
     async def probe(self) -> None:
         pass
 
-    async def run(self, command: Command, ports: Ports) -> Result:
+    async def run(self, command: Command, ports: Ports) -> Result:  # noqa: ARG002 - see `Executor`.
         at = int((command.work.argv or ("0",))[0]) * SLOT_BYTES
         self._stamp(at)
         self._slots[command.attempt_id] = at
         return Result(command.attempt_id, command.task_id, command.number, "success")
 
-    async def recover(self, command: Command, ports: Ports) -> Found:
+    async def recover(self, command: Command, ports: Ports) -> Found:  # noqa: ARG002 - see `Executor`.
         return Found.NEVER_RAN
 
     async def adopt(self, command: Command, ports: Ports) -> Result:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bench.served import SLOT_BYTES
 
@@ -95,7 +95,7 @@ class Daemon:
         self.pid = self._process.pid
         self.client = connect(self.socket_path, self._process)
 
-    def __enter__(self) -> "Daemon":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

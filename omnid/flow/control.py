@@ -9,7 +9,7 @@ from msgspec import structs
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
-from omnid.flow.dependents import give_up, settle_dependents, settle_wait
+from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
 from omnid.flow.intake import needs_approval, permit_id
 from omnid.model import Problem, Task, Work
 from omnid.route.router import choose
@@ -118,8 +118,10 @@ def _retry(case: Case) -> Effect:
     if task.state not in ("failed", "cancelled"):
         why = "Only a task that failed or was cancelled is run again."
         raise _refuse(task, "retry", why, "`omnictl add` submits a new one")
+    wait_again(tx, task)
     approval = task.approval
-    if needs_approval(case.caller.role, task.executor, case.context.config) and approval != "granted":
+    asks = needs_approval(case.caller.role, task.executor, case.context.config)
+    if approval == "denied" or (asks and approval != "granted"):
         approval = "needed"
     revived = journal.advance_task(
         tx,
@@ -219,7 +221,7 @@ def _assign(case: Case) -> Effect:
 
 def _approve(case: Case) -> Effect:
     tx, task = case.tx, case.task
-    if task.approval != "needed":
+    if task.approval != "needed" or task.state in TERMINAL:
         raise _refuse(task, "approve", "It doesn't wait for approval.", "`omnictl why` says what it waits for")
     if case.order.always:
         _permit(tx, task, granted=True)
@@ -271,6 +273,9 @@ def _delete(case: Case) -> Effect:
         fields = {"finished_at_ms": tx.now_ms, "reason": None, "wake_at_ms": None}
         task = journal.edit_task(tx, task, state=advance(task.state, event), **fields)
         touched += settle_dependents(tx, task.id)
+    if tx.all("dependents", task.id, 1):
+        why = "More tasks wait for it than can be told at once."
+        raise _refuse(task, "delete", why, "cancel it if it is open, and delete it a moment later")
     blobs = tx.all("blobs_of_task", task.id)
     attempts = journal.forget_attempts(tx, task.id)
     journal.raise_number_floor(tx, task.origin, task.number)

@@ -1,7 +1,8 @@
 """What happens to tasks that wait for another: they become ready when it succeeds, and fail when it does."""
 
+from omnid.errors import Rejected
 from omnid.model import Problem, Task
-from omnid.states import Facts, advance, own_wait
+from omnid.states import TERMINAL, Facts, advance, own_wait
 from omnid.store import journal
 from omnid.store.interface import Tx
 
@@ -47,6 +48,20 @@ def _settle(tx: Tx, dependent: Task, before: Task) -> Task:
         return dependent
     problem = Problem.make("dependency_failed", task=dependent.name, after=before.name, state=before.state)
     return give_up(tx, dependent, problem)
+
+
+def wait_again(tx: Tx, task: Task) -> None:
+    """Puts back what an ended task waits for, so that it can be run again.
+
+    Raises Rejected(`dependency_failed`) where a task that must succeed first has failed or was cancelled.
+    """
+    for before_id in task.work.after:
+        before = journal.task_by_id(tx, before_id)
+        if before is None or before.state == "completed":
+            continue
+        if before.state in TERMINAL:
+            raise Rejected("dependency_failed", task=task.name, after=before.name, state=before.state)
+        tx.run("add_dependency", before.id, task.id)
 
 
 def give_up(tx: Tx, task: Task, problem: Problem) -> Task:

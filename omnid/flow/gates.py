@@ -3,6 +3,7 @@
 from functools import partial
 
 import anyio
+from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError, Retryable
 from omnid.flow.context import Context
@@ -21,6 +22,7 @@ class Gates:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._closed: dict[str, Gate] = {}
+        self._probing: set[str] = set()
 
     async def load(self) -> None:
         """Reads the gates that were closed when the daemon ended."""
@@ -60,37 +62,47 @@ class Gates:
         problem = Problem.of(error)
         await self._close(Gate(f"executor:{executor}", "executor", executor, since_ms, wake_at_ms, problem, failures))
 
-    async def probe_due(self) -> None:
-        """Probes the executors whose gates are due, side by side; opens those that are well again.
-
-        Raises what the store raised.
-        """
+    def probe_due(self, group: TaskGroup) -> None:
+        """Probes the executors whose gates are due, side by side in the group; opens those that are well again."""
         now_ms = self._context.clock.wall_ms()
-        due = [
-            gate.subject
-            for gate in self._closed.values()
-            if gate.cause == "executor" and gate.wake_at_ms is not None and gate.wake_at_ms <= now_ms
-        ]
-        failed: list[OmnidError] = []
-
-        async def probe(name: str) -> None:
-            try:
-                await self._probe(name)
-            except OmnidError as error:
-                failed.append(error)
-
-        async with anyio.create_task_group() as group:
-            for executor in due:
-                group.start_soon(probe, executor)
-        # Alone and not in a group, so that whoever keeps the timer going knows what failed.
-        for error in failed:
-            raise error
+        # A time that no backoff reaches is left from before the clock was set back.
+        latest_ms = now_ms + round(PROBE_BACKOFF.max_s * 1000)
+        for gate in self._closed.values():
+            if gate.cause != "executor" or gate.wake_at_ms is None or now_ms < gate.wake_at_ms <= latest_ms:
+                continue
+            if gate.subject not in self._probing:
+                self._probing.add(gate.subject)
+                group.start_soon(self._probe, gate.subject)
 
     def next_wake_at_ms(self) -> int | None:
-        """Gives when the next gate is due, or None."""
-        return min((gate.wake_at_ms for gate in self._closed.values() if gate.wake_at_ms is not None), default=None)
+        """Gives when the next gate is due, or None; one that is being probed is not due."""
+        return min(
+            (
+                gate.wake_at_ms
+                for gate in self._closed.values()
+                if gate.wake_at_ms is not None and gate.subject not in self._probing
+            ),
+            default=None,
+        )
 
     async def _probe(self, name: str) -> None:
+        """Probes until what it found is written; a store that can't take it is tried again after a wait."""
+        context = self._context
+        failures = 0
+        try:
+            while True:
+                try:
+                    return await self._probe_once(name)
+                except Retryable as error:
+                    failures += 1
+                    if failures == 1:
+                        context.log.warning("probe_waits", executor=name, **error.as_dict())
+                await anyio.sleep(PROBE_BACKOFF.delay_s(failures, context.clock.uniform))
+        finally:
+            self._probing.discard(name)
+            context.timer.ring()
+
+    async def _probe_once(self, name: str) -> None:
         executor = self._context.executors.get(name)
         if executor is None:
             await self._open(f"executor:{name}")

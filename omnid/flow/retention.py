@@ -74,6 +74,8 @@ def forget_finished(tx: Tx, *, before_ms: int, surplus: int, batch: int) -> tupl
     attempts: list[str] = []
     count = 0
     for id in list(ids)[:batch]:
+        if tx.all("dependents", id, 1):
+            continue  # The timer has yet to tell those that wait for it.
         attempts += journal.forget_task(tx, journal.need_task(tx, id))
         count += 1
     return attempts, count

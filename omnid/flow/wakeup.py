@@ -1,9 +1,10 @@
 """The one timer: sleeps until the smallest time at which something is due, and sets it going."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import anyio
+from anyio.abc import TaskGroup
 
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
@@ -17,6 +18,8 @@ from omnid.store.interface import Reader, Tx
 BATCH_MAX = 500
 NAP_S_MAX = 30.0
 """The longest sleep: a wall clock that jumps is noticed within it. Wall time is stored, monotonic time is slept."""
+SET_BACK_MS = 1_000
+"""By how much the wall clock must have been set back between two looks; less is how clocks are steered."""
 
 
 class Done(NamedTuple):
@@ -36,17 +39,34 @@ class Wakeup:
         self._gates = gates
         self._cancelling = cancelling
         self._overdue: set[str] = set()
+        self._ahead_ms = self._wall_ahead_ms()
 
     async def run(self) -> None:
         """Works off what is due, then sleeps until the next time or the bell; ends when it is cancelled."""
+        try:
+            async with anyio.create_task_group() as probes:
+                await self._go_on(probes)
+        except ExceptionGroup as group:
+            raise _first(group) from group
+
+    async def _go_on(self, probes: TaskGroup) -> None:
         while True:
             await self.work_off()
+            # A probe may take a minute, and nothing else waits for it.
+            self._gates.probe_due(probes)
             with anyio.move_on_after(await self.nap_s()):
                 await self._context.timer.wait()
 
     async def work_off(self) -> None:
         """Does everything that is due now."""
         context = self._context
+        ahead_ms = self._wall_ahead_ms()
+        if self._ahead_ms - ahead_ms > SET_BACK_MS:
+            # A backoff of a moment would last until the clock is back where it was: rather too early than that late.
+            while touched := await context.store.write(end_backoffs, bulk=True):
+                context.watch.tell(touched)
+                context.dispatch.ring()
+        self._ahead_ms = ahead_ms
         more = True
         while more:
             due = await context.store.read(partial(_anything_due, now_ms=context.clock.wall_ms()))
@@ -55,11 +75,15 @@ class Wakeup:
             done = await context.store.write(wake_due, bulk=True)
             context.watch.tell(done.touched)
             context.dispatch.ring()
-            for task_id in set(done.overdue) - self._overdue:
-                await self._cancelling.end_attempt_of(task_id)
+            for task_id in done.overdue:
+                if task_id not in self._overdue:
+                    await self._cancelling.end_attempt_of(task_id)
             self._overdue = set(done.overdue)
             more = done.more
-        await self._gates.probe_due()
+
+    def _wall_ahead_ms(self) -> float:
+        clock = self._context.clock
+        return clock.wall_ms() - 1000 * clock.monotonic_s()
 
     async def nap_s(self) -> float:
         """Gives how long nothing is due."""
@@ -68,6 +92,13 @@ class Wakeup:
         gate_ms = self._gates.next_wake_at_ms()
         due_ms = min((time for time in (*times, gate_ms) if time is not None), default=None)
         return NAP_S_MAX if due_ms is None else min(NAP_S_MAX, max(0.0, (due_ms - now_ms) / 1000))
+
+
+def _first(error: Exception) -> Exception:
+    """Gives the error inside a group: whoever keeps the timer going looks at its class."""
+    while isinstance(error, ExceptionGroup):
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+    return error
 
 
 def _next_times(reader: Reader, *, now_ms: int) -> tuple[int | None, int | None]:
@@ -81,6 +112,14 @@ def _anything_due(reader: Reader, *, now_ms: int) -> bool:
     if wake is not None and wake <= now_ms:
         return True
     return bool(reader.all("expired_tasks", now_ms, 1) or reader.all("settled_dependencies", 1))
+
+
+def end_backoffs(tx: Tx) -> list[str]:
+    """Lets a batch of tasks that wait before their next attempt go on now; gives them, none when there are no more."""
+    ids = [row[0] for row in tx.all("waiting_for", "backoff", BATCH_MAX)]
+    for id in ids:
+        settle_wait(tx, journal.edit_task(tx, journal.need_task(tx, id), retry_at_ms=None))
+    return ids
 
 
 def wake_due(tx: Tx) -> Done:

@@ -23,7 +23,7 @@ from omnid.daemon import Daemon, serve
 from omnid.errors import Retryable
 from omnid.log import Log
 from omnid.secrets import Secrets
-from tests.e2e.harness import WAIT_S, Home, assert_says, until
+from tests.e2e.harness import LOOK_S, WAIT_S, Home, assert_says, until
 
 MIB = 1 << 20
 DAY_MS = 86_400_000
@@ -238,6 +238,8 @@ async def test_a_clock_that_jumps_loses_nothing_and_hurries_nothing(
 ) -> None:
     monkeypatch.setattr("omnid.flow.wakeup.NAP_S_MAX", 0.2)
     clock = JumpingClock()
+    secret = f'env_set = {{ TOKEN = "file:{home.root}/token" }}'
+    home.configure(f'[[executor]]\nname = "keyed"\nkind = "command"\n{secret}')
     loaded = config.load(home.environ)
     home.state.mkdir(mode=0o700)
     start = partial(
@@ -266,8 +268,16 @@ async def test_a_clock_that_jumps_loses_nothing_and_hurries_nothing(
             # Nothing else happens: the timer itself notices.
             assert await state(later, 20) == "completed"
             assert await state(much_later) == "waiting"
+            failing = await submit("[ -e tried ] || { : > tried; exit 1; }", backoff_s=3600)
+            down = await submit("true", executor="keyed")
+            with anyio.fail_after(20):
+                while await state(failing) != "waiting" or not (await call("status"))["gates"]:  # noqa: ASYNC110
+                    await anyio.sleep(LOOK_S)
+            (home.root / "token").write_text("abcdefgh")
             clock.off_ms = -DAY_MS
-            assert await state(await submit("true"), 20) == "completed"
+            # What was to wait for a moment doesn't wait until the clock is back where it was.
+            assert await state(failing, 20) == "completed"
+            assert await state(down, 20) == "completed"
             assert await state(running) == "executing"
             assert await state(much_later) == "waiting"
             gate.let()

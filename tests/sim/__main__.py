@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 from tests.sim.run import Outcome, run
 
@@ -27,8 +28,9 @@ def many(seeds: range) -> int:
     """Runs seeds on all cores, and prints what was broken."""
     since_s = time.monotonic()
     steps = tasks = crashes = broken = 0
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        for outcome in pool.imap_unordered(run, seeds, chunksize=4):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
+        for outcome in pool.map(run, seeds, chunksize=10):
             steps += outcome.steps
             tasks += outcome.tasks
             crashes += outcome.crashes

@@ -32,6 +32,7 @@ REFUSED = frozenset({
     "not_in_state",
     "unknown_task",
     "bad_request",
+    "other_origin",
 })  # fmt: skip
 """What a client that does nothing wrong in form may still be refused for."""
 

@@ -209,5 +209,3 @@ def settings(directory: Path) -> config.Config:
         retry=config.Retry(attempts_max=3, backoff_base_s=1.0, backoff_max_s=10.0),
         agents=config.Agents(allow=("safe",)),
     )
-
-

@@ -382,7 +382,9 @@ class Model:
                     self._fail(f"{name} {id[-6:]} is lost: {_short(row)}")
             for id, row in theirs.items():
                 known = mine.get(id)
-                wrong = [f for f, v in row.items() if f != "id" and (known is None or (known.get(f) or None) != (v or None))]
+                wrong = [
+                    f for f, v in row.items() if f != "id" and (known is None or (known.get(f) or None) != (v or None))
+                ]
                 if wrong:
                     self._fail(f"{name} {id[-6:]} differs in {wrong}: {row}")
         for id in self.acknowledged - self.tasks.keys() - self.deleted:

@@ -32,7 +32,18 @@ QUIET_S = 40.0
 OVERSLEEP_MS = 31_000
 """The longest nap of the timer, and a second."""
 SHOWN = {
-    "task": ("state", "attempt", "executor", "priority", "lane", "reason", "wake_at_ms", "paused", "approval", "cancel"),
+    "task": (
+        "state",
+        "attempt",
+        "executor",
+        "priority",
+        "lane",
+        "reason",
+        "wake_at_ms",
+        "paused",
+        "approval",
+        "cancel",
+    ),
     "attempt": ("task_id", "number", "executor", "outcome", "ended_at_ms", "idempotent"),
     "gate": ("cause", "subject", "wake_at_ms", "failures"),
 }

@@ -275,6 +275,7 @@ class SimSpool:
 
     async def set_aside(self, attempt_id: str) -> None:
         """Sets aside what a deleted task left behind."""
-        if attempt_id in self._sim.model.attempts:
-            self._sim.fail(f"attempt {self._sim.name(attempt_id)} was set aside, and the journal knows it")
+        attempt = self._sim.model.attempts.get(attempt_id)
+        if attempt is not None and attempt.get("ended_at_ms") is None:
+            self._sim.fail(f"attempt {self._sim.name(attempt_id)} was set aside, and is open")
         self._world.jobs.pop(attempt_id, None)
