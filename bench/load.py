@@ -35,7 +35,7 @@ class Load:
             for key, _ in ready:
                 connection = key.fileobj
                 assert isinstance(connection, socket.socket)
-                line = connection.recv(65536)
+                line = connection.recv(4096)
                 # Answers are far smaller than what one read takes, and the next one has not been asked for.
                 if not line.endswith(b"\n") or b'"error"' in line:
                     raise RuntimeError(f"the daemon answered {line!r}")

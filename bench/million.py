@@ -16,6 +16,7 @@ from omnid import config
 from omnid.clock import SystemClock
 from omnid.flow import dispatcher, results
 from omnid.model import Command, Result
+from omnid.store import journal
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
 
 FEW, MANY = 1_000, 1_000_000
@@ -93,6 +94,7 @@ async def _claims(small: Path, large: Path) -> tuple[float, float]:
     ]
     for store in stores:
         store._connection.pragma("synchronous", "off")
+        await store.write(lambda tx: journal.open_gate(tx, "paused:*"))
     settings = config.Config()
     claim = partial(
         dispatcher.claim, free={NAME: 1}, slots_free=1, idempotent={NAME: True}, config=settings, clock=clock

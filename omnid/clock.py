@@ -60,7 +60,7 @@ class SystemClock:
         return time.monotonic()
 
     def uuid(self) -> str:
-        """See `Clock.uuid`; the random part comes from the OS, a hundred ids' worth at a time, so ids can't be guessed."""
+        """See `Clock.uuid`; the random part comes from the OS, a hundred ids' worth at a time: it can't be guessed."""
         if not self._pool:
             self._pool = os.urandom(10 * 100)
         bits, self._pool = int.from_bytes(self._pool[:10]), self._pool[10:]

@@ -250,9 +250,9 @@ def reload(loaded: Loaded, environ: Mapping[str, str]) -> Loaded:
     """
     new = load(environ, loaded.path)
     before, after = dict(_settings(loaded.config)), dict(_settings(new.config))
-    for key in before:
-        if before[key] != after[key] and key.startswith(AT_START) and key not in LIVE:
-            raise _bad(key, after[key], f"the running daemon uses {before[key]}, and only a restart can change that")
+    for key, value in before.items():
+        if value != after[key] and key.startswith(AT_START) and key not in LIVE:
+            raise _bad(key, after[key], f"the running daemon uses {value}, and only a restart can change that")
     return new
 
 

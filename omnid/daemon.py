@@ -81,7 +81,6 @@ class Daemon:
             spool=self._supervised.spool,
             set_aside=self._supervised.set_aside,
         )
-        self.store.listen_to_orphans(self.context.wake)
         self.gates = Gates(self.context)
         self._link = EmbeddedLink()
         self._server: SocketServer | None = None
@@ -149,8 +148,10 @@ class Daemon:
         self._work = work
         context.take_executors(self._executors(context.config, work, {}))
         await self.gates.load()
-        if await self.store.first_of_boot(platform.boot_id()):
+        if await self.store.booted_since(platform.boot_id()):
             work.start_soon(self._kept("check", self._check_database))
+        else:
+            await self.store.remember_boot(platform.boot_id())
         results = Results(context)
         cancelling = Cancelling(context)
         runner = Runner(context, self.gates, results, self._link)
@@ -194,6 +195,7 @@ class Daemon:
     async def _wind_down(self) -> None:
         """Lets answers out; commands go on under their supervisors."""
         self.context.paused_starts = True
+        self.store.interrupt()
         if self._server is not None:
             self._server.stop()
             with anyio.move_on_after(self.context.config.daemon.stop_grace_s):
@@ -257,6 +259,7 @@ class Daemon:
             found = await self.store.read(lambda reader, name=name: reader.all(f"check_{name}"))
             if found != [("ok",)]:
                 self._log.error("database_damaged", table=name, found=[row[0] for row in found][:5])
+        await self.store.remember_boot(platform.boot_id())
         self._log.info("database_checked")
 
 

@@ -12,6 +12,8 @@ from omnid.errors import CATALOGUE, OmnidError
 Priority = Annotated[int, Meta(ge=-10, le=10, description="Higher starts first")]
 Label = Annotated[str, Meta(min_length=1, max_length=100)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="Unix milliseconds, up to the year 9999")]
+Ordinal = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 USER_ORIGIN = "user"
 """The origin of tasks that people submit; its tasks are shown as ``t7``, those of others as ``origin/t7``."""
@@ -53,14 +55,14 @@ class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     executor: Name | None = None
     priority: Priority = 0
     key: Annotated[str, Meta(min_length=1, max_length=200, description="Idempotency key")] | None = None
-    not_before_ms: int | None = None
+    not_before_ms: Millis | None = None
     after: Annotated[
         tuple[str, ...], Meta(description="Tasks that must succeed first; in a batch also `ref` names")
     ] = ()
     ref: Annotated[str, Meta(min_length=1, max_length=100, description="Name inside a batch")] | None = None
     lane: Annotated[str, Meta(min_length=1, max_length=200, description="Runs one task at a time")] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=30 * 86400, description="Of one attempt")] | None = None
-    deadline_ms: int | None = None
+    deadline_ms: Millis | None = None
     attempts_max: Annotated[int, Meta(ge=1, le=1000)] | None = None
     backoff_s: Annotated[float, Meta(ge=0, le=86400)] | None = None
     check: Annotated[tuple[str, ...], Meta(min_length=1, description="Command whose exit 0 means done")] | None = None

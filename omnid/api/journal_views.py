@@ -93,14 +93,12 @@ class JournalViews:
             bound = min((params.until_ms + 1) << HLC_COUNTER_BITS, LAST_ORD)
             row = await self._context.store.read(lambda reader: reader.one("seq_before", bound))
             until = row[0] if row else 0
-        replica = await self._doctor.state_at(min(until, LAST_ORD))
-        try:
+        async with self._doctor.state_at(min(until, LAST_ORD)) as replica:
             rows = replica.reader.all("tasks_page", LAST_ORD, params.limit)
             tally = by_state({tally_key(row[0], row[1]): row[2] for row in replica.reader.all("count_by_state")})
             at_ms = hlc_wall_ms(replica.hlc) if replica.hlc else None
             return Replayed(replica.seq, at_ms, tally, [self._views.brief(row, now=False) for row in rows])
-        finally:
-            replica.close()
+        raise AssertionError("nothing hides an exception here")
 
     async def examine(self, config_problems: Sequence[Problem]) -> DoctorAnswer:
         """Does all checks of doctor."""

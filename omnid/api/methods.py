@@ -5,7 +5,7 @@ The socket's methods and the MCP tools come from it; later the HTTP routes do to
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 from msgspec import Struct
@@ -27,16 +27,9 @@ from omnid.model import Problem, Submit, Submitted
 from omnid.states import TERMINAL
 from omnid.store.interface import Reader, Tx
 
-T = TypeVar("T")
-
-
+FOLLOW_UP_S = 10.0
 BULK_TASKS = 10
 """From how many tasks on a batch is too long for the event loop."""
-
-
-def write_batch(tx: Tx, write: Callable[[Tx], list[Submitted]]) -> shapes.SubmittedBatch:
-    """Writes a batch's tasks."""
-    return shapes.SubmittedBatch(write(tx))
 
 
 class Host(Protocol):
@@ -106,22 +99,22 @@ class Api:
         """Takes one task; returns after it is synced to the disk."""
         self._room.check(self._context.config.store.free_bytes_min)
         write = intake.plan(self._context, caller, (params,))
-        done = await self._mutate(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
-        self._arm(params)
-        return done
+        fn = once(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
+        return await self._context.store.write(fn, then=lambda _: self._taken(params))
 
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
         self._room.check(self._context.config.store.free_bytes_min)
         write = intake.plan(self._context, caller, params.tasks)
-        batch = once(caller, "task.submit_batch", params, lambda tx: write_batch(tx, write), shapes.SubmittedBatch)
-        done = await self._context.store.write(batch, bulk=len(params.tasks) > BULK_TASKS)
-        self._context.dispatch.ring()
-        self._arm(*params.tasks)
-        return done
+        fn = once(
+            caller, "task.submit_batch", params, lambda tx: shapes.SubmittedBatch(write(tx)), shapes.SubmittedBatch
+        )
+        bulk = len(params.tasks) > BULK_TASKS
+        return await self._context.store.write(fn, bulk=bulk, then=lambda _: self._taken(*params.tasks))
 
-    def _arm(self, *tasks: Submit) -> None:
-        """Has the timer look again where a new task has a time of its own."""
+    def _taken(self, *tasks: Submit) -> None:
+        """Wakes the dispatcher, and the timer where a new task has a time of its own."""
+        self._context.dispatch.ring()
         if any(task.not_before_ms is not None or task.deadline_ms is not None for task in tasks):
             self._context.timer.ring()
 
@@ -177,17 +170,19 @@ class Api:
             effects[:] = [effect]
             return self._controlled(tx, effect.task_id, before)
 
-        # What was written is followed up whatever becomes of the client.
+        fn = once(caller, "task.control", params, write, shapes.Controlled)
+        # What was written is followed up whatever becomes of the client, though not for ever.
         with anyio.CancelScope(shield=True):
-            done = await self._mutate(caller, "task.control", params, write, shapes.Controlled)
+            done = await self._context.store.write(fn)
             for effect in effects:
-                await self._follow_up(effect)
+                self._context.watch.tell(effect.touched)
+                self._context.wake()
+                with anyio.move_on_after(FOLLOW_UP_S):
+                    await self._follow_up(effect)
             return done
         raise AssertionError("nobody cancels this scope")
 
     async def _follow_up(self, effect: Effect) -> None:
-        self._context.timer.ring()
-        self._context.watch.tell(effect.touched)
         if effect.cancel_attempt is not None:
             await self._cancelling.end_attempt(effect.cancel_attempt)
         for attempt_id in effect.gone_attempts:
@@ -274,12 +269,6 @@ class Api:
         """Makes the daemon end; running commands go on under their supervisors."""
         self._host.stop()
         return shapes.Stopping(self._host.pid, len(self._context.running))
-
-    async def _mutate(self, caller: Caller, method: str, params: Struct, fn: Callable[[Tx], T], answer: type[T]) -> T:
-        """Writes, once per request of a session, and wakes the dispatcher."""
-        value = await self._context.store.write(once(caller, method, params, fn, answer))
-        self._context.dispatch.ring()
-        return value
 
 
 def _next_wake(reader: Reader) -> int | None:

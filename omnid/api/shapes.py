@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.model import Name, Params, Priority, Problem, Submit, Submitted
+from omnid.model import Millis, Name, Ordinal, Params, Priority, Problem, Submit, Submitted
 
 TaskRef = Annotated[str, Meta(min_length=1, max_length=200, description="UUID, t7, or origin/t7")]
 WaitS = Annotated[float, Meta(ge=0, le=50, description="Seconds to wait for the end of the task, at most 50")]
@@ -106,7 +106,7 @@ class Search(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     executor: str | None = None
     origin: str | None = None
     lane: str | None = None
-    since_ms: int | None = None
+    since_ms: Millis | None = None
     text: Annotated[str, Meta(max_length=200, description="Part of the title")] | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
     cursor: str | None = None
@@ -123,8 +123,8 @@ class Log(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which output, from which byte on; `wait_s` waits for more of a running attempt."""
 
     task: TaskRef
-    attempt: int | None = None
-    offset_bytes: Annotated[int, Meta(ge=0)] = 0
+    attempt: Ordinal | None = None
+    offset_bytes: Ordinal = 0
     limit_bytes: Annotated[int, Meta(ge=1, le=1024 * 1024)] = 64 * 1024
     wait_s: WaitS = 0
 
@@ -265,8 +265,9 @@ class WhyAnswer(Struct, frozen=True):
 class Operations(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which part of the log."""
 
-    since: Annotated[int, Meta(ge=0, description="After this seq")] = 0
-    since_ms: int | None = None
+    since: Ordinal = 0
+    """After this seq."""
+    since_ms: Millis | None = None
     task: TaskRef | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
@@ -292,8 +293,8 @@ class OperationsPage(Struct, frozen=True):
 class Replay(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Up to which point: a seq of the log, or a time."""
 
-    until_seq: Annotated[int, Meta(ge=0)] | None = None
-    until_ms: int | None = None
+    until_seq: Ordinal | None = None
+    until_ms: Millis | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
 
 

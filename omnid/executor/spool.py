@@ -72,21 +72,25 @@ class Spool:
         """Adds up the files of all attempts and servers, those set aside too."""
         return await anyio.to_thread.run_sync(_total_bytes, self.root)
 
-    async def shrink(self, total_bytes_max: int, keep: frozenset[str]) -> list[str]:
-        """Removes the oldest attempts' directories until the rest fits, but none of `keep`; gives those that went."""
-        return await anyio.to_thread.run_sync(self._shrink, total_bytes_max, keep)
+    async def shrink(self, total_bytes_max: int, keep: frozenset[str], before: str) -> list[str]:
+        """Removes the oldest attempts' directories until the rest fits; gives those that went.
 
-    def _shrink(self, total_bytes_max: int, keep: frozenset[str]) -> list[str]:
-        over_bytes = _total_bytes(self.root) - total_bytes_max
+        None of `keep` goes, and none with an id from `before` on (ids grow with time): it may have begun since. What
+        was set aside, and servers' logs, are not counted, as they can't be removed.
+        """
+        return await anyio.to_thread.run_sync(self._shrink, total_bytes_max, keep, before)
+
+    def _shrink(self, total_bytes_max: int, keep: frozenset[str], before: str) -> list[str]:
+        sizes_bytes = {attempt_id: _total_bytes(self.directory(attempt_id)) for attempt_id in self._attempts()}
+        over_bytes = sum(sizes_bytes.values()) - total_bytes_max
         gone: list[str] = []
-        if over_bytes > 0:
-            for attempt_id in self._attempts():
-                if over_bytes <= 0:
-                    break
-                if attempt_id not in keep:
-                    over_bytes -= _total_bytes(self.directory(attempt_id))
-                    _remove(self.directory(attempt_id))
-                    gone.append(attempt_id)
+        for attempt_id, size_bytes in sizes_bytes.items():
+            if over_bytes <= 0:
+                break
+            if attempt_id not in keep and attempt_id < before:
+                over_bytes -= size_bytes
+                _remove(self.directory(attempt_id))
+                gone.append(attempt_id)
         return gone
 
     def _attempts(self) -> list[str]:

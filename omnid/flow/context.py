@@ -35,23 +35,29 @@ class Watch:
     """Tells those who wait for a task that something about it has changed."""
 
     def __init__(self) -> None:
-        self._events: dict[str, anyio.Event] = {}
+        self._events: dict[str, tuple[anyio.Event, int]] = {}
 
     def event(self, task_id: str) -> anyio.Event:
-        """Gives the event of the task's next change; ask before you look at the task, then wait."""
-        return self._events.setdefault(task_id, anyio.Event())
+        """Gives the event of the task's next change: ask before you look at the task, then wait, then `forget`."""
+        event, holders = self._events.get(task_id) or (anyio.Event(), 0)
+        self._events[task_id] = event, holders + 1
+        return event
 
     def tell(self, task_ids: Iterable[str]) -> None:
         """Wakes all who wait for these tasks."""
         for task_id in task_ids:
-            event = self._events.pop(task_id, None)
-            if event is not None:
-                event.set()
+            held = self._events.pop(task_id, None)
+            if held is not None:
+                held[0].set()
 
     def forget(self, task_id: str, event: anyio.Event) -> None:
-        """Lets go of an event that nobody waits for any more."""
-        if self._events.get(task_id) is event and event.statistics().tasks_waiting == 0:
-            del self._events[task_id]
+        """Lets go of an event; the last one to do so ends it."""
+        held = self._events.get(task_id)
+        if held is not None and held[0] is event:
+            if held[1] == 1:
+                del self._events[task_id]
+            else:
+                self._events[task_id] = event, held[1] - 1
 
 
 class Spool(Protocol):
@@ -69,8 +75,8 @@ class Spool(Protocol):
         """Removes everything that is left of an attempt."""
         ...
 
-    async def shrink(self, total_bytes_max: int, keep: frozenset[str]) -> list[str]:
-        """Removes the oldest outputs until the rest fits; gives the ids whose output went."""
+    async def shrink(self, total_bytes_max: int, keep: frozenset[str], before: str) -> list[str]:
+        """Removes the oldest outputs of ids below `before` until the rest fits; gives the ids whose output went."""
         ...
 
     async def read(self, attempt_id: str, offset_bytes: int, bytes_max: int) -> bytes:

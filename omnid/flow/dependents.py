@@ -6,21 +6,28 @@ from omnid.states import TERMINAL, Facts, advance, own_wait
 from omnid.store import journal
 from omnid.store.interface import Tx
 
-CASCADE_MAX = 500
-"""How many tasks one transaction settles; the rest is found by `settle_leftovers`."""
+CASCADE_MAX = 20
+"""How many tasks a transaction on the event loop settles; the timer settles the rest in larger batches."""
+CASCADE_BULK_MAX = 500
 
 
-def settle_dependents(tx: Tx, task_id: str) -> list[str]:
-    """Settles those that wait for this task and, where they fail, those that wait for them; gives what changed."""
+def settle_dependents(tx: Tx, task_id: str, limit: int = CASCADE_MAX) -> list[str]:
+    """Settles those that wait for this task and, where they fail, those that wait for them; gives what changed.
+
+    What is left over `limit` is written down for `settle_leftovers`.
+    """
     touched: list[str] = []
     ended = [task_id]
-    while ended and len(touched) < CASCADE_MAX:
+    while ended:
         before_id = ended.pop()
-        rows = tx.all("dependents", before_id, CASCADE_MAX - len(touched))
+        room = limit - len(touched)
+        rows = tx.all("dependents", before_id, room + 1)
         before = journal.task_by_id(tx, before_id) if rows else None
         if before is None or before.finished_at_ms is None:
             continue
-        for (dependent_id,) in rows:
+        if len(rows) > room:
+            tx.run("add_cascade", before_id)
+        for (dependent_id,) in rows[:room]:
             tx.run("drop_dependency", before.id, dependent_id)
             dependent = journal.task_by_id(tx, dependent_id)
             if dependent is None or dependent.finished_at_ms is not None:
@@ -32,11 +39,12 @@ def settle_dependents(tx: Tx, task_id: str) -> list[str]:
 
 
 def settle_leftovers(tx: Tx) -> list[str]:
-    """Settles what a cascade left over its limit; gives what changed, and nothing when all is settled."""
+    """Settles what cascades left over their limit; gives what changed, and nothing when all is settled."""
     touched: list[str] = []
-    for (after_id,) in tx.all("settled_dependencies", CASCADE_MAX):
-        touched += settle_dependents(tx, after_id)
-        if len(touched) >= CASCADE_MAX:
+    for (after_id,) in tx.all("cascades", CASCADE_BULK_MAX):
+        tx.run("drop_cascade", after_id)
+        touched += settle_dependents(tx, after_id, CASCADE_BULK_MAX - len(touched))
+        if len(touched) >= CASCADE_BULK_MAX:
             break
     return touched
 

@@ -1,7 +1,7 @@
 """Starts what may start: claims tasks in the order of priority and submission, and hands them on as commands."""
 
+from collections import deque
 from collections.abc import Mapping
-from functools import partial
 
 from omnid.clock import Clock
 from omnid.config import Config
@@ -22,6 +22,8 @@ class Dispatcher:
         self._context = context
         self._gates = gates
         self._link = link
+        self._claimed: deque[Command] = deque()
+        """Claimed and not handed on yet; never more than there are slots."""
 
     def loads(self) -> dict[str, Load]:
         """Gives what each executor does now and may do at most."""
@@ -37,30 +39,50 @@ class Dispatcher:
 
     async def start_some(self) -> bool:
         """Starts what fits now; tells whether there may be more."""
+        await self._send()
+        if not self._room():
+            return False
+        commands = await self._context.store.write(self._claim, then=self._take)
+        await self._send()
+        return bool(commands)
+
+    def _room(self) -> dict[str, int]:
         context = self._context
         if context.paused_starts:
-            return False
-        slots_free = context.config.daemon.slots_max - len(context.running)
-        free = room(self.loads(), self._gates.closed(), slots_free)
+            return {}
+        return room(self.loads(), self._gates.closed(), self._slots_free())
+
+    def _slots_free(self) -> int:
+        return self._context.config.daemon.slots_max - len(self._context.running)
+
+    def _claim(self, tx: Tx) -> list[Command]:
+        """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds."""
+        context = self._context
+        free = self._room()
         if not free:
-            return False
-        idempotent = {name: context.executors[name].idempotent for name in free}
-        commands = await context.store.write(
-            partial(
-                claim,
-                free=free,
-                slots_free=slots_free,
-                idempotent=idempotent,
-                config=context.config,
-                clock=context.clock,
-            )
+            return []
+        return claim(
+            tx,
+            free=free,
+            slots_free=self._slots_free(),
+            idempotent={name: context.executors[name].idempotent for name in free},
+            config=context.config,
+            clock=context.clock,
         )
+
+    def _take(self, commands: list[Command]) -> None:
+        """What was claimed takes its slots as soon as that is committed, whoever still waits for it."""
         for command in commands:
-            context.running[command.attempt_id] = command.executor
-        for command in commands:
-            context.watch.tell((command.task_id,))
-            await self._link.send(command)
-        return bool(commands)
+            self._context.running[command.attempt_id] = command.executor
+            self._claimed.append(command)
+            self._context.watch.tell((command.task_id,))
+        if commands:
+            self._context.dispatch.ring()  # In case the one who asked for them has given up.
+
+    async def _send(self) -> None:
+        while self._claimed:
+            await self._link.send(self._claimed[0])
+            self._claimed.popleft()
 
 
 def claim(
@@ -73,8 +95,12 @@ def claim(
     clock: Clock,
 ) -> list[Command]:
     """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction."""
+    # A gate that was closed while this waited for its turn holds too.
+    closed = {row[2] for row in tx.all("gates")}
     candidates: list[Task] = []
     for executor, count in free.items():
+        if closed and not closed.isdisjoint(("*", executor)):
+            continue
         candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
     commands: list[Command] = []
     lanes: set[str] = set()

@@ -1,14 +1,18 @@
 """Looks after the journal: replays the log, compares it with the tables, and lets SQLite look for damage."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
 import anyio
 
-from omnid.errors import OmnidError
+from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.store.interface import COLLECTIONS, Reader
-from omnid.store.replay import Difference, Replica, apply_page, compare_page, quick_check
+from omnid.store.replay import Difference, Replica, apply_page, check_queue, check_table, compare_page
 
 DIFFERENCES_MAX = 20
 
@@ -31,17 +35,17 @@ class Doctor:
 
     async def examine(self) -> Report:
         """Checks everything; one examination at a time."""
-        async with self._lock:
-            damage = await self._context.store.read(quick_check)
-            replica = Replica()
+        damage: list[str] = []
+        for name in (*COLLECTIONS, "change", "blob"):
+            damage += await self._context.store.read(partial(check_table, name=name))
+        queue = await self._context.store.read(check_queue)
+        async with self._replica() as replica:
             try:
-                return await self._compare(replica, damage)
-            except OmnidError as error:
-                return Report(replica.seq, 0, [error.what], damage)
-            finally:
-                replica.close()
+                return await self._compare(replica, damage, queue)
+            except Rejected as error:
+                return Report(replica.seq, 0, [error.what, *queue], damage)
 
-    async def _compare(self, replica: Replica, damage: list[str]) -> Report:
+    async def _compare(self, replica: Replica, damage: list[str], queue: list[str]) -> Report:
         store = self._context.store
         until = await store.read(_last_seq)
         while await store.read(partial(apply_page, replica=replica, until=until)):
@@ -54,15 +58,27 @@ class Doctor:
                 page, after = await store.read(partial(compare_page, replica=replica, name=name, after=after))
                 found += page
         lines = [f"{d.collection} {d.id} {d.detail}" for d in found[:DIFFERENCES_MAX]]
-        return Report(until, replica.rows(), lines, damage)
+        return Report(until, replica.rows(), [*lines, *queue], damage)
 
-    async def state_at(self, until: int) -> Replica:
-        """Rebuilds the state up to an entry of the log; the caller closes it."""
-        replica = Replica()
-        store = self._context.store
-        while await store.read(partial(apply_page, replica=replica, until=until)):
-            pass
-        return replica
+    @asynccontextmanager
+    async def state_at(self, until: int) -> AsyncGenerator[Replica]:
+        """Rebuilds the state up to an entry of the log."""
+        async with self._replica() as replica:
+            while await self._context.store.read(partial(apply_page, replica=replica, until=until)):
+                pass
+            yield replica
+
+    @asynccontextmanager
+    async def _replica(self) -> AsyncGenerator[Replica]:
+        """Gives an empty database in a temporary file, one at a time: a long log takes disk then, not memory."""
+        async with self._lock:
+            directory = self._context.config.state.dir
+            with NamedTemporaryFile(dir=directory, prefix="replay-", suffix=".db") as file:
+                replica = Replica(Path(file.name))
+                try:
+                    yield replica
+                finally:
+                    replica.close()
 
 
 def _last_seq(reader: Reader) -> int:

@@ -8,7 +8,7 @@ from anyio.abc import TaskGroup
 from omnid.errors import OmnidError, Retryable
 from omnid.flow.context import Context
 from omnid.model import Gate, Problem
-from omnid.retry import Backoff
+from omnid.retry import Backoff, FailureCount
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
 
@@ -23,6 +23,8 @@ class Gates:
         self._context = context
         self._closed: dict[str, Gate] = {}
         self._probing: set[str] = set()
+        self._counts: dict[str, FailureCount] = {}
+        """Failures of each executor; a probe that succeeds doesn't end the count, so that flapping slows down."""
 
     async def load(self) -> None:
         """Reads the gates that were closed when the daemon ended."""
@@ -54,7 +56,9 @@ class Gates:
         context = self._context
         now_ms = context.clock.wall_ms()
         known = self._closed.get(f"executor:{executor}")
-        failures = known.failures + 1 if known else 1
+        count = self._counts.get(executor, FailureCount()).failed(context.clock.monotonic_s())
+        self._counts[executor] = count
+        failures = count.failures
         wake_at_ms = now_ms + round(PROBE_BACKOFF.delay_s(failures, context.clock.uniform) * 1000)
         since_ms = known.closed_at_ms if known else now_ms
         if known is None:
@@ -125,15 +129,18 @@ class Gates:
                 self._context.log.info("executor_up", executor=name, down_s=round(down_s, 1))
 
     async def _close(self, gate: Gate) -> None:
-        await self._context.store.write(partial(journal.close_gate, gate=gate))
-        self._closed[gate.id] = gate
-        self._context.timer.ring()
+        def closed(_: None) -> None:
+            self._closed = {**self._closed, gate.id: gate}  # A copy, because readers look at it from their threads.
+            self._context.timer.ring()
+
+        await self._context.store.write(partial(journal.close_gate, gate=gate), then=closed)
 
     async def _open(self, id: str) -> bool:
-        was_closed = await self._context.store.write(partial(_open_gate, id=id))
-        self._closed.pop(id, None)
-        self._context.dispatch.ring()
-        return was_closed
+        def opened(_was_closed: object) -> None:
+            self._closed = {key: gate for key, gate in self._closed.items() if key != id}
+            self._context.dispatch.ring()
+
+        return await self._context.store.write(partial(_open_gate, id=id), then=opened)
 
 
 def _open_gate(tx: Tx, *, id: str) -> bool:

@@ -42,12 +42,15 @@ class Recovery:
         name = self._executor_for(command)
         if name is None:
             context.log.warning("executor_gone", executor=attempt.executor, task=task.name)
-            await self._results.settle(lost(command))
+            group.start_soon(self._settle_lost, command)
             return
         context.running[attempt.id] = attempt.executor
         if task.cancel:
             context.ask_cancel(attempt.id)
         self._runner.begin(group, command, name)
+
+    async def _settle_lost(self, command: Command) -> None:
+        await self._results.settle(lost(command))
 
     def _executor_for(self, command: Command) -> str | None:
         """Gives the executor that can look after the attempt: its own, else for a command the built-in one.

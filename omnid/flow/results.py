@@ -44,18 +44,24 @@ def judge(
     if task.deadline_ms is not None and task.deadline_ms <= now_ms and result.outcome != "lost":
         return Verdict("fail", task.failures, problem=Problem.make("deadline_passed"))
     if result.outcome in ("unstarted", "lost"):
-        return _without_result(task, result, idempotent=idempotent)
+        again_s = backoff.delay_s(max(1, task.attempt), chance)
+        return _without_result(task, result, idempotent=idempotent, again_s=again_s)
     failures = task.failures + 1
     if result.outcome in ("rejected", "cancelled") or failures >= attempts_max:
         return Verdict("fail", failures, problem=result.problem)
     return Verdict("again", failures, backoff.delay_s(failures, chance), result.problem)
 
 
-def _without_result(task: Task, result: Result, *, idempotent: bool) -> Verdict:
-    """Decides about an attempt that never began, or of which nobody knows how far it came (promise 3)."""
+def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: float) -> Verdict:
+    """Decides about an attempt that never began, or of which nobody knows how far it came (promise 3).
+
+    A crash is no failure of the task, so it isn't counted; but each attempt waits longer than the one before.
+    """
     if result.outcome == "unstarted":
         return Verdict("again", task.failures, UNSTARTED_WAIT_S, result.problem)
-    return Verdict("again" if idempotent else "lose", task.failures, problem=result.problem)
+    if not idempotent:
+        return Verdict("lose", task.failures, problem=result.problem)
+    return Verdict("again", task.failures, again_s, result.problem)
 
 
 class Results:

@@ -1,13 +1,15 @@
 """Removes what is old, in small batches in the background: finished tasks, kept answers, tombstones, outputs."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 
 from omnid.flow.context import Context
 from omnid.states import TERMINAL
 from omnid.store import journal
-from omnid.store.interface import ANSWER, COLLECTIONS, Tx
+from omnid.store.interface import ANSWER, COLLECTIONS, Reader, Tx
 
 ROUND_S = 60.0
 DAY_MS = 86_400_000
@@ -34,19 +36,18 @@ class Retention:
         gone = 0
         while True:
             settings = context.config.retention
-            attempts, tasks = await context.store.write(
-                partial(
-                    forget_finished,
-                    before_ms=context.clock.wall_ms() - round(settings.finished_days * DAY_MS),
-                    surplus=self._surplus(),
-                    batch=settings.batch,
-                ),
-                bulk=True,
+            find = partial(
+                doomed,
+                before_ms=context.clock.wall_ms() - round(settings.finished_days * DAY_MS),
+                surplus=self._surplus(),
+                batch=settings.batch,
             )
-            for attempt_id in attempts:
+            found = await context.store.read(find)
+            # The files first: were omnid killed in between, nothing would know any more whose they are.
+            for attempt_id in found.attempts:
                 await context.spool.remove(attempt_id)
-            gone += tasks
-            if tasks < settings.batch:
+            gone += await context.store.write(partial(forget_tasks, ids=found.tasks), bulk=True)
+            if len(found.tasks) < settings.batch:
                 break
             await anyio.sleep(PAUSE_S)
         while True:
@@ -54,8 +55,8 @@ class Retention:
             if not await context.store.write(forget, bulk=True):
                 break
             await anyio.sleep(PAUSE_S)
-        keep = frozenset(context.running)
-        dropped = await context.spool.shrink(context.config.limits.spool_total_bytes_max, keep)
+        keep, before = frozenset(context.running), context.clock.uuid()
+        dropped = await context.spool.shrink(context.config.limits.spool_total_bytes_max, keep, before)
         if gone or dropped:
             context.log.info("retention", tasks=gone, outputs=len(dropped))
         return gone
@@ -66,19 +67,34 @@ class Retention:
         return max(0, finished - self._context.config.retention.finished_max)
 
 
-def forget_finished(tx: Tx, *, before_ms: int, surplus: int, batch: int) -> tuple[list[str], int]:
-    """Forgets tasks that finished before a time, and the oldest of those beyond the limit; gives attempts and count."""
-    ids: dict[str, None] = {row[0]: None for row in tx.all("finished_before", before_ms, batch)}
+class Doomed(NamedTuple):
+    """Finished tasks that are over their age or number, and their attempts."""
+
+    tasks: list[str]
+    attempts: list[str]
+
+
+def doomed(reader: Reader, *, before_ms: int, surplus: int, batch: int) -> Doomed:
+    """Finds tasks that finished before a time, and the oldest of those beyond the limit.
+
+    One that others still wait for is passed over: the timer has yet to tell them.
+    """
+    ids: dict[str, None] = {row[0]: None for row in reader.all("finished_before", before_ms, batch)}
     if surplus:
-        ids.update((row[0], None) for row in tx.all("finished_oldest", min(surplus, batch)))
-    attempts: list[str] = []
+        ids.update((row[0], None) for row in reader.all("finished_oldest", min(surplus, batch)))
+    tasks = [id for id in list(ids)[:batch] if not reader.all("dependents", id, 1)]
+    return Doomed(tasks, [row[0] for id in tasks for row in reader.all("attempt_ids", id)])
+
+
+def forget_tasks(tx: Tx, *, ids: Sequence[str]) -> int:
+    """Forgets tasks, but not one that was run again in the meantime; gives how many."""
     count = 0
-    for id in list(ids)[:batch]:
-        if tx.all("dependents", id, 1):
-            continue  # The timer has yet to tell those that wait for it.
-        attempts += journal.forget_task(tx, journal.need_task(tx, id))
-        count += 1
-    return attempts, count
+    for id in ids:
+        task = journal.task_by_id(tx, id)
+        if task is not None and task.finished_at_ms is not None:
+            journal.forget_task(tx, task)
+            count += 1
+    return count
 
 
 def forget_old(tx: Tx, *, now_ms: int, batch: int) -> int:

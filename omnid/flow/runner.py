@@ -52,9 +52,19 @@ class Runner:
 
     def begin(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
         """Starts one command in the group, on the executor `name` where that isn't the command's own."""
-        executor = self._context.executors[name or command.executor]
+        executor = self._context.executors.get(name or command.executor)
+        if executor is None:
+            group.start_soon(self._without_executor, command)
+            return
         self._context.active[command.attempt_id] = executor
         group.start_soon(self._guarded, executor, command)
+
+    async def _without_executor(self, command: Command) -> None:
+        """Takes back an attempt whose executor left the config between its claim and its start."""
+        problem = Problem.make("executor_down", executor=command.executor, detail="it is not in the config any more")
+        settle = self._results.settle(ended(command, "unstarted", problem))
+        await guard(f"attempt {command.name}", lambda: settle, log=self._context.log)
+        self._context.let_go(command.attempt_id)
 
     async def _guarded(self, executor: Executor, command: Command) -> None:
         await guard(f"attempt {command.name}", self._one, executor, command, log=self._context.log)

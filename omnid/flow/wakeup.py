@@ -11,7 +11,6 @@ from omnid.flow.control import Cancelling
 from omnid.flow.dependents import give_up, settle_dependents, settle_leftovers, settle_wait
 from omnid.flow.gates import Gates
 from omnid.model import Problem
-from omnid.states import RUNNING
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
 
@@ -111,7 +110,8 @@ def _anything_due(reader: Reader, *, now_ms: int) -> bool:
     wake, _ = _next_times(reader, now_ms=now_ms)
     if wake is not None and wake <= now_ms:
         return True
-    return bool(reader.all("expired_tasks", now_ms, 1) or reader.all("settled_dependencies", 1))
+    expired = reader.all("expired_waiting", now_ms, 1) or reader.all("expired_running", now_ms, 1)
+    return bool(expired or reader.all("cascades", 1))
 
 
 def end_backoffs(tx: Tx) -> list[str]:
@@ -125,21 +125,19 @@ def end_backoffs(tx: Tx) -> list[str]:
 def wake_due(tx: Tx) -> Done:
     """Releases what is due, fails what is past its deadline, and settles leftovers of cascades; one bounded batch."""
     touched: list[str] = []
-    overdue: list[str] = []
     due = tx.all("due_tasks", tx.now_ms, BATCH_MAX)
     for row in due:
         task = journal.task_of(row)
         settle_wait(tx, task)
         touched.append(task.id)
-    expired = tx.all("expired_tasks", tx.now_ms, BATCH_MAX)
+    expired = tx.all("expired_waiting", tx.now_ms, BATCH_MAX)
     for row in expired:
         # It is read again: as the dependent of an expired task before it, it may have ended just now.
         task = journal.need_task(tx, row[1])
-        if task.state in RUNNING:
-            overdue.append(task.id)
-        elif task.state in ("idle", "waiting"):
+        if task.finished_at_ms is None:
             give_up(tx, task, Problem.make("deadline_passed"))
             touched += [task.id, *settle_dependents(tx, task.id)]
+    overdue = [row[0] for row in tx.all("expired_running", tx.now_ms, BATCH_MAX)]
     leftovers = settle_leftovers(tx)
-    full = len(due) == BATCH_MAX or (len(expired) == BATCH_MAX and len(overdue) < BATCH_MAX)
-    return Done([*touched, *leftovers], overdue, full or bool(leftovers))
+    more = bool(leftovers) or BATCH_MAX in (len(due), len(expired))
+    return Done([*touched, *leftovers], overdue, more)

@@ -10,7 +10,7 @@ import anyio.to_thread
 import apsw
 
 from omnid.clock import Clock
-from omnid.errors import Retryable
+from omnid.states import REASONS, STATES
 from omnid.store.interface import Reader, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 READERS_MAX = 4
 READ_S_MAX = 30.0
+READ_SWEEP_S = 1.0
 DATABASE_NAME = "journal.db"
+TALLY_KEYS = (*STATES, *(tally_key("waiting", reason) for reason in REASONS))
 
 
 class StoreSettings(NamedTuple):
@@ -51,6 +53,7 @@ class SqliteStore:
             position, self.node = _start(self._connection, clock)
             self.incarnation = position.incarnation
             unit = SqliteUnit(self._connection, path, position, clock)
+            unit.tally.update(dict.fromkeys(TALLY_KEYS, 0))  # Complete, so that it can be read while it changes.
             for state, reason, count in self._connection.execute(queries()["count_by_state"]):
                 unit.tally[tally_key(state, reason)] = count
         except apsw.Error as error:
@@ -65,38 +68,50 @@ class SqliteStore:
             if settings.inline
             else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s)
         )
+        self._clock = clock
         self._readers: list[apsw.Connection] = []
+        self._busy: dict[apsw.Connection, float] = {}
+        """Connections that read now, and since when."""
         self._reading = anyio.CapacityLimiter(READERS_MAX)
 
-    def listen_to_orphans(self, on_orphan: Callable[[], None]) -> None:
-        """Has `on_orphan` called on the event loop after a commit whose caller was cancelled in the meantime."""
-        self._writer.on_orphan = on_orphan
-
-    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False) -> T:
+    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """See `interface.Store.write`."""
-        return await self._writer.submit(fn, bulk=bulk)
+        return await self._writer.submit(fn, bulk=bulk, then=then)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""
         if self._settings.inline:
             return self._read(fn)
-        with anyio.move_on_after(READ_S_MAX):
-            return await anyio.to_thread.run_sync(self._read, fn, limiter=self._reading, abandon_on_cancel=True)
-        raise Retryable("store_busy", seconds_s=READ_S_MAX)
+        return await anyio.to_thread.run_sync(self._read, fn, limiter=self._reading)
 
-    async def first_of_boot(self, boot_id: str) -> bool:
-        """Tells whether the machine was started anew since the last daemon, and remembers that it was."""
+    async def booted_since(self, boot_id: str) -> bool:
+        """Tells whether the machine was started anew since `remember_boot`."""
+        row = await self.read(lambda reader: reader.one("meta_one", "boot_id"))
+        return row is not None and row[0] != boot_id
 
-        def swap(tx: Tx) -> bool:
-            row = tx.one("meta_one", "boot_id")
-            tx.run("meta_set", "boot_id", boot_id)
-            return row is not None and row[0] != boot_id
-
-        return await self.write(swap)
+    async def remember_boot(self, boot_id: str) -> None:
+        """Remembers that the database was looked at since this start of the machine."""
+        await self.write(lambda tx: tx.run("meta_set", "boot_id", boot_id))
 
     async def serve(self) -> None:
         """Runs the part of the writer that belongs to the event loop; raises Fatal when the disk failed."""
-        await self._writer.serve()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._sweep_reads)
+            await self._writer.serve()
+
+    def interrupt(self) -> None:
+        """Breaks off the reads that are under way, so that a stop needn't wait for them."""
+        for connection in tuple(self._busy):
+            connection.interrupt()
+
+    async def _sweep_reads(self) -> None:
+        """Breaks off reads that take too long; they raise Retryable(`store_busy`)."""
+        while True:
+            await anyio.sleep(READ_SWEEP_S)
+            limit_s = self._clock.monotonic_s() - READ_S_MAX
+            for connection, since_s in tuple(self._busy.items()):
+                if since_s < limit_s:
+                    connection.interrupt()
 
     def close(self) -> None:
         """Finishes what is queued and closes all connections."""
@@ -106,13 +121,18 @@ class SqliteStore:
         self._connection.close()
 
     def _read(self, fn: Callable[[Reader], Any]) -> Any:
-        connection = self._readers.pop() if self._readers else self._open(readonly=True)
+        try:
+            connection = self._readers.pop()
+        except IndexError:
+            connection = self._open(readonly=True)
+        self._busy[connection] = self._clock.monotonic_s()
         try:
             connection.execute("BEGIN")
             return fn(SqliteReader(connection))
         except apsw.Error as error:
             raise mapped(error, self.path) from error
         finally:
+            del self._busy[connection]
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             self._readers.append(connection)

@@ -119,17 +119,21 @@ class Reader(Protocol):
         ...
 
 
-class Tx(Reader, Protocol):
+class Tables(Reader, Protocol):
+    """Named queries and statements on the derived tables."""
+
+    def run(self, query: str, *args: Any) -> None:
+        """Runs a named statement on derived tables; logged rows change through the functions of `Tx` only."""
+        ...
+
+
+class Tx(Tables, Protocol):
     """A transaction. It is valid inside the function that it is handed to, and nowhere else."""
 
     now_ms: int
     """The wall time of the transaction."""
     memory: dict[str, Any]
     """What is worth knowing from one transaction to the next; empty again whenever one was rolled back."""
-
-    def run(self, query: str, *args: Any) -> None:
-        """Runs a named statement on derived tables; logged rows change through the three functions below only."""
-        ...
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -181,12 +185,14 @@ class Store(Protocol):
     node: str
     """The UUID of this node."""
 
-    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False) -> T:
+    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.
 
         What `fn` raises is raised here, and nothing of it was written. Raises Retryable(`disk_full`, `store_busy`,
         `store_closed`) and Fatal(`store_io`). `fn` runs on the event loop, so it must not block and takes well under
-        a millisecond; one that touches many rows is `bulk` and runs on the writer's thread.
+        a millisecond; one that touches many rows is `bulk` and runs on the writer's thread. `then` is called with the
+        value on the event loop once that is committed, even where the caller was cancelled or given up meanwhile: what
+        is kept in memory of the journal is set there. It must not raise.
         """
         ...
 

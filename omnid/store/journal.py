@@ -9,7 +9,7 @@ from msgspec import structs
 from omnid.errors import Rejected
 from omnid.model import Attempt, Gate, Problem, Task, Work
 from omnid.states import advance
-from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader, Row, Tx, tally_key
+from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader, Row, Tables, Tx, tally_key
 from omnid.store.log import decode_heads
 
 MICRO = 1_000_000
@@ -142,7 +142,12 @@ def advance_task(tx: Tx, task: Task, event: str, **fields: Any) -> Task:
     return edit_task(tx, task, state=advance(task.state, event), **fields)
 
 
-def refresh_lane(tx: Tx, lane: str) -> None:
+def work_of(text: str) -> Work:
+    """Reads stored work."""
+    return _work.decode(text)
+
+
+def refresh_lane(tx: Tables, lane: str) -> None:
     """Makes ready what may start in the lane: nothing while one of its tasks runs, else the first of each executor."""
     wanted: set[int] = set()
     if tx.one("lane_busy", lane) is None:

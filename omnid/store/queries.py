@@ -38,8 +38,9 @@ def queries() -> dict[str, str]:
         found[f"page_{name}"] = f"SELECT {columns} FROM {name} WHERE ord > ?1 ORDER BY ord LIMIT ?2"  # noqa: S608
         found[f"heads_{name}"] = f"SELECT ord, heads FROM {name} WHERE id = ?1"  # noqa: S608
         found[f"count_{name}"] = f"SELECT count(*) FROM {name}"  # noqa: S608
-        found[f"check_{name}"] = f"PRAGMA quick_check({name})"
         found[f"delete_{name}"] = f"DELETE FROM {name} WHERE id = ?1"  # noqa: S608
+    for name in (*COLLECTIONS, "change", "blob"):
+        found[f"check_{name}"] = f"PRAGMA quick_check({name})"
     return found
 
 

@@ -71,9 +71,12 @@ SELECT ord, number_floor, heads FROM origin WHERE id = $1
 SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
 -- name: due_tasks
 SELECT {task_row} FROM task WHERE wake_at_ms <= $1 ORDER BY wake_at_ms LIMIT $2
--- name: expired_tasks
-SELECT {task_row} FROM task WHERE deadline_ms <= $1 AND finished_at_ms IS NULL AND state <> 'uncertain'
+-- name: expired_waiting
+SELECT {task_row} FROM task WHERE deadline_ms <= $1 AND finished_at_ms IS NULL AND state IN ('idle', 'waiting')
 ORDER BY deadline_ms LIMIT $2
+-- name: expired_running
+SELECT id FROM task WHERE deadline_ms <= $1 AND finished_at_ms IS NULL
+AND state IN ('dispatching', 'executing', 'input_required') ORDER BY deadline_ms LIMIT $2
 -- name: next_wake
 SELECT min(wake_at_ms) FROM task WHERE wake_at_ms IS NOT NULL
 -- name: next_deadline
@@ -104,9 +107,12 @@ DELETE FROM dependency WHERE task_id = $1
 SELECT count(*) FROM dependency WHERE task_id = $1
 -- name: open_dependencies
 SELECT t.origin, t.number FROM dependency d JOIN task t ON t.id = d.after_id WHERE d.task_id = $1 ORDER BY t.ord LIMIT 5
--- name: settled_dependencies
-SELECT DISTINCT d.after_id FROM dependency d LEFT JOIN task t ON t.id = d.after_id
-WHERE t.id IS NULL OR t.finished_at_ms IS NOT NULL LIMIT $1
+-- name: cascades
+SELECT after_id FROM cascade LIMIT $1
+-- name: add_cascade
+INSERT INTO cascade (after_id) VALUES ($1) ON CONFLICT DO NOTHING
+-- name: drop_cascade
+DELETE FROM cascade WHERE after_id = $1
 
 -- name: add_label
 INSERT INTO label (label, ord) VALUES ($1, $2) ON CONFLICT DO NOTHING
@@ -182,5 +188,10 @@ SELECT coalesce(max(seq), 0) FROM change
 SELECT max(seq) FROM change WHERE collection = $1 AND id = $2
 -- name: seq_before
 SELECT seq FROM change WHERE hlc < $1 ORDER BY seq DESC LIMIT 1
--- name: quick_check
-PRAGMA quick_check(20)
+-- name: idle_not_ready
+SELECT id FROM task WHERE state = 'idle' AND lane IS NULL AND ready IS NULL LIMIT $1
+-- name: ready_not_idle
+SELECT id FROM task WHERE ready = 1 AND state <> 'idle' LIMIT $1
+-- name: derive_page
+SELECT ord, id, state, lane, labels, coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)) FROM task
+WHERE ord > $1 ORDER BY ord LIMIT $2

@@ -8,6 +8,8 @@ import msgspec
 
 from omnid.errors import Rejected
 from omnid.model import Change
+from omnid.states import TERMINAL
+from omnid.store import journal
 from omnid.store.interface import COLLECTIONS, Reader, Row
 from omnid.store.log import column_values, decode_body, decode_heads, encode_heads
 from omnid.store.migrate import migrate
@@ -15,6 +17,7 @@ from omnid.store.queries import columns_of, insert_sql, queries, update_sql
 from omnid.store.sqlite import SqliteReader
 
 PAGE_MAX = 1_000
+DIFFERENCES_MAX = 20
 
 
 def change_of(row: Row) -> Change:
@@ -138,7 +141,52 @@ def _is_settled(reader: Reader, replica: Replica, name: str, id: str, *, in_tabl
     return in_table if last is None else last <= replica.seq
 
 
-def quick_check(reader: Reader) -> list[str]:
-    """Lets SQLite look for damage; gives what it found."""
-    found = [row[0] for row in reader.all("quick_check")]
+def check_table(reader: Reader, name: str) -> list[str]:
+    """Lets SQLite look for damage in one table; gives what it found."""
+    found = [row[0] for row in reader.all(f"check_{name}")]
     return [] if found == ["ok"] else found
+
+
+def check_queue(reader: Reader) -> list[str]:
+    """Looks for tasks that the queue has forgotten, or still has though they don't wait for their start."""
+    found: list[str] = []
+    for query, what in (("idle_not_ready", "waits but is not in the queue"), ("ready_not_idle", "is in the queue")):
+        found += [f"task {row[0]} {what}" for row in reader.all(query, PAGE_MAX)]
+    return found[:DIFFERENCES_MAX]
+
+
+class _Derived(SqliteReader):
+    """What `journal.refresh_lane` needs, on a replica."""
+
+    def run(self, query: str, *args: Any) -> None:
+        self._execute(self._queries[query], args)
+
+
+def derive(replica: Replica) -> None:
+    """Computes anew what is not in the log: the queue, the open dependencies, and the index of labels."""
+    tables = _Derived(replica.connection)
+    lanes: set[str] = set()
+    with replica.connection:
+        after = 0
+        while rows := tables.all("derive_page", after, PAGE_MAX):
+            for row in rows:
+                after = row[0]
+                _derive_row(tables, row, lanes)
+        for lane in lanes:
+            journal.refresh_lane(tables, lane)
+
+
+def _derive_row(tables: _Derived, row: Row, lanes: set[str]) -> None:
+    ord, id, state, lane, labels, work = row
+    for label in journal.labels_of(labels):
+        tables.run("add_label", label, ord)
+    if state == "idle" and lane is None:
+        tables.run("set_ready", 1, ord)
+    elif state == "idle":
+        lanes.add(lane)
+    if state in TERMINAL or work is None:
+        return
+    for before_id in journal.work_of(work).after:
+        before = journal.task_by_id(tables, before_id)
+        if before is not None and before.state != "completed":
+            tables.run("add_dependency", before_id, id)

@@ -1,5 +1,7 @@
 """SQLite through APSW: connections, the transaction object, and SQLite's errors mapped to ours."""
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import apsw
 
 from omnid.clock import Clock
-from omnid.errors import Fatal, OmnidError, Retryable
+from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.store import log
 from omnid.store.interface import NOTHING, At, Collection, Row
 from omnid.store.queries import insert_sql, queries, update_sql
@@ -20,6 +22,10 @@ CHECKPOINT_PAGES = 2_000
 def open_connection(path: Path, *, wal_bytes_max: int, fullfsync: bool, readonly: bool = False) -> apsw.Connection:
     """Opens the database with the settings that promise 1 needs; raises what `mapped` gives."""
     flags = apsw.SQLITE_OPEN_READONLY if readonly else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    if not readonly:
+        # SQLite would make it readable for others; its other files get the same mode. What forbids it, SQLite says.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
         connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
         connection.set_busy_timeout(BUSY_MS)
@@ -45,14 +51,17 @@ def mapped(error: apsw.Error, path: Path) -> OmnidError:
     match error:
         case apsw.FullError():
             return Retryable("disk_full", path=path.parent, detail=f"SQLite says: {detail}")
-        case apsw.BusyError() | apsw.LockedError():
+        case apsw.BusyError() | apsw.LockedError() | apsw.InterruptError():
             return Retryable("store_busy", seconds_s=BUSY_MS / 1000)
         case apsw.NotADBError() | apsw.CorruptError():
             return Fatal("not_a_database", path=path, detail=detail)
         case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError():
             return Fatal("state_unwritable", path=path.parent, detail=detail)
-        case _:
+        case apsw.IOError() | apsw.ProtocolError() | apsw.NoLFSError():
             return Fatal("store_io", path=path, detail=detail)
+        case _:
+            # A fault of the statement, and so of its job alone.
+            return Rejected("internal", detail=f"SQLite says: {detail}")
 
 
 class SqliteReader:
@@ -190,11 +199,15 @@ class SqliteUnit:
         self._position = position
         self._tx = SqliteTx(connection, position, clock)
         self._execute = connection.execute
+        self._waits = True
 
-    def begin(self) -> None:
-        """Opens the transaction; raises the mapped error."""
+    def begin(self, *, wait: bool) -> None:
+        """Opens the transaction; raises the mapped error. `wait`: up to `BUSY_MS` for another process that writes."""
         self._start = (self._position.seq, self._position.hlc)
         try:
+            if wait != self._waits:
+                self.connection.set_busy_timeout(BUSY_MS if wait else 0)
+                self._waits = wait
             self._execute("BEGIN IMMEDIATE")
         except apsw.Error as error:
             raise mapped(error, self._path) from error
@@ -246,4 +259,7 @@ class SqliteUnit:
         self._position.seq, self._position.hlc = self._start
         self._tx.memory.clear()
         if self.connection.in_transaction:
-            self._execute("ROLLBACK")
+            try:
+                self._execute("ROLLBACK")
+            except apsw.Error as error:
+                raise Fatal("store_io", path=self._path, detail=str(error)) from error

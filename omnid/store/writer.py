@@ -1,4 +1,4 @@
-"""The one writer: functions that gather are run as savepoints of one transaction, committed once, then answered."""
+"""The one writer: functions that gather run as savepoints of one transaction, are committed once, then answered."""
 
 import queue
 import socket
@@ -26,8 +26,8 @@ class Unit(Protocol):
         """Whether the engine gave the whole transaction up by itself."""
         ...
 
-    def begin(self) -> None:
-        """Opens a transaction."""
+    def begin(self, *, wait: bool) -> None:
+        """Opens a transaction; without `wait` it raises Retryable(`store_busy`) where another process writes."""
         ...
 
     def apply(self, fn: Callable[[Any], Any]) -> Any:
@@ -46,28 +46,44 @@ class Unit(Protocol):
 class Job:
     """A function on its way through the writer, and what came of it."""
 
-    __slots__ = ("done", "error", "fn", "orphan", "since_s", "value")
+    __slots__ = ("_then", "done", "error", "fn", "late", "since_s", "value")
 
-    def __init__(self, fn: Callable[[Any], Any], since_s: float) -> None:
+    def __init__(self, fn: Callable[[Any], Any], since_s: float, then: Callable[[Any], None] | None = None) -> None:
         self.fn = fn
         self.since_s = since_s
         self.done = anyio.Event()
         self.value: Any = None
         self.error: BaseException | None = None
-        self.orphan = False
-        """True where the caller was cancelled: what it would have done after the commit is left undone."""
+        self.late = False
+        """True where the caller was answered before the commit was decided."""
+        self._then = then
+
+    def answer(self) -> None:
+        """Once the commit is decided, on the event loop: follows it up, and wakes the caller if there still is one."""
+        if self.error is None and self._then is not None:
+            self._then(self.value)
+        self.done.set()
+
+    async def outcome(self) -> Any:
+        """Waits, and gives the value or raises the error."""
+        await self.done.wait()
+        if self.late:
+            raise Retryable("store_busy", seconds_s=ANSWER_S_MAX)
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
-def run_batch(unit: Unit, jobs: list[Job], more: Callable[[], Job | None]) -> None:
-    """Runs jobs as one transaction and fills in what came of each; `more` gives those that arrive meanwhile."""
-    if apply_batch(unit, jobs, more):
+def run_batch(unit: Unit, jobs: list[Job], *, wait: bool) -> None:
+    """Runs jobs as one transaction and fills in what came of each; `wait`: for another writer, if there is one."""
+    if apply_batch(unit, jobs, lambda: None, wait=wait):
         commit_batch(unit, jobs)
 
 
-def apply_batch(unit: Unit, jobs: list[Job], more: Callable[[], Job | None]) -> bool:
-    """Does all but the commit; tells whether there is something to commit."""
+def apply_batch(unit: Unit, jobs: list[Job], more: Callable[[], Job | None], *, wait: bool = False) -> bool:
+    """Does all but the commit; `more` gives jobs that arrive meanwhile. Tells whether there is something to commit."""
     try:
-        unit.begin()
+        unit.begin(wait=wait)
     except OmnidError as error:
         _fail(jobs, error)
         return False
@@ -109,25 +125,25 @@ def _fail(jobs: list[Job], error: BaseException | None) -> None:
         job.error = error
 
 
-def _nothing() -> None:
-    """Stands for a listener that isn't there."""
-
-
 class InlineWriter:
     """Runs each function at once, where it is called: for the simulation, and for tools without a loop."""
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
-        self.on_orphan: Callable[[], None] = _nothing
 
-    async def submit(self, fn: Callable[[Any], Any], *, bulk: bool = False) -> Any:  # noqa: ARG002 - all are alike.
+    async def submit(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        bulk: bool = False,  # noqa: ARG002 - all are alike here.
+        then: Callable[[Any], None] | None = None,
+    ) -> Any:
         """Runs `fn` as a transaction of its own."""
         await anyio.lowlevel.checkpoint()
-        job = Job(fn, 0.0)
-        run_batch(self._unit, [job], lambda: None)
-        if job.error is not None:
-            raise job.error
-        return job.value
+        job = Job(fn, 0.0, then)
+        run_batch(self._unit, [job], wait=True)
+        job.answer()
+        return await job.outcome()
 
     async def serve(self) -> None:
         """Has nothing to do."""
@@ -155,35 +171,51 @@ class GroupWriter:
         self._syncing: list[Job] = []
         self._gathered = anyio.Event()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._fault: BaseException | None = None
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
-        self.on_orphan: Callable[[], None] = _nothing
-        """Called when a job is committed whose caller has been cancelled."""
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="omnid-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, fn: Callable[[Any], Any], *, bulk: bool = False) -> Any:
+    async def submit(
+        self, fn: Callable[[Any], Any], *, bulk: bool = False, then: Callable[[Any], None] | None = None
+    ) -> Any:
         """Queues `fn` and waits until its batch is committed; raises Retryable(`store_busy`, `store_closed`)."""
         if self._closing:
             raise Retryable("store_closed")
-        job = Job(fn, self._clock.monotonic_s())
+        job = Job(fn, self._clock.monotonic_s(), then)
         (self._bulk if bulk else self._waiting).append(job)
         self._gathered.set()
-        try:
-            await job.done.wait()
-        except BaseException:
-            job.orphan = True
-            raise
-        if job.error is not None:
-            raise job.error
-        return job.value
+        return await job.outcome()
 
     async def serve(self) -> None:
-        """Runs what gathers, batch by batch, until it is cancelled; raises Fatal when the disk failed."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._sweep)
-            await self._batches()
+        """Runs what gathers, batch by batch, until it is cancelled; raises Fatal when the disk failed.
+
+        At its end everybody who still waits is answered, and nobody is taken any more.
+        """
+        error: BaseException = Retryable("store_closed")
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._sweep)
+                try:
+                    await self._batches()
+                except Fatal as fatal:
+                    error = fatal
+                    raise
+        finally:
+            self._closing = True
+            for job in (*self._syncing, *self._waiting, *self._bulk):
+                job.error = job.error or error
+                job.done.set()
+
+    def close(self) -> None:
+        """Ends the thread; blocks until a commit that is under way is synced."""
+        self._closing = True
+        self._work.put(None)
+        self._thread.join()
+        self._wake_read.close()
+        self._wake_write.close()
 
     async def _batches(self) -> None:
         while True:
@@ -193,61 +225,67 @@ class GroupWriter:
             if self._waiting:
                 await self._group()
             if self._bulk:
-                job = self._bulk.popleft()
-                await self._on_thread([job], lambda job=job: run_batch(self._unit, [job], lambda: None))
-
-    def close(self) -> None:
-        """Ends the thread; blocks until a commit that is under way is synced."""
-        if not self._closing:
-            self._closing = True
-            self._work.put(None)
-        self._thread.join()
-        self._wake_read.close()
-        self._wake_write.close()
+                await self._on_thread([self._bulk.popleft()])
 
     async def _group(self) -> None:
         """Runs one batch within the limits of number and time, and commits it."""
-        jobs: list[Job] = []
+        self._syncing = jobs = [self._waiting.popleft()]
         until_s = self._clock.monotonic_s() + self._group_s
 
         def more() -> Job | None:
             full = len(jobs) >= self._group_max or self._clock.monotonic_s() > until_s
             return None if full or not self._waiting else self._waiting.popleft()
 
-        jobs.append(self._waiting.popleft())
         if apply_batch(self._unit, jobs, more):
-            await self._on_thread(jobs, lambda: commit_batch(self._unit, jobs))
-        else:
-            self._answer(jobs)
+            await self._have_done(lambda: commit_batch(self._unit, jobs))
+        elif isinstance(jobs[0].error, Retryable) and jobs[0].error.code == "store_busy":
+            # Another process writes (a person with a shell, say): to wait for it is the thread's business.
+            for job in jobs:
+                job.error = None
+            await self._on_thread(jobs)
+            return
+        self._answer(jobs)
 
-    async def _on_thread(self, jobs: list[Job], work: Callable[[], None]) -> None:
-        """Has the thread do the blocking part, and answers those who wait for it."""
+    async def _on_thread(self, jobs: list[Job]) -> None:
+        """Has the thread run a whole batch."""
         self._syncing = jobs
+        await self._have_done(lambda: run_batch(self._unit, jobs, wait=True))
+        self._answer(jobs)
+
+    async def _have_done(self, work: Callable[[], None]) -> None:
+        """Has the thread do the blocking part; raises Fatal where that broke off in a way nobody knows."""
         self._work.put(work)
         await anyio.wait_readable(self._wake_read)
         self._wake_read.recv(1)
-        self._syncing = []
-        self._answer(jobs)
+        if self._fault is not None:
+            raise Fatal("internal", detail=f"the writer broke off: {self._fault!r}") from self._fault
 
     def _answer(self, jobs: list[Job]) -> None:
+        self._syncing = []
         for job in jobs:
-            job.done.set()
-            if job.orphan:
-                self.on_orphan()
+            job.answer()
+        for job in jobs:
             if isinstance(job.error, Fatal):
                 raise job.error
 
     async def _sweep(self) -> None:
-        """Answers those who have waited too long; what is being committed then may still come about."""
+        """Answers those who have waited too long: what had not begun is never done, what is syncing may be."""
         while True:
             await anyio.sleep(SWEEP_S)
             limit_s = self._clock.monotonic_s() - ANSWER_S_MAX
-            for job in (*self._syncing, *self._waiting, *self._bulk):
-                if job.since_s < limit_s and not job.done.is_set():
-                    job.error = Retryable("store_busy", seconds_s=ANSWER_S_MAX)
+            for waiting in (self._waiting, self._bulk):
+                while waiting and waiting[0].since_s < limit_s:
+                    waiting[0].late = True
+                    waiting.popleft().done.set()
+            for job in self._syncing:
+                if job.since_s < limit_s:
+                    job.late = True
                     job.done.set()
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            work()
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - the loop ends the daemon with it.
+                self._fault = error
             self._wake_write.send(b"\0")

@@ -35,6 +35,7 @@ def test_directory_and_socket_are_private_and_secrets_stay_outside(home: Home) -
     home.stop()
     assert home.state.stat().st_mode & 0o777 == 0o700
     for path in home.state.rglob("*"):
+        assert not path.stat().st_mode & 0o077, path
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
 
 

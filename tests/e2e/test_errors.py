@@ -106,6 +106,12 @@ def not_allowed(home: Home) -> str:
         return answered(agent, "omnid/gate.pause")
 
 
+def other_origin(home: Home) -> str:
+    task = home.submit(["true"], not_before_ms=1 << 45)
+    with closing(home.agent("bot")) as agent:
+        return answered(agent, "omnid/task.control", task=task, action="cancel")
+
+
 def ambiguous_task(home: Home) -> str:
     with closing(home.agent("one")) as one, closing(home.agent("two")) as two:
         name = one.submit(argv=["true"], cwd="/")["name"].partition("/")[2]
@@ -206,6 +212,7 @@ SHARED: dict[str, Provoke] = {
     "bad_request": ctl("add", "--priority", "99", "--", "true"),
     "unknown_method": asked("omnid/nothing"),
     "not_allowed": not_allowed,
+    "other_origin": other_origin,
     "message_too_large": ctl("add", "--stdin", "--", "cat", stdin="x" * 70_000),
     "too_many_clients": too_many_clients,
     "input_too_large": ctl("add", "--", "echo", "x" * 5000),
@@ -425,7 +432,9 @@ def test_it_says_what_why_and_what_to_do_when_all_is_lost(home: Home, code: str)
 
 
 def test_every_error_is_provoked_somewhere() -> None:
-    assert sorted([*SHARED, *ALONE, *ELSEWHERE, *FAULTS]) == sorted(CATALOGUE)
+    named = [*SHARED, *ALONE, *ELSEWHERE, *FAULTS]
+    assert set(named) ^ CATALOGUE.keys() == set()
+    assert len(named) == len(set(named))
     for code, place in ELSEWHERE.items():
         path, _, name = place.partition("::")
         text = (Path(__file__).parents[2] / path).read_text()

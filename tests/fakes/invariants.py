@@ -97,7 +97,9 @@ def _waits(row: Row) -> list[str]:
     }
     if row.state == "waiting":
         holds, wake_at_ms = expected.get(row.reason, (False, None))
-        return [] if holds and row.wake_at_ms == wake_at_ms else [f"{row.id} waits for {row.reason}, to {row.wake_at_ms}"]
+        return (
+            [] if holds and row.wake_at_ms == wake_at_ms else [f"{row.id} waits for {row.reason}, to {row.wake_at_ms}"]
+        )
     if row.reason is not None or row.wake_at_ms is not None:
         return [f"{row.id} is {row.state} and has the reason {row.reason}, to {row.wake_at_ms}"]
     return [f"{row.id} is idle, and held"] if row.state == "idle" and (row.paused or row.approval == "needed") else []

@@ -15,10 +15,10 @@ DAY_MS = 86_400_000
 def seed_scheduler(seed: int) -> None:
     """Makes trio's choice among runnable tasks follow from the seed.
 
-    Trio offers no public switch. With this one it sorts each batch by age and shuffles it with `_r` (`trio/_core/_run.py`,
-    `unrolled_run`); `test_determinism` fails when a new trio does otherwise.
+    Trio offers no public switch. With this one it sorts each batch by age and shuffles it with `_r`
+    (`trio/_core/_run.py`, `unrolled_run`); a test that compares processes fails when a new trio does otherwise.
     """
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)
 
 

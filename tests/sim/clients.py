@@ -22,18 +22,20 @@ ANSWER_S_MAX = 600.0
 KEYS = 4
 ACTIONS = ("cancel", "retry", "pause", "resume", "complete", "assign", "priority", "delete", "again", "done", "fail")
 RESOLVE = ("done", "again", "fail")
-REFUSED = frozenset({
-    "batch_task",
-    "deadline_passed",
-    "dependency_failed",
-    "key_reused",
-    "not_allowed",
-    "not_approved",
-    "not_in_state",
-    "unknown_task",
-    "bad_request",
-    "other_origin",
-})  # fmt: skip
+REFUSED = frozenset(
+    {
+        "batch_task",
+        "deadline_passed",
+        "dependency_failed",
+        "key_reused",
+        "not_allowed",
+        "not_approved",
+        "not_in_state",
+        "unknown_task",
+        "bad_request",
+        "other_origin",
+    }
+)
 """What a client that does nothing wrong in form may still be refused for."""
 
 
@@ -57,6 +59,7 @@ class Client:
         self._session = uuid7(0, self.chance.getrandbits(74))
         self._sent = 0
         self._submits = 0
+        self._keyed: list[Submit] = []
 
     async def run(self, count: int) -> None:
         """Does a number of things, one after another."""
@@ -85,7 +88,7 @@ class Client:
         def maybe(odds: float, draw: Callable[[], Any]) -> Any:
             return draw() if chance.random() < odds else None
 
-        after = refs if refs else (chance.choice(known),) if known and chance.random() < 0.2 else ()
+        after = refs or ((chance.choice(known),) if known and chance.random() < 0.2 else ())
         return Submit(
             argv=(LOOK if chance.random() < 0.15 else "make", str(self._submits)),
             executor=chance.choice(tuple(EXECUTORS)),
@@ -105,11 +108,15 @@ class Client:
     def draw_batch(self, known: list[str]) -> list[Submit]:
         """Draws tasks of which some wait for earlier ones of the batch."""
         refs: list[str] = []
-        batch: list[Submit] = []
-        for index in range(self.chance.randrange(2, 5)):
+        # A plan that is sent again with more to do names what it had named before.
+        batch = [self.chance.choice(self._keyed)] if self._keyed and self.chance.random() < 0.4 else []
+        refs += [task.ref for task in batch if task.ref]
+        for _ in range(self.chance.randrange(2, 5)):
             wanted = (self.chance.choice(refs),) if refs and self.chance.random() < 0.6 else ()
-            batch.append(self.draw(known, f"r{index}", wanted))
-            refs.append(f"r{index}")
+            ref = f"r{self._submits}"
+            batch.append(self.draw(known, ref, wanted))
+            refs.append(ref)
+        self._keyed += [task for task in batch if task.key and not task.after]
         return batch
 
     async def submit(self, tasks: list[Submit]) -> None:
@@ -118,9 +125,10 @@ class Client:
         keyed = all(task.key for task in tasks) and self.chance.random() < 0.5
         params: Struct = tasks[0] if len(tasks) == 1 else SubmitBatch(tasks=tasks)
         method = "task.submit" if len(tasks) == 1 else "task.submit_batch"
+        fresh = [task for task in tasks if not self._sim.model.created[task.labels[0]]]
         answer = await self._ask(method, params, session=not keyed)
         if isinstance(answer, OmnidError):
-            self._check_refusal(answer, tasks, keyed=keyed)
+            self._check_refusal(answer, fresh)
             return
         if answer is None:
             return
@@ -128,7 +136,7 @@ class Client:
             asked = {"key": task.key} if task.key else {"labels": [*task.labels], "origin": self.origin}
             self._sim.model.submitted(made.id, asked)
 
-    def _check_refusal(self, error: OmnidError, tasks: list[Submit], *, keyed: bool) -> None:
+    def _check_refusal(self, error: OmnidError, tasks: list[Submit]) -> None:
         """A refused submit left nothing, whatever was lost on the way."""
         model = self._sim.model
         for task in tasks:

@@ -76,6 +76,7 @@ class SimDaemon:
         self.started_s = trio.current_time()
         self._scope = trio.CancelScope()
         self._replies: list[Reply] = []
+        self._link = EmbeddedLink()
         spool = SimSpool(sim)
         log: Any = SimLog(self)
         self.executors = {name: SimExecutor(name, self) for name in EXECUTORS}
@@ -119,6 +120,7 @@ class SimDaemon:
             self.sim.crashes += 1
         finally:
             self.dead = True
+            self._link.close()
             self.store.close()
             for reply in self._replies:
                 reply.done.set()
@@ -130,7 +132,7 @@ class SimDaemon:
             self._nursery = nursery
             nursery.start_soon(self.store.serve)
             await self.gates.load()
-            link = EmbeddedLink()
+            link = self._link
             runner = Runner(context, self.gates, self.results, link)
             recovery = Recovery(context, runner, self.results)
             async with trio.open_nursery() as work:
@@ -142,8 +144,7 @@ class SimDaemon:
                     "runner": partial(runner.run, group),
                     "dispatcher": Dispatcher(context, self.gates, link).run,
                     "wakeup": Wakeup(context, self.gates, self.cancelling).run,
-                    "tidy": recovery.tidy,
-                    "retention": Retention(context).run,
+                    "retention": partial(_clean_up, recovery, Retention(context)),
                 }
                 for name, loop in loops.items():
                     work.start_soon(partial(keep, name, loop, clock=context.clock, log=context.log))
@@ -166,7 +167,7 @@ class SimDaemon:
         except OmnidError as error:
             if not self.dead:
                 reply.error = error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever else comes is a fault in omnid.
             if not self.dead:
                 self.sim.fail(f"{method} raised {error!r}", error)
         else:
@@ -183,6 +184,12 @@ class SimDaemon:
         self.sim.trace(f"result of {self.sim.name(result.attempt_id)} comes again: {result.outcome}")
         if await self.results.settle(result) and stale:
             self.sim.fail(f"a late result of {self.sim.name(result.attempt_id)} counted")
+
+
+async def _clean_up(recovery: Recovery, retention: Retention) -> None:
+    """As `omnid.daemon.Daemon._clean_up`."""
+    await recovery.tidy()
+    await retention.run()
 
 
 class _Host:

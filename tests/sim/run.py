@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import trio
 import trio.testing
 
+from omnid.model import Result
 from omnid.store.interface import COLLECTIONS
 from omnid.store.queries import queries
 from omnid.store.replay import Replica, apply_page, compare_page
@@ -23,7 +24,7 @@ from tests.sim.model import ENDED, Limits, Model, Row
 from tests.sim.world import EXECUTORS, World
 
 CLIENTS = 3
-ACTIONS_MAX = 16
+ACTIONS_MAX = 13
 END_S_MAX = 3600.0
 STEPS_MAX = 100_000
 LOOK_S = 5.0
@@ -172,12 +173,15 @@ class Sim(trio.abc.Instrument):
                 by_ms = self.chance.choice((-DAY_MS, DAY_MS, self.chance.randrange(-60_000, 60_000)))
                 self.trace(f"the clock jumps by {by_ms} ms")
                 self.clock.jump(by_ms)
-            if self.world.given and self._daemon and not self._daemon.dead:
-                if self.chance.random() < self.weather.repeats:
-                    result = self.chance.choice(self.world.given)
-                    job = self.world.jobs.get(result.attempt_id)
-                    if job is None or job.settled or not self._is_heard(result.attempt_id):
-                        self._daemon.hear_again(result)
+            if self.world.given and self.chance.random() < self.weather.repeats:
+                self._repeat(self.chance.choice(self.world.given))
+
+    def _repeat(self, result: Result) -> None:
+        """Brings a result again that has been taken, or that nobody waits for any more."""
+        job = self.world.jobs.get(result.attempt_id)
+        heard = job is not None and not job.settled and self._is_heard(result.attempt_id)
+        if self._daemon is not None and not self._daemon.dead and not heard:
+            self._daemon.hear_again(result)
 
     def _is_heard(self, attempt_id: str) -> bool:
         """Tells whether somebody still waits for the attempt's first answer."""

@@ -25,10 +25,11 @@ CHANGES = "SELECT seq, hlc, collection, id, kind, body FROM change WHERE seq > ?
 
 
 class Part(NamedTuple):
-    """One function of a batch: the log's end after it, and what its caller saw when it called."""
+    """One function of a batch: what it wrote, what its caller saw when it called, and its time."""
 
-    seq: int
+    entries: list[Entry]
     view: View
+    now_ms: int
 
 
 class SimStore:
@@ -52,31 +53,26 @@ class SimStore:
         self._open: dict[Job, None] = {}
         self._bell = trio.Event()
         self._parts: list[Part] = []
-        self._seq: int = next(iter(self.connection.execute("SELECT coalesce(max(seq), 0) FROM change")))[0]
+        self._seq = 0
+        """The end of the log as far as the batch has come."""
         self.busy = 0
         """How many reads and writes are on their way."""
         self.faulty_s = -1e9
         """When it last failed or was slow."""
 
-    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False) -> T:
+    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         if self._daemon.dead:
             raise Retryable("store_closed")
-        job = Job(partial(self._note, fn=fn, view=self._daemon.view()), trio.current_time())
+        job = Job(partial(self._note, fn=fn, view=self._daemon.view()), trio.current_time(), then)
         (self._bulk if bulk else self._waiting).append(job)
         self._bell.set()
         self._open[job] = None
         self.busy += 1
         try:
-            await job.done.wait()
-        except BaseException:
-            job.orphan = True
-            raise
+            return await job.outcome()
         finally:
             self.busy -= 1
-            del self._open[job]
-        if job.error is not None:
-            raise job.error
-        return job.value
+            self._open.pop(job, None)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         sim = self._sim
@@ -121,6 +117,7 @@ class SimStore:
     async def _group(self, jobs: list[Job], rest: deque[Job]) -> None:
         """Runs one batch with the store's own code; a kill finds it before, between, or after its two halves."""
         self._parts = []
+        self._seq = self._unit._position.seq
         self._fate("before a transaction")
         if not apply_batch(self._unit, jobs, lambda: rest.popleft() if rest and len(jobs) < GROUP_MAX else None):
             self._answer(jobs)
@@ -136,9 +133,7 @@ class SimStore:
 
     def _answer(self, jobs: list[Job]) -> None:
         for job in jobs:
-            job.done.set()
-            if job.orphan:
-                self._daemon.context.wake()
+            job.answer()
             if isinstance(job.error, Fatal):
                 raise job.error
 
@@ -154,8 +149,11 @@ class SimStore:
             await trio.lowlevel.checkpoint()
 
     def _note(self, tx: Tx, *, fn: Callable[[Tx], T], view: View) -> T:
+        """Runs the function and reads what it logged, before a later one of the batch may forget it."""
         value = fn(tx)
-        self._parts.append(Part(self._unit._position.seq, view))
+        rows = self.connection.execute(CHANGES, (self._seq,))
+        self._parts.append(Part([Entry.of(row) for row in rows], view, tx.now_ms))
+        self._seq = self._unit._position.seq
         return value
 
     def _execute(self, sql: str, *args: Any) -> Any:
@@ -176,12 +174,8 @@ class SimStore:
         return None
 
     def _tell(self) -> None:
-        entries = [Entry.of(row) for row in self.connection.execute(CHANGES, (self._seq,))]
-        now_ms = self._sim.clock.wall_ms()
         for part in self._parts:
-            mine = [entry for entry in entries if self._seq < entry.seq <= part.seq]
-            self._seq = max(self._seq, part.seq)
-            self._sim.model.committed(mine, part.view, now_ms)
+            self._sim.model.committed(*part)
 
     def close(self) -> None:
         self._inner.close()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from omnid.errors import Retryable
+from omnid.executor.interface import Executor, Found
 from omnid.flow import dispatcher, intake, results, runner
-from omnid.model import Command, Result
+from omnid.model import Command, Problem, Result
 from omnid.store import journal
 from tests.sim.run import run
 
@@ -44,7 +46,7 @@ def test_a_seed_gives_the_same_run_in_every_process(seed: int) -> None:
 
 def runs_lost_work_again(patch: pytest.MonkeyPatch) -> None:
     def lost(command: Command) -> Result:
-        return runner.ended(command, "unstarted", results.Problem.make("cancelled", detail="taken for one that isn't"))
+        return runner.ended(command, "unstarted", Problem.make("cancelled", detail="taken for one that isn't"))
 
     patch.setattr(runner, "lost", lost)
 
@@ -53,11 +55,11 @@ def forgets_the_fencing_number(patch: pytest.MonkeyPatch) -> None:
     finish = results.finish
 
     def unfenced(tx: object, *, result: Result, **kwargs: object) -> list[str]:
-        task = journal.task_by_id(tx, result.task_id)  # type: ignore[arg-type]
-        current = None if task is None else tx.one("attempt_by_number", task.id, task.attempt)  # type: ignore[attr-defined]
+        task = journal.task_by_id(tx, result.task_id)
+        current = None if task is None else tx.one("attempt_by_number", task.id, task.attempt)
         if task is not None and current is not None:
             result = Result(current[1], task.id, task.attempt, result.outcome, result.problem)
-        return finish(tx, result=result, **kwargs)  # type: ignore[arg-type]
+        return finish(tx, result=result, **kwargs)
 
     patch.setattr(results, "finish", unfenced)
 
@@ -80,7 +82,7 @@ def forgets_keys(patch: pytest.MonkeyPatch) -> None:
     def without(function: Callable[..., object]) -> Callable[..., object]:
         def draft(*args: object, **kwargs: object) -> object:
             made = function(*args, **kwargs)
-            return made._replace(body_hash=None)  # type: ignore[attr-defined]
+            return made._replace(body_hash=None)
 
         return draft
 
@@ -96,15 +98,34 @@ def _once_only(start_some: Callable[..., object]) -> Callable[..., object]:
     async def start(self: dispatcher.Dispatcher) -> bool:
         if getattr(self, "_tired", 0) > 3:
             return False
-        self._tired = getattr(self, "_tired", 0) + 1  # type: ignore[attr-defined]
-        return await start_some(self)  # type: ignore[misc, no-any-return]
+        self._tired = getattr(self, "_tired", 0) + 1
+        return await start_some(self)
 
     return start
+
+
+def takes_silence_for_unbegun(patch: pytest.MonkeyPatch) -> None:
+    async def recovered(self: runner.Runner, executor: Executor, command: Command) -> Result | None:
+        try:
+            found = await executor.recover(command, self._ports)
+        except Retryable as error:
+            return runner.ended(command, "unstarted", Problem.of(error))
+        if found is Found.RUNNING:
+            return await executor.adopt(command, self._ports)
+        return runner.lost(command) if found is Found.LOST else None
+
+    patch.setattr(runner.Runner, "_recovered", recovered)
+
+
+def loses_what_a_batch_names(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(intake, "_id_of", lambda tx, draft: draft.id)
 
 
 @pytest.mark.parametrize(
     "break_it",
     [
+        takes_silence_for_unbegun,
+        loses_what_a_batch_names,
         runs_lost_work_again,
         forgets_the_fencing_number,
         ignores_priority,

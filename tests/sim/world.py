@@ -267,7 +267,7 @@ class SimSpool:
         await trio.lowlevel.checkpoint()
         self._world.jobs.pop(attempt_id, None)
 
-    async def shrink(self, total_bytes_max: int, keep: frozenset[str]) -> list[str]:
+    async def shrink(self, total_bytes_max: int, keep: frozenset[str], before: str) -> list[str]:
         return []
 
     async def read(self, attempt_id: str, offset_bytes: int, bytes_max: int) -> bytes:

@@ -141,7 +141,13 @@ async def test_a_retry_starts_from_nothing(world: World, clock: FakeClock) -> No
     clock.now_ms += 2_000
     await world.control("t1", "retry")
     task = await world.task(task.id)
-    assert (task.state, task.failures, task.problem, task.finished_at_ms, task.deadline_ms) == ("idle", 0, None, None, None)
+    assert (task.state, task.failures, task.problem, task.finished_at_ms, task.deadline_ms) == (
+        "idle",
+        0,
+        None,
+        None,
+        None,
+    )
     (command,) = await world.claim()
     assert command.number == 3
     await world.finish(command, "failure")

@@ -39,6 +39,15 @@ async def started(world: World, **fields: Any) -> Command:
     return command
 
 
+async def after_backoff(world: World) -> Command:
+    """Lets the wait of the one task pass that is tried again, and starts it."""
+    (row,) = await world.rows("SELECT wake_at_ms FROM task WHERE reason = 'backoff'")
+    world.clock.now_ms = row[0]  # type: ignore[attr-defined]
+    await world.wake()
+    (command,) = await world.claim()
+    return command
+
+
 async def test_a_success_completes_the_task_and_is_kept_whole(world: World, clock: FakeClock) -> None:
     command = await started(world)
     clock.now_ms += 500
@@ -101,18 +110,16 @@ async def test_what_is_lost_is_uncertain_and_runs_again_only_where_that_is_harml
     assert await world.claim() == []
     safe = await started(world, executor="safe")
     await world.finish(safe, "lost", problem=PROBLEM)
-    (again,) = await world.claim()
+    again = await after_backoff(world)
     assert (again.task_id, again.number) == (safe.task_id, 2)
 
 
 @pytest.mark.parametrize("idempotent", [True, False])
 async def test_a_note_of_the_executor_decides_about_promise_3(world: World, idempotent: bool) -> None:
     command = await started(world, executor="command" if idempotent else "safe")
-    await world.write(
-        lambda tx: journal.add_note(tx, command.attempt_id, "idempotent", body=idempotent, notes_max=5)
-    )
+    await world.write(lambda tx: journal.add_note(tx, command.attempt_id, "idempotent", body=idempotent, notes_max=5))
     await world.finish(command, "lost")
-    assert (await world.task(command.task_id)).state == ("idle" if idempotent else "uncertain")
+    assert (await world.task(command.task_id)).state == ("waiting" if idempotent else "uncertain")
 
 
 async def test_a_cancel_holds_against_every_end_but_success(world: World) -> None:
@@ -141,7 +148,7 @@ async def test_a_result_counts_once(world: World) -> None:
 async def test_a_late_result_of_an_earlier_attempt_is_refused(world: World, clock: FakeClock) -> None:
     first = await started(world, executor="safe")
     await world.finish(first, "lost")
-    (second,) = await world.claim()
+    second = await after_backoff(world)
     assert await world.finish(first, "success") == []
     assert (await world.task(first.task_id)).state == "executing"
     assert (await attempt(world, first)).outcome == "lost"
@@ -237,7 +244,9 @@ async def test_a_chain_longer_than_the_limit_fails_to_its_end(world: World) -> N
     st.sampled_from(["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted"]),
     st.booleans(), st.booleans(), st.sampled_from([None, 99, 101]), st.integers(0, 3), st.integers(1, 4),
 )  # fmt: skip
-def test_the_verdict(outcome: Any, idempotent: bool, cancel: bool, deadline_ms: int | None, failures: int, most: int) -> None:
+def test_the_verdict(
+    outcome: Any, idempotent: bool, cancel: bool, deadline_ms: int | None, failures: int, most: int
+) -> None:
     task = Task(1, "i", "user", 1, Work(), "e", "executing", cancel=cancel, deadline_ms=deadline_ms, failures=failures)
     verdict = judge(
         task,
@@ -255,6 +264,7 @@ def test_the_verdict(outcome: Any, idempotent: bool, cancel: bool, deadline_ms: 
         assert verdict.event == "cancel"
     elif outcome == "lost":
         assert verdict.event == ("again" if idempotent else "lose")
+        assert bool(verdict.retry_in_s) == idempotent
     elif deadline_ms == 99:
         assert (verdict.event, verdict.problem and verdict.problem.code) == ("fail", "deadline_passed")
     elif outcome == "unstarted":
@@ -303,9 +313,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_a_result_is_kept_while_the_disk_is_full(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_result_is_kept_while_the_disk_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnid.flow.results.SETTLE_BACKOFF", Backoff(0.001, 0.001))
     command = await started(world)
     Failing(world, "disk_full", "disk_full")

@@ -163,7 +163,7 @@ async def test_an_io_error_ends_the_store(tmp_path: Path) -> None:
     class Broken:
         broken = False
 
-        def begin(self) -> None:
+        def begin(self, *, wait: bool) -> None:
             pass
 
         def apply(self, fn: Any) -> Any:
@@ -226,7 +226,7 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) ->
 
 def test_a_step_that_fails_changes_nothing(tmp_path: Path) -> None:
     connection = frozen_first_schema(tmp_path / "journal.db")
-    with pytest.raises(Fatal):
+    with pytest.raises(Rejected):
         migrate(connection, tmp_path, [*migration.schemas(), (2, "CREATE TABLE x (y); CREATE TABLE gate (z)")])
     assert connection.pragma("user_version") == 1
     assert not list(connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'x'"))

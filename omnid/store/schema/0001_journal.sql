@@ -173,6 +173,11 @@ CREATE TABLE dependency (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX dependency_of ON dependency (task_id);
 
+-- Derived: ended tasks whose dependents have yet to be told, because there are more than one transaction takes.
+CREATE TABLE cascade (
+    after_id TEXT PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
 -- Derived from task.labels.
 CREATE TABLE label (
     label TEXT NOT NULL,

@@ -1,0 +1,192 @@
+"""The daemon as a whole, in this process: it starts, runs tasks, takes a changed config over, and ends."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from omnid import config, platform
+from omnid.clock import SystemClock
+from omnid.daemon import Daemon, main, serve
+from omnid.errors import Fatal, OmnidError
+from omnid.flow import intake
+from omnid.flow.caller import Caller
+from omnid.log import Log
+from omnid.model import Submit
+from omnid.secrets import Secrets
+from omnid.store import journal
+from omnid.store.interface import COLLECTIONS
+from tests.fakes.executor import InProcessExecutor
+from tests.fakes.world import nothing
+
+pytestmark = pytest.mark.anyio
+WAIT_S = 20
+
+
+class Home:
+    """A state directory with its config file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "state").mkdir(mode=0o700)
+        self.file = path / "omnid.toml"
+        self.file.write_text("")
+        self.environ = {
+            "HOME": str(path), "OMNID_STATE": str(path / "state"), "OMNID_CONFIG": str(self.file),
+            "PATH": os.environ["PATH"],
+        }  # fmt: skip
+        self.logged = StringIO()
+        self.executors: dict[str, Any] = {"mine": InProcessExecutor("mine", nothing)}
+
+    @asynccontextmanager
+    async def daemon(self) -> AsyncIterator[Daemon]:
+        clock = SystemClock()
+        log = Log(clock, lambda text: text, stream=self.logged).logger()
+        loaded = config.load(self.environ)
+        with anyio.fail_after(WAIT_S):
+            async with anyio.create_task_group() as group:
+
+                async def run(*, task_status: Any) -> None:
+                    await serve(
+                        loaded, environ=self.environ, clock=clock, log=log, secrets=Secrets(self.environ),
+                        executors=self.executors, task_status=task_status,
+                    )  # fmt: skip
+
+                daemon = await group.start(run)
+                yield daemon
+                daemon.stop()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+async def submit(daemon: Daemon, *argv: str, **fields: Any) -> str:
+    params = Submit(argv=argv, **fields)
+    done = await daemon.store.write(intake.plan(daemon.context, Caller(), [params]))
+    daemon.context.wake()
+    return done[0].id
+
+
+async def state(daemon: Daemon, id: str, until: Callable[[str], bool]) -> str:
+    while True:
+        event = daemon.context.watch.event(id)
+        task = await daemon.store.read(lambda reader: journal.need_task(reader, id))
+        if until(task.state):
+            return task.state
+        await event.wait()
+
+
+async def test_a_task_runs_from_its_submit_to_its_end(home: Home) -> None:
+    async with home.daemon() as daemon:
+        id = await submit(daemon, "x", executor="mine")
+        assert await state(daemon, id, lambda now: now == "completed")
+        assert daemon.clients() == 0
+        assert Path(daemon.context.config.socket.path).is_socket()
+    assert not Path(daemon.context.config.socket.path).exists()
+    assert '"stopped"' in home.logged.getvalue()
+
+
+async def test_what_an_earlier_daemon_left_open_is_settled_before_anything_starts(home: Home) -> None:
+    hang = anyio.Event()
+
+    async def forever(argv: tuple[str, ...]) -> Any:
+        hang.set()
+        await anyio.sleep_forever()
+
+    home.executors["mine"] = InProcessExecutor("mine", forever)
+    async with home.daemon() as daemon:
+        id = await submit(daemon, "x", executor="mine")
+        await hang.wait()
+    home.executors["mine"] = InProcessExecutor("mine", nothing)
+    async with home.daemon() as daemon:
+        assert await state(daemon, id, lambda now: now != "executing") == "uncertain"
+    assert '"recovered":1' in home.logged.getvalue().replace(" ", "")
+
+
+async def test_a_changed_config_is_taken_over_whole_or_not_at_all(home: Home) -> None:
+    async with home.daemon() as daemon:
+        home.file.write_text('[[executor]]\nname = "sh"\nkind = "command"\nargv = ["sh"]\n[retry]\nattempts_max = 7\n')
+        assert await daemon.reload() == []
+        assert set(daemon.context.executors) == {"command", "sh", "mine"}
+        assert daemon.context.config.retry.attempts_max == 7
+        kept = daemon.context.executors["sh"]
+        home.file.write_text("[retry]\nattempts_max = 8\nodd = 1\n")
+        (problem,) = await daemon.reload()
+        assert problem.code == "config_unknown_key"
+        assert daemon.config_problem() == problem
+        assert daemon.config_problems() == [problem]
+        assert daemon.context.config.retry.attempts_max == 7
+        home.file.write_text("[socket]\nclients_max = 3\n")
+        (problem,) = await daemon.reload()
+        assert "only a restart" in problem.what
+        home.file.write_text('[[executor]]\nname = "sh"\nkind = "command"\nargv = ["sh"]\n')
+        assert await daemon.reload() == []
+        assert daemon.config_problem() is None
+        assert daemon.context.executors["sh"] is kept, "what did not change goes on"
+        home.file.write_text("")
+        assert await daemon.reload() == []
+        assert "sh" not in daemon.context.executors
+        path, rows = daemon.config_rows()
+        assert path == str(home.file)
+        assert ("retry.attempts_max", 3, "default") in [tuple(row) for row in rows]
+
+
+async def test_after_a_start_of_the_machine_the_database_is_checked(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.daemon():
+        pass
+    assert "database_checked" not in home.logged.getvalue()
+    monkeypatch.setattr(platform, "boot_id", lambda: "another")
+    async with home.daemon() as daemon:
+        while "database_checked" not in home.logged.getvalue():  # noqa: ASYNC110 - the log has no signal.
+            await anyio.sleep(0.01)
+        assert "database_damaged" not in home.logged.getvalue()
+        read = daemon.store.read
+
+        async def damaged(fn: Any) -> Any:
+            await read(fn)
+            return [("row 7 missing from index task_key",)]
+
+        monkeypatch.setattr(daemon.store, "read", damaged)
+        await daemon._check_database()
+        monkeypatch.undo()
+    assert home.logged.getvalue().count("database_damaged") == len(COLLECTIONS) + 2
+
+
+def test_the_command_takes_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--fast"]) == 2
+    assert "takes no arguments" in capsys.readouterr().err
+
+
+def test_a_daemon_that_can_not_start_says_what_why_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OMNID_STATE", str(tmp_path / "state"))
+    assert main([]) == 1
+    said = capsys.readouterr().err
+    assert "can be entered by other users" in said
+    assert "\n  why: " in said
+    assert "\n  do:  chmod 700" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(Fatal("store_io", path="/", detail="x"), "store_io"), (ValueError("odd"), "internal")]
+)
+def test_what_ends_the_daemon_is_told_as_one_error(error: Exception, code: str) -> None:
+    from omnid.daemon import _first, _say  # noqa: PLC0415
+
+    found = _first(ExceptionGroup("", [ExceptionGroup("", [error])]))
+    assert isinstance(found, OmnidError)
+    assert found.code == code
+    assert _say(found) == 1

@@ -1,0 +1,112 @@
+"""The sentence why: it says for every state what happened, why, and what comes next."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omnid.flow.explain import Situation, span, why
+from omnid.model import Attempt, Gate, Problem, Task, Work
+from omnid.states import STATES
+
+NOW_MS = 1_800_000_000_000
+EXIT = Problem.make("exit_code", code=7, detail="x", task="t7")
+LOST = Problem.make("uncertain", executor="command", detail="it died", task="t7")
+
+
+def task(state: str, **fields: Any) -> Task:
+    return Task(1, "i", "user", 7, Work(), "command", state, **fields)
+
+
+def facts(**fields: Any) -> Situation:
+    plain: dict[str, Any] = {
+        "now_ms": NOW_MS, "last": None, "attempts_max": 3, "open_before": (), "gate": None, "lane_holder": None,
+        "executor_known": True, "executor_full": False, "slots_full": False, "running": 0,
+    }  # fmt: skip
+    return Situation(**{**plain, **fields})
+
+
+def attempt(number: int = 1, **fields: Any) -> Attempt:
+    return Attempt("a", "i", number, "command", False, NOW_MS - 90_000, **fields)
+
+
+def gate(cause: str, subject: str, **fields: Any) -> Gate:
+    return Gate(f"{cause}:{subject}", cause, subject, NOW_MS - 1000, fields.pop("wake_at_ms", None), **fields)
+
+
+DOWN = gate("executor", "command", wake_at_ms=NOW_MS + 40_000, problem=EXIT)
+
+CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
+    (task("idle"), facts(), ("for its turn",)),
+    (task("idle"), facts(gate=gate("paused", "*")), ("everything is paused", "`omnictl resume`")),
+    (task("idle"), facts(gate=gate("paused", "safe")), ("safe is paused", "`omnictl resume --executor safe`")),
+    (task("idle"), facts(gate=DOWN), ("command is down", "exit code 7", "tried again in 40 s")),
+    (task("idle"), facts(executor_known=False), ("no executor command any more", "omnictl assign t7")),
+    (task("idle", lane="l"), facts(lane_holder="t3"), ("lane l", "t3 runs")),
+    (task("idle"), facts(slots_full=True, running=4), ("free slot", "4 tasks run", "daemon.slots_max")),
+    (task("idle"), facts(executor_full=True), ("as many tasks as it may",)),
+    (task("waiting", reason="paused"), facts(), ("paused", "`omnictl resume t7`")),
+    (task("waiting", reason="approval"), facts(), ("approval", "`omnictl approve t7` or `omnictl deny t7`")),
+    (task("waiting", reason="dependency"), facts(open_before=("t1", "t2")), ("t1, t2",)),
+    (task("waiting", reason="not_before", wake_at_ms=NOW_MS + 7_200_000), facts(), ("its time", "in 2 h")),
+    (task("waiting", reason="not_before", wake_at_ms=NOW_MS - 1), facts(), ("starts now",)),
+    (
+        task("waiting", reason="backoff", wake_at_ms=NOW_MS + 5_000, failures=2),
+        facts(last=attempt(2, problem=EXIT)),
+        ("tries again in 5 s", "2 of 3 attempts failed", "attempt 2 ended with: ", "exit code 7"),
+    ),
+    (task("waiting", reason="backoff", wake_at_ms=NOW_MS + 5_000), facts(), ("did not start",)),
+    (task("waiting", reason="login"), facts(), ("login", "when that is settled")),
+    (task("executing", attempt=1), facts(last=attempt()), ("runs on command", "started 1 min ago", "2 more times")),
+    (task("executing", attempt=3, failures=2), facts(last=attempt(3)), ("a failure would end it",)),
+    (task("executing", attempt=1, cancel=True), facts(last=attempt()), ("a cancel was asked for",)),
+    (task("uncertain", problem=LOST), facts(), ("Nobody knows", "it died", "`omnictl resolve t7 --done`, `--again`")),
+    (task("uncertain"), facts(), ("Nobody knows whether it finished",)),
+    (
+        task("completed", finished_at_ms=NOW_MS - 3_000, attempt=2),
+        facts(last=attempt(2, outcome="success")),
+        ("completed 3 s ago by command at attempt 2",),
+    ),
+    (task("completed", finished_at_ms=NOW_MS), facts(last=attempt(outcome="failure")), ("by hand",)),
+    (task("completed", finished_at_ms=NOW_MS), facts(), ("by hand",)),
+    (
+        task("failed", finished_at_ms=NOW_MS - 60_000, attempt=3, problem=EXIT),
+        facts(),
+        ("failed 1 min ago after 3 attempts", "exit code 7", "`omnictl retry t7`"),
+    ),
+    (task("cancelled", finished_at_ms=NOW_MS), facts(), ("was cancelled", "`omnictl retry t7`")),
+]
+
+
+@pytest.mark.parametrize(("about", "situation", "says"), CASES)
+def test_it_says_why(about: Task, situation: Situation, says: tuple[str, ...]) -> None:
+    text = why(about, situation)
+    assert text.startswith("t7 ")
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert ".." not in text
+    assert "None" not in text
+    for part in says:
+        assert part in text, text
+
+
+def test_every_state_has_a_sentence() -> None:
+    for state in STATES:
+        assert why(task(state), facts()).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("seconds_s", "text"),
+    [
+        (-5, "0 s"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "59 min"), (3600, "1 h"),
+        (11_400, "3 h 10 min"), (48 * 3600 - 1, "47 h 59 min"), (48 * 3600, "2 d"),
+    ],
+)  # fmt: skip
+def test_durations_are_written_as_people_say_them(seconds_s: float, text: str) -> None:
+    assert span(seconds_s) == text
+
+
+@given(st.floats(0, 1e9))
+def test_a_duration_is_short(seconds_s: float) -> None:
+    assert len(span(seconds_s)) <= 11
