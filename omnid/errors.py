@@ -224,11 +224,6 @@ CATALOGUE: dict[str, Message] = {
         "The journal, the spool and the lock live there.",
         "Make it writable for this user, or set OMNID_STATE to another directory.",
     ),
-    "changed": Message(
-        "{thing} has changed in the meantime.",
-        "Somebody else was faster.",
-        "Look at it again and decide anew.",
-    ),
     "bad_event": Message(
         "State {state} doesn't take the event {event}.",
         "The state table in docs/states.md doesn't list it.",
@@ -445,10 +440,6 @@ class Retryable(OmnidError):
 
 class Rejected(OmnidError):
     """It will never work as it is: a wrong parameter, an unknown name, a state that forbids it."""
-
-
-class Changed(OmnidError):
-    """The row is not what the caller decided on; the caller reads it again and decides anew."""
 
 
 class Fatal(OmnidError):

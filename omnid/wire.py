@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from omnid.errors import Changed, Fatal, OmnidError, Rejected, Retryable
+from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -21,7 +21,6 @@ _NUMBERS = {"unknown_method": METHOD_NOT_FOUND, "bad_request": INVALID_PARAMS, "
 _KINDS: dict[str, type[OmnidError]] = {
     "retryable": Retryable,
     "rejected": Rejected,
-    "changed": Changed,
     "fatal": Fatal,
 }
 

@@ -34,8 +34,8 @@ A connection may begin with `omnid/hello`, which says who is on it: `role` (`per
 answered with the answer of then, and not done again.
 
 An error is -32602 where parameters don't fit, -32601 where there is no such operation, and -32000 otherwise. Its `data`
-holds `code`, `what`, `why`, `do`, and `kind`: `retryable` (it may work later, unchanged), `rejected` (never), `changed`
-(look again and decide anew) or `fatal` (the daemon ends).
+holds `code`, `what`, `why`, `do`, and `kind`: `retryable` (it may work later, unchanged), `rejected` (never) or `fatal`
+(the daemon ends).
 """
 
 

@@ -26,7 +26,7 @@ _READ_BYTES = 64 << 10
 class Client:
     """One connection to the daemon, made when first needed and again after it was lost. Not for use by two threads.
 
-    Every method raises the error that the daemon answered with (Rejected, Retryable, Changed), Retryable(`daemon_down`)
+    Every method raises the error that the daemon answered with (Rejected, Retryable), Retryable(`daemon_down`)
     where nobody listens, Retryable(`daemon_lost`) where the connection ended before the answer, and
     Retryable(`answer_timeout`) after `timeout_s`. Parameters and results are those of omnid/api/shapes.py as dicts.
     """

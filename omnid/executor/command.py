@@ -272,8 +272,7 @@ class _Reading:
         except ValueError as error:
             if self._exit.dropped_bytes:
                 return None, Problem.make("spool_full", limit_bytes=self._spec.spool_bytes_max)
-            detail, task = str(error), self._command.name
-            return None, Problem.make("bad_result", executor=self._spec.executor, detail=detail, task=task)
+            return None, Problem.make("bad_result", executor=self._spec.executor, detail=str(error))
         output, error, is_error, cost = (self._at(key) for key in ("output", "error", "is_error", "cost_usd"))
         if output is not None:
             self._output = output if isinstance(output, str) else msgspec.json.encode(output).decode()

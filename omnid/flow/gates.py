@@ -66,6 +66,10 @@ class Gates:
         problem = Problem.of(error)
         await self._close(Gate(f"executor:{executor}", "executor", executor, since_ms, wake_at_ms, problem, failures))
 
+    def executor_worked(self, executor: str) -> None:
+        """Forgets an executor's failures: it has brought an attempt to its end."""
+        self._counts.pop(executor, None)
+
     def probe_due(self, group: TaskGroup) -> None:
         """Probes the executors whose gates are due, side by side in the group; opens those that are well again."""
         now_ms = self._context.clock.wall_ms()

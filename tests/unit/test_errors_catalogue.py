@@ -5,7 +5,7 @@ import string
 
 import pytest
 
-from omnid.errors import CATALOGUE, Changed, Fatal, OmnidError, Rejected, Retryable
+from omnid.errors import CATALOGUE, Fatal, OmnidError, Rejected, Retryable
 from omnid.model import Problem
 
 
@@ -44,6 +44,6 @@ def test_a_raise_that_forgets_a_field_is_a_fault() -> None:
 
 
 def test_the_four_errors_are_told_apart() -> None:
-    kinds = (Retryable, Rejected, Changed, Fatal)
+    kinds = (Retryable, Rejected, Fatal)
     assert all(issubclass(kind, OmnidError) for kind in kinds)
     assert not any(issubclass(a, b) for a in kinds for b in kinds if a is not b)

@@ -37,7 +37,7 @@ def probe(world: World, *answers: OmnidError | None) -> None:
         if error is not None:
             raise error
 
-    world.context.executors["command"].probe = answer  # type: ignore[method-assign]
+    world.context.executors["command"].probe = answer
 
 
 async def test_gates_are_closed_again_after_a_start(world: World) -> None:
@@ -103,7 +103,7 @@ async def test_a_probe_that_hangs_or_rejects_keeps_the_gate_closed(
 ) -> None:
     monkeypatch.setattr("omnid.flow.gates.PROBE_S_MAX", 0.001)
     await world.gates.executor_down("command", down())
-    world.context.executors["command"].probe = anyio.sleep_forever  # type: ignore[method-assign]
+    world.context.executors["command"].probe = anyio.sleep_forever
     clock.now_ms += 2_000
     with anyio.fail_after(10):
         await probes(world)
@@ -135,7 +135,7 @@ async def test_what_a_probe_found_is_written_as_soon_as_the_store_takes_it(
             raise errors.pop()
         return await write(fn, **options)
 
-    world.store.write = full  # type: ignore[method-assign]
+    world.store.write = full
     with anyio.fail_after(10):
         await probes(world)
     assert world.gates.all() == []
@@ -152,7 +152,7 @@ async def test_an_executor_is_probed_once_at_a_time(world: World, clock: FakeClo
         asked.append(1)
         await answer.wait()
 
-    world.context.executors["command"].probe = slow  # type: ignore[method-assign]
+    world.context.executors["command"].probe = slow
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             world.gates.probe_due(group)

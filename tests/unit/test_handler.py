@@ -32,8 +32,9 @@ def anyio_backend() -> str:
 
 
 class Mcp:
-    preloaded = 0
-    served: list[Any] = []
+    def __init__(self) -> None:
+        self.preloaded = 0
+        self.served: list[Any] = []
 
     async def preload(self) -> None:
         self.preloaded += 1
@@ -74,7 +75,7 @@ class Client:
     def __init__(self, world: World) -> None:
         self.world, self.host, self.mcp = world, Host(), Mcp()
         api = Api(world.context, world.gates, Cancelling(world.context), self.host)
-        self.handler = SocketHandler(api, self.mcp, pid=7, incarnation=3, message_bytes_max=99)  # type: ignore[arg-type]
+        self.handler = SocketHandler(api, self.mcp, pid=7, incarnation=3, message_bytes_max=99)
         self.started: list[Any] = []
         tasks = SimpleNamespace(start_soon=self.started.append)
         self.connection: Any = SimpleNamespace(role="person", origin=None, session=None, tasks=tasks)
@@ -113,7 +114,7 @@ async def test_an_agent_can_not_pass_for_a_person(client: Client) -> None:
 
 
 async def test_who_speaks_mcp_is_an_agent(client: Client) -> None:
-    await client.handler.serve_mcp(client.connection, None, None)  # type: ignore[arg-type]
+    await client.handler.serve_mcp(client.connection, None, None)
     assert client.connection.role == "agent"
     assert len(client.mcp.served) == 1
 
@@ -161,7 +162,7 @@ async def test_a_number_that_no_database_holds_is_refused(client: Client, world:
         try:
             await client.call(method, **params, **{name: number})
         except OmnidError as error:
-            assert error.code in ("bad_request", "deadline_passed", "unknown_task"), (name, error)  # noqa: PT017
+            assert error.code in ("bad_request", "deadline_passed", "unknown_task"), (name, error)
 
 
 async def test_a_request_of_a_session_is_done_once(client: Client, world: World) -> None:

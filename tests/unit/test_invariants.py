@@ -19,7 +19,21 @@ from tests.fakes.world import AGENT, PERSON, World
 
 CALLERS = st.sampled_from([PERSON, PERSON, AGENT])
 ACTIONS = st.sampled_from(
-    "cancel retry pause resume complete assign priority delete approve deny done again fail".split()
+    [
+        "cancel",
+        "retry",
+        "pause",
+        "resume",
+        "complete",
+        "assign",
+        "priority",
+        "delete",
+        "approve",
+        "deny",
+        "done",
+        "again",
+        "fail",
+    ]
 )
 OUTCOMES = st.sampled_from(["success", "success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted"])
 BIG = "x" * 20_000

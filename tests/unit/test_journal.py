@@ -35,7 +35,7 @@ def test_what_the_log_holds_is_what_the_table_holds(fields: dict[str, Any], larg
     if large:
         plain["output"] = "x" * (BLOB_BYTES_MIN + 1)
     cells = log.cells(ATTEMPT, plain)
-    body = log.decode_body(log.encode_body(cells.logged, {name: 1 for name in plain}))
+    body = log.decode_body(log.encode_body(cells.logged, dict.fromkeys(plain, 1)))
     assert log.column_values(ATTEMPT, body) == cells.columns
     assert set(body.p) == set(plain)
 
@@ -86,9 +86,9 @@ async def test_a_result_that_changes_from_large_to_small_and_back_is_kept_as_it_
 
 
 def _digest(value: Any) -> str:
-    from hashlib import sha256  # noqa: PLC0415
+    from hashlib import sha256
 
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
     return sha256(msgspec.json.encode(value)).hexdigest()
 

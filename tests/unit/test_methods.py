@@ -80,7 +80,7 @@ async def test_a_batch_of_any_size_is_taken_whole(call: Calls) -> None:
 
 async def test_a_disk_that_is_nearly_full_refuses_submits_only(call: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     await call("task.submit", argv=("x",))
-    call.world.clock.now_s += 5  # type: ignore[attr-defined]
+    call.world.clock.now_s += 5
     monkeypatch.setattr("omnid.platform.free_bytes", lambda path: 1)
     assert await code(call("task.submit", argv=("x",))) == "disk_low"
     assert await code(call("task.submit_batch", tasks=[Submit(argv=("x",))])) == "disk_low"
@@ -219,7 +219,7 @@ async def test_log_gives_the_output_in_pieces(call: Calls) -> None:
     assert await call("task.log", task="t1") == shapes.LogPart("", 0, 0, True)
     assert await code(call("task.log", task="t1", attempt=2)) == "unknown_task"
     (command,) = await world.claim()
-    await world.context.spool.append_log(command.attempt_id, "añb")  # type: ignore[attr-defined]
+    await world.context.spool.append_log(command.attempt_id, "añb")
     part = await call("task.log", task="t1", limit_bytes=2)
     assert part == shapes.LogPart("a", 1, 1, False), "a character is never cut in two"
     part = await call("task.log", task="t1", offset_bytes=1)
@@ -244,7 +244,7 @@ async def test_log_waits_for_more_and_for_the_end(call: Calls, monkeypatch: pyte
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
-            await world.context.spool.append_log(command.attempt_id, "more")  # type: ignore[attr-defined]
+            await world.context.spool.append_log(command.attempt_id, "more")
         async with anyio.create_task_group() as group:
             group.start_soon(partial(call, "task.log", task="t1", offset_bytes=4, wait_s=9))
             await world.finish(command, "success")
@@ -283,7 +283,7 @@ async def test_control_ends_the_running_attempt_and_removes_what_it_left(call: C
     (command,) = await world.claim()
     await call("task.control", task="t1", action="cancel")
     assert world.context.cancel_was_asked(command.attempt_id)
-    await world.context.spool.append_log(command.attempt_id, "x")  # type: ignore[attr-defined]
+    await world.context.spool.append_log(command.attempt_id, "x")
     await world.finish(command, "cancelled")
     await call("task.control", task="t1", action="delete")
     assert await world.context.spool.attempts() == []
@@ -354,7 +354,7 @@ async def test_the_log_is_shown_from_any_point_whole_or_of_one_task(call: Calls,
 
 
 def _note(attempt_id: str, tx: Any) -> None:
-    from omnid.store import journal  # noqa: PLC0415
+    from omnid.store import journal
 
     journal.add_note(tx, attempt_id, "seen", "x", notes_max=5)
 
@@ -380,11 +380,11 @@ async def test_replay_shows_the_state_as_it_was(call: Calls, clock: FakeClock) -
 async def test_doctor_finds_a_table_that_was_edited(call: Calls) -> None:
     await call.world.add("x")
     assert (await call("doctor")).ok
-    await call.world.write(lambda tx: tx.connection.execute("UPDATE task SET priority = 9"))  # type: ignore[attr-defined]
+    await call.world.write(lambda tx: tx.connection.execute("UPDATE task SET priority = 9"))
     (wrong,) = [one for one in (await call("doctor")).findings if not one.ok]
     assert wrong.name == "log"
     assert "priority" in wrong.detail
-    await call.world.write(lambda tx: tx.connection.execute("UPDATE task SET priority = 0"))  # type: ignore[attr-defined]
+    await call.world.write(lambda tx: tx.connection.execute("UPDATE task SET priority = 0"))
 
 
 async def test_doctor_finds_a_log_that_was_edited(call: Calls) -> None:

@@ -77,7 +77,7 @@ class Rooms:
     def __init__(self, world: World, **executors: Scripted) -> None:
         self.world = world
         context = world.context
-        context.take_executors({**context.executors, **executors})  # type: ignore[dict-item]
+        context.take_executors({**context.executors, **executors})
         self.results = Results(context)
         self.link = EmbeddedLink()
         self.runner = Runner(context, world.gates, self.results, self.link)
@@ -189,7 +189,7 @@ async def test_an_executor_that_can_not_tell_yet_is_asked_again(
 
 async def test_a_command_of_an_executor_that_left_the_config_is_looked_after(world: World, rooms: Make) -> None:
     command = await left_open(world, executor="safe")
-    del world.context.executors["safe"]  # type: ignore[attr-defined]
+    del world.context.executors["safe"]
     executor = Scripted("command", found=Found.RUNNING)
     await rooms(command=executor).recover()
     assert "adopt" in executor.asked
@@ -305,7 +305,7 @@ async def test_only_fatal_gets_out_of_an_attempt(world: World, rooms: Make) -> N
     async def broken(result: Result) -> bool:
         raise Fatal("store_io", path="/", detail="x")
 
-    house.results.settle = broken  # type: ignore[method-assign]
+    house.results.settle = broken
     with pytest.raises(BaseExceptionGroup) as caught:
         await house.run(command)
     assert caught.group_contains(Fatal)
@@ -363,7 +363,7 @@ async def test_a_gate_that_can_not_be_written_takes_the_attempt_back_all_the_sam
     async def full(self: Gates, executor: str, error: Retryable) -> None:
         raise Retryable("disk_full", path="/", detail="x")
 
-    world.gates.executor_down = full.__get__(world.gates)  # type: ignore[method-assign]
+    world.gates.executor_down = full.__get__(world.gates)
     await house.run(command)
     assert (await world.task(command.task_id)).reason == "backoff"
     assert "gate_not_closed" in world.logged.getvalue()

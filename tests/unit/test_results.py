@@ -42,7 +42,7 @@ async def started(world: World, **fields: Any) -> Command:
 async def after_backoff(world: World) -> Command:
     """Lets the wait of the one task pass that is tried again, and starts it."""
     (row,) = await world.rows("SELECT wake_at_ms FROM task WHERE reason = 'backoff'")
-    world.clock.now_ms = row[0]  # type: ignore[attr-defined]
+    world.clock.now_ms = row[0]
     await world.wake()
     (command,) = await world.claim()
     return command
@@ -177,6 +177,17 @@ async def test_a_late_result_resolves_what_was_uncertain(world: World, outcome: 
     assert (kept.outcome, kept.problem, kept.output) == (outcome, problem, "late")
 
 
+async def test_only_the_current_attempt_resolves_what_is_uncertain(world: World) -> None:
+    first = await started(world)
+    await world.finish(first, "lost")
+    await world.control("t1", "again")
+    (second,) = await world.claim()
+    await world.finish(second, "lost")
+    assert await world.finish(first, "success") == []
+    assert (await world.task(first.task_id)).state == "uncertain"
+    assert await world.finish(second, "success")
+
+
 async def test_a_resolved_task_takes_no_late_result(world: World) -> None:
     for n, action in enumerate(["done", "again", "fail"], 1):
         command = await started(world)
@@ -301,10 +312,10 @@ class Failing:
     """A store that refuses some writes before it takes one."""
 
     def __init__(self, world: World, *codes: str) -> None:
-        self.errors = [Retryable(code, **{"path": "/", "detail": "x"}) for code in codes]
+        self.errors = [Retryable(code, path="/", detail="x") for code in codes]
         self.store = world.store
         self.write_now = world.store.write
-        world.store.write = self.write  # type: ignore[method-assign]
+        world.store.write = self.write
 
     async def write(self, fn: Any, *, bulk: bool = False) -> Any:
         if self.errors:

@@ -20,7 +20,7 @@ def anyio_backend() -> str:
 async def ended(world: World, *argv: str, outcome: str = "success", **fields: object) -> str:
     task = await world.add(*argv, **fields)
     command = next(one for one in await world.claim() if one.task_id == task.id)
-    await world.context.spool.append_log(command.attempt_id, "x" * 1000)  # type: ignore[attr-defined]
+    await world.context.spool.append_log(command.attempt_id, "x" * 1000)
     await world.finish(command, outcome, output="z" * 20_000)
     return task.id
 
@@ -39,7 +39,7 @@ async def test_a_finished_task_goes_when_its_days_are_over(world: World, clock: 
     assert await world.retain() == 2
     assert await names(world) == ["t3"]
     for table in ("attempt", "blob", "label"):
-        assert await world.rows(f"SELECT count(*) FROM {table}") == [(0,)], table  # noqa: S608
+        assert await world.rows(f"SELECT count(*) FROM {table}") == [(0,)], table
     assert await world.context.spool.attempts() == []
     assert await world.rows("SELECT DISTINCT collection FROM change ORDER BY 1") == [("origin",), ("task",)]
 
@@ -102,8 +102,8 @@ async def test_a_task_that_others_have_yet_to_hear_of_stays(world: World, clock:
 
 
 async def test_answers_and_the_history_of_what_was_deleted_go_after_two_days(world: World, clock: FakeClock) -> None:
-    from omnid.flow.caller import Caller  # noqa: PLC0415
-    from omnid.flow.once import once  # noqa: PLC0415
+    from omnid.flow.caller import Caller
+    from omnid.flow.once import once
 
     await world.write(once(Caller(session="s", request_id="1"), "m", {}, lambda tx: 7, int))
     await world.add("x")
@@ -150,7 +150,7 @@ async def test_a_task_that_is_run_again_meanwhile_stays(world: World, clock: Fak
         await remove(attempt_id)
         await world.control(task_id, "retry")
 
-    world.context.spool.remove = retried  # type: ignore[method-assign]
+    world.context.spool.remove = retried
     assert await world.retain() == 0
     assert (await world.task(task_id)).state == "idle"
 

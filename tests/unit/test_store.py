@@ -62,7 +62,7 @@ async def test_what_was_written_is_there_after_a_start(tmp_path: Path) -> None:
 
 async def test_the_database_syncs_and_its_wal_is_bounded(tmp_path: Path) -> None:
     async with opened(tmp_path, wal_bytes_max=2 << 20) as store:
-        settings = await store.write(lambda tx: _pragmas(tx))
+        settings = await store.write(_pragmas)
         assert settings == {"journal_mode": "wal", "synchronous": 2, "journal_size_limit": 2 << 20}
         for n in range(300):
             await store.write(lambda tx, n=n: tx.create(GATE, f"g{n}", {**_big(), "subject": f"{n}"}))
@@ -99,7 +99,7 @@ async def test_writers_that_gather_share_one_commit_and_fail_alone(tmp_path: Pat
             except ValueError as error:
                 results[name] = error
 
-        connection: apsw.Connection = store._connection  # noqa: SLF001 - only the engine can count its commits.
+        connection: apsw.Connection = store._connection
         connection.set_commit_hook(lambda: bool(commits.append(1)))
         async with anyio.create_task_group() as group:
             group.start_soon(write, "hold", hold, True)
@@ -120,7 +120,7 @@ def full() -> bool:
 
 async def test_a_failed_commit_fails_the_whole_batch_and_leaves_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
-        connection: apsw.Connection = store._connection  # noqa: SLF001 - to make the engine refuse a commit.
+        connection: apsw.Connection = store._connection
         connection.set_commit_hook(full)
         with pytest.raises(Retryable) as caught:
             await store.write(gate("a"))
@@ -132,7 +132,7 @@ async def test_a_failed_commit_fails_the_whole_batch_and_leaves_nothing(tmp_path
 async def test_after_a_full_disk_the_store_goes_on(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.write(gate("before"))
-        connection: apsw.Connection = store._connection  # noqa: SLF001 - a full disk, as SQLite sees it.
+        connection: apsw.Connection = store._connection
         pages = connection.pragma("page_count")
         connection.pragma("max_page_count", pages)
         with pytest.raises(Retryable) as caught:
@@ -147,7 +147,7 @@ async def test_after_a_full_disk_the_store_goes_on(tmp_path: Path) -> None:
 async def test_what_a_failed_batch_had_taken_of_the_log_is_given_back(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.write(gate("a"))
-        connection: apsw.Connection = store._connection  # noqa: SLF001 - as above.
+        connection: apsw.Connection = store._connection
         connection.pragma("max_page_count", connection.pragma("page_count"))
         with pytest.raises(Retryable):
             await store.write(
@@ -293,7 +293,9 @@ def test_every_claim_and_timer_uses_an_index(tmp_path: Path) -> None:
     for name in (
         "ready_tasks",
         "due_tasks",
-        "expired_tasks",
+        "expired_waiting",
+        "expired_running",
+        "cascades",
         "lane_busy",
         "lane_ready",
         "lane_next",
@@ -314,7 +316,7 @@ def test_every_claim_and_timer_uses_an_index(tmp_path: Path) -> None:
         )
         assert "SCAN t" not in plan.replace("SCAN t USING", "")
         assert "USING" in plan, (name, plan)
-        assert "TEMP B-TREE" not in plan or name in ("lane_next",), (name, plan)
+        assert "TEMP B-TREE" not in plan or name == "lane_next", (name, plan)
 
 
 def _count(name: str) -> int:

@@ -66,7 +66,7 @@ async def test_a_running_task_past_its_deadline_is_ended_once(world: World, cloc
         async def cancel(self, attempt_id: str) -> None:
             asked.append(attempt_id)
 
-    world.context.active[command.attempt_id] = Spy()  # type: ignore[assignment]
+    world.context.active[command.attempt_id] = Spy()
     await timer.work_off()
     await timer.work_off()
     assert asked == [command.attempt_id]
@@ -151,7 +151,7 @@ async def test_the_timer_sleeps_until_the_bell_and_probes_gates_that_are_due(wor
     async def probe() -> None:
         probed.set()
 
-    world.context.executors["command"].probe = probe  # type: ignore[method-assign]
+    world.context.executors["command"].probe = probe
     await world.gates.executor_down("command", Retryable("executor_down", executor="command", detail="x"))
     timer = Wakeup(world.context, world.gates, Cancelling(world.context))
     with anyio.fail_after(10):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid import wire
-from omnid.errors import CATALOGUE, Changed, Fatal, OmnidError, Rejected, Retryable
+from omnid.errors import CATALOGUE, Fatal, OmnidError, Rejected, Retryable
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -50,7 +50,7 @@ def test_a_line_of_single_bytes_takes_no_more_than_its_bytes() -> None:
     assert [len(line) for line in splitter.feed(b"\n")] == [1 << 16]
 
 
-@pytest.mark.parametrize("kind", [Rejected, Retryable, Changed, Fatal])
+@pytest.mark.parametrize("kind", [Rejected, Retryable, Fatal])
 def test_an_error_crosses_the_wire(kind: type[OmnidError]) -> None:
     sent = kind("disk_full", detail="ENOSPC", path="/x")
     message = json.loads(wire.error_answer(b'"a"', sent))
