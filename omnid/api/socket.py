@@ -131,9 +131,10 @@ class Connection:
             # Under load the next request is there once the others had their turn: that saves asking the system to wait.
             await checkpoint()
             while True:
-                with contextlib.suppress(BlockingIOError):
+                try:
                     return self._socket.recv(_READ_BYTES) or None
-                await anyio.wait_readable(self._socket)
+                except BlockingIOError:
+                    await anyio.wait_readable(self._socket)
         except OSError:
             return None
         finally:

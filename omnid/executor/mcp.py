@@ -210,7 +210,7 @@ class McpExecutor:
         if attempt.called and not attempt.repeatable:
             detail = f"no answer came in {attempt.timeout_s:g} s; the server was told to stop, and may have done it"
             return _unknown(command, detail, repeatable=False)
-        problem = Problem.make("attempt_timeout", timeout_s=f"{attempt.timeout_s:g}", task=command.name)
+        problem = Problem.make("attempt_timeout", timeout_s=f"{attempt.timeout_s:g}")
         return _ended(command, "timeout", problem)
 
     def _result(self, attempt: "_Attempt", answer: "Answer") -> Result:

@@ -73,10 +73,13 @@ class Runner:
         """Brings one attempt to its result; the result is settled even when the executor is at fault."""
         context = self._context
         try:
-            problem = Problem.make("executor_fault", executor=command.executor, detail="it gave no result in time")
-            result = failed(command, problem)
+            result = None
             with anyio.move_on_after(command.timeout_s + OVERRUN_S):
                 result = await self._call(executor, command)
+            if result is None:
+                detail = "it gave no result in time"
+                problem = Problem.make("executor_fault", executor=command.executor, detail=detail)
+                result = failed(command, problem)
             if result.outcome != "unstarted":
                 self._gates.executor_worked(command.executor)
             if await self._results.settle(result):

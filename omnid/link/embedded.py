@@ -16,7 +16,10 @@ class EmbeddedLink:
 
     async def send(self, command: Command) -> None:
         """Hands a command to the runner; waits while `window_max` commands are on their way."""
-        await self._send.send(command)
+        try:
+            self._send.send_nowait(command)
+        except anyio.WouldBlock:
+            await self._send.send(command)
 
     async def receive(self) -> Command:
         """Gives the next command; raises anyio.EndOfStream after `close`."""

@@ -72,11 +72,11 @@ SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority 
 -- name: due_tasks
 SELECT {task_row} FROM task WHERE wake_at_ms <= $1 ORDER BY wake_at_ms LIMIT $2
 -- name: expired_waiting
-SELECT {task_row} FROM task WHERE deadline_ms <= $1 AND finished_at_ms IS NULL AND state IN ('idle', 'waiting')
-ORDER BY deadline_ms LIMIT $2
+SELECT {task_row} FROM task WHERE deadline_ms <= $1 AND finished_at_ms IS NULL
+AND state NOT IN ('dispatching', 'executing', 'input_required', 'uncertain') ORDER BY deadline_ms LIMIT $2
 -- name: expired_running
 SELECT id FROM task WHERE deadline_ms <= $1 AND finished_at_ms IS NULL
-AND state IN ('dispatching', 'executing', 'input_required') ORDER BY deadline_ms LIMIT $2
+AND state NOT IN ('idle', 'waiting', 'uncertain') ORDER BY deadline_ms LIMIT $2
 -- name: next_wake
 SELECT min(wake_at_ms) FROM task WHERE wake_at_ms IS NOT NULL
 -- name: next_deadline

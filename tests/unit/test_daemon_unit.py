@@ -37,9 +37,11 @@ class Home:
         self.file = path / "omnid.toml"
         self.file.write_text("")
         self.environ = {
-            "HOME": str(path), "OMNID_STATE": str(path / "state"), "OMNID_CONFIG": str(self.file),
+            "HOME": str(path),
+            "OMNID_STATE": str(path / "state"),
+            "OMNID_CONFIG": str(self.file),
             "PATH": os.environ["PATH"],
-        }  # fmt: skip
+        }
         self.logged = StringIO()
         self.executors: dict[str, Any] = {"mine": InProcessExecutor("mine", nothing)}
 
@@ -53,9 +55,14 @@ class Home:
 
                 async def run(*, task_status: Any) -> None:
                     await serve(
-                        loaded, environ=self.environ, clock=clock, log=log, secrets=Secrets(self.environ),
-                        executors=self.executors, task_status=task_status,
-                    )  # fmt: skip
+                        loaded,
+                        environ=self.environ,
+                        clock=clock,
+                        log=log,
+                        secrets=Secrets(self.environ),
+                        executors=self.executors,
+                        task_status=task_status,
+                    )
 
                 daemon = await group.start(run)
                 yield daemon

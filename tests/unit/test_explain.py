@@ -21,9 +21,17 @@ def task(state: str, **fields: Any) -> Task:
 
 def facts(**fields: Any) -> Situation:
     plain: dict[str, Any] = {
-        "now_ms": NOW_MS, "last": None, "attempts_max": 3, "open_before": (), "gate": None, "lane_holder": None,
-        "executor_known": True, "executor_full": False, "slots_full": False, "running": 0,
-    }  # fmt: skip
+        "now_ms": NOW_MS,
+        "last": None,
+        "attempts_max": 3,
+        "open_before": (),
+        "gate": None,
+        "lane_holder": None,
+        "executor_known": True,
+        "executor_full": False,
+        "slots_full": False,
+        "running": 0,
+    }
     return Situation(**{**plain, **fields})
 
 
@@ -99,10 +107,17 @@ def test_every_state_has_a_sentence() -> None:
 @pytest.mark.parametrize(
     ("seconds_s", "text"),
     [
-        (-5, "0 s"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "59 min"), (3600, "1 h"),
-        (11_400, "3 h 10 min"), (48 * 3600 - 1, "47 h 59 min"), (48 * 3600, "2 d"),
+        (-5, "0 s"),
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (3599, "59 min"),
+        (3600, "1 h"),
+        (11_400, "3 h 10 min"),
+        (48 * 3600 - 1, "47 h 59 min"),
+        (48 * 3600, "2 d"),
     ],
-)  # fmt: skip
+)
 def test_durations_are_written_as_people_say_them(seconds_s: float, text: str) -> None:
     assert span(seconds_s) == text
 

@@ -147,11 +147,16 @@ async def test_what_can_not_be_read_is_refused_and_says_where(
 
 EDGES = [2**53, 2**62, 2**63 - 1, 2**63, 2**64, 2**70, -1, -(2**63), -(2**63) - 1]
 NUMBERED = [
-    ("task.submit", {"argv": ["x"]}, "not_before_ms"), ("task.submit", {"argv": ["x"]}, "deadline_ms"),
-    ("operations", {}, "since"), ("operations", {}, "since_ms"), ("replay", {}, "until_seq"),
-    ("replay", {}, "until_ms"), ("task.list", {}, "since_ms"), ("task.log", {"task": "t1"}, "attempt"),
+    ("task.submit", {"argv": ["x"]}, "not_before_ms"),
+    ("task.submit", {"argv": ["x"]}, "deadline_ms"),
+    ("operations", {}, "since"),
+    ("operations", {}, "since_ms"),
+    ("replay", {}, "until_seq"),
+    ("replay", {}, "until_ms"),
+    ("task.list", {}, "since_ms"),
+    ("task.log", {"task": "t1"}, "attempt"),
     ("task.log", {"task": "t1", "attempt": 1}, "offset_bytes"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("number", EDGES)

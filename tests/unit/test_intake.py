@@ -142,9 +142,10 @@ async def test_only_so_many_tasks_may_wait_and_ended_ones_do_not_count(world: Wo
 
 async def test_a_batch_may_name_its_own_tasks_in_any_order(world: World) -> None:
     done = await world.submit(
-        Submit(argv=("last",), after=("mid", "first")), Submit(argv=("mid",), ref="mid", after=("first",)),
+        Submit(argv=("last",), after=("mid", "first")),
+        Submit(argv=("mid",), ref="mid", after=("first",)),
         Submit(argv=("first",), ref="first"),
-    )  # fmt: skip
+    )
     assert [one.state for one in done] == ["waiting", "waiting", "idle"]
     assert (await world.task(done[0].id)).work.after == (done[1].id, done[2].id)
     order: list[str] = []
@@ -225,10 +226,19 @@ EXACT = Work(argv=("rm", "x"), cwd="/a", env=("A",), check=("true",), stdin="y",
 @pytest.mark.parametrize(
     "change",
     [
-        {"argv": ("rm", "x", "y")}, {"argv": ("rm x",)}, {"cwd": "/b"}, {"cwd": None}, {"env": ("B",)}, {"check": None},
-        {"stdin": "z"}, {"server": "r"}, {"tool": "u"}, {"arguments": {}}, {"prompt": "q"},
+        {"argv": ("rm", "x", "y")},
+        {"argv": ("rm x",)},
+        {"cwd": "/b"},
+        {"cwd": None},
+        {"env": ("B",)},
+        {"check": None},
+        {"stdin": "z"},
+        {"server": "r"},
+        {"tool": "u"},
+        {"arguments": {}},
+        {"prompt": "q"},
     ],
-)  # fmt: skip
+)
 def test_a_permit_covers_exactly_one_work(change: dict[str, Any]) -> None:
     assert permit_id("o", "e", msgspec.structs.replace(EXACT, **change)) != permit_id("o", "e", EXACT)
     assert permit_id("o2", "e", EXACT) != permit_id("o", "e", EXACT) != permit_id("o", "e2", EXACT)

@@ -184,5 +184,5 @@ def _tasks(reader: Any) -> list[Any]:
 
 TestFlow = Flow.TestCase
 TestFlow.settings = settings(
-    max_examples=25, stateful_step_count=30, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=15, stateful_step_count=30, suppress_health_check=list(HealthCheck), print_blob=True
 )

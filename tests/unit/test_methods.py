@@ -58,8 +58,15 @@ async def test_what_is_for_people_is_refused_to_agents(call: Calls, name: str) -
 
 def test_agents_grant_themselves_nothing() -> None:
     assert {name for name, method in METHODS.items() if "agent" in method.roles} == {
-        "task.submit", "task.submit_batch", "task.get", "task.list", "task.log", "task.control", "task.why", "status",
-    }  # fmt: skip
+        "task.submit",
+        "task.submit_batch",
+        "task.get",
+        "task.list",
+        "task.log",
+        "task.control",
+        "task.why",
+        "status",
+    }
 
 
 async def test_a_submit_wakes_the_dispatcher_and_a_time_wakes_the_timer(call: Calls, clock: FakeClock) -> None:
@@ -98,8 +105,9 @@ async def test_get_shows_all_that_is_known(call: Calls, clock: FakeClock) -> Non
     view = await call("task.get", task="t2")
     assert (view.task.state, view.key, view.assignee, view.after) == ("completed", "k", "eve", ["t1"])
     assert [(one.number, one.outcome, one.output) for one in view.attempts] == [
-        (1, "failure", "failure"), (2, "success", "success"),
-    ]  # fmt: skip
+        (1, "failure", "failure"),
+        (2, "success", "success"),
+    ]
     assert (view.attempts_total, view.attempts[0].exit_code, view.attempts[1].cost_usd) == (2, 3, 0.5)
     assert not view.timed_out
     assert view.work["argv"] == ("x",)

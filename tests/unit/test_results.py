@@ -253,8 +253,12 @@ async def test_a_chain_longer_than_the_limit_fails_to_its_end(world: World) -> N
 
 @given(
     st.sampled_from(["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted"]),
-    st.booleans(), st.booleans(), st.sampled_from([None, 99, 101]), st.integers(0, 3), st.integers(1, 4),
-)  # fmt: skip
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, 99, 101]),
+    st.integers(0, 3),
+    st.integers(1, 4),
+)
 def test_the_verdict(
     outcome: Any, idempotent: bool, cancel: bool, deadline_ms: int | None, failures: int, most: int
 ) -> None:

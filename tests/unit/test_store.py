@@ -295,7 +295,6 @@ def test_every_claim_and_timer_uses_an_index(tmp_path: Path) -> None:
         "due_tasks",
         "expired_waiting",
         "expired_running",
-        "cascades",
         "lane_busy",
         "lane_ready",
         "lane_next",
