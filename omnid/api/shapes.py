@@ -99,7 +99,7 @@ class Get(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Search(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A filter; without one: all tasks that have not ended, then the newest that have."""
+    """A filter; without one: all tasks."""
 
     states: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()

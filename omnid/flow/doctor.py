@@ -12,7 +12,7 @@ import anyio
 from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.store.interface import COLLECTIONS, Reader
-from omnid.store.replay import Difference, Replica, apply_page, check_queue, check_table, compare_page
+from omnid.store.replay import Difference, Replica, apply_page, check_queue, check_table, compare_page, derive
 
 DIFFERENCES_MAX = 20
 
@@ -66,6 +66,7 @@ class Doctor:
         async with self._replica() as replica:
             while await self._context.store.read(partial(apply_page, replica=replica, until=until)):
                 pass
+            await self._context.store.read(lambda _: derive(replica))
             yield replica
 
     @asynccontextmanager

@@ -144,11 +144,13 @@ def _check_refs(asked: Sequence[Submit]) -> None:
 
 def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, limit: int, tally: Mapping[str, int]) -> list[Submitted]:
     """Writes all drafts, or raises and leaves nothing."""
-    _check_room(len(drafts), limit, tally)
     refs = {draft.params.ref: _id_of(tx, draft) for draft in drafts if draft.params.ref is not None}
     if len(drafts) == 1:
-        return [_write_one(tx, drafts[0], caller, refs)]
-    return [_of_batch(index, partial(_write_one, tx, draft, caller, refs)) for index, draft in enumerate(drafts)]
+        written = [_write_one(tx, drafts[0], caller, refs)]
+    else:
+        written = [_of_batch(index, partial(_write_one, tx, draft, caller, refs)) for index, draft in enumerate(drafts)]
+    _check_room(sum(task.created for task in written), limit, tally)
+    return written
 
 
 def _of_batch(index: int, step: Callable[[], T]) -> T:
@@ -160,8 +162,9 @@ def _of_batch(index: int, step: Callable[[], T]) -> T:
 
 
 def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:
+    """Holds what was newly written against the limit; a task that was there already needs no room."""
     waiting = sum(tally.values()) - sum(tally.get(state, 0) for state in TERMINAL)
-    if waiting + count > limit:
+    if count and waiting + count > limit:
         raise Retryable("too_many_waiting", count=waiting, limit=limit)
 
 

@@ -38,6 +38,8 @@ DELETE FROM change WHERE collection = $1 AND id = $2 AND seq <= (
 )
 -- name: keep_blob
 INSERT INTO blob (sha256, data) VALUES ($1, $2) ON CONFLICT DO NOTHING
+-- name: blob_by_digest
+SELECT data FROM blob WHERE sha256 = $1
 -- name: blobs_of_task
 SELECT work_blob FROM task WHERE id = $1 AND work_blob IS NOT NULL
 UNION SELECT output_blob FROM attempt WHERE task_id = $1 AND output_blob IS NOT NULL

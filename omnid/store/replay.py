@@ -1,5 +1,6 @@
 """The log read again: as operations for people, as a database rebuilt from nothing, and compared with the tables."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +83,12 @@ class Replica:
         values = (*columns.values(), encode_heads(after), ord)
         self.connection.execute(update_sql(name, (*columns, "heads")), values)
 
+    def keep_blob(self, digest: str, data: str) -> None:
+        """Takes a large value over; raises Rejected(`replay_mismatch`) where it isn't what its digest says."""
+        if sha256(data.encode()).hexdigest() != digest:
+            raise Rejected("replay_mismatch", detail=f"the large value {digest} has other content")
+        self.connection.execute(queries()["keep_blob"], (digest, data))
+
     def rows(self) -> int:
         """Counts the rows of all logged tables."""
         return sum(row[0] for name in COLLECTIONS for row in self.reader.all(f"count_{name}"))
@@ -99,10 +106,24 @@ class Difference(NamedTuple):
     detail: str
 
 
+def digests_of(rows: list[Row]) -> set[str]:
+    """Gives the digests of the large values that entries of the log speak of."""
+    found: set[str] = set()
+    for row in rows:
+        if '_blob":"' in row[7]:
+            fields = decode_body(row[7]).f
+            found.update(msgspec.json.decode(raw) for name, raw in fields.items() if name.endswith("_blob"))
+    return found
+
+
 def apply_page(reader: Reader, replica: Replica, until: int) -> bool:
     """Applies the next page of the log up to a seq; tells whether there may be more."""
     rows = reader.all("changes_page", replica.seq, until, PAGE_MAX)
     replica.apply(rows)
+    for digest in digests_of(rows):
+        row = reader.one("blob_by_digest", digest)
+        if row is not None:  # Of a row that is deleted again it may have gone.
+            replica.keep_blob(digest, row[0])
     return len(rows) == PAGE_MAX
 
 
