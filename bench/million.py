@@ -1,5 +1,6 @@
 """A million waiting tasks against a thousand: claims, memory, and the start after SIGKILL."""
 
+import mmap
 import shutil
 import time
 from functools import partial
@@ -10,7 +11,7 @@ import anyio
 import apsw
 
 from bench.report import Report
-from bench.served import NAME
+from bench.served import NAME, NoopExecutor
 from bench.world import Daemon, answer_of, memory_mb, request, scratch
 from omnid import config
 from omnid.clock import SystemClock
@@ -97,7 +98,12 @@ async def _claims(small: Path, large: Path) -> tuple[float, float]:
         await store.write(lambda tx: journal.open_gate(tx, "paused:*"))
     settings = config.Config()
     claim = partial(
-        dispatcher.claim, free={NAME: 1}, slots_free=1, idempotent={NAME: True}, config=settings, clock=clock
+        dispatcher.claim,
+        free={NAME: 1},
+        slots_free=1,
+        executors={NAME: NoopExecutor(mmap.mmap(-1, 16))},
+        config=settings,
+        clock=clock,
     )
     taken_ms: tuple[list[float], list[float]] = ([], [])
     for _ in range(CLAIMS):

@@ -41,6 +41,9 @@ class NoopExecutor:
     def accepts(self, work: Work) -> None:
         pass
 
+    def exact(self, work: Work) -> Work:
+        return work
+
     async def probe(self) -> None:
         pass
 

@@ -6,6 +6,7 @@ import sys
 _USAGE = """\
 usage: omnid run        run the daemon in the foreground
        omnid mcp        speak MCP on stdin and stdout, for agents
+       omnid config check|show   the config as JSON, without a daemon
        omnid --version  show the version
 People use omnictl: `omnictl help`.
 """
@@ -23,6 +24,10 @@ def main() -> int:
         from omnid import daemon
 
         return daemon.main(rest)
+    if verb == "config" and rest in (["check"], ["show"]):
+        from omnid import daemon
+
+        return daemon.config_without_daemon(rest[0])
     if verb in {"--version", "-V"}:
         from omnid import __version__
 

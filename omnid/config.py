@@ -153,7 +153,8 @@ class _Executor(_Section, frozen=True, kw_only=True, tag_field="kind"):
 class CommandExecutor(_Executor, frozen=True, kw_only=True, tag="command"):
     """Runs programs. `argv` comes before what the task asks for; `env` names variables to pass on, `env_set` sets some.
 
-    With `probe` (a program and its arguments, ending with 0 when all is well) the executor can be found out to be down.
+    With `probe` (a program and its arguments, ending with 0 when all is well) an executor that was down
+    is found to be well again, and `omnictl doctor` says how it is.
     """
 
     kind: ClassVar[str] = "command"

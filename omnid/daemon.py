@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup, TaskStatus
+from msgspec import Struct
 
 from omnid import __version__, config, platform
 from omnid.api.handler import SocketHandler
 from omnid.api.mcp_server import McpServer
 from omnid.api.methods import Api
+from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
 from omnid.api.socket import SocketServer
 from omnid.clock import Clock, SystemClock
 from omnid.errors import Fatal, OmnidError, Rejected
@@ -320,6 +323,22 @@ def main(argv: Sequence[str]) -> int:
             return _run(loaded, environ, clock)
     except OmnidError as error:
         return _say(error)
+
+
+def config_without_daemon(action: str) -> int:
+    """Writes what the operations `config.check` and `config.show` would answer, for when no daemon runs."""
+    environ = dict(os.environ)
+    path = platform.config_path(environ)
+    answer: Struct
+    if action == "check":
+        answer = ConfigChecked(path, [Problem.of(error) for error in config.check(environ, path)])
+    else:
+        try:
+            answer = ConfigShown(path, [ConfigRow(*row) for row in config.load(environ, path).rows()])
+        except Rejected as error:
+            return _say(error)
+    sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+    return 0
 
 
 def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int:

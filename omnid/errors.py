@@ -89,8 +89,13 @@ CATALOGUE: dict[str, Message] = {
     ),
     "unknown_task": Message(
         "There is no task {task}{hint}.",
-        "It was never submitted here, was deleted, or was removed after retention.finished_days.",
+        "It was never submitted here, was deleted, or was removed after its time (retention in the config).",
         "`omnictl list --all` shows the tasks that are there.",
+    ),
+    "unknown_attempt": Message(
+        "{task} has no attempt {number}.",
+        "Its attempts are numbered from 1; the last one so far is {last}.",
+        "`omnictl show {task}` lists them.",
     ),
     "ambiguous_task": Message(
         "{task} names more than one task: {candidates}.",
@@ -139,7 +144,8 @@ CATALOGUE: dict[str, Message] = {
     ),
     "bad_time": Message(
         "{text} is not a time.",
-        "Times are Unix milliseconds, ISO 8601 (2026-11-21T08:00:00+01:00), today, or relative (+90s, +2h; ago: 2h).",
+        "Times are Unix milliseconds, ISO 8601 (2026-11-21T08:00:00+01:00), today, or relative (+90s, +2h; ago: 2h); "
+        "durations are written 90s, 10m, 2h or 1d.",
         "Write it in one of these ways.",
     ),
     # The command line.

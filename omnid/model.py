@@ -134,7 +134,7 @@ class Task(Struct, frozen=True):
     retry_at_ms: int | None = None
     paused: bool = False
     approval: str | None = None
-    """None (not needed), `needed`, `granted` or `denied`."""
+    """None (not needed), `needed`, `denied`, or `granted:` and the id of exactly what was approved."""
     cancel: bool = False
     """A cancel was asked for; the task becomes cancelled when its attempt has ended."""
     attempt: int = 0

@@ -21,7 +21,7 @@ from omnid.api.shapes import (
     WhyAnswer,
 )
 from omnid.api.views import LAST_ORD, Views, by_state
-from omnid.errors import Rejected
+from omnid.errors import OmnidError, Rejected
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.doctor import Doctor
@@ -34,6 +34,7 @@ from omnid.store.replay import change_of
 LOOK_AGAIN_S = 0.2
 """How often a log is looked at while somebody follows it: files tell nobody that they grow."""
 FIELD_CHARS_MAX = 2_000
+PROBE_S_MAX = 15.0
 
 
 class JournalViews:
@@ -60,7 +61,7 @@ class JournalViews:
         if attempt is None:
             if params.attempt is None:
                 return LogPart("", params.offset_bytes, 0, True)
-            raise Rejected("unknown_task", task=f"attempt {number} of {task.name}", hint="")
+            raise Rejected("unknown_attempt", number=number, task=task.name, last=task.attempt)
         data = await spool.read(attempt.id, params.offset_bytes, params.limit_bytes)
         with anyio.move_on_after(params.wait_s):
             while not data and attempt.ended_at_ms is None:
@@ -125,17 +126,24 @@ class JournalViews:
         return DoctorAnswer(all(finding.ok for finding in findings), findings)
 
     async def _executors(self) -> list[Finding]:
-        gates = [gate for gate in self._views.gates() if gate.cause == "executor"]
-        down = {gate.subject: gate.problem.what if gate.problem else "it is down" for gate in gates}
-        return [
-            _finding(
-                f"executor {name}",
-                [down[name]] if name in down else [],
-                "no trouble known",
-                "It is tried again by itself; `omnictl status` says when.",
-            )
-            for name in sorted(self._context.executors)
-        ]
+        """Probes every executor, side by side."""
+        wrong: dict[str, str] = {}
+
+        async def probe(name: str) -> None:
+            with anyio.move_on_after(PROBE_S_MAX) as scope:
+                try:
+                    await self._context.executors[name].probe()
+                except OmnidError as error:
+                    wrong[name] = error.what
+            if scope.cancelled_caught:
+                wrong[name] = f"its probe gave no answer within {PROBE_S_MAX:.0f} s"
+
+        names = sorted(self._context.executors)
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(probe, name)
+        do = "Mend it; its gate opens by itself once it works again (`omnictl status` says when it is tried)."
+        return [_finding(f"executor {name}", [wrong[name]] if name in wrong else [], "works", do) for name in names]
 
 
 def decode_piece(data: bytes, *, whole: bool) -> tuple[str, int]:

@@ -5,7 +5,7 @@ The socket's methods and the MCP tools come from it; later the HTTP routes do to
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -14,7 +14,7 @@ from omnid import __version__
 from omnid.api import shapes
 from omnid.api.journal_views import JournalViews
 from omnid.api.views import Views, by_reason, by_state
-from omnid.errors import Rejected
+from omnid.errors import OmnidError, Rejected
 from omnid.flow import control, intake
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
@@ -22,10 +22,12 @@ from omnid.flow.control import Cancelling, Effect
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
-from omnid.flow.once import once
+from omnid.flow.once import kept, once
 from omnid.model import Problem, Submit, Submitted
 from omnid.states import TERMINAL
 from omnid.store.interface import Reader, Tx
+
+T = TypeVar("T")
 
 FOLLOW_UP_S = 10.0
 BULK_TASKS = 10
@@ -97,20 +99,53 @@ class Api:
 
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""
-        self._room.check(self._context.config.store.free_bytes_min)
-        write = intake.plan(self._context, caller, (params,))
+        try:
+            write = self._plan(caller, (params,))
+        except OmnidError:
+            before = await self._answered(caller, "task.submit", params, (params,), lambda found: found[0], Submitted)
+            if before is None:
+                raise
+            return before
         fn = once(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
         return await self._context.store.write(fn, then=lambda _: self._taken(params))
 
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
-        self._room.check(self._context.config.store.free_bytes_min)
-        write = intake.plan(self._context, caller, params.tasks)
-        fn = once(
-            caller, "task.submit_batch", params, lambda tx: shapes.SubmittedBatch(write(tx)), shapes.SubmittedBatch
-        )
+        name, answer = "task.submit_batch", shapes.SubmittedBatch
+        try:
+            write = self._plan(caller, params.tasks)
+        except OmnidError:
+            before = await self._answered(caller, name, params, params.tasks, answer, answer)
+            if before is None:
+                raise
+            return before
+        fn = once(caller, name, params, lambda tx: answer(write(tx)), answer)
         bulk = len(params.tasks) > BULK_TASKS
         return await self._context.store.write(fn, bulk=bulk, then=lambda _: self._taken(*params.tasks))
+
+    def _plan(self, caller: Caller, asked: Sequence[Submit]) -> Callable[[Tx], list[Submitted]]:
+        self._room.check(self._context.config.store.free_bytes_min)
+        return intake.plan(self._context, caller, asked)
+
+    async def _answered(
+        self,
+        caller: Caller,
+        name: str,
+        params: Struct,
+        asked: Sequence[Submit],
+        make: Callable[[list[Submitted]], T],
+        answer: type[T],
+    ) -> T | None:
+        """Gives the answer to a repeat of what was done before, though it couldn't be taken now; None: it is new."""
+
+        def find(reader: Reader) -> T | None:
+            before = kept(reader, caller, name, params, answer)
+            if before is not None:
+                return before
+            found = intake.known(reader, caller, asked)
+            return None if found is None else make(found)
+
+        return await self._context.store.read(find)
 
     def _taken(self, *tasks: Submit) -> None:
         """Wakes the dispatcher, and the timer where a new task has a time of its own."""

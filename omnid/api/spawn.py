@@ -147,9 +147,14 @@ def _become_daemon(environ: Mapping[str, str], output: int, alive: int) -> NoRet
 
 
 def _argv() -> list[str]:
+    return [*omnid_argv(), "run"]
+
+
+def omnid_argv() -> list[str]:
+    """Gives what starts this omnid's own program, for its arguments to follow."""
     if getattr(sys, "frozen", False):
-        return [os.path.join(os.path.dirname(sys.executable), "omnid"), "run"]
-    return [sys.executable, "-m", "omnid", "run"]
+        return [os.path.join(os.path.dirname(sys.executable), "omnid")]
+    return [sys.executable, "-m", "omnid"]
 
 
 def _state_dir(environ: Mapping[str, str]) -> str:

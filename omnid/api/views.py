@@ -21,7 +21,7 @@ from omnid.flow.caller import find_task
 from omnid.flow.context import Context
 from omnid.flow.explain import Situation, why
 from omnid.flow.gates import Gates
-from omnid.model import USER_ORIGIN, Attempt, Gate, Task
+from omnid.model import USER_ORIGIN, Attempt, Gate, Task, Work
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
@@ -88,18 +88,23 @@ class Views:
         return TaskView(
             task=self.brief_of(reader, task.id),
             why=self.sentence(reader, task, attempts[0] if attempts else None),
-            work=msgspec.to_builtins(task.work),
+            work=msgspec.to_builtins(self._shown(task)),
             key=task.key,
             assignee=task.assignee,
             parent=task.parent,
             not_before_ms=task.not_before_ms,
             deadline_ms=task.deadline_ms,
-            approval=task.approval,
+            approval=task.approval and task.approval.partition(":")[0],
             after=after,
             attempts=[_attempt(attempt, output=params.output) for attempt in reversed(attempts)],
             attempts_total=total[0] if total else 0,
             timed_out=timed_out,
         )
+
+    def _shown(self, task: Task) -> Work:
+        """Gives the work as it was asked for, and for one that waits for approval as it would run."""
+        executor = self._context.executors.get(task.executor) if task.approval == "needed" else None
+        return task.work if executor is None else executor.exact(task.work)
 
     def sentence(self, reader: Reader, task: Task, last: Attempt | None) -> str:
         """Says why the task is where it is."""

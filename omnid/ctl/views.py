@@ -22,6 +22,10 @@ _STATE_STYLES = {
 _NEEDS_A_PERSON = ("approval", "login", "paused")
 
 
+STDIN_CHARS_MAX = 2_000
+"""How much of a task's standard input is shown: enough to know what is approved."""
+
+
 def state(task: Mapping[str, Any]) -> Cell:
     """Gives the state as it is shown: a task that waits, with its reason, be it its own or that of a closed gate."""
     reason = task["reason"]
@@ -87,12 +91,18 @@ def work(given: Mapping[str, Any]) -> list[tuple[str, str]]:
         if given.get(key):
             lines.append((label, given[key]))
     if given.get("stdin") is not None:
-        lines.append(("stdin", f"{len(given['stdin'].encode(errors='replace'))} bytes"))
+        lines.append(("stdin", _excerpt(given["stdin"])))
     if given.get("env"):
         lines.append(("environment", ", ".join(given["env"])))
     if given.get("check"):
         lines.append(("check", command(given["check"])))
     return lines
+
+
+def _excerpt(text: str) -> str:
+    """Shows the beginning of a text, and how much there is of it."""
+    size_bytes = len(text.encode(errors="replace"))
+    return text if len(text) <= STDIN_CHARS_MAX else f"{text[:STDIN_CHARS_MAX]}... ({size_bytes} bytes in all)"
 
 
 def compact(value: Any) -> str:

@@ -70,6 +70,11 @@ class CommandExecutor:
         if work.cwd is not None:
             _check_cwd(work.cwd)
 
+    def exact(self, work: Work) -> Work:
+        """See `Executor.exact`: the config's argv before the task's, and the directory."""
+        argv = (*self._section.argv, *(work.argv or ()))
+        return msgspec.structs.replace(work, argv=argv, cwd=self._cwd(work))
+
     async def probe(self) -> None:
         """See `Executor.probe`: runs the config's probe, or else looks for the config's program."""
         environment = await self._environment(self._names())
@@ -96,6 +101,10 @@ class CommandExecutor:
             result = await self._finish(command)
         finally:
             del self._cancelled[attempt]
+        if result is not None and self._lacks_own_program(result):
+            # Not the task's fault: it waits until the program is there again (while it is upgraded, say).
+            await self._supervised.spool.remove(attempt)
+            raise self._down(f"{self._section.argv[0]} was not found")
         if result is None:
             raise self._down(f"its supervisor ended before it began: {self._supervised.last_error(attempt)}")
         return result
@@ -159,6 +168,9 @@ class CommandExecutor:
 
     def _cwd(self, work: Work) -> str:
         return work.cwd or self._section.cwd or self._environ.get("HOME") or "/"
+
+    def _lacks_own_program(self, result: Result) -> bool:
+        return bool(self._section.argv) and result.problem is not None and result.problem.code == "command_not_found"
 
     def _names(self) -> tuple[str, ...]:
         return names_for(self._section, self._environ)

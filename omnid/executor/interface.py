@@ -52,6 +52,10 @@ class Executor(Protocol):
         """Looks at the work when it is submitted; raises Rejected where it can never run here."""
         ...
 
+    def exact(self, work: Work) -> Work:
+        """Gives the work with all that the executor's config adds to it: what a person approves is what runs."""
+        ...
+
     async def probe(self) -> None:
         """Raises Retryable(`executor_down`) while it can't be used; bounded in time."""
         ...

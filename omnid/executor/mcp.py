@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
+from msgspec import structs
 
 from omnid import config
 from omnid.clock import Clock
@@ -88,6 +89,11 @@ class McpExecutor:
         for where, given in (("stdin", work.stdin), ("check", work.check)):
             if given is not None:
                 raise Rejected("bad_request", detail=f"a tool call takes no {where}", where=where)
+
+    def exact(self, work: Work) -> Work:
+        """See `Executor.exact`: the config's tool and arguments where the task names none."""
+        arguments = {**self._section.arguments, **(work.arguments or {})}
+        return structs.replace(work, server=self.name, tool=work.tool or self._section.tool, arguments=arguments)
 
     async def probe(self) -> None:
         """See `Executor.probe`: starts the server, unless it runs."""

@@ -10,7 +10,7 @@ from omnid.errors import Rejected
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
-from omnid.flow.intake import needs_approval, permit_id
+from omnid.flow.intake import granted, needs_approval, permit_id
 from omnid.model import Problem, Task, Work
 from omnid.route.router import choose
 from omnid.states import RUNNING, TERMINAL, advance
@@ -121,7 +121,7 @@ def _retry(case: Case) -> Effect:
     wait_again(tx, task)
     approval = task.approval
     asks = needs_approval(case.caller.role, task.executor, case.context.config)
-    if approval == "denied" or (asks and approval != "granted"):
+    if approval == "denied" or (asks and approval is None):
         approval = "needed"
     revived = journal.advance_task(
         tx,
@@ -223,9 +223,10 @@ def _approve(case: Case) -> Effect:
     tx, task = case.tx, case.task
     if task.approval != "needed" or task.state in TERMINAL:
         raise _refuse(task, "approve", "It doesn't wait for approval.", "`omnictl why` says what it waits for")
+    exact = _exact(case)
     if case.order.always:
-        _permit(tx, task, granted=True)
-    settle_wait(tx, journal.edit_task(tx, task, approval="granted"))
+        _permit(tx, task, exact, allowed=True)
+    settle_wait(tx, journal.edit_task(tx, task, approval=granted(permit_id(task.origin, task.executor, exact))))
     return Effect(task.id, [task.id])
 
 
@@ -234,7 +235,7 @@ def _deny(case: Case) -> Effect:
     if task.approval != "needed" or task.state in TERMINAL:
         raise _refuse(task, "deny", "It doesn't wait for approval.", "`omnictl cancel` ends it")
     if case.order.always:
-        _permit(tx, task, granted=False)
+        _permit(tx, task, _exact(case), allowed=False)
     denied = journal.edit_task(tx, task, approval="denied")
     give_up(tx, denied, Problem.make("not_approved", detail=f"It asked to run: {_short(task.work)}"))
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
@@ -245,18 +246,24 @@ def _short(work: Work) -> str:
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def _permit(tx: Tx, task: Task, *, granted: bool) -> None:
+def _exact(case: Case) -> Work:
+    """Gives what would run, with all that the executor's config adds."""
+    executor = case.context.executors.get(case.task.executor)
+    return case.task.work if executor is None else executor.exact(case.task.work)
+
+
+def _permit(tx: Tx, task: Task, exact: Work, *, allowed: bool) -> None:
     """Writes down that exactly this work of this origin is approved (or denied) from now on."""
-    id = permit_id(task.origin, task.executor, task.work)
+    id = permit_id(task.origin, task.executor, exact)
     row = tx.one("permit_by_id", id)
     if row is not None:
-        tx.edit(PERMIT, id, At(row[1], decode_heads(row[2])), {"granted": int(granted)})
+        tx.edit(PERMIT, id, At(row[1], decode_heads(row[2])), {"granted": int(allowed)})
         return
     fields = {
         "origin": task.origin,
         "executor": task.executor,
-        "work": task.work,
-        "granted": int(granted),
+        "work": exact,
+        "granted": int(allowed),
         "created_at_ms": tx.now_ms,
     }
     tx.create(PERMIT, id, fields)

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 
 from omnid.clock import Clock
 from omnid.config import Config
+from omnid.executor.interface import Executor
 from omnid.flow.context import Context
+from omnid.flow.dependents import settle_wait
 from omnid.flow.gates import Gates
+from omnid.flow.intake import still_granted
 from omnid.link.interface import Link
 from omnid.model import Command, Task
 from omnid.route.admission import Load, first, room
@@ -65,7 +68,7 @@ class Dispatcher:
             tx,
             free=free,
             slots_free=self._slots_free(),
-            idempotent={name: context.executors[name].idempotent for name in free},
+            executors=context.executors,
             config=context.config,
             clock=context.clock,
         )
@@ -90,7 +93,7 @@ def claim(
     *,
     free: Mapping[str, int],
     slots_free: int,
-    idempotent: Mapping[str, bool],
+    executors: Mapping[str, Executor],
     config: Config,
     clock: Clock,
 ) -> list[Command]:
@@ -111,8 +114,13 @@ def claim(
             lanes.add(task.lane)
         if task.deadline_ms is not None and task.deadline_ms <= tx.now_ms:
             continue
+        executor = executors[task.executor]
+        if task.approval is not None and not still_granted(task, executor.exact(task.work)):
+            # Its executor's config has changed since a person approved what would run.
+            settle_wait(tx, journal.edit_task(tx, task, approval="needed"))
+            continue
         attempt_id = clock.uuid()
-        safe = idempotent[task.executor]
+        safe = executor.idempotent
         started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=route(task.work, task.executor))
         commands.append(command_of(started, attempt_id, config, idempotent=safe))
     return commands

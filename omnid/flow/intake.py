@@ -17,11 +17,13 @@ from omnid.model import USER_ORIGIN, Submit, Submitted, Task, Work
 from omnid.route.router import choose
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
-from omnid.store.interface import Tx
+from omnid.store.interface import Reader, Tx
 
 T = TypeVar("T")
 
 TITLE_CHARS_MAX = 200
+GRANTED = "granted:"
+"""What an approval begins with that a person has given; the id of what was approved follows."""
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 _encode_work = msgspec.json.Encoder().encode
@@ -36,9 +38,10 @@ class Draft(NamedTuple):
     work: Work
     encoded: Raw
     """The work as JSON, as the journal keeps it."""
+    exact: Work | None
+    """For an agent that must ask: what would run, with all that the executor's config adds."""
     executor: str
     body_hash: str | None
-    needs_approval: bool
     parent: str | None
 
 
@@ -89,18 +92,41 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
     executor = choose(work, context.kinds)
     encoded = _check_limits(params, work, config.limits)
     context.executors[executor].accepts(work)
-    origin = params.origin if params.origin and caller.role == "person" else caller.origin
+    asks = needs_approval(caller.role, executor, config)
     return Draft(
         id=context.clock.uuid(),
-        origin=origin,
+        origin=_origin(caller, params),
         params=params,
         work=work,
         encoded=encoded,
         executor=executor,
-        body_hash=sha256(_encode(params)).hexdigest() if params.key else None,
-        needs_approval=needs_approval(caller.role, executor, config),
+        body_hash=_body_hash(params) if params.key else None,
+        exact=context.executors[executor].exact(work) if asks else None,
         parent=caller.parent,
     )
+
+
+def known(reader: Reader, caller: Caller, asked: Sequence[Submit]) -> list[Submitted] | None:
+    """Gives the tasks of a submit that was done before, found by its keys; None where not all of them are there.
+
+    What was acknowledged once is acknowledged again, even where it couldn't be taken any more.
+    """
+    found: list[Submitted] = []
+    for params in asked:
+        row = reader.one("task_by_key", _origin(caller, params), params.key) if params.key else None
+        task = None if row is None else journal.task_of(row)
+        if task is None or task.body_hash != _body_hash(params):
+            return None
+        found.append(Submitted(task.id, task.name, task.state, False))
+    return found
+
+
+def _origin(caller: Caller, params: Submit) -> str:
+    return params.origin if params.origin and caller.role == "person" else caller.origin
+
+
+def _body_hash(params: Submit) -> str:
+    return sha256(_encode(params)).hexdigest()
 
 
 def needs_approval(role: str, executor: str, config: Config) -> bool:
@@ -184,7 +210,7 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         work = msgspec.structs.replace(work, after=ids)
         encoded = Raw(_encode_work(work))
     number = journal.take_number(tx, draft.origin)
-    approval = "needed" if draft.needs_approval and not permitted(tx, draft.origin, draft.executor, work) else None
+    approval = None if draft.exact is None else approval_of(tx, draft.origin, draft.executor, draft.exact)
     wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None))
     state = "idle" if wait is None else "waiting"
     fields: dict[str, Any] = {
@@ -259,19 +285,35 @@ def title_of(work: Work) -> str:
 
 
 def permit_id(origin: str, executor: str, work: Work) -> str:
-    """Gives the id of the permit that covers exactly this work of this origin: argv, directory and all that runs."""
+    """Gives the id of the permit that covers exactly this work of this origin: argv, directory and all that runs.
+
+    `work` is what `Executor.exact` gave.
+    """
     exact = (origin, executor, work.argv, work.stdin, work.cwd, work.env, work.check, work.server, work.tool)
     return sha256(_encode([*exact, work.arguments, work.prompt])).hexdigest()
 
 
-def permitted(tx: Tx, origin: str, executor: str, work: Work) -> bool:
-    """Tells whether a person has approved exactly this work for good; a permit may also deny it.
+def granted(permit: str) -> str:
+    """Gives the approval of a task that a person has granted; it names what was approved, and holds for that alone."""
+    return f"{GRANTED}{permit}"
+
+
+def still_granted(task: Task, exact: Work) -> bool:
+    """Tells whether a task may run as it would run now: it needed no approval, or got it for exactly this."""
+    if task.approval is None or not task.approval.startswith(GRANTED):
+        return True
+    return task.approval == granted(permit_id(task.origin, task.executor, exact))
+
+
+def approval_of(tx: Tx, origin: str, executor: str, exact: Work) -> str:
+    """Gives the approval of a new task: granted where a person has permitted exactly this for good, else needed.
 
     Raises Rejected(`not_approved`) where it was denied for good.
     """
-    row = tx.one("permit_by_id", permit_id(origin, executor, work))
+    permit = permit_id(origin, executor, exact)
+    row = tx.one("permit_by_id", permit)
     if row is None:
-        return False
+        return "needed"
     if not row[0]:
         raise Rejected("not_approved", detail="It was denied for good (deny --always).")
-    return True
+    return granted(permit)

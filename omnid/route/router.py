@@ -43,12 +43,7 @@ def choose(work: Work, kinds: Mapping[str, str]) -> str:
     kind = work_kind(work)
     name = work.executor or default_for(work)
     if name is None:
-        raise Rejected(
-            "kind_missing",
-            kind=kind,
-            why="The config names no executor for prompts.",
-            remedy="Wrap the prompt in a command (argv) or an MCP tool that runs it.",
-        )
+        raise _missing(kind, kinds)
     if name not in kinds:
         close = get_close_matches(name, kinds, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -56,6 +51,17 @@ def choose(work: Work, kinds: Mapping[str, str]) -> str:
     if kinds[name] in WANTED and kinds[name] != kind:
         raise Rejected("wrong_executor", executor=name, kind=kinds[name], wanted=WANTED[kind])
     return name
+
+
+def _missing(kind: str, kinds: Mapping[str, str]) -> Rejected:
+    """Says which executor is missing, and what could be used instead."""
+    if kind == "mcp":
+        servers = ", ".join(sorted(name for name, of in kinds.items() if of == "mcp")) or "none yet"
+        why = f"A tool call names its server; the config has: {servers}."
+        return Rejected("kind_missing", kind=kind, why=why, remedy="Name the server (`--server`).")
+    why = "The config names no executor for prompts."
+    remedy = "Wrap the prompt in a command (argv) or an MCP tool that runs it."
+    return Rejected("kind_missing", kind=kind, why=why, remedy=remedy)
 
 
 def route(work: Work, executor: str) -> dict[str, str]:

@@ -224,6 +224,7 @@ SHARED: dict[str, Provoke] = {
     "bad_cwd": ctl("add", "--cwd", "/no/such/directory", "--", "true"),
     "key_reused": key_reused,
     "unknown_task": ctl("show", "t9999"),
+    "unknown_attempt": unknown_attempt,
     "ambiguous_task": ambiguous_task,
     "dependency_cycle": ctl(
         "add",
@@ -285,6 +286,10 @@ def answering(home: Home, answer: bytes) -> Iterator[None]:
         thread.join(WAIT_S)
 
 
+def unknown_attempt(home: Home) -> str:
+    return ctl("logs", home.submit(["true"]), "--attempt", "9")(home)
+
+
 def ctl_fault(home: Home) -> str:
     with answering(home, b'{"jsonrpc":"2.0","id":1,"result":{"odd":1}}\n'):
         return ctl("status")(home)
@@ -335,6 +340,8 @@ def store_busy(home: Home) -> str:
 
 
 def store_io(home: Home) -> str:
+    # Its own measuring would fail with it at the end, and say so where the error stands.
+    home.environ = {name: value for name, value in home.environ.items() if not name.startswith("COVERAGE_")}
     home.start()
     assert home.process
     size = (home.state / "journal.db-wal").stat().st_size

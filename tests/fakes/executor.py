@@ -33,6 +33,9 @@ class InProcessExecutor:
         if not work.argv or not work.argv[0]:
             raise Rejected("nothing_to_do", detail="no program")
 
+    def exact(self, work: Work) -> Work:
+        return work
+
     async def probe(self) -> None:
         pass
 

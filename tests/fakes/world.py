@@ -107,7 +107,7 @@ class World:
                 tx,
                 free=limits,
                 slots_free=slots,
-                idempotent={name: executor.idempotent for name, executor in executors.items()},
+                executors=executors,
                 config=self.context.config,
                 clock=self.clock,
             )

@@ -174,6 +174,9 @@ class SimExecutor:
         if not work.argv:
             raise Rejected("nothing_to_do", detail="no program")
 
+    def exact(self, work: Work) -> Work:
+        return work
+
     async def probe(self) -> None:
         if self._sim.chance.random() < self._sim.weather.probe_hangs:
             await trio.sleep_forever()

@@ -76,7 +76,11 @@ def test_json_is_one_envelope_and_nothing_else(line):
     assert ran.err == ""
 
 
-@pytest.mark.parametrize("line", [line for line in EVERY if line != "version"])
+ALONE = {"version", "config check", "config show"}
+"""What is answered without a daemon too."""
+
+
+@pytest.mark.parametrize("line", [line for line in EVERY if line not in ALONE])
 def test_without_a_daemon_every_verb_says_so(line):
     nobody = Daemon(**dict.fromkeys(EVERY[line], down()))
     ran = Ran(*line.split(), daemon=nobody)

@@ -167,7 +167,7 @@ async def test_a_number_that_no_database_holds_is_refused(client: Client, world:
         try:
             await client.call(method, **params, **{name: number})
         except OmnidError as error:
-            assert error.code in ("bad_request", "deadline_passed", "unknown_task"), (name, error)
+            assert error.code in ("bad_request", "deadline_passed", "unknown_attempt", "unknown_task"), (name, error)
 
 
 async def test_a_request_of_a_session_is_done_once(client: Client, world: World) -> None:

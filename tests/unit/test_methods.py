@@ -225,7 +225,7 @@ async def test_log_gives_the_output_in_pieces(call: Calls) -> None:
     world = call.world
     await world.add("x")
     assert await call("task.log", task="t1") == shapes.LogPart("", 0, 0, True)
-    assert await code(call("task.log", task="t1", attempt=2)) == "unknown_task"
+    assert await code(call("task.log", task="t1", attempt=2)) == "unknown_attempt"
     (command,) = await world.claim()
     await world.context.spool.append_log(command.attempt_id, "añb")
     part = await call("task.log", task="t1", limit_bytes=2)
@@ -411,7 +411,10 @@ def _rewrite(body: str, tx: Any) -> None:
 
 
 async def test_doctor_names_what_is_down_full_or_misconfigured(call: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    await call.world.gates.executor_down("safe", Retryable("executor_down", executor="safe", detail="gone"))
+    async def probe() -> None:
+        raise Retryable("executor_down", executor="safe", detail="gone")
+
+    monkeypatch.setattr(call.world.context.executors["safe"], "probe", probe)
     monkeypatch.setattr("omnid.platform.free_bytes", lambda path: 7)
     problem = Problem.make("config_unknown_key", key="x", hint="")
     monkeypatch.setattr(call.host, "config_problems", lambda: [problem])

@@ -37,6 +37,9 @@ class Scripted:
     def accepts(self, work: Work) -> None:
         pass
 
+    def exact(self, work: Work) -> Work:
+        return work
+
     async def probe(self) -> None:
         pass
 

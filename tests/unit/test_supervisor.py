@@ -109,7 +109,10 @@ def unfriendly_signals(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
 @pytest.mark.usefixtures("unfriendly_signals")
 async def test_command_inherits_no_blocked_and_no_ignored_signal(supervised: Supervised) -> None:
     _, output = await ended(supervised, "grep", "-E", "SigIgn|SigBlk", "/proc/self/status")
-    assert output.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+    blocked, ignored = (int(word, 16) for word in output.split()[1::2])
+    assert blocked == 0
+    # The signals 32 and 33 belong to the C library, which lets no program change them: they are as the tests got them.
+    assert ignored & ~(0b11 << 31) == 0
 
 
 async def test_command_inherits_no_descriptor_and_the_directory(supervised: Supervised) -> None:

@@ -1,11 +1,16 @@
 """``omnictl config``."""
 
+import json
+import subprocess
 from typing import Any
 
 from omnid.ctl import views
 from omnid.ctl.context import Context
 from omnid.ctl.options import Verb
 from omnid.ctl.render import Cell
+from omnid.errors import Rejected, Retryable
+
+LOOK_S_MAX = 30.0
 
 
 def _config(context: Context) -> int:
@@ -14,7 +19,7 @@ def _config(context: Context) -> int:
         return _show(context)
     if action not in ("check", "reload"):
         context.given.misuse(f"There is no config {action}: it is check, show or reload")
-    checked = context.call(f"config.{action}")
+    checked = _ask(context, action)
     if context.json:
         context.give_json(checked)
     else:
@@ -22,8 +27,32 @@ def _config(context: Context) -> int:
     return 1 if checked["problems"] else 0
 
 
+def _ask(context: Context, action: str) -> dict[str, Any]:
+    """Asks the daemon; where none runs, `omnid config` looks at the file, as that is when one needs to know most."""
+    try:
+        return context.call(f"config.{action}")
+    except Retryable as error:
+        if error.code != "daemon_down" or action == "reload":
+            raise
+    return _without_daemon(action)
+
+
+def _without_daemon(action: str) -> dict[str, Any]:
+    from omnid.api import spawn
+
+    argv = [*spawn.omnid_argv(), "config", action]
+    done = subprocess.run(argv, capture_output=True, timeout=LOOK_S_MAX, check=False)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        said = done.stderr.decode(errors="replace").strip().removeprefix("omnid: ")
+        raise Rejected(
+            "config_unreadable", path="file", detail=said.partition("\n")[0] or "omnid said nothing"
+        ) from None
+
+
 def _show(context: Context) -> int:
-    shown = context.call("config.show")
+    shown = _ask(context, "show")
     if context.json:
         context.give_json(shown)
         return 0

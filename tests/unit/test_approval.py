@@ -1,0 +1,110 @@
+"""What a person approves is what runs: with what the executor's config adds, and not when that has changed."""
+
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from omnid.api.methods import Api
+from omnid.api.shapes import Get
+from omnid.errors import Rejected, Retryable
+from omnid.flow.caller import Caller
+from omnid.flow.control import Cancelling
+from omnid.model import Submit, Work
+from tests.fakes.world import AGENT, World
+from tests.unit.test_handler import Host
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def api(world: World) -> Api:
+    return Api(world.context, world.gates, Cancelling(world.context), Host())
+
+
+def add_prefix(world: World, *prefix: str) -> None:
+    """Has the executor `command` put words before each task's own, as its config could."""
+    executor: Any = world.context.executors["command"]
+    executor.exact = lambda work: structs.replace(work, argv=(*prefix, *(work.argv or ())), cwd=work.cwd or "/home")
+
+
+async def waiting(world: World, *argv: str) -> str:
+    task = await world.add(*argv, caller=AGENT)
+    assert (task.state, task.reason) == ("waiting", "approval")
+    return task.id
+
+
+async def test_an_approved_task_runs_as_it_was_approved(world: World) -> None:
+    add_prefix(world, "sudo")
+    id = await waiting(world, "reboot")
+    await world.control(id, "approve")
+    (command,) = await world.claim()
+    assert command.task_id == id
+
+
+async def test_what_was_approved_does_not_run_as_something_else(world: World) -> None:
+    add_prefix(world, "echo")
+    id = await waiting(world, "reboot")
+    await world.control(id, "approve")
+    add_prefix(world, "sudo")
+    assert await world.claim() == []
+    task = await world.task(id)
+    assert (task.state, task.reason, task.approval) == ("waiting", "approval", "needed")
+
+
+async def test_always_holds_for_exactly_what_was_shown(world: World) -> None:
+    add_prefix(world, "echo")
+    await world.control(await waiting(world, "reboot"), "approve", always=True)
+    again = await world.add("reboot", caller=AGENT)
+    assert again.state == "idle"
+    add_prefix(world, "sudo")
+    assert (await world.add("reboot", caller=AGENT)).reason == "approval"
+    assert len(await world.claim()) == 0
+    assert (await world.task(again.id)).reason == "approval"
+
+
+async def test_the_view_shows_what_would_run_and_where(world: World, api: Api) -> None:
+    add_prefix(world, "sudo")
+    id = await waiting(world, "reboot")
+    view: Any = await api.call(AGENT, "task.get", Get(task=id))
+    assert (view.work["argv"], view.work["cwd"], view.approval) == (("sudo", "reboot"), "/home", "needed")
+    await world.control(id, "approve")
+    view = await api.call(AGENT, "task.get", Get(task=id))
+    assert view.approval == "granted"
+
+
+@pytest.mark.parametrize("how", ["key", "session"])
+async def test_what_was_acknowledged_is_acknowledged_again_though_it_could_not_be_taken_now(
+    world: World, api: Api, how: str
+) -> None:
+    executor: Any = world.context.executors["command"]
+    caller = Caller(session="s", request_id="1") if how == "session" else Caller()
+    params = Submit(argv=("x",), key="k" if how == "key" else None)
+    first: Any = await api.call(caller, "task.submit", params)
+
+    def refuse(_work: Work) -> None:
+        raise Rejected("bad_cwd", cwd="/x", why="It is not there.")
+
+    executor.accepts = refuse
+    again: Any = await api.call(caller, "task.submit", params)
+    assert again.id == first.id
+    with pytest.raises(Rejected, match="/x"):
+        await api.call(Caller(), "task.submit", Submit(argv=("y",), key="other"))
+    with pytest.raises(Rejected, match="/x"):
+        await api.call(Caller(), "task.submit", Submit(argv=("y",)))
+
+
+async def test_a_full_queue_still_answers_repeats(world: World) -> None:
+    first = await world.add("x", key="k")
+    limits = structs.replace(world.context.config.limits, waiting_tasks_max=1)
+    world.context.config = structs.replace(world.context.config, limits=limits)
+    (again,) = await world.submit(Submit(argv=("x",), key="k"))
+    assert (again.id, again.created) == (first.id, False)
+    with pytest.raises(Retryable) as caught:
+        await world.submit(Submit(argv=("y",)))
+    assert caught.value.code == "too_many_waiting"
