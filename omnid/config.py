@@ -291,10 +291,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
 
 def _parse(path: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            content = file.read(CONFIG_BYTES_MAX + 1)
-        if len(content) > CONFIG_BYTES_MAX:
-            raise ValueError(f"it has more than {CONFIG_BYTES_MAX} bytes")
+        content = platform.read_config(path, CONFIG_BYTES_MAX)
         return tomllib.loads(content.decode())
     except FileNotFoundError:
         return {}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import anyio
 import msgspec
@@ -351,7 +351,7 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
         path=str(Path(settings.state.dir) / "omnid.log"),
         bytes_max=settings.log.bytes_max,
         files_max=settings.log.files_max,
-        stream=sys.stderr if sys.stderr.isatty() else None,
+        stream=_terminal(),
     )
     with log:
         try:
@@ -370,6 +370,15 @@ def _first(error: BaseException) -> OmnidError:
     return error if isinstance(error, OmnidError) else Fatal("internal", detail=f"{type(error).__name__}: {error}")
 
 
+def _terminal() -> TextIO | None:
+    """Gives standard error where it is a terminal; it may be closed altogether."""
+    stream = cast("TextIO | None", sys.stderr)
+    return stream if stream is not None and stream.isatty() else None
+
+
 def _say(error: OmnidError) -> int:
-    sys.stderr.write(f"omnid: {error.what}\n  why: {error.why}\n  do:  {error.do}\n")
+    stream = cast("TextIO | None", sys.stderr)
+    if stream is None:
+        return 1
+    stream.write(f"omnid: {error.what}\n  why: {error.why}\n  do:  {error.do}\n")
     return 1

@@ -4,7 +4,9 @@ Standard library only and cheap to import, because the relay and ``omnictl`` fin
 costs time to import is imported where it is used. The macOS branches follow Apple's manual pages and are untested.
 """
 
+import contextlib
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -51,6 +53,35 @@ def paths(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Paths:
     return Paths(state_dir, absolute(path, environ) if path else os.path.join(state_dir, "omnid.sock"))
 
 
+def read_config(path: str, bytes_max: int = 1 << 20) -> bytes:
+    """Reads the config file; raises OSError, and ValueError for what is no regular file or too large.
+
+    A pipe or a device could keep the reader for ever.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        content = b""
+        while len(content) <= bytes_max and (piece := os.read(descriptor, 65536)):
+            content += piece
+    finally:
+        os.close(descriptor)
+    if len(content) > bytes_max:
+        raise ValueError(f"it has more than {bytes_max} bytes")
+    return content
+
+
+def make_private(path: str) -> None:
+    """Makes a directory and those above it that are missing, all of them for this user only; raises OSError."""
+    parent = os.path.dirname(path)
+    if not os.path.isdir(path):
+        if parent != path:
+            make_private(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+
 def locate(environ: Mapping[str, str]) -> Paths:
     """Finds the daemon's paths as a client does: from the environment, and from the config file where there is one.
 
@@ -58,10 +89,10 @@ def locate(environ: Mapping[str, str]) -> Paths:
     ``omnictl config check`` names its faults.
     """
     try:
-        with open(config_path(environ), "rb") as file:
-            import tomllib
+        content = read_config(config_path(environ))
+        import tomllib
 
-            settings = tomllib.load(file)
+        settings = tomllib.loads(content.decode())
     except (OSError, ValueError):
         settings = {}
     return paths(environ, settings)

@@ -80,9 +80,10 @@ class Relay:
         connection.setblocking(False)
         try:
             connection.connect(self._path)
-        except OSError:
+        except OSError as error:
             connection.close()
-            if self._session.wanted and now_s >= self._start_at_s:
+            busy = isinstance(error, BlockingIOError)  # Its backlog is full: somebody is there.
+            if not busy and self._session.wanted and now_s >= self._start_at_s:
                 self._start_daemon(now_s)
             # Spread out, because all relays of a daemon lose it at the same moment.
             self._dial_at_s = now_s + self._dial_delay_s * (0.5 + os.urandom(1)[0] / 512)
@@ -220,8 +221,18 @@ class Relay:
         del self._session.to_client[:sent]
 
 
+def _open_standard_streams() -> None:
+    """Puts /dev/null where 0, 1 or 2 is closed: else the daemon's socket would become the client's input."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def main(environ: Mapping[str, str]) -> int:
     """Relays between stdin, stdout and the daemon that the environment and the config name; gives the exit code."""
+    _open_standard_streams()
     path = platform.socket_path(environ)
     try:
         length = len(os.fsencode(path))

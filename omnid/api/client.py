@@ -15,6 +15,7 @@ from typing import Any, Self, cast
 from omnid import platform, wire
 from omnid.errors import OmnidError, Rejected, Retryable
 
+BUSY_PAUSE_S = 0.02
 TIMEOUT_S = 30.0
 WAIT_S_MAX = 50.0
 """The longest wait that the daemon takes in one request."""
@@ -169,12 +170,21 @@ def connect(path: str) -> socket.socket:
         raise Rejected("path_too_long", path=path, length=length, limit=platform.SOCKET_PATH_BYTES_MAX)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(TIMEOUT_S)
-    try:
-        connection.connect(path)
-    except OSError as error:
-        connection.close()
-        raise _down(path, error) from error
-    return connection
+    until_s = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError as error:
+            # Very many connect at this moment; Unix sockets don't wait for their turn by themselves.
+            if time.monotonic() > until_s:
+                connection.close()
+                raise _down(path, error) from error
+            time.sleep(BUSY_PAUSE_S)
+        except OSError as error:
+            connection.close()
+            raise _down(path, error) from error
+        else:
+            return connection
 
 
 def _down(path: str, error: OSError) -> OmnidError:

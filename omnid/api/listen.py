@@ -8,7 +8,7 @@ from typing import Self
 from omnid import platform
 from omnid.errors import Rejected
 
-_BACKLOG = 128
+_BACKLOG = 1024
 
 
 class Bound:
@@ -42,7 +42,7 @@ def _listen(path: str) -> socket.socket:
         raise Rejected("path_too_long", path=path, length=length, limit=platform.SOCKET_PATH_BYTES_MAX)
     directory = os.path.dirname(path)
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        platform.make_private(directory)
         _check_directory(directory)
         _remove_dead(path)
         return _bind(path)

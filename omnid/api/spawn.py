@@ -9,7 +9,6 @@ import select
 import socket
 import sys
 import time
-import tomllib
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -41,7 +40,7 @@ def start_daemon(environ: Mapping[str, str], deadline_s: float = START_DEADLINE_
     and Rejected(`state_unwritable`) where there is no place for its files.
     """
     path = platform.socket_path(environ)
-    state_dir = _state_dir(environ)
+    state_dir = platform.locate(environ).state_dir
     until_s = time.monotonic() + deadline_s
     lock = _open(os.path.join(state_dir, _START_LOCK_NAME), os.O_RDWR | os.O_CREAT)
     try:
@@ -64,6 +63,8 @@ def answers(path: str) -> bool:
         probe.settimeout(1.0)
         try:
             probe.connect(path)
+        except BlockingIOError:
+            return True  # Its backlog is full: somebody is there, and busy.
         except OSError:
             return False
     return True
@@ -131,6 +132,7 @@ def _become_daemon(environ: Mapping[str, str], output: int, alive: int) -> NoRet
         os.setsid()
         if os.fork():
             os._exit(0)
+        kept = _for_the_daemon(environ)
         os.chdir("/")
         # Out of the way of 0 to 3 first, because any of them may be closed here and thus in use for these two.
         output, alive = (fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in (output, alive))
@@ -138,12 +140,20 @@ def _become_daemon(environ: Mapping[str, str], output: int, alive: int) -> NoRet
         for target, source in enumerate((null, output, output, alive)):
             os.dup2(source, target)
         os.closerange(4, min(os.sysconf("SC_OPEN_MAX"), _DESCRIPTORS_MAX))
-        kept = {name: value for name, value in environ.items() if name != "OMNID_ATTEMPT"}
         argv = _argv()
         os.execve(argv[0], argv, kept)
     finally:
         # Only a failed exec comes here; the parent sees the end of the pipe.
         os._exit(127)
+
+
+def _for_the_daemon(environ: Mapping[str, str]) -> dict[str, str]:
+    """Gives the environment without the mark of an attempt, and with paths that mean the same from every directory."""
+    kept = {name: value for name, value in environ.items() if name != "OMNID_ATTEMPT"}
+    for name in ("HOME", "OMNID_CONFIG", "OMNID_STATE", "OMNID_SOCKET"):
+        if kept.get(name) and not kept[name].startswith("~"):
+            kept[name] = os.path.abspath(kept[name])
+    return kept
 
 
 def _argv() -> list[str]:
@@ -157,19 +167,9 @@ def omnid_argv() -> list[str]:
     return [sys.executable, "-m", "omnid"]
 
 
-def _state_dir(environ: Mapping[str, str]) -> str:
-    try:
-        with open(platform.config_path(environ), "rb") as file:
-            settings = tomllib.load(file)
-    except (OSError, ValueError):
-        # As in `platform.socket_path`: the daemon itself says what is wrong with its config.
-        settings = {}
-    return platform.paths(environ, settings).state_dir
-
-
 def _open(path: str, flags: int) -> int:
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        platform.make_private(os.path.dirname(path))
         return os.open(path, flags | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Rejected("state_unwritable", path=os.path.dirname(path), detail=error.strerror) from error

@@ -77,7 +77,12 @@ class Given:
     def commas(self, name: str) -> list[str] | None:
         """Gives the parts of a value with commas."""
         text = self.text(name)
-        return None if text is None else [part for part in text.split(",") if part]
+        if text is None:
+            return None
+        parts = text.split(",")
+        if not all(parts):
+            self.misuse(f"--{name} holds an empty name: {text!r}")
+        return parts
 
     def whole(self, name: str) -> int | None:
         """Gives the value as a whole number."""

@@ -105,6 +105,9 @@ class CommandExecutor:
             # Not the task's fault: it waits until the program is there again (while it is upgraded, say).
             await self._supervised.spool.remove(attempt)
             raise self._down(f"{self._section.argv[0]} was not found")
+        if result is None and not self._supervised.spool.directory(attempt).exists():
+            detail = "Its directory in the spool was removed while it ran, and with it all that was known."
+            return _ended(command, "lost", Problem.make("supervisor_lost", detail=detail))
         if result is None:
             raise self._down(f"its supervisor ended before it began: {self._supervised.last_error(attempt)}")
         return result

@@ -177,8 +177,9 @@ class McpSession:
             # Not call_tool: that checks results against the server's own schemas, unbounded, inside the loop.
             result = await self._session.send_request(types.CallToolRequest(params=params), _ANSWER)
         except MCPError as error:
-            if error.code == types.CONNECTION_CLOSED and self.why_ended is not None:
-                return Answer("unknown", self.why_ended)
+            if error.code == types.CONNECTION_CLOSED:
+                # However it ended, by an answer that breaks its reader too: nobody knows how far the call came.
+                return Answer("unknown", self.why_ended or "the connection to it ended before it answered")
             kind = "refused" if error.code == types.INVALID_PARAMS else "error"
             return Answer(kind, f"{_short(error.error.message)} (JSON-RPC error {error.code})")
         except ValidationError as error:

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import Self
 
+from omnid import platform
 from omnid.errors import Rejected
 
 
@@ -19,7 +20,7 @@ class StateDir:
         """
         self.path = path
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            platform.make_private(str(path))
             info = path.stat()
             if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o077:
                 mode = f"{stat.S_IMODE(info.st_mode):04o}"

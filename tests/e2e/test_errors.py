@@ -208,6 +208,10 @@ def unreadable_file(home: Home) -> str:
     return ctl("add", "-f", "binary")(home)
 
 
+def unknown_attempt(home: Home) -> str:
+    return ctl("logs", home.submit(["true"]), "--attempt", "9")(home)
+
+
 SHARED: dict[str, Provoke] = {
     "bad_request": ctl("add", "--priority", "99", "--", "true"),
     "unknown_method": asked("omnid/nothing"),
@@ -284,10 +288,6 @@ def answering(home: Home, answer: bytes) -> Iterator[None]:
         thread.start()
         yield
         thread.join(WAIT_S)
-
-
-def unknown_attempt(home: Home) -> str:
-    return ctl("logs", home.submit(["true"]), "--attempt", "9")(home)
 
 
 def ctl_fault(home: Home) -> str:
