@@ -119,7 +119,11 @@ def test_add_of_a_file_is_one_batch_with_the_options_as_defaults(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "line", "says"),
-    [('{"argv": ["a"]}\n{', 2, "it is no JSON"), ("\n[1]\n", 2, "it is no JSON object")],
+    [
+        ('{"argv": ["a"]}\n{', 2, "it is no JSON"),
+        ("\n[1]\n", 2, "it is no JSON object"),
+        ("[" * 100_000, 1, "it is no JSON"),
+    ],
 )
 def test_a_bad_line_of_a_file_is_named_before_anything_is_sent(content, line, says):
     ran = Ran("add", "-", stdin=content)

@@ -134,7 +134,7 @@ def _lines(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Rejected("bad_line", line=number, path=source, detail=f"it is no JSON ({error})") from error
         if not isinstance(fields, dict):
             raise Rejected("bad_line", line=number, path=source, detail="it is no JSON object")
