@@ -4,7 +4,6 @@ Standard library only and cheap to import, because the relay and ``omnictl`` fin
 costs time to import is imported where it is used. The macOS branches follow Apple's manual pages and are untested.
 """
 
-import contextlib
 import os
 import stat
 import sys
@@ -78,8 +77,11 @@ def make_private(path: str) -> None:
     if not os.path.isdir(path):
         if parent != path:
             make_private(parent)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
 
 
 def locate(environ: Mapping[str, str]) -> Paths:

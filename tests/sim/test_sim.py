@@ -16,7 +16,7 @@ from omnid.store import journal
 from tests.sim.run import run
 
 SEEDS = 60
-MUTANT_SEEDS = 120
+MUTANT_SEEDS = 240
 ROOT = Path(__file__).parents[2]
 
 
