@@ -12,9 +12,16 @@ import anyio
 from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.store.interface import COLLECTIONS, Reader
-from omnid.store.replay import Difference, Replica, apply_page, check_queue, check_table, compare_page, derive
-
-DIFFERENCES_MAX = 20
+from omnid.store.replay import (
+    DIFFERENCES_MAX,
+    Difference,
+    Replica,
+    apply_page,
+    check_queue,
+    check_table,
+    compare_page,
+    derive,
+)
 
 
 class Report(NamedTuple):

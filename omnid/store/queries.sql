@@ -121,8 +121,6 @@ INSERT INTO label (label, ord) VALUES ($1, $2) ON CONFLICT DO NOTHING
 -- name: drop_label
 DELETE FROM label WHERE label = $1 AND ord = $2
 
--- name: attempt_by_id
-SELECT {attempt_row} FROM attempt WHERE id = $1
 -- name: attempt_by_number
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 AND number = $2
 -- name: attempts_of

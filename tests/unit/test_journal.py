@@ -78,7 +78,7 @@ async def test_a_result_that_changes_from_large_to_small_and_back_is_kept_as_it_
     (command,) = await world.claim()
     await world.finish(command, "lost", value={"big": "v" * 20_000})
     await world.finish(command, "failure", value={"small": 1}, output="o" * 20_000)
-    row = await world.store.read(lambda reader: reader.one("attempt_by_id", command.attempt_id))
+    row = await world.store.read(lambda reader: reader.one("attempt_by_number", command.task_id, command.number))
     assert row is not None
     kept = journal.attempt_of(row)
     assert (kept.value, len(kept.output or "")) == ({"small": 1}, 20_000)

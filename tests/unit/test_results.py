@@ -28,7 +28,7 @@ def anyio_backend() -> str:
 
 
 async def attempt(world: World, command: Command) -> Attempt:
-    row = await world.store.read(lambda reader: reader.one("attempt_by_id", command.attempt_id))
+    row = await world.store.read(lambda reader: reader.one("attempt_by_number", command.task_id, command.number))
     assert row is not None
     return journal.attempt_of(row)
 
