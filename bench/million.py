@@ -13,10 +13,10 @@ import apsw
 from bench.report import Report
 from bench.served import NAME, NoopExecutor
 from bench.world import Daemon, answer_of, memory_mb, request, scratch
-from omnid import config
 from omnid.clock import SystemClock
 from omnid.flow import dispatcher, results
 from omnid.model import Command, Result
+from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
 
@@ -96,7 +96,7 @@ async def _claims(small: Path, large: Path) -> tuple[float, float]:
     for store in stores:
         store._connection.pragma("synchronous", "off")
         await store.write(lambda tx: journal.open_gate(tx, "paused:*"))
-    settings = config.Config()
+    settings = Config()
     claim = partial(
         dispatcher.claim,
         free={NAME: 1},

@@ -2,7 +2,6 @@
 
 A value comes from ``OMNID_<SECTION>__<KEY>`` in the environment, else from the file, else from the default here. What
 depends on the machine (paths, cores) is filled in by `load`, so readers of a `Config` never see "automatic".
-Times are seconds, sizes are bytes, counts end in ``_max``; config/omnid.toml says what each setting means.
 """
 
 import os
@@ -10,201 +9,35 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from omnid import platform
 from omnid.errors import Rejected
 from omnid.secrets import looks_plain
+from omnid.settings import COMMAND, MIB, Cap, CommandExecutor, Config, Destination, Executor, McpExecutor, Rule
 
-Count = Annotated[int, Meta(ge=1)]
-Bytes = Annotated[int, Meta(ge=1024)]
-Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
-ExitCode = Annotated[int, Meta(ge=0, le=255)]
 Origin = Literal["default", "file", "env"]
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 CONFIG_BYTES_MAX = MIB
 SHOWN_CHARS_MAX = 200
 SLOTS_MIN = 4
-AT_START = ("state.", "socket.", "store.", "log.")
-"""The sections that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
+AT_START = ("state.", "socket.", "store.", "log.", "workspace.dir")
+"""The settings that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
 LIVE = frozenset({"store.free_bytes_min"})
-COMMAND = "command"
-"""The name of the executor that is there without any config: it runs what a person asks it to."""
 
 _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
-
-
-class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all parts of the config have in common."""
-
-
-class State(_Section, frozen=True, kw_only=True):
-    """Where the journal, the spool and the lock live."""
-
-    dir: str = ""
-
-
-class Daemon(_Section, frozen=True, kw_only=True):
-    """The daemon as a whole."""
-
-    slots_max: Annotated[int, Meta(ge=0)] = 0
-    stop_grace_s: Seconds = 10.0
-
-
-class Socket(_Section, frozen=True, kw_only=True):
-    """The socket that clients connect to, and what one client may take."""
-
-    path: str = ""
-    clients_max: Count = 256
-    requests_max: Count = 256
-    message_bytes_max: Bytes = 4 * MIB
-    write_buffer_bytes_max: Bytes = 8 * MIB
-    stall_s: Seconds = 30.0
-
-
-class Limits(_Section, frozen=True, kw_only=True):
-    """What tasks may hold and leave behind."""
-
-    input_bytes_max: Bytes = MIB
-    output_head_bytes: Bytes = 64 * KIB
-    output_tail_bytes: Bytes = 64 * KIB
-    spool_bytes_max: Bytes = 256 * MIB
-    spool_total_bytes_max: Bytes = 4 * GIB
-    waiting_tasks_max: Count = 1_000_000
-    batch_tasks_max: Count = 10_000
-    labels_max: Count = 32
-    after_max: Count = 256
-
-
-class Store(_Section, frozen=True, kw_only=True):
-    """The database; how it syncs is no setting, because promise 1 hangs on it."""
-
-    free_bytes_min: Bytes = 128 * MIB
-    wal_bytes_max: Annotated[int, Meta(ge=MIB)] = 64 * MIB
-    group_ms: Annotated[float, Meta(ge=0, le=100)] = 2.0
-    group_max: Count = 256
-
-
-class Retention(_Section, frozen=True, kw_only=True):
-    """How long finished tasks are kept."""
-
-    finished_days: Annotated[float, Meta(gt=0, le=36_500)] = 30.0
-    finished_max: Count = 100_000
-    batch: Count = 500
-
-
-class Retry(_Section, frozen=True, kw_only=True):
-    """How often and when a failed attempt is tried again, unless the task says otherwise."""
-
-    attempts_max: Annotated[int, Meta(ge=1, le=1000)] = 3
-    backoff_base_s: Seconds = 1.0
-    backoff_max_s: Seconds = 300.0
-
-
-class Task(_Section, frozen=True, kw_only=True):
-    """What an attempt gets, unless the task or its executor says otherwise."""
-
-    timeout_s: Seconds = 3600.0
-    kill_grace_s: Seconds = 5.0
-
-
-class Agents(_Section, frozen=True, kw_only=True):
-    """What agents may do without asking."""
-
-    allow: tuple[str, ...] = ()
-
-
-class Log(_Section, frozen=True, kw_only=True):
-    """The daemon's log: JSON lines in the state directory."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    bytes_max: Bytes = 10 * MIB
-    files_max: Annotated[int, Meta(ge=1, le=100)] = 5
-
-
-class ResultMapping(_Section, frozen=True, kw_only=True):
-    """Where a result in JSON keeps its parts, as dotted paths (``usage.cost``); none of them: the output is text."""
-
-    output: str | None = None
-    error: str | None = None
-    is_error: str | None = None
-    cost_usd: str | None = None
-
-
-class _Executor(_Section, frozen=True, kw_only=True, tag_field="kind"):
-    """What all executors have in common; None means that the setting of the daemon or the task holds."""
-
-    kind: ClassVar[str]
-    name: str
-    concurrency: Count | None = None
-    idempotent: bool = False
-    timeout_s: Seconds | None = None
-    argv: tuple[str, ...] = ()
-    cwd: str | None = None
-    env: tuple[str, ...] = ()
-    env_set: dict[str, str] = {}
-
-
-class CommandExecutor(_Executor, frozen=True, kw_only=True, tag="command"):
-    """Runs programs. `argv` comes before what the task asks for; `env` names variables to pass on, `env_set` sets some.
-
-    With `probe` (a program and its arguments, ending with 0 when all is well) an executor that was down
-    is found to be well again, and `omnictl doctor` says how it is.
-    """
-
-    kind: ClassVar[str] = "command"
-    success_exit_codes: tuple[ExitCode, ...] = (0,)
-    result: ResultMapping = ResultMapping()
-    probe: tuple[str, ...] = ()
-
-
-class McpExecutor(_Executor, frozen=True, kw_only=True, tag="mcp"):
-    """Calls tools of an MCP server that `argv` starts; `tool` and `arguments` are used where the task names none.
-
-    Texts in `arguments` may hold ``{task.id}`` and the like. The server ends when nothing has used it for `idle_s`;
-    one that keeps dying is started again after `restart_base_s`, doubling up to `restart_max_s`.
-    """
-
-    kind: ClassVar[str] = "mcp"
-    tool: str | None = None
-    arguments: dict[str, Any] = {}
-    start_timeout_s: Seconds = 30.0
-    call_timeout_s: Seconds | None = None
-    idle_s: Seconds = 300.0
-    restart_base_s: Seconds = 1.0
-    restart_max_s: Seconds = 60.0
-
-
-Executor = CommandExecutor | McpExecutor
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor}
+_LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination}
+"""The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
 
-class Config(_Section, frozen=True, kw_only=True):
-    """All settings. Made by `load`, which also fills in paths and slots; `executor` always holds `COMMAND`."""
-
-    state: State = State()
-    daemon: Daemon = Daemon()
-    socket: Socket = Socket()
-    limits: Limits = Limits()
-    store: Store = Store()
-    retention: Retention = Retention()
-    retry: Retry = Retry()
-    task: Task = Task()
-    agents: Agents = Agents()
-    log: Log = Log()
-    executor: tuple[Executor, ...] = ()
-
-    def executors(self) -> dict[str, Executor]:
-        """Gives the executors by name."""
-        return {executor.name: executor for executor in self.executor}
-
-
-_SECTIONS: dict[str, type[Any]] = {name: kind for name, kind in get_type_hints(Config).items() if name != "executor"}
+_SECTIONS: dict[str, type[Any]] = {
+    name: kind for name, kind in get_type_hints(Config).items() if name not in ("executor", *_LISTS)
+}
 
 
 class Loaded(Struct, frozen=True):
@@ -217,14 +50,15 @@ class Loaded(Struct, frozen=True):
     def rows(self) -> Iterator[tuple[str, Any, Origin]]:
         """Gives key, value and origin of every setting; secrets appear as the references that the config holds."""
         for section, values in msgspec.to_builtins(self.config).items():
-            if section != "executor":
+            if section in _SECTIONS:
                 for key, value in values.items():
                     yield f"{section}.{key}", value, self.origins.get(f"{section}.{key}", "default")
-        for executor in self.config.executor:
-            origin = self.origins.get(f"executor.{executor.name}", "default")
-            for key, value in msgspec.to_builtins(executor).items():
-                if key != "name":
-                    yield f"executor.{executor.name}.{key}", value, origin
+        for kind in ("executor", *_LISTS):
+            for item in getattr(self.config, kind):
+                origin = self.origins.get(f"{kind}.{item.name}", "default")
+                for key, value in msgspec.to_builtins(item).items():
+                    if key != "name":
+                        yield f"{kind}.{item.name}.{key}", value, origin
 
 
 def load(environ: Mapping[str, str], path: str | None = None) -> Loaded:
@@ -259,7 +93,7 @@ def reload(loaded: Loaded, environ: Mapping[str, str]) -> Loaded:
 
 def _settings(settings: Config) -> Iterator[tuple[str, Any]]:
     for section, values in msgspec.to_builtins(settings).items():
-        if section != "executor":
+        if section in _SECTIONS:
             for key, value in values.items():
                 yield f"{section}.{key}", value
 
@@ -273,9 +107,10 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
         reader.problems.append(error)
         settings = {}
     sections = {name: reader.section(name, settings.get(name, {})) for name in _SECTIONS}
-    for name in settings.keys() - _SECTIONS.keys() - {"executor"}:
-        reader.problems.append(_unknown(name, [*_SECTIONS, "executor"]))
+    for name in settings.keys() - _SECTIONS.keys() - {"executor", *_LISTS}:
+        reader.problems.append(_unknown(name, [*_SECTIONS, "executor", *_LISTS]))
     executors = reader.executors(settings.get("executor", []))
+    lists: dict[str, Any] = {name: reader.named(name, kind, settings.get(name, [])) for name, kind in _LISTS.items()}
     reader.environment(environ, sections)
     reader.together(sections, executors)
     places = platform.paths(environ, settings)
@@ -285,8 +120,8 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     sections["state"]["dir"], sections["socket"]["path"] = places
     if not sections["daemon"].get("slots_max"):
         sections["daemon"]["slots_max"] = max(SLOTS_MIN, os.cpu_count() or 1)
-    made = {name: kind(**sections[name]) for name, kind in _SECTIONS.items()}
-    return Loaded(Config(**made, executor=executors), path, reader.origins), reader.problems
+    made: dict[str, Any] = {name: kind(**sections[name]) for name, kind in _SECTIONS.items()}
+    return Loaded(Config(**made, executor=executors, **lists), path, reader.origins), reader.problems
 
 
 def _parse(path: str) -> dict[str, Any]:
@@ -337,18 +172,47 @@ class _Reader:
     def executors(self, tables: object) -> tuple[Executor, ...]:
         """Checks the executors of the file and adds the built-in one where the file doesn't override it."""
         found: dict[str, Executor] = {}
-        if not isinstance(tables, list):
-            self.problems.append(_bad("executor", tables, "executors are a list: write [[executor]] above each"))
-            tables = []
-        for position, table in enumerate(cast(list[Any], tables)):
+        for position, table in enumerate(self._tables("executor", tables)):
             executor = self._executor(f"executor[{position}]", table)
-            if executor is None:
-                continue
-            if executor.name in found:
-                self.problems.append(_bad("executor.name", executor.name, "another executor has that name"))
-            found[executor.name] = executor
-            self.origins[f"executor.{executor.name}"] = "file"
+            if executor is not None:
+                self._found("executor", executor.name, executor, found)
         return tuple({COMMAND: CommandExecutor(name=COMMAND), **found}.values())
+
+    def named(self, what: str, kind: type[Any], tables: object) -> tuple[Any, ...]:
+        """Checks a list of sections that each have a name."""
+        found: dict[str, Any] = {}
+        fields = _fields(kind)
+        for position, table in enumerate(self._tables(what, tables)):
+            before = len(self.problems)
+            values: dict[str, Any] = {}
+            where = f"{what}.{table.get('name') or position}"
+            for key, value in table.items():
+                if key in fields:
+                    self._take(values, f"{where}.{key}", key, value, fields[key], None)
+                else:
+                    self.problems.append(_unknown(f"{where}.{key}", [f"{where}.{field}" for field in fields]))
+            missing = [f.name for f in msgspec.structs.fields(kind) if f.required and f.name not in table]
+            self.problems += [_bad(f"{where}.{key}", None, "it has no default") for key in missing]
+            if len(self.problems) == before:
+                self._found(what, values["name"], kind(**values), found)
+        return tuple(found.values())
+
+    def _tables(self, what: str, tables: object) -> Iterator[dict[str, Any]]:
+        """Gives the sections of a list one by one, without those that are none."""
+        if not isinstance(tables, list):
+            self.problems.append(_bad(what, tables, f"it is a list: write [[{what}]] above each"))
+            return
+        for position, table in enumerate(cast(list[Any], tables)):
+            if isinstance(table, dict):
+                yield cast(dict[str, Any], table)
+            else:
+                self.problems.append(_bad(f"{what}[{position}]", table, f"write [[{what}]] and its keys below"))
+
+    def _found(self, what: str, name: str, item: Any, found: dict[str, Any]) -> None:
+        if name in found:
+            self.problems.append(_bad(f"{what}.name", name, f"another {what} has that name"))
+        found[name] = item
+        self.origins[f"{what}.{name}"] = "file"
 
     def together(self, sections: dict[str, dict[str, Any]], executors: tuple[Executor, ...]) -> None:
         """Checks what can only be judged together."""
@@ -369,13 +233,9 @@ class _Reader:
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
 
-    def _executor(self, where: str, table: object) -> Executor | None:
+    def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""
         before = len(self.problems)
-        if not isinstance(table, dict):
-            self.problems.append(_bad(where, table, "write [[executor]] and its keys below"))
-            return None
-        given = cast(dict[str, Any], table)
         name, kind = given.get("name"), given.get("kind")
         if not isinstance(name, str) or not _EXECUTOR_NAME.fullmatch(name):
             detail = "a name has 1 to 64 of a-z 0-9 . _ - and starts with a letter or a digit"

@@ -40,6 +40,8 @@ from omnid.link.embedded import EmbeddedLink
 from omnid.log import Log, Logger
 from omnid.model import Problem
 from omnid.secrets import Secrets
+from omnid.settings import Config
+from omnid.settings import McpExecutor as McpSection
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
 from omnid.store.interface import COLLECTIONS
 from omnid.store.statedir import StateDir
@@ -211,13 +213,13 @@ class Daemon:
     def _socket_path(self) -> str:
         return self.context.config.socket.path
 
-    def _executors(self, settings: config.Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
+    def _executors(self, wanted: Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
         """Makes the executors of a config; those in `kept` are unchanged and go on."""
         made: dict[str, Executor] = {}
-        for name, section in settings.executors().items():
+        for name, section in wanted.executors().items():
             if name in kept:
                 made[name] = kept[name]
-            elif isinstance(section, config.McpExecutor):
+            elif isinstance(section, McpSection):
                 made[name] = McpExecutor(
                     section,
                     self._supervised,
@@ -226,7 +228,7 @@ class Daemon:
                     tasks=work,
                     clock=self._clock,
                     log=self._log,
-                    limits=settings.limits,
+                    limits=wanted.limits,
                 )
             else:
                 made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ)
@@ -266,12 +268,12 @@ class Daemon:
         self._log.info("database_checked")
 
 
-def store_settings(settings: config.Config) -> StoreSettings:
+def store_settings(wanted: Config) -> StoreSettings:
     """Gives the store's settings of a config."""
     return StoreSettings(
-        group_max=settings.store.group_max,
-        group_s=settings.store.group_ms / 1000,
-        wal_bytes_max=settings.store.wal_bytes_max,
+        group_max=wanted.store.group_max,
+        group_s=wanted.store.group_ms / 1000,
+        wal_bytes_max=wanted.store.wal_bytes_max,
         fullfsync=sys.platform == "darwin",
     )
 

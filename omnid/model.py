@@ -7,13 +7,16 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.errors import CATALOGUE, OmnidError
+from omnid.errors import OmnidError
+from omnid.messages import CATALOGUE
 
 Priority = Annotated[int, Meta(ge=-10, le=10, description="Higher starts first")]
 Label = Annotated[str, Meta(min_length=1, max_length=100)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="Unix milliseconds, up to the year 9999")]
 Ordinal = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 USER_ORIGIN = "user"
 """The origin of tasks that people submit; its tasks are shown as ``t7``, those of others as ``origin/t7``."""
@@ -41,6 +44,14 @@ class Problem(Struct, frozen=True):
 
 class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Base of all parameters: keyword fields, unknown ones refused."""
+
+
+class ReplyTo(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where an answer goes: to a `channel` (a destination of the config), there to a `target`, in a `session`."""
+
+    channel: Annotated[str, Meta(min_length=1, max_length=64)]
+    target: Annotated[str, Meta(max_length=500)] | None = None
+    session: Annotated[str, Meta(max_length=500)] | None = None
 
 
 class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +83,18 @@ class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cwd: str | None = None
     env: Annotated[tuple[str, ...], Meta(description="Names of the daemon's environment variables to pass")] = ()
     origin: Name | None = None
-    reply_to: dict[str, Any] | None = None
+    reply_to: ReplyTo | None = None
+    workspace: (
+        Annotated[
+            Literal["worktree", "copy", "none"],
+            Meta(description="Where an agent works: a git worktree of its own, ..."),
+        ]
+        | None
+    ) = None
+    only: Annotated[str, Meta(pattern=HOURS, description="Runs within these hours only: 23:00-07:00")] | None = None
+    cost_max_usd: Annotated[float, Meta(ge=0, le=1e9, description="The most that all its attempts may cost")] | None = (
+        None
+    )
 
 
 class Submitted(Struct, frozen=True):
@@ -105,6 +127,9 @@ class Work(Struct, frozen=True, omit_defaults=True):
     backoff_s: float | None = None
     after: tuple[str, ...] = ()
     reply_to: dict[str, Any] | None = None
+    workspace: str | None = None
+    only: str | None = None
+    cost_max_usd: float | None = None
 
 
 class Task(Struct, frozen=True):
@@ -189,11 +214,24 @@ class Command(Struct, frozen=True):
     recover: bool = False
     """True for an attempt that was open when the daemon started: it may run already, or have ended."""
     idempotent: bool = False
+    begun_before: int = 0
+    """How many earlier attempts of the task had begun: an agent's session is resumed then."""
+    cost_max_usd: float | None = None
+    """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 
 
-Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted"]
+Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]
 """How an attempt ends. `failure` and `timeout` may be retried and `rejected` may not; `lost` means nobody knows;
-`unstarted` means that it surely had no effect, so it doesn't count."""
+`unstarted` means that it surely had no effect, `parked` that a limit stopped it: neither counts."""
+
+
+class Park(Struct, frozen=True):
+    """Why an executor can take no work for now, as an attempt has found out: its gate closes."""
+
+    cause: str
+    """One of `states.GATES`: ``rate_limit`` or ``login``."""
+    wake_at_ms: int | None
+    """When it lifts, where that was said."""
 
 
 class Result(Struct, frozen=True):
@@ -209,6 +247,8 @@ class Result(Struct, frozen=True):
     output_bytes: int | None = None
     value: Any = None
     cost_usd: float | None = None
+    park: Park | None = None
+    """With the outcome `parked`, what closes the executor's gate."""
 
 
 class Gate(Struct, frozen=True):

@@ -19,10 +19,10 @@ TERMINAL = frozenset({"completed", "failed", "cancelled"})
 RUNNING = frozenset({"dispatching", "executing", "input_required"})
 """States in which a task occupies its lane and its attempt is open."""
 
-REASONS = ("paused", "approval", "dependency", "not_before", "backoff", "login")
+REASONS = ("paused", "approval", "dependency", "not_before", "hours", "budget", "backoff")
 """A task's own reasons to wait, the first that holds being the one shown."""
 
-GATES = ("paused", "executor", "cloud", "link", "rate_limit", "budget", "hours")
+GATES = ("paused", "login", "executor", "cloud", "link", "rate_limit", "budget", "hours")
 """Causes of gates that are stored; `lane` and `slots` are computed from what runs."""
 
 TABLE: dict[tuple[str, str], str] = {

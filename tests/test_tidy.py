@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from omnid import config, states
-from omnid.errors import CATALOGUE, OmnidError
+from omnid.errors import OmnidError
+from omnid.messages import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 SOURCE = sorted((ROOT / "omnid").rglob("*.py"))
@@ -133,9 +134,9 @@ def test_workers_know_nothing_of_omnid() -> None:
 @pytest.mark.parametrize(
     ("module", "own"),
     [
-        ("omnid.relay", {"api", "errors", "platform", "relay", "relay_session", "wire"}),
-        ("omnid.ctl.main", {"api", "ctl", "errors", "platform", "wire"}),
-        ("omnid.api.client", {"api", "errors", "platform", "wire"}),
+        ("omnid.relay", {"api", "errors", "messages", "platform", "relay", "relay_session", "wire"}),
+        ("omnid.ctl.main", {"api", "ctl", "errors", "messages", "platform", "wire"}),
+        ("omnid.api.client", {"api", "errors", "messages", "platform", "wire"}),
     ],
 )
 def test_what_stands_in_front_of_the_daemon_needs_the_standard_library_alone(module: str, own: set[str]) -> None:

@@ -31,7 +31,7 @@ ATTEMPTS_MAX = 3
 """The most attempts that an answer shows: the last ones."""
 
 HIDDEN: Mapping[str, frozenset[str]] = {
-    "Submit": frozenset({"origin", "ref", "reply_to"}),
+    "Submit": frozenset({"origin", "ref"}),
     "Control": frozenset({"executor", "assignee", "output", "always"}),
     "TaskBrief": frozenset({"origin"}),
     "TaskView": frozenset({"work", "parent"}),

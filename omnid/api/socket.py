@@ -21,10 +21,10 @@ from msgspec import Raw, Struct
 from omnid import platform, wire
 from omnid.api.listen import Bound
 from omnid.clock import Clock
-from omnid.config import Socket as Settings
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.flow.guard import guard
 from omnid.log import Logger
+from omnid.settings import Socket as Settings
 
 PREFIX = "omnid/"
 """How the names of omnid's own methods start; a connection that calls any other speaks MCP from then on."""

@@ -96,6 +96,19 @@ class Given:
         except ValueError:
             self.misuse(f"{what} takes a whole number, not {text!r}")
 
+    def amount(self, name: str) -> float | None:
+        """Gives the value as an amount of money, not below zero."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            value = float(text.removeprefix("$"))
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            self.misuse(f"--{name} takes an amount like 1.50, not {text!r}")
+        return value
+
     def duration_s(self, name: str) -> float | None:
         """Gives the value, a duration, in seconds."""
         text = self.text(name)

@@ -13,7 +13,6 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from omnid import config
 from omnid.errors import Rejected, Retryable
 from omnid.executor.environment import gather, names_for
 from omnid.executor.interface import Found, Ports
@@ -22,6 +21,7 @@ from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.secrets import Secrets
+from omnid.settings import CommandExecutor as Section
 from omnid.worker import supervisor
 
 TASK = "OMNID_TASK"
@@ -41,9 +41,7 @@ class CommandExecutor:
 
     kind = "command"
 
-    def __init__(
-        self, section: config.CommandExecutor, supervised: Supervised, secrets: Secrets, environ: Mapping[str, str]
-    ) -> None:
+    def __init__(self, section: Section, supervised: Supervised, secrets: Secrets, environ: Mapping[str, str]) -> None:
         self.name = section.name
         self.concurrency = section.concurrency
         self.idempotent = section.idempotent

@@ -3,22 +3,22 @@
 import sys
 from collections.abc import Iterable, Mapping
 
-from omnid import config
 from omnid.errors import Rejected, Retryable
 from omnid.secrets import Secrets, is_reference
+from omnid.settings import Executor as Section
 
 BASE_ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "TZ")
 """What every program gets of the daemon's environment, together with ``LC_*``."""
 
 
-def names_for(section: config.Executor, environ: Mapping[str, str]) -> tuple[str, ...]:
+def names_for(section: Section, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Names the variables that programs of this executor get."""
     languages = (name for name in environ if name.startswith("LC_"))
     return (*BASE_ENVIRONMENT, *languages, *section.env, *section.env_set)
 
 
 async def gather(
-    section: config.Executor, names: Iterable[str], environ: Mapping[str, str], secrets: Secrets
+    section: Section, names: Iterable[str], environ: Mapping[str, str], secrets: Secrets
 ) -> dict[str, str]:
     """Gathers the values of these variables; raises Retryable ``executor_down`` where a secret can't be had."""
     environment = {name: environ[name] for name in names if name in environ}

@@ -11,7 +11,6 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import structs
 
-from omnid import config
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
 from omnid.executor.environment import gather, names_for
@@ -24,6 +23,8 @@ from omnid.log import Logger
 from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
+from omnid.settings import Limits
+from omnid.settings import McpExecutor as Section
 
 if TYPE_CHECKING:
     from omnid.executor.mcp_session import Answer, McpSession, Tool
@@ -50,7 +51,7 @@ class McpExecutor:
 
     def __init__(
         self,
-        section: config.McpExecutor,
+        section: Section,
         supervised: Supervised,
         secrets: Secrets,
         environ: Mapping[str, str],
@@ -58,7 +59,7 @@ class McpExecutor:
         tasks: TaskGroup,
         clock: Clock,
         log: Logger,
-        limits: config.Limits,
+        limits: Limits,
     ) -> None:
         self.name = section.name
         self.concurrency = section.concurrency
@@ -367,7 +368,7 @@ class _Attempt:
         self.called = False
         self.repeatable = False
 
-    def tool_name(self, section: config.McpExecutor) -> str:
+    def tool_name(self, section: Section) -> str:
         """Gives the tool that the task names, or else the config."""
         return self.command.work.tool or section.tool or ""
 

@@ -30,7 +30,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     check: tuple[str, ...] | None = None
     success_exit_codes: tuple[int, ...] = (0,)
     mapping: dict[str, str] = {}
-    """Where a JSON result keeps its parts (`config.ResultMapping`); with any, standard output is kept by itself."""
+    """Where a JSON result keeps its parts (`settings.ResultMapping`); with any, standard output is kept by itself."""
     env: tuple[str, ...] = ()
     stdin: bool = False
     stdout: bool = False

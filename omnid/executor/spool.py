@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from omnid.config import Limits
+from omnid.settings import Limits
 from omnid.worker import supervisor
 
 ASIDE = "aside"

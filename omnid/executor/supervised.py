@@ -14,12 +14,12 @@ import anyio.to_thread
 import msgspec
 
 from omnid.clock import Clock
-from omnid.config import Limits
 from omnid.errors import Retryable
 from omnid.executor.interface import Found
 from omnid.executor.launch import Spawned, launch, mapped
 from omnid.executor.records import Spec, Trace, describe, is_held, read_spec, read_started, read_trace, tell, until_free
 from omnid.executor.spool import ASIDE, ERRORS, LOCK, SERVER, Spool, make_directory, printable
+from omnid.settings import Limits
 from omnid.worker import supervisor
 
 SERVER_LOG_BYTES_MAX = 1 << 20

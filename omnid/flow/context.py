@@ -7,9 +7,9 @@ from typing import Protocol
 import anyio
 
 from omnid.clock import Clock
-from omnid.config import Config
 from omnid.executor.interface import Executor
 from omnid.log import Logger
+from omnid.settings import Config
 from omnid.store.interface import Store
 
 CANCELS_MAX = 1_000

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Mapping
 
 from omnid.clock import Clock
-from omnid.config import Config
 from omnid.executor.interface import Executor
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_wait
@@ -14,6 +13,7 @@ from omnid.link.interface import Link
 from omnid.model import Command, Task
 from omnid.route.admission import Load, first, room
 from omnid.route.router import route
+from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Tx
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw
 
-from omnid.config import Config, Limits
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.model import USER_ORIGIN, Submit, Submitted, Task, Work
 from omnid.route.router import choose
+from omnid.settings import Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
@@ -87,7 +87,10 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         attempts_max=params.attempts_max,
         backoff_s=params.backoff_s,
         after=params.after,
-        reply_to=params.reply_to,
+        reply_to=None if params.reply_to is None else msgspec.structs.asdict(params.reply_to),
+        workspace=params.workspace,
+        only=params.only,
+        cost_max_usd=params.cost_max_usd,
     )
     executor = choose(work, context.kinds)
     encoded = _check_limits(params, work, config.limits)

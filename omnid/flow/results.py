@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from omnid.config import Config
 from omnid.errors import Retryable
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_dependents
 from omnid.model import Problem, Result, Task
 from omnid.retry import Backoff
+from omnid.settings import Config
 from omnid.states import RUNNING, advance
 from omnid.store import journal
 from omnid.store.interface import Tx

@@ -98,8 +98,37 @@ GATE = Collection(
 PERMIT = Collection("permit", ("origin", "executor", "work", "granted", "created_at_ms"), json=frozenset({"work"}))
 ANSWER = Collection("answer", ("body_hash", "result", "created_at_ms"), json=frozenset({"result"}))
 ORIGIN = Collection("origin", ("number_floor",))
+CALL = Collection(
+    "call",
+    (
+        "task_id",
+        "attempt_id",
+        "executor",
+        "channel",
+        "model",
+        "labels",
+        "reserved_microusd",
+        "spent_microusd",
+        "started_at_ms",
+        "settled_at_ms",
+        "outcome",
+    ),
+    json=frozenset({"labels"}),
+)
+OUTAGE = Collection(
+    "outage",
+    ("cause", "subject", "began_at_ms", "ended_at_ms", "problem", "parked", "resumed"),
+    json=frozenset({"problem"}),
+)
+OUTBOX = Collection(
+    "outbox",
+    ("destination", "kind", "subject", "body", "created_at_ms", "tries", "retry_at_ms", "dead_at_ms", "problem"),
+    json=frozenset({"body", "problem"}),
+)
 
-COLLECTIONS: Mapping[str, Collection] = {c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN)}
+COLLECTIONS: Mapping[str, Collection] = {
+    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX)
+}
 
 
 def tally_key(state: str, reason: str | None) -> str:

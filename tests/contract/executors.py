@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import anyio
 
 from omnid.clock import SystemClock
-from omnid.config import CommandExecutor as Section
-from omnid.config import Limits
 from omnid.executor.command import CommandExecutor
 from omnid.executor.interface import Executor
 from omnid.executor.supervised import Supervised
 from omnid.model import Command, Outcome, Work
 from omnid.secrets import Secrets
+from omnid.settings import CommandExecutor as Section
+from omnid.settings import Limits
 from tests.contract import mcp_harness
 from tests.fakes.executor import Crash, InProcessExecutor
 

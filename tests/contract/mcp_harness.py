@@ -11,14 +11,14 @@ from typing import Any
 import anyio
 
 from omnid.clock import SystemClock
-from omnid.config import Limits
-from omnid.config import McpExecutor as Section
 from omnid.executor.interface import Executor
 from omnid.executor.mcp import McpExecutor
 from omnid.executor.supervised import Supervised
 from omnid.log import Log
 from omnid.model import Work
 from omnid.secrets import Secrets
+from omnid.settings import Limits
+from omnid.settings import McpExecutor as Section
 from tests.fakes import mcp_server
 
 HUGE_BYTES, BINARY_BYTES = 300_000, 1024

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from omnid.api.client import Client
-from omnid.errors import CATALOGUE, OmnidError
+from omnid.errors import OmnidError
+from omnid.messages import CATALOGUE
 
 WAIT_S = 30.0
 LOOK_S = 0.01

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from omnid.api.client import Client
-from omnid.errors import CATALOGUE, OmnidError
+from omnid.errors import OmnidError
+from omnid.messages import CATALOGUE
 from tests.e2e.harness import FAKES, OMNICTL, WAIT_S, Home, assert_says, home_at, until
 
 WIDE = {"COLUMNS": "1000"}

@@ -20,8 +20,8 @@ from omnid.api.mcp_server import McpServer
 from omnid.api.mcp_tools import TOOLS, shown
 from omnid.api.socket import Connection, Request, SocketServer
 from omnid.clock import SystemClock
-from omnid.config import Socket
 from omnid.log import Log
+from omnid.settings import Socket
 from tests.fakes.mcp_peer import RESULTS, Api, Held, bounded
 
 WAIT_S = 30.0

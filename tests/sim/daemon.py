@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from msgspec import Struct
 
-from omnid import config
+from omnid import settings as shapes
 from omnid.api.methods import Api
 from omnid.errors import Fatal, OmnidError
 from omnid.flow.caller import Caller
@@ -205,14 +205,14 @@ def _leaf(error: BaseException) -> str:
     return getattr(error, "code", repr(error))
 
 
-def settings(directory: Path) -> config.Config:
+def settings(directory: Path) -> shapes.Config:
     """Gives the config of a run: small limits, so that all of them are met."""
-    return config.Config(
-        state=config.State(dir=str(directory)),
-        daemon=config.Daemon(slots_max=SLOTS_MAX),
-        store=config.Store(free_bytes_min=1024),
-        task=config.Task(timeout_s=TIMEOUT_S),
-        retention=config.Retention(finished_max=FINISHED_MAX, batch=5),
-        retry=config.Retry(attempts_max=3, backoff_base_s=1.0, backoff_max_s=10.0),
-        agents=config.Agents(allow=("safe",)),
+    return shapes.Config(
+        state=shapes.State(dir=str(directory)),
+        daemon=shapes.Daemon(slots_max=SLOTS_MAX),
+        store=shapes.Store(free_bytes_min=1024),
+        task=shapes.Task(timeout_s=TIMEOUT_S),
+        retention=shapes.Retention(finished_max=FINISHED_MAX, batch=5),
+        retry=shapes.Retry(attempts_max=3, backoff_base_s=1.0, backoff_max_s=10.0),
+        agents=shapes.Agents(allow=("safe",)),
     )

@@ -15,8 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid.clock import SystemClock
-from omnid.config import CommandExecutor as Section
-from omnid.config import Limits, ResultMapping
 from omnid.errors import Rejected, Retryable
 from omnid.executor import command as module
 from omnid.executor.command import CommandExecutor
@@ -25,6 +23,8 @@ from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.model import Result, Work
 from omnid.secrets import Secrets
+from omnid.settings import CommandExecutor as Section
+from omnid.settings import Limits, ResultMapping
 from omnid.worker import supervisor
 from tests.contract.executors import KILL_GRACE_S, LIMITS, Ports, command_of, commands
 from tests.fakes.signals import WAIT_S

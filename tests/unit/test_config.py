@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid import config
-from omnid.config import CommandExecutor, McpExecutor
 from omnid.errors import Rejected
+from omnid.settings import CommandExecutor, McpExecutor
 
 SHIPPED = Path(__file__).parents[2] / "config" / "omnid.toml"
 
@@ -62,6 +62,8 @@ def test_the_examples_of_the_shipped_config_show_every_key_of_an_executor(
     shown = {table["name"]: set(table) - {"kind"} for table in tomllib.loads(examples())["executor"]}
     assert shown["claude"] == set(CommandExecutor.__struct_fields__)
     assert shown["memory"] == set(McpExecutor.__struct_fields__)
+    for name, kind in config._LISTS.items():
+        assert [set(table) for table in tomllib.loads(examples())[name]] == [set(kind.__struct_fields__)]
     assert claude.result.cost_usd == "total_cost_usd"
 
 
@@ -103,7 +105,13 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[agents]\nallow = ['comand']", "there is no executor of that name; did you mean command?"),
         ("[state]\ndir = 'here'", "state.dir = 'here' can't be used: a path starts with / or ~/"),
         ("[", "can't be read: "),
-        ("executor = 3", "executors are a list"),
+        ("executor = 3", "it is a list: write [[executor]] above each"),
+        ("[[rule]]\nname = 'a'", "rule.a.executor = (not set) can't be used: it has no default"),
+        ("[[rule]]\nname = 'a'\nexecutor = []\nlane = 'x'", "rule.a.lane = 'x' can't be used"),
+        ("[[cap]]\nname = 'a'\ndai_usd = 1", "did you mean cap.a.day_usd?"),
+        ("[[destination]]\nname = 'a'\nkind = 'webhook'\n" * 2, "another destination has that name"),
+        ("[budget]\nday_usd = -1", "budget.day_usd = -1 can't be used"),
+        ("[notify]\nquiet = '8-9'", "notify.quiet = '8-9' can't be used"),
         ("executor = [3]", "executor[0] = 3 can't be used: write [[executor]]"),
         ("[[executor]]\nname = 'A b'\nkind = 'command'", "executor[0].name = 'A b' can't be used: a name has 1 to 64"),
         ("[[executor]]\nkind = 'command'", "executor[0].name = (not set) can't be used"),

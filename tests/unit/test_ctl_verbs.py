@@ -42,7 +42,8 @@ def test_add_takes_every_field(tmp_path):
         "add --executor=e --priority -5 --key k --after t1,t2 --not-before +2h --deadline +1d --lane l --timeout 10m "
         "--attempts 4 --backoff 2s --label a --label b --kind programming --assignee me --env HOME --env PATH --stdin"
     )
-    more = ["--cwd", str(tmp_path), "--check", "test -s 'a b'", "--reply-to", '{"to": 1}', "--", "cat"]
+    more = ["--cwd", str(tmp_path), "--check", "test -s 'a b'", "--reply-to", "chat:home:7", "--reply-session", "s"]
+    more += ["--only", "23:00-07:00", "--workspace", "none", "--cost-max", "1.50", "--", "cat"]
     ran = Ran(*words.split(), *more, daemon=daemon, stdin="über")
     assert ran.code == 0, ran.err
     assert ran.calls[0][1] == {
@@ -64,7 +65,10 @@ def test_add_takes_every_field(tmp_path):
         "stdin": "über",
         "cwd": str(tmp_path),
         "check": ["test", "-s", "a b"],
-        "reply_to": {"to": 1},
+        "reply_to": {"channel": "chat", "target": "home:7", "session": "s"},
+        "only": "23:00-07:00",
+        "workspace": "none",
+        "cost_max_usd": 1.5,
     }
 
 

@@ -5,7 +5,8 @@ import string
 
 import pytest
 
-from omnid.errors import CATALOGUE, Fatal, OmnidError, Rejected, Retryable
+from omnid.errors import Fatal, OmnidError, Rejected, Retryable
+from omnid.messages import CATALOGUE
 from omnid.model import Problem
 
 

@@ -7,13 +7,14 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.flow import intake
 from omnid.flow.caller import Caller
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.intake import TITLE_CHARS_MAX, permit_id, title_of
-from omnid.model import Submit, Work
+from omnid.model import ReplyTo, Submit, Work
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import AGENT, World
 
@@ -52,12 +53,16 @@ async def test_a_task_is_kept_with_all_that_was_asked(world: World, clock: FakeC
         "assignee": "eve",
         "cwd": "/",
         "env": ("TERM",),
-        "reply_to": {"chat": 7},
+        "reply_to": ReplyTo(channel="chat", target="7"),
+        "workspace": "none",
+        "only": "23:00-07:00",
+        "cost_max_usd": 0.5,
     }
     task = await world.add("make", "all", **asked)
     for name, value in asked.items():
         held = task if hasattr(task, name) else task.work
-        assert getattr(held, name) == value, name
+        stored = structs.asdict(value) if isinstance(value, ReplyTo) else value
+        assert getattr(held, name) == stored, name
     assert (task.work.argv, task.name, task.origin, task.state) == (("make", "all"), "t1", "user", "idle")
     assert task.created_at_ms == clock.now_ms
 

@@ -14,7 +14,6 @@ import anyio
 import pytest
 
 from omnid.clock import SystemClock
-from omnid.config import Limits
 from omnid.errors import Rejected, Retryable
 from omnid.executor import mcp
 from omnid.executor.interface import Found
@@ -24,6 +23,7 @@ from omnid.executor.mcp_session import LINES_PER_S_MAX
 from omnid.executor.supervised import Supervised
 from omnid.log import Log
 from omnid.model import Command, Result, Work
+from omnid.settings import Limits
 from tests.contract.executors import Ports, command_of
 from tests.contract.mcp_harness import argv, executors
 from tests.fakes import mcp_sdk_server

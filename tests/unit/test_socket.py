@@ -22,9 +22,9 @@ from omnid import platform, wire
 from omnid.api import socket as api_socket
 from omnid.api.socket import Connection, Request, SocketServer
 from omnid.clock import SystemClock
-from omnid.config import Socket
 from omnid.errors import Fatal, Rejected
 from omnid.log import Log
+from omnid.settings import Socket
 
 pytestmark = pytest.mark.anyio
 

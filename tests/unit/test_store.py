@@ -227,7 +227,7 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) ->
 def test_a_step_that_fails_changes_nothing(tmp_path: Path) -> None:
     connection = frozen_first_schema(tmp_path / "journal.db")
     with pytest.raises(Rejected):
-        migrate(connection, tmp_path, [*migration.schemas(), (2, "CREATE TABLE x (y); CREATE TABLE gate (z)")])
+        migrate(connection, tmp_path, [*migration.schemas()[:1], (2, "CREATE TABLE x (y); CREATE TABLE gate (z)")])
     assert connection.pragma("user_version") == 1
     assert not list(connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'x'"))
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid import wire
-from omnid.errors import CATALOGUE, Fatal, OmnidError, Rejected, Retryable
+from omnid.errors import Fatal, OmnidError, Rejected, Retryable
+from omnid.messages import CATALOGUE
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:

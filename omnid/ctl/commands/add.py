@@ -91,7 +91,7 @@ def _fields(context: Context) -> dict[str, Any]:
     given, now_ms = context.given, context.world.now_ms()
     after = given.commas("after")
     return {
-        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee")},
+        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee", "workspace", "only")},
         "priority": given.whole("priority"),
         "after": after,
         "not_before_ms": given.future_ms("not-before", now_ms),
@@ -102,10 +102,21 @@ def _fields(context: Context) -> dict[str, Any]:
         "check": given.words("check"),
         "labels": given.many("label"),
         "env": given.many("env"),
-        "reply_to": given.json_object("reply-to"),
+        "reply_to": _reply_to(given),
+        "cost_max_usd": given.amount("cost-max"),
         "cwd": _directory(given.text("cwd") or "."),
         "stdin": _text(context.world.stdin, "standard input") if given.flag("stdin") else None,
     }
+
+
+def _reply_to(given: Given) -> dict[str, Any] | None:
+    text = given.text("reply-to")
+    if text is None:
+        if given.flag("reply-session"):
+            given.misuse("--reply-session needs --reply-to")
+        return None
+    channel, _, target = text.partition(":")
+    return _given({"channel": channel, "target": target or None, "session": given.text("reply-session")})
 
 
 def _add_file(context: Context, source: str) -> list[dict[str, Any]]:
@@ -228,7 +239,11 @@ VERBS = {
             Option("label", "LABEL", "A label", many=True),
             Option("kind", "KIND", "general, programming, ..."),
             Option("assignee", "NAME", "Who takes care of it"),
-            Option("reply-to", "JSON", "Kept with the task, for who submits it"),
+            Option("only", "HOURS", "Start within these hours only: 23:00-07:00"),
+            Option("workspace", "KIND", "Where an agent works: worktree, copy or none"),
+            Option("cost-max", "USD", "The most that all its attempts may cost"),
+            Option("reply-to", "CHANNEL[:TARGET]", "Where the answer goes: a destination of the config"),
+            Option("reply-session", "SESSION", "The session there that asked"),
             Option("wait", None, "Wait for the end; exit code 0: completed, 1: not"),
             Option("wait-timeout", "DURATION", "Wait no longer than this; exit code 75 then"),
         ),

@@ -1,0 +1,46 @@
+"""What goes wrong between a client and the daemon."""
+
+from omnid.messages.message import Message
+
+CONNECTIONS: dict[str, Message] = {
+    "daemon_down": Message(
+        "No omnid answers at {path}.",
+        "{detail}",
+        "Start it with `omnictl up` (or `omnid run` in a terminal).",
+    ),
+    "daemon_lost": Message(
+        "The daemon went away before it answered.",
+        "{detail}",
+        "Send it again: with the same idempotency key nothing is done twice.",
+    ),
+    "answer_timeout": Message(
+        "The daemon did not answer within {seconds_s} s.",
+        "It is busy or stopped.",
+        "Look at `omnictl status`; send it again with the same idempotency key.",
+    ),
+    "daemon_no_start": Message(
+        "The daemon did not start: {detail}.",
+        "The last that it said (in {path}): {said}",
+        "Run `omnid run` in a terminal to see it fail, and correct what it names.",
+    ),
+    "path_too_long": Message(
+        "The socket path {path} has {length} bytes; this system takes {limit}.",
+        "Unix socket addresses are short by definition (unix(7)).",
+        "Set OMNID_SOCKET (or socket.path) to a shorter path.",
+    ),
+    "foreign_file": Message(
+        "{path} is there and is not a dead socket of omnid: {detail}.",
+        "omnid never deletes a file that is not its own.",
+        "Move it away, or set OMNID_SOCKET to another path.",
+    ),
+    "foreign_user": Message(
+        "A connection of user {uid} was refused.",
+        "The socket serves the user that runs the daemon only.",
+        "Run omnid as that user.",
+    ),
+    "unsafe_directory": Message(
+        "{path} can be entered by other users (mode {mode}, owner {owner}).",
+        "The socket and the journal must be out of reach for others.",
+        "chmod 700 it, or choose another directory with OMNID_STATE.",
+    ),
+}

@@ -1,0 +1,287 @@
+"""Every setting with its default and range: the shapes of the config, which `config` reads.
+
+Times are seconds, sizes are bytes, counts end in ``_max``, money is US dollars; config/omnid.toml says what each means.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=1024)]
+Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
+Usd = Annotated[float, Meta(ge=0, le=1e9)]
+ExitCode = Annotated[int, Meta(ge=0, le=255)]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Hours = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")]
+"""A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+COMMAND = "command"
+"""The name of the executor that is there without any config: it runs what a person asks it to."""
+AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini", "openclaw": "openclaw"}
+"""Programs of agents, and the executors that are there for them without any config; each has a profile of its name."""
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all parts of the config have in common."""
+
+
+class State(_Section, frozen=True, kw_only=True):
+    """Where the journal, the spool and the lock live."""
+
+    dir: str = ""
+
+
+class Daemon(_Section, frozen=True, kw_only=True):
+    """The daemon as a whole."""
+
+    slots_max: Annotated[int, Meta(ge=0)] = 0
+    stop_grace_s: Seconds = 10.0
+    zone: str = ""
+    keep_awake: bool = True
+
+
+class Socket(_Section, frozen=True, kw_only=True):
+    """The socket that clients connect to, and what one client may take."""
+
+    path: str = ""
+    clients_max: Count = 256
+    requests_max: Count = 256
+    message_bytes_max: Bytes = 4 * MIB
+    write_buffer_bytes_max: Bytes = 8 * MIB
+    stall_s: Seconds = 30.0
+
+
+class Limits(_Section, frozen=True, kw_only=True):
+    """What tasks may hold and leave behind."""
+
+    input_bytes_max: Bytes = MIB
+    output_head_bytes: Bytes = 64 * KIB
+    output_tail_bytes: Bytes = 64 * KIB
+    spool_bytes_max: Bytes = 256 * MIB
+    spool_total_bytes_max: Bytes = 4 * GIB
+    waiting_tasks_max: Count = 1_000_000
+    batch_tasks_max: Count = 10_000
+    labels_max: Count = 32
+    after_max: Count = 256
+
+
+class Store(_Section, frozen=True, kw_only=True):
+    """The database; how it syncs is no setting, because promise 1 hangs on it."""
+
+    free_bytes_min: Bytes = 128 * MIB
+    wal_bytes_max: Annotated[int, Meta(ge=MIB)] = 64 * MIB
+    group_ms: Annotated[float, Meta(ge=0, le=100)] = 2.0
+    group_max: Count = 256
+
+
+class Retention(_Section, frozen=True, kw_only=True):
+    """How long finished tasks are kept."""
+
+    finished_days: Annotated[float, Meta(gt=0, le=36_500)] = 30.0
+    finished_max: Count = 100_000
+    batch: Count = 500
+
+
+class Retry(_Section, frozen=True, kw_only=True):
+    """How often and when a failed attempt is tried again, unless the task says otherwise."""
+
+    attempts_max: Annotated[int, Meta(ge=1, le=1000)] = 3
+    backoff_base_s: Seconds = 1.0
+    backoff_max_s: Seconds = 300.0
+
+
+class Task(_Section, frozen=True, kw_only=True):
+    """What an attempt gets, unless the task or its executor says otherwise."""
+
+    timeout_s: Seconds = 3600.0
+    kill_grace_s: Seconds = 5.0
+
+
+class Agents(_Section, frozen=True, kw_only=True):
+    """What agents may do without asking, and how large a tree of tasks submitted from inside tasks may grow."""
+
+    allow: tuple[str, ...] = ()
+    depth_max: Count = 5
+    children_max: Count = 200
+
+
+class Workspace(_Section, frozen=True, kw_only=True):
+    """Where agents work: a worktree of their own for each task, unless the task or its executor says otherwise."""
+
+    dir: str = ""
+    prewarm: Annotated[int, Meta(ge=0, le=16)] = 0
+    setup: tuple[str, ...] = ()
+    setup_timeout_s: Seconds = 600.0
+    kept_max: Count = 50
+    bytes_max: Bytes = 20 * GIB
+
+
+class Budget(_Section, frozen=True, kw_only=True):
+    """The lid on money; a cap of 0 is none. Days and months are those of `daemon.zone`."""
+
+    run_usd: Usd = 5.0
+    task_usd: Usd = 0.0
+    day_usd: Usd = 0.0
+    month_usd: Usd = 0.0
+    notice_share: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    repeats_max: Count = 5
+    repeats_s: Seconds = 3600.0
+
+
+class Notify(_Section, frozen=True, kw_only=True):
+    """What people are told, where, and when not."""
+
+    to: tuple[str, ...] = ("desktop",)
+    language: Literal["en", "zh-TW"] = "en"
+    quiet: Hours = ""
+    group_s: Annotated[float, Meta(ge=0, le=86400)] = 10.0
+    per_hour_max: Count = 20
+    digest_at: Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")] = ""
+
+
+class Outbox(_Section, frozen=True, kw_only=True):
+    """What waits to be delivered, and for how long."""
+
+    rows_max: Count = 10_000
+    retry_base_s: Seconds = 2.0
+    retry_max_s: Seconds = 900.0
+    give_up_days: Annotated[float, Meta(gt=0, le=366)] = 7.0
+
+
+class Log(_Section, frozen=True, kw_only=True):
+    """The daemon's log: JSON lines in the state directory."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    bytes_max: Bytes = 10 * MIB
+    files_max: Annotated[int, Meta(ge=1, le=100)] = 5
+
+
+WorkspaceKind = Literal["worktree", "copy", "none"]
+
+
+class ResultMapping(_Section, frozen=True, kw_only=True):
+    """Where a result in JSON keeps its parts, as dotted paths (``usage.cost``); none of them: the output is text."""
+
+    output: str | None = None
+    error: str | None = None
+    is_error: str | None = None
+    cost_usd: str | None = None
+
+
+class _Executor(_Section, frozen=True, kw_only=True, tag_field="kind"):
+    """What all executors have in common; None means that the setting of the daemon or the task holds."""
+
+    kind: ClassVar[str]
+    name: str
+    concurrency: Count | None = None
+    idempotent: bool = False
+    timeout_s: Seconds | None = None
+    argv: tuple[str, ...] = ()
+    cwd: str | None = None
+    env: tuple[str, ...] = ()
+    env_set: dict[str, str] = {}
+    only: Hours = ""
+    cost_max_usd: Usd | None = None
+
+
+class CommandExecutor(_Executor, frozen=True, kw_only=True, tag="command"):
+    """Runs programs. `argv` comes before what the task asks for; `env` names variables to pass on, `env_set` sets some.
+
+    With `probe` (a program and its arguments, ending with 0 when all is well) an executor that was down
+    is found to be well again, and `omnictl doctor` says how it is. With a `profile` it knows the agent that it runs:
+    its sessions, its limits, its costs; `permission_mode` and `allowed_tools` are then the agent's.
+    """
+
+    kind: ClassVar[str] = "command"
+    success_exit_codes: tuple[ExitCode, ...] = (0,)
+    result: ResultMapping = ResultMapping()
+    probe: tuple[str, ...] = ()
+    profile: str | None = None
+    permission_mode: str | None = None
+    allowed_tools: tuple[str, ...] | None = None
+    workspace: WorkspaceKind | None = None
+
+
+class McpExecutor(_Executor, frozen=True, kw_only=True, tag="mcp"):
+    """Calls tools of an MCP server that `argv` starts; `tool` and `arguments` are used where the task names none.
+
+    Texts in `arguments` may hold ``{task.id}`` and the like. The server ends when nothing has used it for `idle_s`;
+    one that keeps dying is started again after `restart_base_s`, doubling up to `restart_max_s`.
+    """
+
+    kind: ClassVar[str] = "mcp"
+    tool: str | None = None
+    arguments: dict[str, Any] = {}
+    start_timeout_s: Seconds = 30.0
+    call_timeout_s: Seconds | None = None
+    idle_s: Seconds = 300.0
+    restart_base_s: Seconds = 1.0
+    restart_max_s: Seconds = 60.0
+
+
+Executor = CommandExecutor | McpExecutor
+
+
+class Rule(_Section, frozen=True, kw_only=True):
+    """Sends tasks that fit to the first of its executors that can be used; all that it names must fit."""
+
+    name: Name
+    executor: tuple[str, ...]
+    kind: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    bytes_min: Annotated[int, Meta(ge=0)] = 0
+    bytes_max: Annotated[int, Meta(ge=0)] | None = None
+    lane: tuple[str, ...] = ()
+    hours: Hours = ""
+
+
+class Cap(_Section, frozen=True, kw_only=True):
+    """The most that one label or one executor may cost in a day or a month."""
+
+    name: Name
+    label: str | None = None
+    executor: str | None = None
+    day_usd: Usd = 0.0
+    month_usd: Usd = 0.0
+
+
+class Destination(_Section, frozen=True, kw_only=True):
+    """A place that answers and notices can be delivered to."""
+
+    name: Name
+    kind: Literal["command", "webhook", "openclaw", "apprise"]
+    argv: tuple[str, ...] = ()
+    url: str = ""
+    secret: str = ""
+    executor: str | None = None
+    timeout_s: Seconds = 30.0
+
+
+class Config(_Section, frozen=True, kw_only=True):
+    """All settings. Made by `load`, which also fills in paths and slots; `executor` always holds `COMMAND`."""
+
+    state: State = State()
+    daemon: Daemon = Daemon()
+    socket: Socket = Socket()
+    limits: Limits = Limits()
+    store: Store = Store()
+    retention: Retention = Retention()
+    retry: Retry = Retry()
+    task: Task = Task()
+    agents: Agents = Agents()
+    workspace: Workspace = Workspace()
+    budget: Budget = Budget()
+    notify: Notify = Notify()
+    outbox: Outbox = Outbox()
+    log: Log = Log()
+    executor: tuple[Executor, ...] = ()
+    rule: tuple[Rule, ...] = ()
+    cap: tuple[Cap, ...] = ()
+    destination: tuple[Destination, ...] = ()
+
+    def executors(self) -> dict[str, Executor]:
+        """Gives the executors by name."""
+        return {executor.name: executor for executor in self.executor}

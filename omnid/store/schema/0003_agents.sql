@@ -1,0 +1,72 @@
+-- Schema 3: money, outages, and what is to be delivered. Frozen like all schema files; columns as in schema 1.
+
+-- One paid request inside an attempt, or one run of an agent: reserved before it is made, settled after.
+CREATE TABLE call (
+    ord INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    task_id TEXT NOT NULL,
+    attempt_id TEXT NOT NULL,
+    executor TEXT NOT NULL,
+    channel TEXT,
+    model TEXT,
+    labels TEXT,
+    reserved_microusd INTEGER NOT NULL,
+    spent_microusd INTEGER,
+    started_at_ms INTEGER NOT NULL,
+    settled_at_ms INTEGER,
+    outcome TEXT,
+    heads TEXT
+) STRICT;
+CREATE INDEX call_of_task ON call (task_id);
+CREATE INDEX call_of_attempt ON call (attempt_id);
+CREATE INDEX call_open ON call (ord) WHERE settled_at_ms IS NULL;
+CREATE INDEX call_time ON call (started_at_ms);
+
+-- A time in which something could not be reached or used; it is over when it has an end.
+CREATE TABLE outage (
+    ord INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    cause TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    began_at_ms INTEGER NOT NULL,
+    ended_at_ms INTEGER,
+    problem TEXT,
+    parked INTEGER,
+    resumed INTEGER,
+    heads TEXT
+) STRICT;
+CREATE INDEX outage_open ON outage (cause, subject) WHERE ended_at_ms IS NULL;
+CREATE INDEX outage_time ON outage (began_at_ms);
+
+-- What is to be delivered, in order, to each destination; a row goes when the other side has it.
+CREATE TABLE outbox (
+    ord INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    destination TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    subject TEXT,
+    body TEXT NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    tries INTEGER,
+    retry_at_ms INTEGER,
+    dead_at_ms INTEGER,
+    problem TEXT,
+    heads TEXT
+) STRICT;
+CREATE INDEX outbox_next ON outbox (destination, ord) WHERE dead_at_ms IS NULL;
+CREATE INDEX outbox_dead ON outbox (dead_at_ms) WHERE dead_at_ms IS NOT NULL;
+CREATE INDEX outbox_subject ON outbox (subject) WHERE subject IS NOT NULL;
+
+-- Derived from call: what counts against caps, by scope (``all``, ``executor:x``, ``label:x``) and day (begin of the
+-- day in Unix milliseconds, in the zone of the config).
+CREATE TABLE spend (
+    scope TEXT NOT NULL,
+    day_at_ms INTEGER NOT NULL,
+    reserved_microusd INTEGER NOT NULL,
+    spent_microusd INTEGER NOT NULL,
+    unknown_microusd INTEGER NOT NULL,
+    calls INTEGER NOT NULL,
+    PRIMARY KEY (scope, day_at_ms)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX task_parent ON task (parent) WHERE parent IS NOT NULL;

@@ -1,0 +1,66 @@
+"""Days, months and daily windows in a time zone, as instants. Pure.
+
+Instants are Unix milliseconds. Where the clocks go forward, a local time that never comes means the moment after the
+gap; where they go back, one that comes twice means the first (PEP 495, fold 0).
+"""
+
+from datetime import UTC, date, datetime, time, timedelta
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+DAY = timedelta(days=1)
+
+
+def local(at_ms: int, zone: ZoneInfo) -> datetime:
+    """Gives the local time of an instant."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(zone)
+
+
+def instant_ms(day: date, at: time, zone: ZoneInfo) -> int:
+    """Gives the instant of a local time."""
+    return round(datetime.combine(day, at, zone).timestamp() * 1000)
+
+
+def next_ms(after_ms: int, at: time, zone: ZoneInfo) -> int:
+    """Gives the first instant after `after_ms` at which it is `at` in the zone."""
+    day = local(after_ms, zone).date()
+    return next(ms for k in (-1, 0, 1, 2) if (ms := instant_ms(day + k * DAY, at, zone)) > after_ms)
+
+
+def day_ms(at_ms: int, zone: ZoneInfo) -> tuple[int, int]:
+    """Gives the begin and the end of the day that holds the instant."""
+    day = local(at_ms, zone).date()
+    return instant_ms(day, time(), zone), instant_ms(day + DAY, time(), zone)
+
+
+def month_ms(at_ms: int, zone: ZoneInfo) -> tuple[int, int]:
+    """Gives the begin and the end of the month that holds the instant."""
+    first = local(at_ms, zone).date().replace(day=1)
+    after = (first + timedelta(days=32)).replace(day=1)
+    return instant_ms(first, time(), zone), instant_ms(after, time(), zone)
+
+
+class Window(NamedTuple):
+    """A daily window of local time; it goes over midnight where it begins later than it ends."""
+
+    begin: time
+    end: time
+
+    @classmethod
+    def parse(cls, text: str) -> "Window":
+        """Reads ``23:00-07:00``; raises ValueError."""
+        begin, dash, end = text.partition("-")
+        if not dash:
+            raise ValueError("a window is written 23:00-07:00")
+        return cls(time.fromisoformat(begin.strip()), time.fromisoformat(end.strip()))
+
+    def holds(self, at_ms: int, zone: ZoneInfo) -> bool:
+        """Tells whether the instant lies in the window; one that begins when it ends is the whole day."""
+        now = local(at_ms, zone).time().replace(tzinfo=None)
+        if self.begin < self.end:
+            return self.begin <= now < self.end
+        return now >= self.begin or now < self.end
+
+    def opens_ms(self, at_ms: int, zone: ZoneInfo) -> int:
+        """Gives when the window is open next: `at_ms` itself inside it."""
+        return at_ms if self.holds(at_ms, zone) else next_ms(at_ms, self.begin, zone)
