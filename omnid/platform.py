@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     import socket
+    from zoneinfo import ZoneInfo
 
 IS_MACOS = sys.platform == "darwin"
 
@@ -167,6 +168,27 @@ def _default_state_dir(environ: Mapping[str, str]) -> str:
         return os.path.join(_home(environ), "Library", "Application Support", "omnid")
     base = environ.get("XDG_STATE_HOME") or os.path.join(_home(environ), ".local", "state")
     return os.path.join(base, "omnid")
+
+
+def zone(name: str) -> "ZoneInfo":
+    """Gives the time zone of an IANA name; the empty name is the machine's: ``$TZ``, ``/etc/localtime``, else UTC.
+
+    Raises ValueError for a name that the machine doesn't know.
+    """
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    if name:
+        try:
+            return ZoneInfo(name)
+        except (ZoneInfoNotFoundError, OSError) as error:
+            raise ValueError(f"there is no time zone {name}") from error
+    for guess in (os.environ.get("TZ", "").lstrip(":"), os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]):
+        try:
+            if guess:
+                return ZoneInfo(guess)
+        except (ValueError, OSError, ZoneInfoNotFoundError):
+            continue
+    return ZoneInfo("UTC")
 
 
 def _home(environ: Mapping[str, str]) -> str:

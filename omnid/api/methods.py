@@ -11,8 +11,9 @@ import anyio
 from msgspec import Struct
 
 from omnid import __version__
-from omnid.api import shapes
+from omnid.api import shapes, shapes_night
 from omnid.api.journal_views import JournalViews
+from omnid.api.night import Night
 from omnid.api.views import Views, by_reason, by_state
 from omnid.errors import OmnidError, Rejected
 from omnid.flow import control, intake
@@ -88,6 +89,7 @@ class Api:
         self._host = host
         self._views = Views(context, gates)
         self._history = JournalViews(context, self._views, Doctor(context))
+        self._night = Night(context, gates, self._views)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -274,6 +276,14 @@ class Api:
             config_problem=host.config_problem(),
         )
 
+    async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:
+        """Says what happened while nobody looked."""
+        return await self._night.away(caller, params)
+
+    async def receipt(self, caller: Caller, params: shapes_night.ReceiptOf) -> shapes_night.Receipt:
+        """Gives all that is known of a task's way."""
+        return await self._night.receipt(caller, params)
+
     async def operations(self, caller: Caller, params: shapes.Operations) -> shapes.OperationsPage:
         """Gives a part of the log."""
         return await self._history.operations(caller, params)
@@ -324,6 +334,8 @@ METHODS: Mapping[str, Method] = {
         Method("task.log", shapes.Log, shapes.LogPart, Api.log, _ALL, waits=True),
         Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
+        Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
+        Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),

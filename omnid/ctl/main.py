@@ -32,6 +32,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "show": ("show", "Show everything about a task"),
     "why": ("show", "Say in one sentence what happened to a task, and what comes next"),
     "status": ("status", "Show how omnid is doing, and what needs you"),
+    "away": ("night", "Say what happened while you were away"),
+    "receipt": ("night", "Show a task's way, its cost, and a hash over its journal"),
     "logs": ("logs", "Show what a task printed, or follow it"),
     "wait": ("wait", "Wait until tasks have ended"),
     "cancel": ("control", "Cancel tasks"),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omnid.ctl import times
-from omnid.ctl.render import Cell, Screen
+from omnid.ctl.render import Cell, Screen, clean, pad, width
 from omnid.states import RUNNING
 
 HEADER = ("TASK", "STATE", "WHEN", "EXECUTOR", "TITLE")
@@ -108,3 +108,25 @@ def _excerpt(text: str) -> str:
 def compact(value: Any) -> str:
     """Writes a value as JSON without spare spaces, in the characters that it has."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def headline(screen: Screen, task: Mapping[str, Any]) -> None:
+    """Writes a task's name, title and state in one line."""
+    shown = state(task)
+    name, text = clean(task["name"]), clean(shown.text)
+    title = pad(clean(task["title"]), max(screen.columns - width(name) - width(text) - 4, 1))
+    screen.put(Cell(name, "bold"), f"  {title}  ", Cell(text, shown.style))
+
+
+def needs_you(screen: Screen, answer: Mapping[str, Any]) -> None:
+    """Writes what waits for a person, and how it is answered; nothing where there is nothing."""
+    if not answer["needs_you_total"]:
+        return
+    screen.put()
+    screen.put(Cell(f"Needs you ({answer['needs_you_total']})", "yellow"))
+    for need in answer["needs_you"]:
+        screen.paragraph(f"  {need['task']}", f"{need['what']}: {need['title']}", label_style="bold")
+        screen.put("      ", Cell(need["do"], "cyan"))
+    more = answer["needs_you_total"] - len(answer["needs_you"])
+    if more > 0:
+        screen.put(f"  and {more} more: omnictl list --state waiting,uncertain,input_required")

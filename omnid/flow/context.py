@@ -83,6 +83,10 @@ class Spool(Protocol):
         """Reads a piece of an attempt's output; empty where there is no more (yet)."""
         ...
 
+    async def excerpt(self, attempt_id: str, *, check: bool = False) -> str:
+        """Gives head and tail of what the attempt (or its check) has printed."""
+        ...
+
 
 class Context:
     """Made once by the daemon and handed to every part of the flow. `config` is replaced whole on a reload."""

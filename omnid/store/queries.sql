@@ -195,3 +195,20 @@ SELECT id FROM task WHERE ready = 1 AND state <> 'idle' LIMIT $1
 -- name: derive_page
 SELECT ord, id, state, lane, labels, coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)) FROM task
 WHERE ord > $1 ORDER BY ord LIMIT $2
+
+-- name: ended_since
+SELECT state, count(*) FROM task WHERE finished_at_ms > $1 GROUP BY state
+-- name: failed_since
+SELECT {brief_row} FROM {brief_from} WHERE t.finished_at_ms > $1 AND t.state = 'failed'
+ORDER BY t.finished_at_ms DESC LIMIT $2
+-- name: count_ready
+SELECT count(*) FROM (SELECT 1 FROM task WHERE executor = $1 AND ready = 1 LIMIT $2) AS some
+-- name: outages_since
+SELECT cause, subject, began_at_ms, ended_at_ms FROM outage
+WHERE began_at_ms > $1 ORDER BY began_at_ms LIMIT $2
+-- name: outages_open
+SELECT cause, subject, began_at_ms, ended_at_ms FROM outage WHERE ended_at_ms IS NULL ORDER BY ord LIMIT $1
+
+-- name: calls_of_task
+SELECT id, reserved_microusd, spent_microusd, settled_at_ms, executor, channel, model, started_at_ms, outcome FROM call
+WHERE task_id = $1 ORDER BY ord

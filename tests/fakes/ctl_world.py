@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from omnid import errors
-from omnid.api import shapes
+from omnid.api import shapes, shapes_night
 from omnid.api.methods import METHODS
 from omnid.ctl.context import World
 from omnid.ctl.main import run
@@ -112,6 +112,43 @@ CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
 WHY = shapes.WhyAnswer("t7", "idle", "t7 starts as soon as a slot is free.", None)
 ENTRY = shapes.Operation(5, NOW_MS, "task", ID, "create", {"state": "idle", "title": "x"})
 FINDING = shapes.Finding("log and tables", ok=True, detail="12 changes add up")
+
+
+AWAY = shapes_night.AwayDigest(
+    text="7 done, 1 failed, 1 needs you.",
+    since_ms=NOW_MS - 8 * 3_600_000,
+    until_ms=NOW_MS,
+    ended={"completed": 7, "failed": 1},
+    parked=[],
+    failed=[brief(name="t9", state="failed", finished_at_ms=NOW_MS, problem=PROBLEM)],
+    needs_you=[shapes.NeedsYou("t12", "git push", "wants to run on command", "omnictl approve t12 | deny t12")],
+    needs_you_total=1,
+    spent_usd=None,
+    cap_usd=None,
+    limits=0,
+    limits_s=0.0,
+)
+RECEIPT = shapes_night.Receipt(
+    task=brief(state="completed", finished_at_ms=NOW_MS, title="claude -p 'fix | it'"),
+    asked={"argv": ["claude", "-p", "fix | it"], "cwd": "/srv"},
+    why="t7 was completed 0 s ago by claude-code; nothing comes next.",
+    route={"executor": "claude-code", "reason": "rule programming"},
+    attempts=[
+        shapes_night.AttemptReceipt(
+            1, "claude-code", "parked", NOW_MS - 90_000, NOW_MS - 60_000, 0, 1, None, "A limit."
+        ),
+        shapes_night.AttemptReceipt(2, "claude-code", "success", NOW_MS - 50_000, NOW_MS, 2, 0, 0.25, None),
+    ],
+    restarts=2,
+    calls=2,
+    spent_usd=0.25,
+    reserved_usd=1.0,
+    unknown=1,
+    check=shapes_night.CheckReceipt(("make", "test"), True, "41 passed\n"),
+    changes=" a.py | 2 +-\n 1 file changed\n",
+    entries=12,
+    sha256="ab" * 32,
+)
 
 
 class Daemon:

@@ -276,6 +276,9 @@ class SimSpool:
     async def read(self, attempt_id: str, offset_bytes: int, bytes_max: int) -> bytes:
         return b""
 
+    async def excerpt(self, attempt_id: str, *, check: bool = False) -> str:
+        return ""
+
     async def set_aside(self, attempt_id: str) -> None:
         """Sets aside what a deleted task left behind."""
         attempt = self._sim.model.attempts.get(attempt_id)

@@ -16,10 +16,12 @@ from omnid.ctl.render import width
 from omnid.messages import CATALOGUE
 from omnid.states import STATES
 from tests.fakes.ctl_world import (
+    AWAY,
     CONTROLLED,
     ENTRY,
     FINDING,
     NOW_MS,
+    RECEIPT,
     SUBMITTED,
     WHY,
     Daemon,
@@ -39,6 +41,8 @@ EVERY = {
     "list": {"task__list": shapes.Page([brief()], None)},
     "show t7": {"task__get": view(attempts=[attempt()], attempts_total=1)},
     "why t7": {"task__why": WHY},
+    "away": {"away": AWAY},
+    "receipt t7": {"task__receipt": RECEIPT},
     "status": {"status": status()},
     "logs t7": {"task__log": shapes.LogPart("x", 1, 1, ended=True)},
     "wait t7": {"task__get": ended()},

@@ -65,6 +65,8 @@ def test_agents_grant_themselves_nothing() -> None:
         "task.log",
         "task.control",
         "task.why",
+        "task.receipt",
+        "away",
         "status",
     }
 

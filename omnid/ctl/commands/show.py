@@ -6,7 +6,7 @@ from typing import Any
 from omnid.ctl import times, views
 from omnid.ctl.context import Context
 from omnid.ctl.options import Verb
-from omnid.ctl.render import Cell, clean, clean_lines, fit, pad, size, width
+from omnid.ctl.render import Cell, clean_lines, fit, size
 
 _LABEL_COLUMNS = 13
 _TAIL_LINES_MAX = 12
@@ -18,7 +18,7 @@ def _show(context: Context) -> int:
         context.give_json(view)
         return 0
     task, screen, now_ms = view["task"], context.screen, context.world.now_ms()
-    _headline(context, task)
+    views.headline(screen, task)
     screen.paragraph("", view["why"], 2)
     screen.put()
     for label, text in (*views.work(view["work"]), *_facts(view, now_ms)):
@@ -33,14 +33,6 @@ def _show(context: Context) -> int:
     if view["attempts"]:
         _tail(context, task["name"], view["attempts"][-1])
     return 0
-
-
-def _headline(context: Context, task: Mapping[str, Any]) -> None:
-    screen, shown = context.screen, views.state(task)
-    name, state = clean(task["name"]), clean(shown.text)
-    room = max(screen.columns - width(name) - width(state) - 4, 1)
-    title = pad(clean(task["title"]), room)
-    screen.put(Cell(name, "bold"), f"  {title}  ", Cell(state, shown.style))
 
 
 def _facts(view: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:

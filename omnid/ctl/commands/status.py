@@ -38,7 +38,7 @@ def _status(context: Context) -> int:
         screen.put()
         screen.put("The changed config was not taken over:")
         views.problem(screen, status["config_problem"], indent=2)
-    _needs_you(context, status)
+    views.needs_you(screen, status)
     return 0
 
 
@@ -105,20 +105,6 @@ def _disk(context: Context, status: Mapping[str, Any]) -> None:
         # The daemon sees its disk even where this process doesn't; its own limit guards it.
         free = ""
     context.screen.paragraph("disk", f"{free}{status['state_dir']}", _LABEL_COLUMNS)
-
-
-def _needs_you(context: Context, status: Mapping[str, Any]) -> None:
-    if not status["needs_you_total"]:
-        return
-    screen = context.screen
-    screen.put()
-    screen.put(Cell(f"Needs you ({status['needs_you_total']})", "yellow"))
-    for need in status["needs_you"]:
-        screen.paragraph(f"  {need['task']}", f"{need['what']}: {need['title']}", label_style="bold")
-        screen.put("      ", Cell(need["do"], "cyan"))
-    more = status["needs_you_total"] - len(status["needs_you"])
-    if more > 0:
-        screen.put(f"  and {more} more: omnictl list --state waiting,uncertain,input_required")
 
 
 VERBS = {"status": Verb(_status, "Shows what runs, what waits and why, closed gates, executors, and what needs you.")}
