@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Row = Sequence[Any]
 
@@ -175,6 +176,14 @@ class Tx(Tables, Protocol):
         ...
 
 
+class Outcome(Protocol[T_co]):
+    """What became of a function that was posted."""
+
+    def outcome(self) -> T_co:
+        """Gives its value, or raises what it raised or what kept it from being written."""
+        ...
+
+
 class Store(Protocol):
     """Durable, ordered, and the only one that writes."""
 
@@ -193,6 +202,22 @@ class Store(Protocol):
         a millisecond; one that touches many rows is `bulk` and runs on the writer's thread. `then` is called with the
         value on the event loop once that is committed, even where the caller was cancelled or given up meanwhile: what
         is kept in memory of the journal is set there. It must not raise.
+        """
+        ...
+
+    def post(
+        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+    ) -> None:
+        """Does what `write` does for a caller without a task: `done` is called, once, where `write` would return.
+
+        It is called on the event loop, at once where the store is closed, and must not raise.
+        """
+        ...
+
+    def attend(self, last: Callable[[], tuple[Callable[[Tx], Any], Callable[[Any], None]] | None]) -> None:
+        """Has `last` asked before each commit for one more function, with its `then`, or None.
+
+        It runs behind all that gathered, in their transaction: what it decides on is what they leave.
         """
         ...
 

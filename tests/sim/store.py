@@ -63,13 +63,17 @@ class SimStore:
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         if self._daemon.dead:
             raise Retryable("store_closed")
-        job = Job(partial(self._note, fn=fn, view=self._daemon.view()), trio.current_time(), then)
+        answered = trio.Event()
+        job = Job(
+            partial(self._note, fn=fn, view=self._daemon.view()), trio.current_time(), then, lambda _: answered.set()
+        )
         (self._bulk if bulk else self._waiting).append(job)
         self._bell.set()
         self._open[job] = None
         self.busy += 1
         try:
-            return await job.outcome()
+            await answered.wait()
+            return job.outcome()
         finally:
             self.busy -= 1
             self._open.pop(job, None)
@@ -101,7 +105,7 @@ class SimStore:
         """Ends the wait of all who wait: the daemon is dead, and so are they."""
         for job in self._open:
             job.error = Retryable("store_closed")
-            job.done.set()
+            job.finish()
 
     async def _serve(self) -> None:
         while True:
@@ -116,8 +120,6 @@ class SimStore:
 
     async def _group(self, jobs: list[Job], rest: deque[Job]) -> None:
         """Runs one batch with the store's own code; a kill finds it before, between, or after its two halves."""
-        self._parts = []
-        self._seq = self._unit._position.seq
         self._fate("before a transaction")
         if not apply_batch(self._unit, jobs, lambda: rest.popleft() if rest and len(jobs) < GROUP_MAX else None):
             self._answer(jobs)
@@ -157,6 +159,10 @@ class SimStore:
         return value
 
     def _execute(self, sql: str, *args: Any) -> Any:
+        if sql.startswith("BEGIN"):
+            # A batch that was spoilt begins anew: only what it does then counts.
+            self._parts = []
+            self._seq = self._unit._position.seq
         if sql != "COMMIT":
             return self.connection.execute(sql, *args)
         sim = self._sim
