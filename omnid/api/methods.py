@@ -176,8 +176,7 @@ class Api:
         return await self._context.store.read(find)
 
     def _taken(self, *tasks: Submit) -> None:
-        """Wakes the dispatcher, and the timer where a new task has a time of its own."""
-        self._context.dispatch.ring()
+        """Wakes the timer where a new task has a time of its own; the dispatcher has looked at it already."""
         if any(task.not_before_ms is not None or task.deadline_ms is not None for task in tasks):
             self._context.timer.ring()
 

@@ -86,14 +86,14 @@ class SqliteStore:
         """See `interface.Store.post`."""
         self._writer.post(Job(fn, self._clock.monotonic_s(), then, done))
 
-    def attend(self, last: Callable[[], tuple[Callable[[Tx], Any], Callable[[Any], None]] | None]) -> None:
+    def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
         """See `interface.Store.attend`."""
 
-        def job() -> Job | None:
-            asked = last()
-            return None if asked is None else Job(asked[0], self._clock.monotonic_s(), asked[1])
+        def done(job: Job) -> None:
+            if job.error is not None:
+                failed()
 
-        self._writer.last = job
+        self._writer.look = lambda: Job(look, self._clock.monotonic_s(), then, done)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""

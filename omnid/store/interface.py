@@ -135,6 +135,12 @@ class Tx(Tables, Protocol):
     """The wall time of the transaction."""
     memory: dict[str, Any]
     """What is worth knowing from one transaction to the next; empty again whenever one was rolled back."""
+    stirred: bool
+    """Whether something in the transaction may let a task start; see `Store.attend`."""
+    ended: list[str]
+    """The attempts that ended in the transaction."""
+    begun: list[str]
+    """The executors of the attempts that began in it."""
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -214,10 +220,11 @@ class Store(Protocol):
         """
         ...
 
-    def attend(self, last: Callable[[], tuple[Callable[[Tx], Any], Callable[[Any], None]] | None]) -> None:
-        """Has `last` asked before each commit for one more function, with its `then`, or None.
+    def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
+        """Has `look` run, as by `write`, whenever a transaction has stirred something up (`Tx.stirred`).
 
-        It runs behind all that gathered, in their transaction: what it decides on is what they leave.
+        It runs behind all that gathered, in their own transaction: it sees what they leave, and needs no commit of its
+        own. Only behind a `bulk` function it has one. `failed` is called on the loop where it raised or isn't written.
         """
         ...
 

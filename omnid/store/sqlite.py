@@ -143,11 +143,18 @@ class SqliteTx(SqliteReader):
         self.forgot = False
         """Whether history was removed: the log's end must then be kept apart from its rows."""
         self.moves: list[tuple[str | None, str | None]] = []
+        self.stirred = False
+        self.ended: list[str] = []
+        self.begun: list[str] = []
 
     def begin(self) -> None:
         """Takes the time for the functions that follow."""
         self.now_ms = self._clock.wall_ms()
         self.forgot = False
+        self.stirred = False
+        self.moves.clear()
+        self.ended.clear()
+        self.begun.clear()
 
     def keep_end(self) -> None:
         """Writes down the log's end where rows of the log went, so that no number is given twice."""
@@ -252,7 +259,6 @@ class SqliteUnit:
         except apsw.Error as error:
             raise mapped(error, self._path) from error
         self.spoilt = False
-        self._tx.moves.clear()
         self._tx.begin()
 
     def apply(self, fn: Callable[[SqliteTx], Any], *, savepoint: bool) -> Any:
@@ -262,7 +268,7 @@ class SqliteUnit:
         transaction is raised as it is: `broken` is then true.
         """
         tx, connection = self._tx, self.connection
-        moves = len(tx.moves)
+        moves, ended, begun = len(tx.moves), len(tx.ended), len(tx.begun)
         position = self._position
         seq, hlc, changes = position.seq, position.hlc, connection.total_changes()
         try:
@@ -272,7 +278,7 @@ class SqliteUnit:
             if savepoint:
                 self._execute("RELEASE one")
         except BaseException as error:
-            del tx.moves[moves:]
+            del tx.moves[moves:], tx.ended[ended:], tx.begun[begun:]
             tx.memory.clear()
             if not savepoint:
                 self.spoilt = isinstance(error, apsw.Error) or connection.total_changes() != changes
@@ -284,6 +290,11 @@ class SqliteUnit:
                 raise mapped(error, self._path) from error
             raise
         return value
+
+    @property
+    def stirred(self) -> bool:
+        """See `interface.Tx.stirred`."""
+        return self._tx.stirred
 
     @property
     def broken(self) -> bool:

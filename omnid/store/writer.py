@@ -26,6 +26,11 @@ class Unit(Protocol):
         ...
 
     @property
+    def stirred(self) -> bool:
+        """See `interface.Tx.stirred`."""
+        ...
+
+    @property
     def spoilt(self) -> bool:
         """Whether the transaction holds a part of a function that raised: all of it must be given up."""
         ...
@@ -170,8 +175,8 @@ class InlineWriter:
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
-        self.last: Callable[[], Job | None] | None = None
-        """See `GroupWriter.last`; here a batch is one function, and nothing is asked for."""
+        self.look: Callable[[], Job] | None = None
+        """See `GroupWriter.look`; here each function is a batch, and whoever stirs something up looks for itself."""
 
     async def submit(
         self,
@@ -222,8 +227,8 @@ class GroupWriter:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._closing = False
-        self.last: Callable[[], Job | None] | None = None
-        """Asked once at the end of each batch for a job that belongs behind those in it."""
+        self.look: Callable[[], Job] | None = None
+        """Makes the job that belongs behind those of a batch that has stirred something up."""
         self._thread = threading.Thread(target=self._run, name="omnid-writer", daemon=True)
         self._thread.start()
 
@@ -291,14 +296,16 @@ class GroupWriter:
         """Runs one batch within the limits of number and time, and commits it."""
         self._syncing = jobs = [self._waiting.popleft()]
         until_s = self._clock.monotonic_s() + self._group_s
-        last = self.last
+        look = self.look
 
         def more() -> Job | None:
-            nonlocal last
+            nonlocal look
             if self._waiting and len(jobs) < self._group_max and self._clock.monotonic_s() <= until_s:
                 return self._waiting.popleft()
-            ask, last = last, None
-            return None if ask is None else ask()
+            if look is None or not self._unit.stirred:
+                return None
+            last, look = look, None
+            return last()
 
         if apply_batch(self._unit, jobs, more):
             await self._have_done(lambda: commit_batch(self._unit, jobs))
@@ -315,6 +322,8 @@ class GroupWriter:
         self._syncing = jobs
         await self._have_done(lambda: run_batch(self._unit, jobs, wait=True))
         self._answer(jobs)
+        if self._unit.stirred and self.look is not None:
+            self._waiting.append(self.look())
 
     async def _have_done(self, work: Callable[[], None]) -> None:
         """Has the thread do the blocking part; raises Fatal where that broke off in a way nobody knows."""

@@ -11,7 +11,7 @@ import trio
 
 from omnid.errors import Fatal, Retryable
 from omnid.store.database import SqliteStore, StoreSettings
-from omnid.store.interface import Reader, Tx
+from omnid.store.interface import Outcome, Reader, Tx
 from omnid.store.writer import InlineWriter, Job, apply_batch, commit_batch
 from tests.sim.model import Entry, View
 
@@ -52,6 +52,7 @@ class SimStore:
         self._bulk: deque[Job] = deque()
         self._open: dict[Job, None] = {}
         self._bell = trio.Event()
+        self._look: Callable[[], Job] | None = None
         self._parts: list[Part] = []
         self._seq = 0
         """The end of the log as far as the batch has come."""
@@ -77,6 +78,18 @@ class SimStore:
         finally:
             self.busy -= 1
             self._open.pop(job, None)
+
+    def post(
+        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+    ) -> None:
+        raise AssertionError("nobody here is without a task")
+
+    def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
+        def done(job: Job) -> None:
+            if job.error is not None:
+                failed()
+
+        self._look = lambda: Job(partial(self._note, fn=look, view=None), trio.current_time(), then, done)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         sim = self._sim
@@ -114,14 +127,26 @@ class SimStore:
             while self._waiting or self._bulk:
                 await self._dawdle()
                 if self._waiting:
-                    await self._group([self._waiting.popleft()], self._waiting)
+                    await self._group([self._waiting.popleft()], self._more)
                 if self._bulk:
-                    await self._group([self._bulk.popleft()], deque())
+                    await self._group([self._bulk.popleft()], lambda _: None)
+                    if self._unit.stirred and self._look is not None:
+                        self._waiting.append(self._look())
 
-    async def _group(self, jobs: list[Job], rest: deque[Job]) -> None:
+    def _more(self, jobs: list[Job]) -> Job | None:
+        """Gives what comes behind these jobs of a batch: what waits, and what looks at what they stirred up."""
+        if self._waiting and len(jobs) < GROUP_MAX:
+            return self._waiting.popleft()
+        if self._looked or not self._unit.stirred or self._look is None:
+            return None
+        self._looked = True
+        return self._look()
+
+    async def _group(self, jobs: list[Job], more: Callable[[list[Job]], Job | None]) -> None:
         """Runs one batch with the store's own code; a kill finds it before, between, or after its two halves."""
+        self._looked = False
         self._fate("before a transaction")
-        if not apply_batch(self._unit, jobs, lambda: rest.popleft() if rest and len(jobs) < GROUP_MAX else None):
+        if not apply_batch(self._unit, jobs, lambda: more(jobs)):
             self._answer(jobs)
             return
         await self._dawdle()
@@ -150,8 +175,10 @@ class SimStore:
         else:
             await trio.lowlevel.checkpoint()
 
-    def _note(self, tx: Tx, *, fn: Callable[[Tx], T], view: View) -> T:
+    def _note(self, tx: Tx, *, fn: Callable[[Tx], T], view: View | None) -> T:
         """Runs the function and reads what it logged, before a later one of the batch may forget it."""
+        if view is None:
+            view = self._daemon.view(tx.begun, tx.ended)
         value = fn(tx)
         rows = self.connection.execute(CHANGES, (self._seq,))
         self._parts.append(Part([Entry.of(row) for row in rows], view, tx.now_ms))
