@@ -176,7 +176,7 @@ class InlineWriter:
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         self.look: Callable[[], Job] | None = None
-        """See `GroupWriter.look`; here each function is a batch, and whoever stirs something up looks for itself."""
+        """See `GroupWriter.look`."""
 
     async def submit(
         self,
@@ -188,20 +188,39 @@ class InlineWriter:
         """Runs `fn` as a transaction of its own."""
         await anyio.lowlevel.checkpoint()
         job = Job(fn, 0.0, then)
-        run_batch(self._unit, [job], wait=True)
-        job.answer()
+        self.post(job)
         return job.outcome()
 
     def post(self, job: Job) -> None:
         """Runs the job at once and answers it."""
-        run_batch(self._unit, [job], wait=True)
-        job.answer()
+        jobs = [job]
+        if apply_batch(self._unit, jobs, Looking(self._unit, self.look), wait=True):
+            commit_batch(self._unit, jobs)
+        for each in jobs:
+            each.answer()
 
     async def serve(self) -> None:
         """Has nothing to do."""
 
     def close(self) -> None:
         """Has nothing to let go of."""
+
+
+class Looking:
+    """Gives, once, the job that belongs behind those of a batch, where they have stirred something up."""
+
+    __slots__ = ("_look", "_unit")
+
+    def __init__(self, unit: Unit, look: Callable[[], Job] | None) -> None:
+        self._unit = unit
+        self._look = look
+
+    def __call__(self) -> Job | None:
+        """Gives the job, or None."""
+        if self._look is None or not self._unit.stirred:
+            return None
+        look, self._look = self._look, None
+        return look()
 
 
 class GroupWriter:
@@ -296,15 +315,11 @@ class GroupWriter:
         """Runs one batch within the limits of number and time, and commits it."""
         self._syncing = jobs = [self._waiting.popleft()]
         until_s = self._clock.monotonic_s() + self._group_s
-        look = self.look
+        last = Looking(self._unit, self.look)
 
         def more() -> Job | None:
-            nonlocal look
             if self._waiting and len(jobs) < self._group_max and self._clock.monotonic_s() <= until_s:
                 return self._waiting.popleft()
-            if look is None or not self._unit.stirred:
-                return None
-            last, look = look, None
             return last()
 
         if apply_batch(self._unit, jobs, more):

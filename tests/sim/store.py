@@ -12,7 +12,7 @@ import trio
 from omnid.errors import Fatal, Retryable
 from omnid.store.database import SqliteStore, StoreSettings
 from omnid.store.interface import Outcome, Reader, Tx
-from omnid.store.writer import InlineWriter, Job, apply_batch, commit_batch
+from omnid.store.writer import InlineWriter, Job, Looking, apply_batch, commit_batch
 from tests.sim.model import Entry, View
 
 if TYPE_CHECKING:
@@ -127,26 +127,25 @@ class SimStore:
             while self._waiting or self._bulk:
                 await self._dawdle()
                 if self._waiting:
-                    await self._group([self._waiting.popleft()], self._more)
+                    await self._gathered([self._waiting.popleft()])
                 if self._bulk:
-                    await self._group([self._bulk.popleft()], lambda _: None)
+                    await self._group([self._bulk.popleft()], lambda: None)
                     if self._unit.stirred and self._look is not None:
                         self._waiting.append(self._look())
 
-    def _more(self, jobs: list[Job]) -> Job | None:
-        """Gives what comes behind these jobs of a batch: what waits, and what looks at what they stirred up."""
-        if self._waiting and len(jobs) < GROUP_MAX:
-            return self._waiting.popleft()
-        if self._looked or not self._unit.stirred or self._look is None:
-            return None
-        self._looked = True
-        return self._look()
+    async def _gathered(self, jobs: list[Job]) -> None:
+        """Runs a batch with what comes behind its first job: what waits, and what looks at what they stirred up."""
+        last = Looking(self._unit, self._look)
 
-    async def _group(self, jobs: list[Job], more: Callable[[list[Job]], Job | None]) -> None:
+        def more() -> Job | None:
+            return self._waiting.popleft() if self._waiting and len(jobs) < GROUP_MAX else last()
+
+        await self._group(jobs, more)
+
+    async def _group(self, jobs: list[Job], more: Callable[[], Job | None]) -> None:
         """Runs one batch with the store's own code; a kill finds it before, between, or after its two halves."""
-        self._looked = False
         self._fate("before a transaction")
-        if not apply_batch(self._unit, jobs, lambda: more(jobs)):
+        if not apply_batch(self._unit, jobs, more):
             self._answer(jobs)
             return
         await self._dawdle()
