@@ -16,6 +16,7 @@ from omnid.clock import is_uuid
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller
 from omnid.model import USER_ORIGIN
+from omnid.store.interface import Outcome
 
 T = TypeVar("T")
 
@@ -48,6 +49,17 @@ class SocketHandler:
         """See `socket.Handler.waits`."""
         operation = self._operations.get(request.method)
         return operation is not None and operation.method.waits
+
+    def begin(self, connection: Connection, request: Request, done: Callable[[Outcome[bytes]], None]) -> bool:
+        """See `socket.Handler.begin`."""
+        operation = self._operations.get(request.method)
+        if operation is None or operation.method.begin is None:
+            return False
+        try:
+            params = operation.decode(request.params)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False  # `call` says what is wrong with them.
+        return self._api.begin(_caller(connection, request), operation.method, params, self._encode, done)
 
     async def call(self, connection: Connection, request: Request) -> bytes:
         """See `socket.Handler.call`; raises Rejected(`unknown_method`, `bad_request`) and what the operation raises."""

@@ -26,7 +26,7 @@ from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
 from omnid.model import Problem, Submit, Submitted
 from omnid.states import TERMINAL
-from omnid.store.interface import Reader, Tx
+from omnid.store.interface import Outcome, Reader, Tx
 
 T = TypeVar("T")
 
@@ -77,6 +77,8 @@ class Method(NamedTuple):
     """Who may call it: `person`, `agent`."""
     waits: bool = False
     """Whether it may take longer than a write to the store."""
+    begin: Callable[["Api", Caller, Any], tuple[Callable[[Tx], Struct], Callable[[], None]]] | None = None
+    """Where it is one write: checks what was asked and gives the write and what follows it; raises what is wrong."""
 
 
 class Api:
@@ -99,17 +101,43 @@ class Api:
             raise Rejected("not_allowed", method=name, role=caller.role)
         return await method.handler(self, caller, params)
 
+    def begin(
+        self,
+        caller: Caller,
+        method: Method,
+        params: Struct,
+        encode: Callable[[Struct], bytes],
+        done: Callable[[Outcome[bytes]], None],
+    ) -> bool:
+        """Does an operation for a caller without a task, where it is one write and nothing speaks against it.
+
+        `done` gets the encoded result. Where it gives False nothing was begun, and `call` says what is wrong.
+        """
+        if method.begin is None or caller.role not in method.roles:
+            return False
+        try:
+            fn, then = method.begin(self, caller, params)
+        except OmnidError:
+            return False
+        self._context.store.post(lambda tx: encode(fn(tx)), done, then=lambda _: then())
+        return True
+
+    def begin_submit(self, caller: Caller, params: Submit) -> tuple[Callable[[Tx], Submitted], Callable[[], None]]:
+        """Checks one task and gives the function that writes it, and what follows; raises what is wrong with it."""
+        write = self._plan(caller, (params,))
+        fn = once(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
+        return fn, partial(self._taken, params)
+
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""
         try:
-            write = self._plan(caller, (params,))
+            fn, then = self.begin_submit(caller, params)
         except OmnidError:
             before = await self._answered(caller, "task.submit", params, (params,), lambda found: found[0], Submitted)
             if before is None:
                 raise
             return before
-        fn = once(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
-        return await self._context.store.write(fn, then=lambda _: self._taken(params))
+        return await self._context.store.write(fn, then=lambda _: then())
 
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
@@ -150,8 +178,7 @@ class Api:
         return await self._context.store.read(find)
 
     def _taken(self, *tasks: Submit) -> None:
-        """Wakes the dispatcher, and the timer where a new task has a time of its own."""
-        self._context.dispatch.ring()
+        """Wakes the timer where a new task has a time of its own; the dispatcher has looked at it already."""
         if any(task.not_before_ms is not None or task.deadline_ms is not None for task in tasks):
             self._context.timer.ring()
 
@@ -327,7 +354,7 @@ _ALL = frozenset({"person", "agent"})
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("task.submit", Submit, Submitted, Api.submit, _ALL),
+        Method("task.submit", Submit, Submitted, Api.submit, _ALL, begin=Api.begin_submit),
         Method("task.submit_batch", shapes.SubmitBatch, shapes.SubmittedBatch, Api.submit_batch, _ALL),
         Method("task.get", shapes.Get, shapes.TaskView, Api.get, _ALL, waits=True),
         Method("task.list", shapes.Search, shapes.Page, Api.search, _ALL, waits=True),

@@ -1,7 +1,8 @@
 """Starts what may start: claims tasks in the order of priority and submission, and hands them on as commands."""
 
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
@@ -18,8 +19,20 @@ from omnid.store import journal
 from omnid.store.interface import Tx
 
 
+class Claimed(NamedTuple):
+    """What one transaction claimed."""
+
+    commands: list[Command]
+    more: bool
+    """Whether there may be more that fits: something that was looked at couldn't start."""
+
+
 class Dispatcher:
-    """Holds what it can start, never what waits: the queue is an index of the journal."""
+    """Holds what it can start, never what waits: the queue is an index of the journal.
+
+    It looks in the very transaction in which a task becomes ready or an attempt ends, and claims what may start by
+    then. The bell is for all that isn't in the journal: gates, slots, the config.
+    """
 
     def __init__(self, context: Context, gates: Gates, link: Link) -> None:
         self._context = context
@@ -27,11 +40,7 @@ class Dispatcher:
         self._link = link
         self._claimed: deque[Command] = deque()
         """Claimed and not handed on yet; never more than there are slots."""
-
-    def loads(self) -> dict[str, Load]:
-        """Gives what each executor does now and may do at most."""
-        running = self._context.running_by_executor()
-        return {name: Load(running[name], executor.concurrency) for name, executor in self._context.executors.items()}
+        context.store.attend(self._claim, self._take, context.dispatch.ring)
 
     async def run(self) -> None:
         """Starts tasks whenever the bell rings; ends when it is cancelled."""
@@ -43,44 +52,54 @@ class Dispatcher:
     async def start_some(self) -> bool:
         """Starts what fits now; tells whether there may be more."""
         await self._send()
-        if not self._room():
+        if not self._room()[0]:
             return False
-        commands = await self._context.store.write(self._claim, then=self._take)
+        claimed = await self._context.store.write(self._claim, then=self._take)
         await self._send()
-        return bool(commands)
+        return claimed.more
 
-    def _room(self) -> dict[str, int]:
+    def _room(self, begun: Iterable[str] = (), ended: Iterable[str] = ()) -> tuple[dict[str, int], int]:
+        """Gives how many tasks may start on each executor and in all.
+
+        `begun` (their executors) and `ended` are attempts of a transaction that isn't committed yet.
+        """
         context = self._context
         if context.paused_starts:
-            return {}
-        return room(self.loads(), self._gates.closed(), self._slots_free())
+            return {}, 0
+        running = Counter(context.running.values())
+        running.update(begun)
+        running.subtract(context.running[id] for id in ended if id in context.running)
+        loads = {name: Load(running[name], executor.concurrency) for name, executor in context.executors.items()}
+        slots_free = context.config.daemon.slots_max - running.total()
+        return room(loads, self._gates.closed(), slots_free), slots_free
 
-    def _slots_free(self) -> int:
-        return self._context.config.daemon.slots_max - len(self._context.running)
-
-    def _claim(self, tx: Tx) -> list[Command]:
+    def _claim(self, tx: Tx) -> Claimed:
         """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds."""
         context = self._context
-        free = self._room()
-        if not free:
-            return []
-        return claim(
-            tx,
-            free=free,
-            slots_free=self._slots_free(),
-            executors=context.executors,
-            config=context.config,
-            clock=context.clock,
-        )
+        free, slots_free = self._room(tx.begun, tx.ended)
+        claimed = Claimed([], more=False)
+        if free:
+            claimed = claim(
+                tx,
+                free=free,
+                slots_free=slots_free,
+                executors=context.executors,
+                config=context.config,
+                clock=context.clock,
+            )
+        tx.stirred = False
+        return claimed
 
-    def _take(self, commands: list[Command]) -> None:
+    def _take(self, claimed: Claimed) -> None:
         """What was claimed takes its slots as soon as that is committed, whoever still waits for it."""
-        for command in commands:
-            self._context.running[command.attempt_id] = command.executor
-            self._claimed.append(command)
-            self._context.watch.tell((command.task_id,))
-        if commands:
-            self._context.dispatch.ring()  # In case the one who asked for them has given up.
+        context = self._context
+        for command in claimed.commands:
+            context.running[command.attempt_id] = command.executor
+            if self._claimed or not self._link.offer(command):
+                self._claimed.append(command)
+            context.watch.tell((command.task_id,))
+        if claimed.more or self._claimed:
+            context.dispatch.ring()
 
     async def _send(self) -> None:
         while self._claimed:
@@ -96,7 +115,7 @@ def claim(
     executors: Mapping[str, Executor],
     config: Config,
     clock: Clock,
-) -> list[Command]:
+) -> Claimed:
     """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction."""
     # A gate that was closed while this waited for its turn holds too.
     closed = {row[2] for row in tx.all("gates")}
@@ -107,7 +126,8 @@ def claim(
         candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
     commands: list[Command] = []
     lanes: set[str] = set()
-    for task in first(candidates, slots_free):
+    chosen = first(candidates, slots_free)
+    for task in chosen:
         if task.lane is not None:
             if task.lane in lanes:
                 continue
@@ -123,7 +143,7 @@ def claim(
         safe = executor.idempotent
         started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=route(task.work, task.executor))
         commands.append(command_of(started, attempt_id, config, idempotent=safe))
-    return commands
+    return Claimed(commands, 0 < len(commands) < len(chosen))
 
 
 def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool, recover: bool = False) -> Command:

@@ -80,7 +80,8 @@ class Results:
         while True:
             try:
                 touched = await context.store.write(
-                    partial(finish, result=result, config=context.config, chance=context.clock.uniform)
+                    partial(finish, result=result, config=context.config, chance=context.clock.uniform),
+                    then=partial(self._free, result.attempt_id),
                 )
                 break
             except Retryable as error:
@@ -99,6 +100,11 @@ class Results:
         if result.outcome != "success" or len(touched) > 1:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
         return True
+
+    def _free(self, attempt_id: str, touched: list[str]) -> None:
+        """The slot goes with the commit: the dispatcher has looked in that transaction, and counted on it."""
+        if touched:
+            self._context.running.pop(attempt_id, None)
 
 
 def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[str]:

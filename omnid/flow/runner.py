@@ -65,6 +65,7 @@ class Runner:
         settle = self._results.settle(ended(command, "unstarted", problem))
         await guard(f"attempt {command.name}", lambda: settle, log=self._context.log)
         self._context.let_go(command.attempt_id)
+        self._context.dispatch.ring()
 
     async def _guarded(self, executor: Executor, command: Command) -> None:
         await guard(f"attempt {command.name}", self._one, executor, command, log=self._context.log)
@@ -72,6 +73,7 @@ class Runner:
     async def _one(self, executor: Executor, command: Command) -> None:
         """Brings one attempt to its result; the result is settled even when the executor is at fault."""
         context = self._context
+        settled = False
         try:
             result = None
             with anyio.move_on_after(command.timeout_s + OVERRUN_S):
@@ -82,11 +84,13 @@ class Runner:
                 result = failed(command, problem)
             if result.outcome != "unstarted":
                 self._gates.executor_worked(command.executor)
-            if await self._results.settle(result):
+            settled = await self._results.settle(result)
+            if settled:
                 await executor.settled(command.attempt_id)
         finally:
             context.let_go(command.attempt_id)
-            context.dispatch.ring()
+            if not settled:
+                context.dispatch.ring()  # Else the dispatcher has looked when the attempt ended.
 
     async def _call(self, executor: Executor, command: Command) -> Result:
         try:

@@ -11,11 +11,11 @@ import apsw
 
 from omnid.clock import Clock
 from omnid.states import REASONS, STATES
-from omnid.store.interface import Reader, Tx, tally_key
+from omnid.store.interface import Outcome, Reader, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
-from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, mapped, open_connection
-from omnid.store.writer import GroupWriter, InlineWriter
+from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, lengthen_wal, mapped, open_connection
+from omnid.store.writer import GroupWriter, InlineWriter, Job
 
 T = TypeVar("T")
 
@@ -54,6 +54,8 @@ class SqliteStore:
             self.incarnation = position.incarnation
             unit = SqliteUnit(self._connection, path, position, clock)
             unit.tally.update(dict.fromkeys(TALLY_KEYS, 0))  # Complete, so that it can be read while it changes.
+            if not settings.inline:
+                lengthen_wal(self._connection, path, wal_bytes_max=settings.wal_bytes_max)
             for state, reason, count in self._connection.execute(queries()["count_by_state"]):
                 unit.tally[tally_key(state, reason)] = count
         except apsw.Error as error:
@@ -77,6 +79,21 @@ class SqliteStore:
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """See `interface.Store.write`."""
         return await self._writer.submit(fn, bulk=bulk, then=then)
+
+    def post(
+        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+    ) -> None:
+        """See `interface.Store.post`."""
+        self._writer.post(Job(fn, self._clock.monotonic_s(), then, done))
+
+    def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
+        """See `interface.Store.attend`."""
+
+        def done(job: Job) -> None:
+            if job.error is not None:
+                failed()
+
+        self._writer.look = lambda: Job(look, self._clock.monotonic_s(), then, done)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""

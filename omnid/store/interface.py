@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Row = Sequence[Any]
 
@@ -163,6 +164,12 @@ class Tx(Tables, Protocol):
     """The wall time of the transaction."""
     memory: dict[str, Any]
     """What is worth knowing from one transaction to the next; empty again whenever one was rolled back."""
+    stirred: bool
+    """Whether something in the transaction may let a task start; see `Store.attend`."""
+    ended: list[str]
+    """The attempts that ended in the transaction."""
+    begun: list[str]
+    """The executors of the attempts that began in it."""
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -204,6 +211,14 @@ class Tx(Tables, Protocol):
         ...
 
 
+class Outcome(Protocol[T_co]):
+    """What became of a function that was posted."""
+
+    def outcome(self) -> T_co:
+        """Gives its value, or raises what it raised or what kept it from being written."""
+        ...
+
+
 class Store(Protocol):
     """Durable, ordered, and the only one that writes."""
 
@@ -222,6 +237,23 @@ class Store(Protocol):
         a millisecond; one that touches many rows is `bulk` and runs on the writer's thread. `then` is called with the
         value on the event loop once that is committed, even where the caller was cancelled or given up meanwhile: what
         is kept in memory of the journal is set there. It must not raise.
+        """
+        ...
+
+    def post(
+        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+    ) -> None:
+        """Does what `write` does for a caller without a task: `done` is called, once, where `write` would return.
+
+        It is called on the event loop, at once where the store is closed, and must not raise.
+        """
+        ...
+
+    def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
+        """Has `look` run, as by `write`, whenever a transaction has stirred something up (`Tx.stirred`).
+
+        It runs behind all that gathered, in their own transaction: it sees what they leave, and needs no commit of its
+        own. Only behind a `bulk` function it has one. `failed` is called on the loop where it raised or isn't written.
         """
         ...
 

@@ -105,6 +105,7 @@ def create_task(tx: Tx, id: str, fields: Mapping[str, Any], after: tuple[str, ..
     for label in fields.get("labels") or ():
         tx.run("add_label", label, ord)
     tx.moved(None, tally_key(state, fields.get("reason")))
+    tx.stirred = True
     if lane is not None and state == "idle":
         refresh_lane(tx, lane)
 
@@ -120,6 +121,8 @@ def edit_task(tx: Tx, task: Task, **fields: Any) -> Task:
         derived = _READY if after.state == "idle" else _NOT_READY
     elif after.state != "idle" and task.state == "idle":
         derived = _NOT_READY
+    if "state" in changed or "executor" in changed:
+        tx.stirred = True
     heads = tx.edit(TASK, task.id, At(task.ord, task.heads), _columns(changed), derived)
     after = structs.replace(after, heads=heads)
     if after.state != task.state or after.reason != task.reason:
@@ -174,12 +177,15 @@ def start_attempt(tx: Tx, task: Task, attempt_id: str, *, idempotent: bool, rout
         "route": route,
     }
     tx.create(ATTEMPT, attempt_id, fields)
+    tx.begun.append(task.executor)
     return edit_task(tx, task, state=advance(task.state, "start"), attempt=number, retry_at_ms=None)
 
 
 def end_attempt(tx: Tx, head: Row, fields: Mapping[str, Any]) -> None:
     """Sets the end of an attempt, given as a row of the query `attempt_head` read in this transaction."""
     tx.edit(ATTEMPT, head[1], At(head[0], decode_heads(head[6])), fields)
+    tx.ended.append(head[1])
+    tx.stirred = True
 
 
 def add_note(tx: Tx, attempt_id: str, kind: str, body: Any, *, notes_max: int) -> None:

@@ -186,7 +186,7 @@ class Started:
         started: list[str] = []
         while await self.dispatcher.start_some():
             pass
-        while self.link._receive.statistics().current_buffer_used:
+        while self.link.held:
             started.append((await self.link.receive()).name)
         return started
 

@@ -71,10 +71,12 @@ def test_agents_grant_themselves_nothing() -> None:
     }
 
 
-async def test_a_submit_wakes_the_dispatcher_and_a_time_wakes_the_timer(call: Calls, clock: FakeClock) -> None:
+async def test_a_submit_lets_the_dispatcher_look_and_a_time_wakes_the_timer(call: Calls, clock: FakeClock) -> None:
     context = call.world.context
+    looks: list[bool] = []
+    context.store.attend(lambda tx: looks.append(tx.stirred), lambda _: None, lambda: None)
     await call("task.submit", argv=("x",))
-    assert context.dispatch._event.is_set()
+    assert looks == [True]
     assert not context.timer._event.is_set()
     await call("task.submit_batch", tasks=[Submit(argv=("x",)), Submit(argv=("y",), deadline_ms=clock.now_ms + 9)])
     assert context.timer._event.is_set()

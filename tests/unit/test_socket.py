@@ -25,6 +25,7 @@ from omnid.clock import SystemClock
 from omnid.errors import Fatal, Rejected
 from omnid.log import Log
 from omnid.settings import Socket
+from omnid.store.interface import Outcome
 
 pytestmark = pytest.mark.anyio
 
@@ -44,6 +45,9 @@ class Handler:
 
     def waits(self, request: Request) -> bool:
         return request.method == "omnid/wait"
+
+    def begin(self, connection: Connection, request: Request, done: Callable[[Outcome[bytes]], None]) -> bool:
+        return False
 
     async def call(self, connection: Connection, request: Request) -> bytes:
         self.connections.append(connection)

@@ -162,11 +162,12 @@ async def test_what_a_failed_batch_had_taken_of_the_log_is_given_back(tmp_path: 
 async def test_an_io_error_ends_the_store(tmp_path: Path) -> None:
     class Broken:
         broken = False
+        spoilt = False
 
         def begin(self, *, wait: bool) -> None:
             pass
 
-        def apply(self, fn: Any) -> Any:
+        def apply(self, fn: Any, *, savepoint: bool) -> Any:
             return fn(None)
 
         def commit(self) -> None:
