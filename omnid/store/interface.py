@@ -166,8 +166,8 @@ class Tx(Tables, Protocol):
         """Removes a row together with its whole history, as if it had never been."""
         ...
 
-    def forget_history(self, collection: Collection, id: str) -> None:
-        """Removes the history of a row up to its last deletion; a row made anew under that id keeps its own."""
+    def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
+        """Removes the history of a row up to its last deletion before an HLC; what came since then stays."""
         ...
 
     def moved(self, before: str | None, after: str | None) -> None:
