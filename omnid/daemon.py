@@ -30,6 +30,7 @@ from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.gates import Gates
+from omnid.flow.guard import first
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
@@ -45,7 +46,6 @@ from omnid.store.interface import COLLECTIONS
 from omnid.store.statedir import StateDir
 
 EXECUTOR_CLOSE_S = 10.0
-RETIRED_LOOK_S = 1.0
 
 
 class Daemon:
@@ -252,8 +252,7 @@ class Daemon:
 
     async def _retire(self, executor: Executor) -> None:
         """Closes an executor of an earlier config when its last attempt has ended."""
-        while executor in self.context.active.values():  # noqa: ASYNC110 - rare, and nobody else waits for it.
-            await anyio.sleep(RETIRED_LOOK_S)
+        await self.context.out_of_use(executor)
         await executor.aclose()
 
     async def _check_database(self) -> None:
@@ -357,16 +356,14 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
         try:
             anyio.run(partial(_serve_with_signals, loaded, environ, clock, log.logger(), secrets))
         except BaseExceptionGroup as group:
-            error = _first(group)
+            error = _of_omnid(first(group))
             log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)
             raise error from None
     return 0
 
 
-def _first(error: BaseException) -> OmnidError:
-    """Gives the error of omnid's in a group; any other is a fault in omnid."""
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+def _of_omnid(error: BaseException) -> OmnidError:
+    """Gives an error of omnid's as it is; any other is a fault in omnid."""
     return error if isinstance(error, OmnidError) else Fatal("internal", detail=f"{type(error).__name__}: {error}")
 
 

@@ -114,6 +114,7 @@ class Context:
         self.active: dict[str, Executor] = {}
         """The executors that work on them; after a reload of the config these may be others than `executors`."""
         self._cancel_asked: dict[str, None] = {}
+        self._retiring: dict[Executor, anyio.Event] = {}
         self.paused_starts = True
         """True until recovery is done, and again while the daemon stops: nothing starts then."""
 
@@ -137,6 +138,23 @@ class Context:
         self.running.pop(attempt_id, None)
         self.active.pop(attempt_id, None)
         self._cancel_asked.pop(attempt_id, None)
+        if self._retiring:
+            self._tell_retired()
+
+    async def out_of_use(self, executor: Executor) -> None:
+        """Waits until no attempt is left on an executor that gets no new ones."""
+        self._retiring[executor] = unused = anyio.Event()
+        try:
+            self._tell_retired()
+            await unused.wait()
+        finally:
+            self._retiring.pop(executor, None)
+
+    def _tell_retired(self) -> None:
+        used = set(self.active.values())
+        for executor, unused in self._retiring.items():
+            if executor not in used:
+                unused.set()
 
     def running_by_executor(self) -> Counter[str]:
         """Counts the open attempts by executor."""

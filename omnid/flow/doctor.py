@@ -59,7 +59,8 @@ class Doctor:
         for check, first in derived.CHECKS:
             after: derived.Cursor | None = first
             while after is not None and len(found) < DIFFERENCES_MAX:
-                page, after = await store.read(partial(check, after=after))
+                at: derived.Cursor = after
+                page, after = await store.read(lambda reader, check=check, at=at: check(reader, at))
                 found += page
         return found[:DIFFERENCES_MAX]
 

@@ -255,8 +255,43 @@ async def test_log_waits_for_more_and_for_the_end(call: Calls, monkeypatch: pyte
             await world.context.spool.append_log(command.attempt_id, "more")
         async with anyio.create_task_group() as group:
             group.start_soon(partial(call, "task.log", task="t1", offset_bytes=4, wait_s=9))
-            await world.finish(command, "success")
+            await anyio.wait_all_tasks_blocked()
+            world.context.watch.tell(await world.finish(command, "success"))
     assert parts == [shapes.LogPart("more", 4, 1, False)]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_who_follows_a_log_is_told_of_its_end_and_the_journal_is_left_alone_until_then(
+    call: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnid.api.journal_views.LOOK_AGAIN_S", 60.0)
+    world = call.world
+    await world.add("x")
+    (command,) = await world.claim()
+    reads: list[object] = []
+    read = world.store.read
+
+    async def counted(fn: Any) -> Any:
+        reads.append(fn)
+        return await read(fn)
+
+    monkeypatch.setattr(world.store, "read", counted)
+    parts: list[shapes.LogPart] = []
+
+    async def follow() -> None:
+        parts.append(await call("task.log", task="t1", wait_s=50))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow)
+            await anyio.wait_all_tasks_blocked()
+            world.context.watch.tell([command.task_id])
+            await anyio.wait_all_tasks_blocked()
+            assert not parts
+            world.context.watch.tell(await world.finish(command, "success"))
+    assert parts == [shapes.LogPart("", 0, 1, True)]
+    assert len(reads) <= 6
+    assert not world.context.watch._events
 
 
 @given(st.text(), st.integers(1, 9), st.binary(max_size=3))
