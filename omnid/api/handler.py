@@ -12,6 +12,7 @@ from omnid.api.mcp_server import McpServer
 from omnid.api.methods import METHODS, Api, Method
 from omnid.api.shapes import Hello, Welcome
 from omnid.api.socket import PREFIX, Connection, Request
+from omnid.api.texts import NUL_IN_JSON, refuse_nul
 from omnid.clock import is_uuid
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller
@@ -97,10 +98,14 @@ def _caller(connection: Connection, request: Request) -> Caller:
 
 
 def _decoded(decode: Callable[[bytes | Raw], T], params: Raw, method: str) -> T:
+    text = bytes(params)
     try:
-        return decode(params if bytes(params) else b"{}")
+        value = decode(text or b"{}")
     except msgspec.ValidationError as error:
         detail = str(error).replace(" - at `$.", ", at `")
         raise Rejected("bad_request", detail=detail, where=f"the parameters of {method}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("bad_request", detail=str(error), where=f"the parameters of {method}") from error
+    if NUL_IN_JSON in text:
+        refuse_nul(value, f"the parameters of {method}")
+    return value

@@ -235,3 +235,52 @@ def test_whatever_comes_the_answer_is_a_result_or_an_error_of_the_catalogue(tmp_
 
         answers()
         portal.call(client.world.close)
+
+
+NUL = "a\0b"
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "names"),
+    [
+        *(
+            ("task.submit", {"argv": ["x"], name: value}, name)
+            for name, value in {
+                "lane": NUL,
+                "labels": ["a", NUL],
+                "key": NUL,
+                "kind": NUL,
+                "assignee": NUL,
+                "origin": NUL,
+                "executor": NUL,
+                "cwd": NUL,
+                "check": [NUL],
+                "env": [NUL],
+                "after": [NUL],
+                "reply_to": {"to": [{"whom": NUL}]},
+            }.items()
+        ),
+        ("task.submit", {"argv": ["x", NUL]}, "argv[1]"),
+        ("task.submit", {"server": "s", "tool": "t", "arguments": {NUL: 1}}, "a name in arguments"),
+        ("task.submit_batch", {"tasks": [{"argv": ["x"]}, {"argv": ["x"], "lane": NUL}]}, "tasks[1].lane"),
+        ("task.control", {"task": "t1", "action": "assign", "assignee": NUL}, "assignee"),
+        ("task.control", {"task": "t1", "action": "complete", "output": NUL}, "output"),
+        ("task.list", {"text": NUL}, "text"),
+        ("hello", {"origin": NUL}, "origin"),
+    ],
+)
+async def test_nul_is_refused_wherever_text_enters(
+    client: Client, method: str, params: dict[str, Any], names: str
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        await client.call(method, **params)
+    assert caught.value.code == "bad_request"
+    assert names in caught.value.what
+    assert "NUL" in caught.value.what
+    assert await client.world.rows("SELECT count(*) FROM task") == [(0,)]
+
+
+async def test_standard_input_may_hold_nul_and_any_text_a_backslash(client: Client) -> None:
+    await client.call("task.submit", argv=["x", "\\u0000"], stdin=NUL)
+    task = await client.world.task((await client.world.rows("SELECT id FROM task"))[0][0])
+    assert (task.work.argv, task.work.stdin) == (("x", "\\u0000"), NUL)
