@@ -55,7 +55,7 @@ class SocketHandler:
         operation = self._operations.get(request.method)
         if operation is None:
             if request.method == HELLO:
-                return self._welcome(connection, request)
+                return await self._welcome(connection, request)
             raise Rejected("unknown_method", method=request.method, version=__version__, hint="")
         params = _decoded(operation.decode, request.params, request.method)
         result = await self._api.call(_caller(connection, request), operation.method.name, params)
@@ -71,7 +71,7 @@ class SocketHandler:
         connection.role = "agent"
         await self._mcp.serve(connection, lines, send)
 
-    def _welcome(self, connection: Connection, request: Request) -> bytes:
+    async def _welcome(self, connection: Connection, request: Request) -> bytes:
         hello: Hello = _decoded(self._hello, request.params, request.method)
         if hello.session is not None and not is_uuid(hello.session):
             raise Rejected("bad_request", detail="session is a UUID", where=request.method)
@@ -80,6 +80,7 @@ class SocketHandler:
         connection.role = hello.role
         connection.origin = _origin(hello)
         connection.session = hello.session
+        connection.parent = None if hello.attempt is None else await self._api.task_of(hello.attempt)
         if hello.role == "agent":
             connection.tasks.start_soon(self._mcp.preload)
         return self._encode(Welcome(__version__, self._pid, self._incarnation, self._message_bytes_max))
@@ -93,8 +94,9 @@ def _origin(hello: Hello) -> str | None:
 def _caller(connection: Connection, request: Request) -> Caller:
     origin = connection.origin or (USER_ORIGIN if connection.role == "person" else AGENT_ORIGIN)
     if connection.session is None:
-        return Caller(connection.role, origin)
-    return Caller(connection.role, origin, connection.session, bytes(request.id).decode(errors="replace"))
+        return Caller(connection.role, origin, parent=connection.parent)
+    request_id = bytes(request.id).decode(errors="replace")
+    return Caller(connection.role, origin, connection.session, request_id, connection.parent)
 
 
 def _decoded(decode: Callable[[bytes | Raw], T], params: Raw, method: str) -> T:

@@ -97,6 +97,11 @@ class Api:
             raise Rejected("not_allowed", method=name, role=caller.role)
         return await method.handler(self, caller, params)
 
+    async def task_of(self, attempt_id: str) -> str | None:
+        """Gives the task of an attempt; None where the journal doesn't know it."""
+        row = await self._context.store.read(lambda reader: reader.one("attempt_head", attempt_id))
+        return None if row is None else row[2]
+
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""
         try:

@@ -74,7 +74,7 @@ class Handler(Protocol):
 
 
 class Connection:
-    """One client. `role`, `origin` and `session` are what it said in its hello, and are the handler's to set."""
+    """One client. What it said in its hello (`role`, `origin`, `session`, `parent`) is the handler's to set."""
 
     def __init__(self, number: int, uid: int, raw: socket.socket, tasks: TaskGroup, slow: "_SlowReaders") -> None:
         self.id = number
@@ -82,6 +82,7 @@ class Connection:
         self.role: Literal["person", "agent"] = "person"
         self.origin: str | None = None
         self.session: str | None = None
+        self.parent: str | None = None
         self.closed = anyio.Event()
         self.tasks = tasks
         """What goes on for this client; it is cancelled when the client goes."""

@@ -19,6 +19,8 @@ class Situation(NamedTuple):
     executor_full: bool
     slots_full: bool
     running: int
+    parent: str | None = None
+    """The name of the task from inside which it was submitted."""
 
 
 def span(seconds: float) -> str:
@@ -37,6 +39,14 @@ def span(seconds: float) -> str:
 
 def why(task: Task, facts: Situation) -> str:
     """Gives the sentence."""
+    sentence = _sentence(task, facts)
+    if facts.parent is None:
+        return sentence
+    return f"{task.name} (submitted by {facts.parent}){sentence.removeprefix(task.name)}"
+
+
+def _sentence(task: Task, facts: Situation) -> str:
+    """Gives the sentence, which begins with the task's name."""
     match task.state:
         case "idle":
             return f"{task.name} waits {_gated(task, facts)}."

@@ -116,6 +116,7 @@ class Connection:
     def __init__(self, origin: str | None = None, session: str | None = None) -> None:
         self.origin = origin
         self.session = session
+        self.parent: str | None = None
 
 
 Do = Callable[[str, Struct], Awaitable[Struct]]

@@ -43,6 +43,11 @@ def gate(cause: str, subject: str, **fields: Any) -> Gate:
     return Gate(f"{cause}:{subject}", cause, subject, NOW_MS - 1000, fields.pop("wake_at_ms", None), **fields)
 
 
+def test_a_task_from_inside_another_names_it() -> None:
+    text = why(task("idle"), facts(parent="t3"))
+    assert text == "t7 (submitted by t3) waits for its turn and starts as soon as a slot is free."
+
+
 DOWN = gate("executor", "command", wake_at_ms=NOW_MS + 40_000, problem=EXIT)
 
 CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [

@@ -91,7 +91,7 @@ def _fields(context: Context) -> dict[str, Any]:
     given, now_ms = context.given, context.world.now_ms()
     after = given.commas("after")
     return {
-        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee")},
+        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee", "origin")},
         "priority": given.whole("priority"),
         "after": after,
         "not_before_ms": given.future_ms("not-before", now_ms),
@@ -228,6 +228,7 @@ VERBS = {
             Option("label", "LABEL", "A label", many=True),
             Option("kind", "KIND", "general, programming, ..."),
             Option("assignee", "NAME", "Who takes care of it"),
+            Option("origin", "NAME", "Submit it in this name; the task is called NAME/t1 then"),
             Option("reply-to", "JSON", "Kept with the task, for who submits it"),
             Option("wait", None, "Wait for the end; exit code 0: completed, 1: not"),
             Option("wait-timeout", "DURATION", "Wait no longer than this; exit code 75 then"),
