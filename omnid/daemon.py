@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -29,7 +29,7 @@ from omnid.executor.supervised import Supervised
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
-from omnid.flow.gates import Gates
+from omnid.flow.gates import PROBE_S_MAX, Gates
 from omnid.flow.guard import first
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
@@ -162,6 +162,7 @@ class Daemon:
         recovered = await recovery.run(work)
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work)))
+        work.start_soon(self._kept("probe", partial(self._probe, _commands(context.config))))
         work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, self._link).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
@@ -247,8 +248,15 @@ class Daemon:
         context.take_executors(executors)
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
+        work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
         context.wake()
         self._log.info("config_taken_over", path=loaded.path)
+
+    async def _probe(self, names: Collection[str]) -> None:
+        """Looks whether executors can be used before a task finds out; one that is down waits for its next probe."""
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(self._kept("probe", partial(self.gates.probe, name, PROBE_S_MAX)))
 
     async def _retire(self, executor: Executor) -> None:
         """Closes an executor of an earlier config when its last attempt has ended."""
@@ -263,6 +271,11 @@ class Daemon:
                 self._log.error("database_damaged", table=name, found=[row[0] for row in found][:5])
         await self.store.remember_boot(platform.boot_id())
         self._log.info("database_checked")
+
+
+def _commands(settings: config.Config) -> set[str]:
+    """Names the executors whose probe is cheap: that of an MCP server would start it."""
+    return {name for name, section in settings.executors().items() if isinstance(section, config.CommandExecutor)}
 
 
 def store_settings(settings: config.Config) -> StoreSettings:

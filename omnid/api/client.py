@@ -105,7 +105,10 @@ class Client:
         return self.call("omnid/task.submit", fields)
 
     def wait(self, task: str, timeout_s: float) -> dict[str, Any]:
-        """Waits at most `timeout_s` for the end of a task and gives its view; `timed_out` there: it goes on."""
+        """Waits at most `timeout_s` for the end of a task and gives its view; `timed_out` there: it goes on.
+
+        A task that only a key or a login helps on (reason `login`) is not waited for.
+        """
         until_s = self._monotonic_s() + timeout_s
         while True:
             wait_s = min(WAIT_S_MAX, max(0.0, until_s - self._monotonic_s()))

@@ -25,6 +25,7 @@ from omnid.errors import OmnidError, Rejected
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.doctor import Doctor
+from omnid.flow.gates import Gates
 from omnid.model import Attempt, Change, Problem, Task
 from omnid.store import journal
 from omnid.store.interface import Reader, tally_key
@@ -40,8 +41,9 @@ PROBE_S_MAX = 15.0
 class JournalViews:
     """Builds what clients see of the past."""
 
-    def __init__(self, context: Context, views: Views, doctor: Doctor) -> None:
+    def __init__(self, context: Context, gates: Gates, views: Views, doctor: Doctor) -> None:
         self._context = context
+        self._gates = gates
         self._views = views
         self._doctor = doctor
 
@@ -145,17 +147,16 @@ class JournalViews:
         return DoctorAnswer(all(finding.ok for finding in findings), findings)
 
     async def _executors(self) -> list[Finding]:
-        """Probes every executor, side by side."""
+        """Probes every executor, side by side; the gates follow what is found."""
         wrong: dict[str, str] = {}
 
         async def probe(name: str) -> None:
-            with anyio.move_on_after(PROBE_S_MAX) as scope:
-                try:
-                    await self._context.executors[name].probe()
-                except OmnidError as error:
-                    wrong[name] = error.what
-            if scope.cancelled_caught:
-                wrong[name] = f"its probe gave no answer within {PROBE_S_MAX:.0f} s"
+            try:
+                error = await self._gates.probe(name, PROBE_S_MAX)
+            except OmnidError as unwritten:
+                error = unwritten
+            if error is not None:
+                wrong[name] = error.what
 
         names = sorted(self._context.executors)
         async with anyio.create_task_group() as group:

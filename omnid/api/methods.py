@@ -87,7 +87,7 @@ class Api:
         self._cancelling = cancelling
         self._host = host
         self._views = Views(context, gates)
-        self._history = JournalViews(context, self._views, Doctor(context))
+        self._history = JournalViews(context, gates, self._views, Doctor(context))
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -159,24 +159,24 @@ class Api:
             self._context.timer.ring()
 
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
-        """Gives a task, after waiting for its end for at most `wait_s`."""
+        """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on."""
         store = self._context.store
         task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
         timed_out = False
         if params.wait_s and task.state not in TERMINAL:
             with anyio.move_on_after(params.wait_s) as scope:
-                await self._ended(task.id)
+                await self._settled(task.id)
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
         return await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
 
-    async def _ended(self, task_id: str) -> None:
+    async def _settled(self, task_id: str) -> None:
         watch = self._context.watch
         while True:
             event = watch.event(task_id)
             try:
                 task = await self._context.store.read(lambda reader: find_task(reader, task_id, ""))
-                if task.state in TERMINAL:
+                if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
                     return
                 await event.wait()
             finally:

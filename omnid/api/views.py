@@ -69,7 +69,7 @@ class Views:
     def _shared_reason(self, executor: str, *, ready: bool) -> tuple[str | None, int | None]:
         gate = self._gates.of(executor)
         if gate is not None:
-            return gate.cause, gate.wake_at_ms
+            return ("login" if self._gates.login(executor) else gate.cause), gate.wake_at_ms
         return ("slots" if ready else "lane"), None
 
     def brief_of(self, reader: Reader, task_id: str) -> TaskBrief:
@@ -119,6 +119,7 @@ class Views:
                 last=last,
                 attempts_max=task.work.attempts_max or context.config.retry.attempts_max,
                 parent=task.parent and _name(reader, task.parent),
+                login=self._gates.login(task.executor) is not None,
                 open_before=tuple(_short(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
                 lane_holder=None if holder is None or holder[0] == task.id else _short(holder[1], holder[2]),

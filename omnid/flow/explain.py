@@ -19,6 +19,8 @@ class Situation(NamedTuple):
     executor_full: bool
     slots_full: bool
     running: int
+    login: bool = False
+    """Whether the gate is closed because the executor lacks a key or a login."""
     parent: str | None = None
     """The name of the task from inside which it was submitted."""
 
@@ -84,6 +86,12 @@ def _gated(task: Task, facts: Situation) -> str:
         whole = gate.subject == "*"
         what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
         return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
+    if gate is not None and facts.login:
+        lacks = _inside(gate.problem.what) if gate.problem else ""
+        return (
+            f"because executor {gate.subject} needs a key or a login ({lacks}); provide it: it is tried again "
+            f"{_in(gate.wake_at_ms, facts)}, or at once by `omnictl doctor`"
+        )
     if gate is not None:
         reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
         return f"because executor {gate.subject} is down{reason}; it is tried again {_in(gate.wake_at_ms, facts)}"

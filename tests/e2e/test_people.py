@@ -42,6 +42,21 @@ def test_what_a_command_submits_is_a_child_of_its_task(omnid: Home) -> None:
     assert omnid.client.get(outer)["parent"] is None
 
 
+def test_a_missing_key_ends_the_wait_with_4_until_it_is_there(home: Home) -> None:
+    key = home.root / "key"
+    home.configure(f'[[executor]]\nname = "keyed"\nkind = "command"\nenv_set = {{ KEY = "file:{key}" }}')
+    home.start()
+    said = home.ctl("add", "--wait", "--executor", "keyed", "--", "sh", "-c", "test $KEY = opensesame")
+    assert said.code == 4
+    assert "needs a key or a login" in said.out
+    assert home.ctl("wait", "t1").code == 4
+    assert "waiting: login" in home.ctl("list").out
+    assert home.ctl("doctor").code == 1
+    key.write_text("opensesame")
+    assert home.ctl("doctor").code == 0
+    assert home.ctl("wait", "t1").code == 0
+
+
 def test_an_idempotent_executor_runs_again_without_asking(home: Home) -> None:
     home.configure('[[executor]]\nname = "safe"\nkind = "command"\nidempotent = true')
     home.start()

@@ -208,6 +208,16 @@ def test_wait_times_out_and_still_tells_of_all():
     assert {params["wait_s"] for _, params in ran.calls} >= {0.0, 50.0}
 
 
+def test_a_task_that_needs_a_key_is_not_waited_for():
+    keyless = view(brief(state="idle", reason="login", name="t8"), why="t8 waits because executor x needs a key.")
+    ran = Ran("wait", "t8", "t7", daemon=Daemon(task__get=[keyless, ended()]))
+    assert (ran.code, ran.out) == (4, "t8  t8 waits because executor x needs a key.\nt7  t7 is completed.\n")
+    daemon = Daemon(task__submit=SUBMITTED, task__get=[view(), keyless])
+    assert Ran("add", "--wait", "--wait-timeout", "99s", "--", "x", daemon=daemon).code == 4
+    done = view(brief(state="completed", reason="login", finished_at_ms=NOW_MS))
+    assert Ran("wait", "t7", daemon=Daemon(task__get=done)).code == 0
+
+
 def test_wait_goes_on_over_a_restart_and_gives_up_on_a_daemon_that_stays_away():
     assert Ran("wait", "t7", daemon=Daemon(task__get=[view(), down(), down(), ended()])).code == 0
     assert Ran("wait", "t7", daemon=Daemon(task__get=[view(), down()])).code == 3

@@ -55,6 +55,7 @@ CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("idle"), facts(gate=gate("paused", "*")), ("everything is paused", "`omnictl resume`")),
     (task("idle"), facts(gate=gate("paused", "safe")), ("safe is paused", "`omnictl resume --executor safe`")),
     (task("idle"), facts(gate=DOWN), ("command is down", "exit code 7", "tried again in 40 s")),
+    (task("idle"), facts(gate=DOWN, login=True), ("needs a key or a login", "exit code 7", "in 40 s", "provide it")),
     (task("idle"), facts(executor_known=False), ("no executor command any more", "omnictl assign t7")),
     (task("idle", lane="l"), facts(lane_holder="t3"), ("lane l", "t3 runs")),
     (task("idle"), facts(slots_full=True, running=4), ("free slot", "4 tasks run", "daemon.slots_max")),

@@ -261,6 +261,32 @@ async def test_log_waits_for_more_and_for_the_end(call: Calls, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_task_that_only_a_key_helps_on_is_not_waited_for(call: Calls) -> None:
+    world = call.world
+    missing = Retryable("secret_missing", reference="env:KEY", detail="it is not set")
+    await world.add("x")
+    (command,) = await world.claim()
+    views: list[shapes.TaskView] = []
+
+    async def wait() -> None:
+        views.append(await call("task.get", task="t1", wait_s=50))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            await world.gates.executor_down("command", missing)
+            world.context.watch.tell(await world.finish(command, "unstarted"))
+            await anyio.wait_all_tasks_blocked()
+            assert views == []
+            world.clock.now_ms += 2_000
+            await world.wake()
+    (view,) = views
+    assert (view.task.state, view.task.reason, view.timed_out) == ("idle", "login", False)
+    assert "needs a key or a login (The secret env:KEY can't be had: it is not set)" in view.why
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_who_follows_a_log_is_told_of_its_end_and_the_journal_is_left_alone_until_then(
     call: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
