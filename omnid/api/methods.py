@@ -276,6 +276,7 @@ class Api:
             needs_you_total=total,
             next_wake_at_ms=wake_at_ms,
             clients=host.clients(),
+            problems=self._views.problems(),
             config_problem=host.config_problem(),
         )
 

@@ -244,6 +244,8 @@ class Status(Struct, frozen=True):
     needs_you_total: int
     next_wake_at_ms: int | None
     clients: int
+    problems: list[Problem]
+    """What a person must mend besides: a full disk, a missing key."""
     config_problem: Problem | None
     """Why the changed config on disk was not taken over, if so."""
 

@@ -10,9 +10,11 @@ from omnid.clock import Clock
 from omnid.config import Config
 from omnid.executor.interface import Executor
 from omnid.log import Logger
+from omnid.model import Problem
 from omnid.store.interface import Store
 
 CANCELS_MAX = 1_000
+TROUBLE_S_MAX = 60.0
 
 
 class Bell:
@@ -113,6 +115,8 @@ class Context:
         """Open attempts of this daemon: attempt id -> executor."""
         self.active: dict[str, Executor] = {}
         """The executors that work on them; after a reload of the config these may be others than `executors`."""
+        self.unwritten: dict[str, Problem] = {}
+        """Attempts that have ended while the store can't take their result, and why it can't."""
         self._cancel_asked: dict[str, None] = {}
         self._retiring: dict[Executor, anyio.Event] = {}
         self.paused_starts = True
@@ -137,6 +141,7 @@ class Context:
         """Forgets an attempt that has ended."""
         self.running.pop(attempt_id, None)
         self.active.pop(attempt_id, None)
+        self.unwritten.pop(attempt_id, None)
         self._cancel_asked.pop(attempt_id, None)
         if self._retiring:
             self._tell_retired()
@@ -159,6 +164,12 @@ class Context:
     def running_by_executor(self) -> Counter[str]:
         """Counts the open attempts by executor."""
         return Counter(self.running.values())
+
+    def trouble(self) -> Problem | None:
+        """Gives why nothing can be written just now; what is tried again and again keeps this up to date."""
+        trouble = self.store.trouble
+        fresh = trouble is not None and self.clock.monotonic_s() - trouble.at_s < TROUBLE_S_MAX
+        return trouble.problem if trouble is not None and fresh else None
 
     def wake(self) -> None:
         """Lets the dispatcher and the timer look again."""

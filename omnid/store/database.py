@@ -10,8 +10,10 @@ import anyio.to_thread
 import apsw
 
 from omnid.clock import Clock
+from omnid.errors import Retryable
+from omnid.model import Problem
 from omnid.states import REASONS, STATES
-from omnid.store.interface import Reader, Tx, tally_key
+from omnid.store.interface import Reader, Trouble, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
 from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, mapped, open_connection
@@ -69,6 +71,7 @@ class SqliteStore:
             else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s)
         )
         self._clock = clock
+        self.trouble: Trouble | None = None
         self._readers: list[apsw.Connection] = []
         self._busy: dict[apsw.Connection, float] = {}
         """Connections that read now, and since when."""
@@ -76,7 +79,14 @@ class SqliteStore:
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """See `interface.Store.write`."""
-        return await self._writer.submit(fn, bulk=bulk, then=then)
+        try:
+            value = await self._writer.submit(fn, bulk=bulk, then=then)
+        except Retryable as error:
+            if error.code == "disk_full":
+                self.trouble = Trouble(self._clock.monotonic_s(), Problem.of(error))
+            raise
+        self.trouble = None
+        return value
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""

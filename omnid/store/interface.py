@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from omnid.model import Problem
+
 T = TypeVar("T")
 
 Row = Sequence[Any]
@@ -175,6 +177,14 @@ class Tx(Tables, Protocol):
         ...
 
 
+class Trouble(NamedTuple):
+    """Why the last write failed although it was a good one."""
+
+    at_s: float
+    """When (monotonic)."""
+    problem: Problem
+
+
 class Store(Protocol):
     """Durable, ordered, and the only one that writes."""
 
@@ -184,6 +194,8 @@ class Store(Protocol):
     """Grows by one at every start."""
     node: str
     """The UUID of this node."""
+    trouble: Trouble | None
+    """Set while the disk is full; the next write that succeeds ends it."""
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.

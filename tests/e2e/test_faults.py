@@ -73,6 +73,10 @@ def test_a_full_disk_loses_nothing_and_heals(home: Home) -> None:
         assert refused.code in {"disk_full", "disk_low"}
         gate.let()
         until(lambda: "result_waits" in (home.state / "omnid.log").read_text() or ended(home, running), "its result")
+        assert {problem["code"] for problem in home.client.status()["problems"]} & {"disk_full", "disk_low"}
+        assert "Needs you" in home.ctl("status").out
+        if not ended(home, running):
+            assert "free some space" in home.client.why(running)["text"]
         (home.state / "ballast").unlink()
         assert home.wait(running)["task"]["state"] == "completed"
         later = until(lambda: submitted(home), "a submit")

@@ -78,6 +78,7 @@ RESULTS: dict[str, Struct] = {
         needs_you_total=0,
         next_wake_at_ms=None,
         clients=1,
+        problems=[],
         config_problem=None,
     ),
 }

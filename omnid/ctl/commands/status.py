@@ -108,11 +108,16 @@ def _disk(context: Context, status: Mapping[str, Any]) -> None:
 
 
 def _needs_you(context: Context, status: Mapping[str, Any]) -> None:
-    if not status["needs_you_total"]:
+    problems = status["problems"]
+    total = status["needs_you_total"] + len(problems)
+    if not total:
         return
     screen = context.screen
     screen.put()
-    screen.put(Cell(f"Needs you ({status['needs_you_total']})", "yellow"))
+    screen.put(Cell(f"Needs you ({total})", "yellow"))
+    for problem in problems:
+        screen.paragraph("  !", problem["what"], label_style="red")
+        screen.paragraph("", problem["do"], 6)
     for need in status["needs_you"]:
         screen.paragraph(f"  {need['task']}", f"{need['what']}: {need['title']}", label_style="bold")
         screen.put("      ", Cell(need["do"], "cyan"))
