@@ -331,7 +331,7 @@ def main(argv: Sequence[str]) -> int:
     clock = SystemClock()
     try:
         loaded = config.load(environ)
-        with StateDir(Path(loaded.config.state.dir)):
+        with StateDir(Path(loaded.config.state.dir), loaded.config.socket.path):
             return _run(loaded, environ, clock)
     except OmnidError as error:
         return _say(error)

@@ -14,7 +14,7 @@ _WAIT_S_MAX = 50.0
 _PROGRESS_S = 1.0
 _AWAY_S_MAX = 60.0
 _AWAY_RETRY_S = 0.25
-_AWAY_CODES = ("daemon_down", "daemon_lost", "answer_timeout")
+_AWAY_CODES = ("daemon_down", "daemon_unheard", "daemon_lost", "answer_timeout")
 
 
 class Waited(NamedTuple):
