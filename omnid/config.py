@@ -272,6 +272,8 @@ class _Reader:
             detail = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
             self.problems.append(_bad(key, value, detail.replace(" - at $", " at ")))
             return
+        if _holds_nul(value):
+            self.problems.append(_bad(key, value, "it holds a NUL character, which no program takes"))
         if origin is not None:
             self.origins[key] = origin
 
@@ -279,6 +281,14 @@ class _Reader:
 def _fields(kind: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     return {name: hints[name] for name in kind.__struct_fields__}
+
+
+def _holds_nul(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_nul(part) for pair in cast(dict[str, Any], value).items() for part in pair)
+    if isinstance(value, list):
+        return any(map(_holds_nul, cast(list[Any], value)))
+    return isinstance(value, str) and "\0" in value
 
 
 def _default(section: str, key: str) -> Any:

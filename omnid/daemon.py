@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -29,7 +29,8 @@ from omnid.executor.supervised import Supervised
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
-from omnid.flow.gates import Gates
+from omnid.flow.gates import PROBE_S_MAX, Gates
+from omnid.flow.guard import first
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
@@ -40,6 +41,7 @@ from omnid.link.embedded import EmbeddedLink
 from omnid.log import Log, Logger
 from omnid.model import Problem
 from omnid.secrets import Secrets
+from omnid.settings import CommandExecutor as CommandSection
 from omnid.settings import Config
 from omnid.settings import McpExecutor as McpSection
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
@@ -47,7 +49,6 @@ from omnid.store.interface import COLLECTIONS
 from omnid.store.statedir import StateDir
 
 EXECUTOR_CLOSE_S = 10.0
-RETIRED_LOOK_S = 1.0
 
 
 class Daemon:
@@ -164,6 +165,7 @@ class Daemon:
         recovered = await recovery.run(work)
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work)))
+        work.start_soon(self._kept("probe", partial(self._probe, _commands(context.config))))
         work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, self._link).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
@@ -249,13 +251,19 @@ class Daemon:
         context.take_executors(executors)
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
+        work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
         context.wake()
         self._log.info("config_taken_over", path=loaded.path)
 
+    async def _probe(self, names: Collection[str]) -> None:
+        """Looks whether executors can be used before a task finds out; one that is down waits for its next probe."""
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(self._kept("probe", partial(self.gates.probe, name, PROBE_S_MAX)))
+
     async def _retire(self, executor: Executor) -> None:
         """Closes an executor of an earlier config when its last attempt has ended."""
-        while executor in self.context.active.values():  # noqa: ASYNC110 - rare, and nobody else waits for it.
-            await anyio.sleep(RETIRED_LOOK_S)
+        await self.context.out_of_use(executor)
         await executor.aclose()
 
     async def _check_database(self) -> None:
@@ -266,6 +274,11 @@ class Daemon:
                 self._log.error("database_damaged", table=name, found=[row[0] for row in found][:5])
         await self.store.remember_boot(platform.boot_id())
         self._log.info("database_checked")
+
+
+def _commands(wanted: Config) -> set[str]:
+    """Names the executors whose probe is cheap: that of an MCP server would start it."""
+    return {name for name, section in wanted.executors().items() if isinstance(section, CommandSection)}
 
 
 def store_settings(wanted: Config) -> StoreSettings:
@@ -321,7 +334,7 @@ def main(argv: Sequence[str]) -> int:
     clock = SystemClock()
     try:
         loaded = config.load(environ)
-        with StateDir(Path(loaded.config.state.dir)):
+        with StateDir(Path(loaded.config.state.dir), loaded.config.socket.path):
             return _run(loaded, environ, clock)
     except OmnidError as error:
         return _say(error)
@@ -359,16 +372,14 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
         try:
             anyio.run(partial(_serve_with_signals, loaded, environ, clock, log.logger(), secrets))
         except BaseExceptionGroup as group:
-            error = _first(group)
+            error = _of_omnid(first(group))
             log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)
             raise error from None
     return 0
 
 
-def _first(error: BaseException) -> OmnidError:
-    """Gives the error of omnid's in a group; any other is a fault in omnid."""
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+def _of_omnid(error: BaseException) -> OmnidError:
+    """Gives an error of omnid's as it is; any other is a fault in omnid."""
     return error if isinstance(error, OmnidError) else Fatal("internal", detail=f"{type(error).__name__}: {error}")
 
 

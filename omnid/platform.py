@@ -23,6 +23,7 @@ FULL_FSYNC = IS_MACOS
 """Whether a sync must ask for more than fsync(2) to reach the disk: on macOS only F_FULLFSYNC empties its cache."""
 
 HELPER_TIMEOUT_S = 5.0
+UUID_CHARS = 36
 
 
 class Paths(NamedTuple):
@@ -142,6 +143,12 @@ def process_start(pid: int) -> str | None:
         return None
     # The name in field 2 may hold spaces and brackets, so the fields are counted from behind it.
     return stat.rpartition(")")[2].split()[19]
+
+
+def attempt_of(environ: Mapping[str, str]) -> str | None:
+    """Gives the attempt that a process belongs to, by the variable that every command carries; None outside of any."""
+    attempt = environ.get("OMNID_ATTEMPT", "")
+    return attempt if len(attempt) == UUID_CHARS else None
 
 
 def peer_uid(connection: "socket.socket") -> int:

@@ -65,6 +65,7 @@ class Limits(_Section, frozen=True, kw_only=True):
     batch_tasks_max: Count = 10_000
     labels_max: Count = 32
     after_max: Count = 256
+    notes_max: Count = 1_000
 
 
 class Store(_Section, frozen=True, kw_only=True):
@@ -77,10 +78,13 @@ class Store(_Section, frozen=True, kw_only=True):
 
 
 class Retention(_Section, frozen=True, kw_only=True):
-    """How long finished tasks are kept."""
+    """How long finished tasks, answers to sessions, and the history of what was deleted are kept."""
 
     finished_days: Annotated[float, Meta(gt=0, le=36_500)] = 30.0
     finished_max: Count = 100_000
+    answers_days: Annotated[float, Meta(gt=0, le=36_500)] = 2.0
+    answers_max: Count = 100_000
+    deleted_days: Annotated[float, Meta(gt=0, le=36_500)] = 2.0
     batch: Count = 500
 
 

@@ -31,7 +31,8 @@ sizes bytes (`_bytes`). A `task` is a UUID, a short name (`t7`) of the caller's 
 
 A connection may begin with `omnid/hello`, which says who is on it: `role` (`person` or `agent`), `origin`, and
 `session`. Within a session the request ids make mutations repeatable: one that is sent again with the same id is
-answered with the answer of then, and not done again.
+answered with the answer of then, and not done again. `attempt` is what a command finds in its `OMNID_ATTEMPT`: the
+task of that attempt is the parent of what is submitted.
 
 An error is -32602 where parameters don't fit, -32601 where there is no such operation, and -32000 otherwise. Its `data`
 holds `code`, `what`, `why`, `do`, and `kind`: `retryable` (it may work later, unchanged), `rejected` (never) or `fatal`

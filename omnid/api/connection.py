@@ -20,7 +20,7 @@ _SEND_BYTES = 256 << 10
 
 
 class Connection:
-    """One client. `role`, `origin` and `session` are what it said in its hello, and are the handler's to set.
+    """One client. What it said in its hello (`role`, `origin`, `session`, `parent`) is the handler's to set.
 
     It is read from only while nothing of what it sent before is left to do or to send: so its requests are done in
     order, and neither what it asks nor what it doesn't read piles up.
@@ -42,6 +42,7 @@ class Connection:
         self.role: Literal["person", "agent"] = "person"
         self.origin: str | None = None
         self.session: str | None = None
+        self.parent: str | None = None
         self.closed = anyio.Event()
         self.tasks = tasks
         """What goes on for this client; it is cancelled when the client goes."""

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from omnid.api.methods import METHODS, Method
 from omnid.api.shapes import TaskView
+from omnid.api.texts import refuse_nul
 from omnid.errors import Rejected
 from omnid.flow.control import AGENT_ACTIONS
 
@@ -74,9 +75,11 @@ class Tool(NamedTuple):
             detail = f"Object contains unknown field `{min(refused)}`"
             raise Rejected("bad_request", detail=detail, where=where)
         try:
-            return msgspec.convert(arguments, self.method.params)
+            params = msgspec.convert(arguments, self.method.params)
         except msgspec.ValidationError as error:
             raise Rejected("bad_request", detail=error, where=where) from error
+        refuse_nul(params, where)
+        return params
 
 
 TOOLS: Mapping[str, Tool] = {

@@ -90,7 +90,7 @@ class Api:
         self._cancelling = cancelling
         self._host = host
         self._views = Views(context, gates)
-        self._history = JournalViews(context, self._views, Doctor(context))
+        self._history = JournalViews(context, gates, self._views, Doctor(context))
         self._night = Night(context, gates, self._views)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
@@ -127,6 +127,11 @@ class Api:
         write = self._plan(caller, (params,))
         fn = once(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
         return fn, partial(self._taken, params)
+
+    async def task_of(self, attempt_id: str) -> str | None:
+        """Gives the task of an attempt; None where the journal doesn't know it."""
+        row = await self._context.store.read(lambda reader: reader.one("attempt_head", attempt_id))
+        return None if row is None else row[2]
 
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""
@@ -183,24 +188,24 @@ class Api:
             self._context.timer.ring()
 
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
-        """Gives a task, after waiting for its end for at most `wait_s`."""
+        """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on."""
         store = self._context.store
         task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
         timed_out = False
         if params.wait_s and task.state not in TERMINAL:
             with anyio.move_on_after(params.wait_s) as scope:
-                await self._ended(task.id)
+                await self._settled(task.id)
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
         return await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
 
-    async def _ended(self, task_id: str) -> None:
+    async def _settled(self, task_id: str) -> None:
         watch = self._context.watch
         while True:
             event = watch.event(task_id)
             try:
                 task = await self._context.store.read(lambda reader: find_task(reader, task_id, ""))
-                if task.state in TERMINAL:
+                if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
                     return
                 await event.wait()
             finally:
@@ -300,6 +305,7 @@ class Api:
             needs_you_total=total,
             next_wake_at_ms=wake_at_ms,
             clients=host.clients(),
+            problems=self._views.problems(),
             config_problem=host.config_problem(),
         )
 

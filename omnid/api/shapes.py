@@ -79,6 +79,7 @@ class TaskView(Struct, frozen=True):
     key: str | None
     assignee: str | None
     parent: str | None
+    """The task from inside whose attempt it was submitted."""
     not_before_ms: int | None
     deadline_ms: int | None
     approval: str | None
@@ -243,6 +244,8 @@ class Status(Struct, frozen=True):
     needs_you_total: int
     next_wake_at_ms: int | None
     clients: int
+    problems: list[Problem]
+    """What a person must mend besides: a full disk, a missing key."""
     config_problem: Problem | None
     """Why the changed config on disk was not taken over, if so."""
 
@@ -364,6 +367,8 @@ class Hello(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     role: Literal["person", "agent"] = "person"
     origin: Name | None = None
     version: str = ""
+    attempt: Annotated[str, Meta(max_length=64, description="OMNID_ATTEMPT of the caller's environment")] | None = None
+    """The attempt from inside which the client calls: its task is the parent of what is submitted."""
 
 
 class Welcome(Struct, frozen=True):

@@ -16,12 +16,13 @@ from omnid.api.shapes import (
     TaskBrief,
     TaskView,
 )
-from omnid.errors import Rejected
+from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import find_task
 from omnid.flow.context import Context
+from omnid.flow.diskroom import DiskRoom
 from omnid.flow.explain import Situation, why
 from omnid.flow.gates import Gates
-from omnid.model import USER_ORIGIN, Attempt, Gate, Task, Work
+from omnid.model import USER_ORIGIN, Attempt, Gate, Problem, Task, Work
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
@@ -69,7 +70,7 @@ class Views:
     def _shared_reason(self, executor: str, *, ready: bool) -> tuple[str | None, int | None]:
         gate = self._gates.of(executor)
         if gate is not None:
-            return gate.cause, gate.wake_at_ms
+            return ("login" if self._gates.login(executor) else gate.cause), gate.wake_at_ms
         return ("slots" if ready else "lane"), None
 
     def brief_of(self, reader: Reader, task_id: str) -> TaskBrief:
@@ -91,7 +92,7 @@ class Views:
             work=msgspec.to_builtins(self._shown(task)),
             key=task.key,
             assignee=task.assignee,
-            parent=task.parent,
+            parent=task.parent and _name(reader, task.parent),
             not_before_ms=task.not_before_ms,
             deadline_ms=task.deadline_ms,
             approval=task.approval and task.approval.partition(":")[0],
@@ -118,6 +119,10 @@ class Views:
                 now_ms=context.clock.wall_ms(),
                 last=last,
                 attempts_max=task.work.attempts_max or context.config.retry.attempts_max,
+                parent=task.parent and _name(reader, task.parent),
+                trouble=context.trouble(),
+                unwritten=None if last is None else context.unwritten.get(last.id),
+                login=self._gates.login(task.executor) is not None,
                 open_before=tuple(_short(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
                 lane_holder=None if holder is None or holder[0] == task.id else _short(holder[1], holder[2]),
@@ -166,6 +171,20 @@ class Views:
         tally = self._context.store.tally
         total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0)
         return found[:NEEDS_YOU_MAX], total
+
+    def problems(self) -> list[Problem]:
+        """Gives what a person must mend, besides the tasks that need one: the disk, and missing keys."""
+        context = self._context
+        gates = (gate for gate in self._gates.all() if self._gates.login(gate.subject) is gate)
+        found = [gate.problem for gate in gates if gate.problem is not None]
+        trouble = context.trouble()
+        if trouble is not None:
+            return [trouble, *found]
+        try:
+            DiskRoom(context.config.state.dir, context.clock).check(context.config.store.free_bytes_min)
+        except Retryable as error:
+            return [Problem.of(error), *found]
+        return found
 
     def executors(self) -> list[ExecutorView]:
         """Gives the executors and what they do now."""

@@ -20,6 +20,7 @@ EXIT_CODES = {
     "bad_file": 2,
     "bad_line": 2,
     "daemon_down": 3,
+    "daemon_unheard": 3,
     "daemon_lost": 3,
     "daemon_no_start": 3,
     "secret_missing": 4,

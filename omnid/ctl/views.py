@@ -120,10 +120,15 @@ def headline(screen: Screen, task: Mapping[str, Any]) -> None:
 
 def needs_you(screen: Screen, answer: Mapping[str, Any]) -> None:
     """Writes what waits for a person, and how it is answered; nothing where there is nothing."""
-    if not answer["needs_you_total"]:
+    problems = answer.get("problems", ())
+    total = answer["needs_you_total"] + len(problems)
+    if not total:
         return
     screen.put()
-    screen.put(Cell(f"Needs you ({answer['needs_you_total']})", "yellow"))
+    screen.put(Cell(f"Needs you ({total})", "yellow"))
+    for one in problems:
+        screen.paragraph("  !", one["what"], label_style="red")
+        screen.paragraph("", one["do"], 6)
     for need in answer["needs_you"]:
         screen.paragraph(f"  {need['task']}", f"{need['what']}: {need['title']}", label_style="bold")
         screen.put("      ", Cell(need["do"], "cyan"))

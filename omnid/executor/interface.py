@@ -57,7 +57,7 @@ class Executor(Protocol):
         ...
 
     async def probe(self) -> None:
-        """Raises Retryable(`executor_down`) while it can't be used; bounded in time."""
+        """Raises Retryable(`executor_down`, `secret_missing`) while it can't be used; bounded in time."""
         ...
 
     async def run(self, command: Command, ports: Ports) -> Result:

@@ -251,7 +251,7 @@ class McpExecutor:
         )
 
     async def _session(self) -> "McpSession":
-        """Gives the session, and starts the server where none runs; raises Retryable ``executor_down``."""
+        """Gives the session, and starts the server where none runs; raises Retryable as `Executor.probe` does."""
         with anyio.move_on_after(self._section.start_timeout_s + START_SLACK_S):
             while not self._closed:
                 host = self._host
@@ -268,7 +268,7 @@ class McpExecutor:
                 else:
                     await host.ready.wait()
                     if host.why is not None:
-                        raise self._down(host.why)
+                        raise host.lacks or self._down(host.why)
             raise self._down("it is being closed")
         raise self._down(f"it was not ready within {self._section.start_timeout_s:g} s")
 
@@ -289,6 +289,9 @@ class McpExecutor:
                 broken, why = await self._serve(host)
         except Retryable as error:
             broken, why = True, str(error.fields.get("detail", error.what))
+            if error.code == "secret_missing":
+                # The server is not at fault, so it is started as soon as somebody asks again.
+                broken, host.lacks = False, error
         except Exception as error:  # noqa: BLE001 - It is logged, and must not end what else lives in the group.
             self._log.exception("mcp_fault", server=self.name)
             broken, why = True, f"{type(error).__name__}: {error}"
@@ -346,6 +349,8 @@ class _Host:
         self.scope = anyio.CancelScope()
         self.session: McpSession | None = None
         self.why: str | None = None
+        self.lacks: Retryable | None = None
+        """The error where it lacks a secret, which only a person can provide."""
         self.ready = anyio.Event()
         self.gone = anyio.Event()
 

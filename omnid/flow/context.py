@@ -9,10 +9,12 @@ import anyio
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
 from omnid.log import Logger
+from omnid.model import Problem
 from omnid.settings import Config
 from omnid.store.interface import Store
 
 CANCELS_MAX = 1_000
+TROUBLE_S_MAX = 60.0
 
 
 class Bell:
@@ -117,7 +119,10 @@ class Context:
         """Open attempts of this daemon: attempt id -> executor."""
         self.active: dict[str, Executor] = {}
         """The executors that work on them; after a reload of the config these may be others than `executors`."""
+        self.unwritten: dict[str, Problem] = {}
+        """Attempts that have ended while the store can't take their result, and why it can't."""
         self._cancel_asked: dict[str, None] = {}
+        self._retiring: dict[Executor, anyio.Event] = {}
         self.paused_starts = True
         """True until recovery is done, and again while the daemon stops: nothing starts then."""
 
@@ -140,11 +145,35 @@ class Context:
         """Forgets an attempt that has ended."""
         self.running.pop(attempt_id, None)
         self.active.pop(attempt_id, None)
+        self.unwritten.pop(attempt_id, None)
         self._cancel_asked.pop(attempt_id, None)
+        if self._retiring:
+            self._tell_retired()
+
+    async def out_of_use(self, executor: Executor) -> None:
+        """Waits until no attempt is left on an executor that gets no new ones."""
+        self._retiring[executor] = unused = anyio.Event()
+        try:
+            self._tell_retired()
+            await unused.wait()
+        finally:
+            self._retiring.pop(executor, None)
+
+    def _tell_retired(self) -> None:
+        used = set(self.active.values())
+        for executor, unused in self._retiring.items():
+            if executor not in used:
+                unused.set()
 
     def running_by_executor(self) -> Counter[str]:
         """Counts the open attempts by executor."""
         return Counter(self.running.values())
+
+    def trouble(self) -> Problem | None:
+        """Gives why nothing can be written just now; what is tried again and again keeps this up to date."""
+        trouble = self.store.trouble
+        fresh = trouble is not None and self.clock.monotonic_s() - trouble.at_s < TROUBLE_S_MAX
+        return trouble.problem if trouble is not None and fresh else None
 
     def wake(self) -> None:
         """Lets the dispatcher and the timer look again."""

@@ -179,7 +179,9 @@ def _finish(case: Case) -> Effect:
     if task.attempt:
         head = tx.one("attempt_by_number", task.id, task.attempt)
         if head is not None:
-            journal.add_note(tx, head[1], "finished_by_hand", {"output": text}, notes_max=10_000)
+            # One more than an executor may write, so that there is always room for it.
+            notes_max = case.context.config.limits.notes_max + 1
+            journal.add_note(tx, head[1], "finished_by_hand", {"output": text}, notes_max=notes_max)
     journal.advance_task(tx, task, "finish", finished_at_ms=tx.now_ms, reason=None, wake_at_ms=None, problem=None)
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
 

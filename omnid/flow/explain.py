@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from omnid.model import Attempt, Gate, Task
+from omnid.model import Attempt, Gate, Problem, Task
 
 
 class Situation(NamedTuple):
@@ -19,6 +19,14 @@ class Situation(NamedTuple):
     executor_full: bool
     slots_full: bool
     running: int
+    trouble: Problem | None = None
+    """Why nothing can be written now."""
+    unwritten: Problem | None = None
+    """Why the result of its attempt, which has ended, isn't written yet."""
+    login: bool = False
+    """Whether the gate is closed because the executor lacks a key or a login."""
+    parent: str | None = None
+    """The name of the task from inside which it was submitted."""
 
 
 def span(seconds: float) -> str:
@@ -37,6 +45,14 @@ def span(seconds: float) -> str:
 
 def why(task: Task, facts: Situation) -> str:
     """Gives the sentence."""
+    sentence = _sentence(task, facts)
+    if facts.parent is None:
+        return sentence
+    return f"{task.name} (submitted by {facts.parent}){sentence.removeprefix(task.name)}"
+
+
+def _sentence(task: Task, facts: Situation) -> str:
+    """Gives the sentence, which begins with the task's name."""
     match task.state:
         case "idle":
             return f"{task.name} waits {_gated(task, facts)}."
@@ -69,14 +85,10 @@ def _inside(sentence: str) -> str:
 
 
 def _gated(task: Task, facts: Situation) -> str:
-    gate = facts.gate
-    if gate is not None and gate.cause == "paused":
-        whole = gate.subject == "*"
-        what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
-        return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
-    if gate is not None:
-        reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
-        return f"because executor {gate.subject} is down{reason}; it is tried again {_in(gate.wake_at_ms, facts)}"
+    if facts.gate is not None:
+        return _behind(facts.gate, facts)
+    if facts.trouble is not None:
+        return f"because nothing can be written ({_inside(facts.trouble.what)}); {_room()}, and it starts by itself"
     if not facts.executor_known:
         return f"because the config has no executor {task.executor} any more; add it, or `omnictl assign {task.name}`"
     if facts.lane_holder is not None:
@@ -86,6 +98,19 @@ def _gated(task: Task, facts: Situation) -> str:
     if facts.executor_full:
         return f"for executor {task.executor}, which already runs as many tasks as it may at once"
     return "for its turn and starts as soon as a slot is free"
+
+
+def _behind(gate: Gate, facts: Situation) -> str:
+    if gate.cause == "paused":
+        whole = gate.subject == "*"
+        what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
+        return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
+    reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    again = f"it is tried again {_in(gate.wake_at_ms, facts)}"
+    if facts.login:
+        needs = f"because executor {gate.subject} needs a key or a login{reason}"
+        return f"{needs}; provide it: {again}, or at once by `omnictl doctor`"
+    return f"because executor {gate.subject} is down{reason}; {again}"
 
 
 def _own(task: Task, facts: Situation) -> str:
@@ -111,7 +136,17 @@ def _own(task: Task, facts: Situation) -> str:
             return f"({task.reason}) and goes on {_in(task.wake_at_ms, facts)}"
 
 
+def _room() -> str:
+    return "free some space under the state directory that `omnictl status` names"
+
+
 def _running(task: Task, facts: Situation) -> str:
+    if facts.unwritten is not None:
+        do = _room() if facts.unwritten.code == "disk_full" else "`omnictl doctor` checks the store"
+        return (
+            f"{task.name} has ended on {task.executor} (attempt {task.attempt}), but its result can't be written yet: "
+            f"{_inside(facts.unwritten.what)}; {do}, and it is written by itself."
+        )
     begun = _ago(facts.last.started_at_ms if facts.last else None, facts)
     text = f"{task.name} runs on {task.executor} (attempt {task.attempt}, started{begun})"
     if task.cancel:

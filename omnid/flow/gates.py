@@ -6,6 +6,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError, Retryable
+from omnid.executor.interface import Executor
 from omnid.flow.context import Context
 from omnid.model import Gate, Problem
 from omnid.retry import Backoff, FailureCount
@@ -14,6 +15,8 @@ from omnid.store.interface import Reader, Tx
 
 PROBE_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
 PROBE_S_MAX = 60.0
+LOGIN_CODES = frozenset({"secret_missing"})
+"""Errors of an executor that a person ends, with a key or a login: the tasks behind its gate wait for `login`."""
 
 
 class Gates:
@@ -42,6 +45,11 @@ class Gates:
         """Gives the gate that keeps this executor's tasks from their start: a pause first, or None."""
         found = [gate for gate in self._closed.values() if gate.subject in ("*", executor)]
         return min(found, key=lambda gate: (gate.cause != "paused", gate.id)) if found else None
+
+    def login(self, executor: str) -> Gate | None:
+        """Gives the gate that is closed for lack of a key or a login; None where there is none, or a pause first."""
+        gate = self.of(executor)
+        return gate if gate is not None and gate.problem is not None and gate.problem.code in LOGIN_CODES else None
 
     async def pause(self, subject: str) -> None:
         """Closes the gate `paused` for an executor or, with `*`, for all; it stays until `resume`."""
@@ -100,37 +108,34 @@ class Gates:
         try:
             while True:
                 try:
-                    return await self._probe_once(name)
+                    await self.probe(name, PROBE_S_MAX)
                 except Retryable as error:
                     failures += 1
                     if failures == 1:
                         context.log.warning("probe_waits", executor=name, **error.as_dict())
+                else:
+                    return
                 await anyio.sleep(PROBE_BACKOFF.delay_s(failures, context.clock.uniform))
         finally:
             self._probing.discard(name)
             context.timer.ring()
 
-    async def _probe_once(self, name: str) -> None:
+    async def probe(self, name: str, limit_s: float) -> Retryable | None:
+        """Probes an executor, closes or opens its gate by what was found, and gives what is wrong.
+
+        Raises Retryable where the gate can't be written.
+        """
         executor = self._context.executors.get(name)
-        if executor is None:
-            await self._open(f"executor:{name}")
-            return
-        try:
-            with anyio.fail_after(PROBE_S_MAX):
-                await executor.probe()
-        except TimeoutError:
-            detail = f"its probe gave no answer within {PROBE_S_MAX:.0f} s"
-            await self.executor_down(name, Retryable("executor_down", executor=name, detail=detail))
-        except Retryable as error:
+        error = None if executor is None else await _ask(executor, limit_s)
+        if error is not None:
             await self.executor_down(name, error)
-        except OmnidError as error:
-            await self.executor_down(name, Retryable("executor_down", executor=name, detail=error.what))
-        else:
-            gate = self._closed.get(f"executor:{name}")
-            await self._open(f"executor:{name}")
-            if gate is not None:
-                down_s = (self._context.clock.wall_ms() - gate.closed_at_ms) / 1000
-                self._context.log.info("executor_up", executor=name, down_s=round(down_s, 1))
+            return error
+        gate = self._closed.get(f"executor:{name}")
+        if gate is not None:
+            await self._open(gate.id)
+            down_s = (self._context.clock.wall_ms() - gate.closed_at_ms) / 1000
+            self._context.log.info("executor_up", executor=name, down_s=round(down_s, 1))
+        return None
 
     async def _close(self, gate: Gate) -> None:
         def closed(_: None) -> None:
@@ -145,6 +150,22 @@ class Gates:
             self._context.dispatch.ring()
 
         return await self._context.store.write(partial(_open_gate, id=id), then=opened)
+
+
+async def _ask(executor: Executor, limit_s: float) -> Retryable | None:
+    """Gives what an executor's probe finds wrong."""
+    name = executor.name
+    try:
+        with anyio.fail_after(limit_s):
+            await executor.probe()
+    except TimeoutError:
+        detail = f"its probe gave no answer within {limit_s:.0f} s"
+        return Retryable("executor_down", executor=name, detail=detail)
+    except Retryable as error:
+        return error
+    except OmnidError as error:
+        return Retryable("executor_down", executor=name, detail=error.what)
+    return None
 
 
 def _open_gate(tx: Tx, *, id: str) -> bool:

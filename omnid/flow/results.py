@@ -88,10 +88,12 @@ class Results:
                 if error.code == "store_closed":
                     return False  # The next start recovers it: its exit record or its open attempt is still there.
                 failures += 1
+                context.unwritten[result.attempt_id] = Problem.of(error)
                 if failures == 1:
                     context.log.warning("result_waits", attempt=result.attempt_id, **error.as_dict())
                 await anyio.sleep(SETTLE_BACKOFF.delay_s(failures, context.clock.uniform))
         if failures:
+            del context.unwritten[result.attempt_id]
             context.log.info("result_written", attempt=result.attempt_id, tries=failures + 1)
         if not touched:
             context.log.warning("late_result_refused", attempt=result.attempt_id, outcome=result.outcome)

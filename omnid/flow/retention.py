@@ -7,13 +7,14 @@ from typing import NamedTuple
 import anyio
 
 from omnid.flow.context import Context
+from omnid.settings import Retention as Settings
 from omnid.states import TERMINAL
 from omnid.store import journal
 from omnid.store.interface import ANSWER, COLLECTIONS, Reader, Tx
+from omnid.store.log import HLC_COUNTER_BITS
 
 ROUND_S = 60.0
 DAY_MS = 86_400_000
-ANSWERS_DAYS = 2.0
 PAUSE_S = 0.05
 """Between two batches, so that submits go on at their usual pace."""
 
@@ -51,7 +52,7 @@ class Retention:
                 break
             await anyio.sleep(PAUSE_S)
         while True:
-            forget = partial(forget_old, now_ms=context.clock.wall_ms(), batch=settings.batch)
+            forget = partial(forget_old, now_ms=context.clock.wall_ms(), settings=context.config.retention)
             if not await context.store.write(forget, bulk=True):
                 break
             await anyio.sleep(PAUSE_S)
@@ -97,13 +98,21 @@ def forget_tasks(tx: Tx, *, ids: Sequence[str]) -> int:
     return count
 
 
-def forget_old(tx: Tx, *, now_ms: int, batch: int) -> int:
-    """Forgets kept answers and the history of deleted rows that are over their age; gives how many."""
-    before = round(now_ms - ANSWERS_DAYS * DAY_MS) << 16
-    answers = tx.all("old_answers", before, batch)
+def forget_old(tx: Tx, *, now_ms: int, settings: Settings) -> int:
+    """Forgets a batch of kept answers and of the history of deleted rows that are over their limits; gives how many."""
+    before = _hlc(now_ms, settings.answers_days)
+    surplus = tx.one("answer_at", settings.answers_max)
+    if surplus is not None:
+        before = max(before, surplus[0] + 1)
+    answers = tx.all("old_answers", before, settings.batch)
     for (id,) in answers:
         tx.forget(ANSWER, id)
-    tombstones = tx.all("old_tombstones", before, batch)
+    before = _hlc(now_ms, settings.deleted_days)
+    tombstones = tx.all("old_tombstones", before, settings.batch)
     for name, id in tombstones:
-        tx.forget_history(COLLECTIONS[name], id)
+        tx.forget_history(COLLECTIONS[name], id, before)
     return len(answers) + len(tombstones)
+
+
+def _hlc(now_ms: int, days: float) -> int:
+    return max(0, round(now_ms - days * DAY_MS)) << HLC_COUNTER_BITS

@@ -15,7 +15,6 @@ from omnid.link.interface import Link
 from omnid.model import Command, Problem, Result
 from omnid.store import journal
 
-NOTES_MAX = 1000
 OVERRUN_S = 60.0
 """How much longer than its timeout an executor may take to give a result before the runner gives up on it."""
 
@@ -28,11 +27,13 @@ class JournalPorts:
 
     async def note(self, attempt_id: str, kind: str, body: Any) -> None:
         """See `Ports.note`."""
-        await self._context.store.write(lambda tx: journal.add_note(tx, attempt_id, kind, body, notes_max=NOTES_MAX))
+        limit = self._context.config.limits.notes_max
+        await self._context.store.write(lambda tx: journal.add_note(tx, attempt_id, kind, body, notes_max=limit))
 
     async def notes(self, attempt_id: str, kind: str) -> list[Any]:
         """See `Ports.notes`."""
-        return await self._context.store.read(lambda reader: journal.notes(reader, attempt_id, kind, NOTES_MAX))
+        # All of them: the limit may have been a higher one when they were written.
+        return await self._context.store.read(lambda reader: journal.notes(reader, attempt_id, kind))
 
 
 class Runner:

@@ -1,7 +1,7 @@
 """The one timer: sleeps until the smallest time at which something is due, and sets it going."""
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -10,6 +10,7 @@ from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dependents import give_up, settle_dependents, settle_leftovers, settle_wait
 from omnid.flow.gates import Gates
+from omnid.flow.guard import first
 from omnid.model import Problem
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
@@ -46,7 +47,8 @@ class Wakeup:
             async with anyio.create_task_group() as probes:
                 await self._go_on(probes)
         except ExceptionGroup as group:
-            raise _first(group) from group
+            # Whoever keeps the timer going looks at the error's class.
+            raise first(group) from group
 
     async def _go_on(self, probes: TaskGroup) -> None:
         while True:
@@ -91,13 +93,6 @@ class Wakeup:
         gate_ms = self._gates.next_wake_at_ms()
         due_ms = min((time for time in (*times, gate_ms) if time is not None), default=None)
         return NAP_S_MAX if due_ms is None else min(NAP_S_MAX, max(0.0, (due_ms - now_ms) / 1000))
-
-
-def _first(error: Exception) -> Exception:
-    """Gives the error inside a group: whoever keeps the timer going looks at its class."""
-    while isinstance(error, ExceptionGroup):
-        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
-    return error
 
 
 def _next_times(reader: Reader, *, now_ms: int) -> tuple[int | None, int | None]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from omnid.model import Problem
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -202,8 +204,8 @@ class Tx(Tables, Protocol):
         """Removes a row together with its whole history, as if it had never been."""
         ...
 
-    def forget_history(self, collection: Collection, id: str) -> None:
-        """Removes the history of a row up to its last deletion; a row made anew under that id keeps its own."""
+    def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
+        """Removes the history of a row up to its last deletion before an HLC; what came since then stays."""
         ...
 
     def moved(self, before: str | None, after: str | None) -> None:
@@ -219,6 +221,14 @@ class Outcome(Protocol[T_co]):
         ...
 
 
+class Trouble(NamedTuple):
+    """Why the last write failed although it was a good one."""
+
+    at_s: float
+    """When (monotonic)."""
+    problem: Problem
+
+
 class Store(Protocol):
     """Durable, ordered, and the only one that writes."""
 
@@ -228,6 +238,8 @@ class Store(Protocol):
     """Grows by one at every start."""
     node: str
     """The UUID of this node."""
+    trouble: Trouble | None
+    """Set while the disk is full; the next write that succeeds ends it."""
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.

@@ -150,14 +150,20 @@ def work_of(text: str) -> Work:
     return _work.decode(text)
 
 
-def refresh_lane(tx: Tables, lane: str) -> None:
-    """Makes ready what may start in the lane: nothing while one of its tasks runs, else the first of each executor."""
+def lane_wanted(reader: Reader, lane: str) -> set[int]:
+    """Gives what may start in the lane: nothing while one of its tasks runs, else the first of each executor."""
     wanted: set[int] = set()
-    if tx.one("lane_busy", lane) is None:
+    if reader.one("lane_busy", lane) is None:
         executor = ""
-        while (row := tx.one("lane_next", lane, executor)) is not None:
+        while (row := reader.one("lane_next", lane, executor)) is not None:
             executor = row[0]
             wanted.add(row[1])
+    return wanted
+
+
+def refresh_lane(tx: Tables, lane: str) -> None:
+    """Makes ready what may start in the lane, and nothing else of it."""
+    wanted = lane_wanted(tx, lane)
     now: set[int] = {row[0] for row in tx.all("lane_ready", lane)}
     for ord in now - wanted:
         tx.run("set_ready", None, ord)
@@ -196,7 +202,8 @@ def add_note(tx: Tx, attempt_id: str, kind: str, body: Any, *, notes_max: int) -
     row = tx.one("count_notes", attempt_id)
     count = row[0] if row else 0
     if count >= notes_max:
-        raise Rejected("too_many", count=count + 1, things="notes of one attempt", limit=notes_max, setting="omnid")
+        setting = "limits.notes_max"
+        raise Rejected("too_many", count=count + 1, things="notes of one attempt", limit=notes_max, setting=setting)
     tx.create(NOTE, f"{attempt_id}/{count + 1}", {"attempt_id": attempt_id, "kind": kind, "body": body})
     head = tx.one("attempt_head", attempt_id) if kind == "idempotent" else None
     if head is not None:
@@ -249,9 +256,9 @@ def drop_derived(tx: Tx, task: Task) -> None:
         tx.run("drop_label", label, task.ord)
 
 
-def notes(reader: Reader, attempt_id: str, kind: str, limit: int) -> list[Any]:
+def notes(reader: Reader, attempt_id: str, kind: str) -> list[Any]:
     """Gives the bodies of an attempt's notes of one kind, oldest first."""
-    return [msgspec.json.decode(row[0]) for row in reader.all("notes_of", attempt_id, kind, limit)]
+    return [msgspec.json.decode(row[0]) for row in reader.all("notes_of", attempt_id, kind)]
 
 
 def forget_attempts(tx: Tx, task_id: str) -> list[str]:

@@ -34,7 +34,7 @@ INSERT INTO change (seq, hlc, node, incarnation, collection, id, kind, body) VAL
 DELETE FROM change WHERE collection = $1 AND id = $2
 -- name: forget_deleted
 DELETE FROM change WHERE collection = $1 AND id = $2 AND seq <= (
-    SELECT max(seq) FROM change WHERE collection = $1 AND id = $2 AND kind = 'delete'
+    SELECT max(seq) FROM change WHERE collection = $1 AND id = $2 AND kind = 'delete' AND hlc < $3
 )
 -- name: keep_blob
 INSERT INTO blob (sha256, data) VALUES ($1, $2) ON CONFLICT DO NOTHING
@@ -135,7 +135,7 @@ SELECT ord, id, task_id, number, ended_at_ms, idempotent, heads FROM attempt WHE
 SELECT {attempt_row} FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 ORDER BY ord LIMIT $2
 
 -- name: notes_of
-SELECT body FROM note WHERE attempt_id = $1 AND kind = $2 ORDER BY ord LIMIT $3
+SELECT body FROM note WHERE attempt_id = $1 AND kind = $2 ORDER BY ord
 -- name: note_ids
 SELECT id FROM note WHERE attempt_id = $1
 -- name: count_notes
@@ -152,6 +152,8 @@ SELECT granted, ord, heads FROM permit WHERE id = $1
 SELECT body_hash, result FROM answer WHERE id = $1
 -- name: old_answers
 SELECT id FROM answer WHERE ord < $1 ORDER BY ord LIMIT $2
+-- name: answer_at
+SELECT ord FROM answer ORDER BY ord DESC LIMIT 1 OFFSET $1
 
 -- name: finished_before
 SELECT id FROM task WHERE finished_at_ms < $1 ORDER BY finished_at_ms LIMIT $2
@@ -192,6 +194,20 @@ SELECT seq FROM change WHERE hlc < $1 ORDER BY seq DESC LIMIT 1
 SELECT id FROM task WHERE state = 'idle' AND lane IS NULL AND ready IS NULL LIMIT $1
 -- name: ready_not_idle
 SELECT id FROM task WHERE ready = 1 AND state <> 'idle' LIMIT $1
+-- name: has_label
+SELECT 1 FROM label WHERE label = $1 AND ord = $2
+-- name: label_page
+SELECT l.label, l.ord, t.id, t.labels FROM label l LEFT JOIN task t ON t.ord = l.ord
+WHERE (l.label, l.ord) > ($1, $2) ORDER BY l.label, l.ord LIMIT $3
+-- name: dependencies_of
+SELECT after_id FROM dependency WHERE task_id = $1
+-- name: dependency_page
+SELECT d.after_id, d.task_id, t.state FROM dependency d LEFT JOIN task t ON t.id = d.task_id
+WHERE (d.after_id, d.task_id) > ($1, $2) ORDER BY d.after_id, d.task_id LIMIT $3
+-- name: cascade_of
+SELECT 1 FROM cascade WHERE after_id = $1
+-- name: next_lane
+SELECT min(lane) FROM task WHERE lane IS NOT NULL AND state = 'idle' AND lane > $1
 -- name: derive_page
 SELECT ord, id, state, lane, labels, coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)) FROM task
 WHERE ord > $1 ORDER BY ord LIMIT $2

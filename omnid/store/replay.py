@@ -168,14 +168,6 @@ def check_table(reader: Reader, name: str) -> list[str]:
     return [] if found == ["ok"] else found
 
 
-def check_queue(reader: Reader) -> list[str]:
-    """Looks for tasks that the queue has forgotten, or still has though they don't wait for their start."""
-    found: list[str] = []
-    for query, what in (("idle_not_ready", "waits but is not in the queue"), ("ready_not_idle", "is in the queue")):
-        found += [f"task {row[0]} {what}" for row in reader.all(query, PAGE_MAX)]
-    return found[:DIFFERENCES_MAX]
-
-
 class _Derived(SqliteReader):
     """What `journal.refresh_lane` needs, on a replica."""
 

@@ -214,10 +214,10 @@ class SqliteTx(SqliteReader):
         self._execute(self._queries[f"delete_{collection.name}"], (id,))
         self._execute(self._queries["forget_changes"], (collection.name, id))
 
-    def forget_history(self, collection: Collection, id: str) -> None:
+    def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
         """See `interface.Tx.forget_history`."""
         self.forgot = True
-        self._execute(self._queries["forget_deleted"], (collection.name, id))
+        self._execute(self._queries["forget_deleted"], (collection.name, id, before_hlc))
 
     def _keep(self, blobs: list[tuple[str, str]]) -> None:
         for digest, text in blobs:

@@ -307,6 +307,12 @@ def answer_timeout(home: Home) -> str:
         return answered(client, "omnid/status")
 
 
+def daemon_unheard(home: Home) -> str:
+    home.start()
+    home.socket.unlink()
+    return ctl("status")(home)
+
+
 def not_stopped(home: Home) -> str:
     home.start()
     # It takes longer than that, whatever there is to be stopped.
@@ -395,6 +401,7 @@ ALONE: dict[str, Provoke] = {
         '[[executor]]\nname = "x"\nkind = "command"\nenv_set = { API_KEY = "abcdefgh12345678" }'
     ),
     "daemon_down": ctl("status"),
+    "daemon_unheard": daemon_unheard,
     "daemon_lost": daemon_lost,
     "answer_timeout": answer_timeout,
     "daemon_no_start": daemon_no_start,

@@ -102,6 +102,7 @@ def status(**fields):
         "needs_you_total": 0,
         "next_wake_at_ms": None,
         "clients": 1,
+        "problems": [],
         "config_problem": None,
     }
     return shapes.Status(**{**base, **fields})

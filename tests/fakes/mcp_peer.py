@@ -78,6 +78,7 @@ RESULTS: dict[str, Struct] = {
         needs_you_total=0,
         next_wake_at_ms=None,
         clients=1,
+        problems=[],
         config_problem=None,
     ),
 }
@@ -116,6 +117,7 @@ class Connection:
     def __init__(self, origin: str | None = None, session: str | None = None) -> None:
         self.origin = origin
         self.session = session
+        self.parent: str | None = None
 
 
 Do = Callable[[str, Struct], Awaitable[Struct]]

@@ -104,7 +104,8 @@ async def test_missing_secret_closes_the_executor(tmp_path: Path) -> None:
     executor = commands(tmp_path, Section(name="command", env_set={"KEY": "env:OF_NO_SUCH_NAME"}))
     with pytest.raises(Retryable) as caught:
         await run(executor, "true")
-    assert caught.value.code == "executor_down"
+    assert caught.value.code == "secret_missing"
+    assert "KEY of executor command" in caught.value.what
 
 
 async def test_packed_libraries_are_not_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

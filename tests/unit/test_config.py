@@ -36,6 +36,19 @@ def examples() -> str:
     return re.sub(r"(?m)^# ?(?=[a-z_]+ = |\[\[|# )", "", "[[executor]]" + text[2])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[agents]\nallow = ["a\\u0000b"]',
+        '[[executor]]\nname = "x"\nkind = "command"\nargv = ["a\\u0000b"]',
+        '[[executor]]\nname = "x"\nkind = "command"\nenv_set = { A = "a\\u0000b" }',
+        '[[executor]]\nname = "x"\nkind = "mcp"\nargv = ["a"]\narguments = { "a\\u0000" = [1] }',
+    ],
+)
+def test_nul_is_refused(tmp_path: Path, text: str) -> None:
+    assert any("NUL" in problem for problem in problems_of(tmp_path, text))
+
+
 def test_a_missing_and_an_empty_file_give_the_defaults(tmp_path: Path, environ: dict[str, str]) -> None:
     missing = config.load(environ, str(tmp_path / "none.toml"))
     empty = config.load(environ, written(tmp_path, ""))

@@ -43,6 +43,12 @@ def gate(cause: str, subject: str, **fields: Any) -> Gate:
     return Gate(f"{cause}:{subject}", cause, subject, NOW_MS - 1000, fields.pop("wake_at_ms", None), **fields)
 
 
+def test_a_task_from_inside_another_names_it() -> None:
+    text = why(task("idle"), facts(parent="t3"))
+    assert text == "t7 (submitted by t3) waits for its turn and starts as soon as a slot is free."
+
+
+FULL = Problem.make("disk_full", path="/x", detail="y")
 DOWN = gate("executor", "command", wake_at_ms=NOW_MS + 40_000, problem=EXIT)
 
 CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
@@ -50,6 +56,10 @@ CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("idle"), facts(gate=gate("paused", "*")), ("everything is paused", "`omnictl resume`")),
     (task("idle"), facts(gate=gate("paused", "safe")), ("safe is paused", "`omnictl resume --executor safe`")),
     (task("idle"), facts(gate=DOWN), ("command is down", "exit code 7", "tried again in 40 s")),
+    (task("idle"), facts(gate=DOWN, login=True), ("needs a key or a login", "exit code 7", "in 40 s", "provide it")),
+    (task("idle"), facts(trouble=FULL), ("nothing can be written (The disk is full", "free some space", "by itself")),
+    (task("executing", attempt=2), facts(unwritten=FULL), ("t7 has ended on command (attempt 2)", "free some space")),
+    (task("executing"), facts(unwritten=EXIT), ("`omnictl doctor`",)),
     (task("idle"), facts(executor_known=False), ("no executor command any more", "omnictl assign t7")),
     (task("idle", lane="l"), facts(lane_holder="t3"), ("lane l", "t3 runs")),
     (task("idle"), facts(slots_full=True, running=4), ("free slot", "4 tasks run", "daemon.slots_max")),

@@ -78,7 +78,7 @@ class Client:
         self.handler = SocketHandler(api, self.mcp, pid=7, incarnation=3, message_bytes_max=99)
         self.started: list[Any] = []
         tasks = SimpleNamespace(start_soon=self.started.append)
-        self.connection: Any = SimpleNamespace(role="person", origin=None, session=None, tasks=tasks)
+        self.connection: Any = SimpleNamespace(role="person", origin=None, session=None, parent=None, tasks=tasks)
         self._id = 0
 
     async def raw(self, method: str, params: bytes, id: bytes | None = None) -> Any:
@@ -101,6 +101,29 @@ async def test_hello_says_who_is_there(client: Client) -> None:
     connection = client.connection
     assert (connection.role, connection.origin, connection.session) == ("agent", "claude", SESSION)
     assert client.started == [client.mcp.preload]
+
+
+async def test_what_is_submitted_from_inside_an_attempt_has_its_task_as_parent(client: Client) -> None:
+    outer = await client.world.add("outer")
+    (command,) = await client.world.claim()
+    await client.call("hello", session=SESSION, attempt=command.attempt_id)
+    task = await client.world.task((await client.call("task.submit", argv=["inner"]))["id"])
+    assert task.parent == outer.id
+    (batch,) = (await client.call("task.submit_batch", tasks=[{"argv": ["inner"]}]))["tasks"]
+    assert (await client.world.task(batch["id"])).parent == outer.id
+    view = await client.call("task.get", task=task.id)
+    assert view["parent"] == "t1"
+    assert view["why"].startswith("t2 (submitted by t1) waits ")
+    await client.world.finish(command, "success")
+    await client.call("hello", session=SESSION, attempt=command.attempt_id)
+    assert client.connection.parent == outer.id, "what an attempt left behind is its own still"
+
+
+@pytest.mark.parametrize("attempt", [None, SESSION, "t1", ""])
+async def test_an_attempt_that_is_not_known_has_no_task(client: Client, attempt: str | None) -> None:
+    await client.call("hello", **({} if attempt is None else {"attempt": attempt}))
+    done = await client.call("task.submit", argv=["x"])
+    assert (await client.world.task(done["id"])).parent is None
 
 
 async def test_an_agent_can_not_pass_for_a_person(client: Client) -> None:
@@ -235,3 +258,52 @@ def test_whatever_comes_the_answer_is_a_result_or_an_error_of_the_catalogue(tmp_
 
         answers()
         portal.call(client.world.close)
+
+
+NUL = "a\0b"
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "names"),
+    [
+        *(
+            ("task.submit", {"argv": ["x"], name: value}, name)
+            for name, value in {
+                "lane": NUL,
+                "labels": ["a", NUL],
+                "key": NUL,
+                "kind": NUL,
+                "assignee": NUL,
+                "origin": NUL,
+                "executor": NUL,
+                "cwd": NUL,
+                "check": [NUL],
+                "env": [NUL],
+                "after": [NUL],
+                "reply_to": {"channel": "c", "target": NUL},
+            }.items()
+        ),
+        ("task.submit", {"argv": ["x", NUL]}, "argv[1]"),
+        ("task.submit", {"server": "s", "tool": "t", "arguments": {NUL: 1}}, "a name in arguments"),
+        ("task.submit_batch", {"tasks": [{"argv": ["x"]}, {"argv": ["x"], "lane": NUL}]}, "tasks[1].lane"),
+        ("task.control", {"task": "t1", "action": "assign", "assignee": NUL}, "assignee"),
+        ("task.control", {"task": "t1", "action": "complete", "output": NUL}, "output"),
+        ("task.list", {"text": NUL}, "text"),
+        ("hello", {"origin": NUL}, "origin"),
+    ],
+)
+async def test_nul_is_refused_wherever_text_enters(
+    client: Client, method: str, params: dict[str, Any], names: str
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        await client.call(method, **params)
+    assert caught.value.code == "bad_request"
+    assert names in caught.value.what
+    assert "NUL" in caught.value.what
+    assert await client.world.rows("SELECT count(*) FROM task") == [(0,)]
+
+
+async def test_standard_input_may_hold_nul_and_any_text_a_backslash(client: Client) -> None:
+    await client.call("task.submit", argv=["x", "\\u0000"], stdin=NUL)
+    task = await client.world.task((await client.world.rows("SELECT id FROM task"))[0][0])
+    assert (task.work.argv, task.work.stdin) == (("x", "\\u0000"), NUL)

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omnid.api import shapes
+from omnid.api.views import Views
 from omnid.errors import Retryable
 from omnid.flow.dependents import CASCADE_MAX
 from omnid.flow.results import UNSTARTED_WAIT_S, Results, backoff_of, judge
@@ -339,6 +341,31 @@ async def test_a_result_is_kept_while_the_disk_is_full(world: World, monkeypatch
     assert (await world.task(command.task_id)).state == "completed"
     assert world.logged.getvalue().count('"result_waits"') == 1
     assert '"tries":3' in world.logged.getvalue().replace(" ", "")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_while_a_result_waits_for_room_why_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnid.flow.results.SETTLE_BACKOFF", Backoff(0.001, 0.001))
+    command = await started(world)
+    failing = Failing(world, "disk_full")
+    said: list[str] = []
+
+    async def look(fn: Any, **how: Any) -> Any:
+        if not failing.errors:
+            views = Views(world.context, world.gates)
+            view = await world.store.read(
+                lambda reader: views.view(reader, "user", shapes.Get(task="t1"), timed_out=False)
+            )
+            said.append(view.why)
+        return await failing.write(fn, **how)
+
+    world.store.write = look
+    with anyio.fail_after(10):
+        assert await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+    (why,) = said
+    assert why.startswith("t1 has ended on command (attempt 1), but its result can't be written yet: The disk is full")
+    assert "free some space" in why
+    assert world.context.unwritten == {}
 
 
 async def test_a_result_that_comes_while_the_store_closes_is_left_to_recovery(world: World) -> None:

@@ -139,8 +139,11 @@ async def test_after_a_full_disk_the_store_goes_on(tmp_path: Path) -> None:
             for n in range(50):
                 await store.write(lambda tx, n=n: tx.create(GATE, f"g{n}", {**_big(), "subject": "x"}))
         assert caught.value.code == "disk_full"
+        assert store.trouble is not None
+        assert store.trouble.problem.code == "disk_full"
         connection.pragma("max_page_count", 1_000_000)
         await store.write(gate("after"))
+        assert store.trouble is None
         assert "paused:after" in await store.read(ids)
 
 

@@ -91,7 +91,10 @@ def _fields(context: Context) -> dict[str, Any]:
     given, now_ms = context.given, context.world.now_ms()
     after = given.commas("after")
     return {
-        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee", "workspace", "only")},
+        **{
+            name: given.text(name)
+            for name in ("key", "executor", "lane", "kind", "assignee", "origin", "workspace", "only")
+        },
         "priority": given.whole("priority"),
         "after": after,
         "not_before_ms": given.future_ms("not-before", now_ms),
@@ -239,6 +242,7 @@ VERBS = {
             Option("label", "LABEL", "A label", many=True),
             Option("kind", "KIND", "general, programming, ..."),
             Option("assignee", "NAME", "Who takes care of it"),
+            Option("origin", "NAME", "Submit it in this name; the task is called NAME/t1 then"),
             Option("only", "HOURS", "Start within these hours only: 23:00-07:00"),
             Option("workspace", "KIND", "Where an agent works: worktree, copy or none"),
             Option("cost-max", "USD", "The most that all its attempts may cost"),
