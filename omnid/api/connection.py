@@ -131,8 +131,6 @@ class Connection:
             return
         if self._answers:
             self.send_answers()
-        if self._quiet is not None:
-            self._quiet.set()
         if self.last_words:
             self.put(self.last_words)
         if self.last_words or self._ending:
@@ -147,21 +145,15 @@ class Connection:
         self._left.set()
 
     async def finished(self) -> None:
-        """Waits until it is read from no more, and what was read is answered and sent."""
+        """Waits until it is read from no more, which is when what was read is answered, and until that is sent."""
         await self._left.wait()
-        while self.begun or self.working:
-            await self._wait_quiet()
         await self.drain()
 
     async def quiet(self) -> None:
         """Waits until no request is under way without a task."""
         while self.begun:
-            await self._wait_quiet()
-
-    async def _wait_quiet(self) -> None:
-        if self._quiet is None or self._quiet.is_set():
             self._quiet = anyio.Event()
-        await self._quiet.wait()
+            await self._quiet.wait()
 
     def has_answered(self) -> None:
         """One request less is under way without a task."""
