@@ -66,14 +66,17 @@ class Connection:
         self._answers = bytearray()
         self._unsent = bytearray()
         self._drained = anyio.Event()
-        self._quiet = anyio.Event()
-        self._gone = anyio.Event()
+        self._quiet: anyio.Event | None = None
+        """Set once nothing is under way; there only while somebody waits for that."""
+        self._gone = False
+        self._left = anyio.Event()
         self._ending = False
+        self._shut = False
 
     @property
     def free(self) -> bool:
         """Whether it may be read from."""
-        return not (self.begun or self.working or self._unsent or self._gone.is_set())
+        return not (self.begun or self.working or self._unsent or self._gone)
 
     def receive(self) -> bytes | None:
         """Gives what can be read now, maybe nothing; None when the client has gone."""
@@ -91,7 +94,7 @@ class Connection:
 
     def put(self, data: bytes) -> None:
         """Sends what the socket takes now; the rest follows as the client reads."""
-        if self.closed.is_set():
+        if self._shut:
             return
         if not self._unsent:
             data = data[self._sent(data) :]
@@ -127,26 +130,24 @@ class Connection:
         """Once all that was read is answered: sends it, and reads on or ends."""
         if self.begun or self.working:
             return
-        self.send_answers()
-        self._quiet.set()
+        if self._answers:
+            self.send_answers()
         if self.last_words:
             self.put(self.last_words)
         if self.last_words or self._ending:
             self.finish()
-        elif not self._unsent and not self._gone.is_set():
+        elif not self._unsent and not self._gone:
             self._poller.resume(self)
 
     def finish(self) -> None:
         """Reads no more: the client has gone, or is to go as soon as it has its answers."""
         self._poller.pause(self)
-        self._gone.set()
+        self._gone = True
+        self._left.set()
 
     async def finished(self) -> None:
-        """Waits until it is read from no more, and what was read is answered and sent."""
-        await self._gone.wait()
-        while self.begun or self.working:
-            self._quiet = anyio.Event()
-            await self._quiet.wait()
+        """Waits until it is read from no more, which is when what was read is answered, and until that is sent."""
+        await self._left.wait()
         await self.drain()
 
     async def quiet(self) -> None:
@@ -158,12 +159,12 @@ class Connection:
     def has_answered(self) -> None:
         """One request less is under way without a task."""
         self.begun -= 1
-        if not self.begun:
+        if not self.begun and self._quiet is not None:
             self._quiet.set()
 
     def cut(self, because: str | None = None) -> None:
         """Ends the connection now, with whatever goes on in it; a reason is for the log."""
-        if not self.closed.is_set():
+        if not self._shut:
             self.cut_because = because
             self.close()
             self.tasks.cancel_scope.cancel()
@@ -177,6 +178,7 @@ class Connection:
     def close(self) -> None:
         """Drops what is unsent; from here on nothing can be read or sent."""
         self.finish()
+        self._shut = True
         self.closed.set()
         self.lines.clear()
         self._answers.clear()

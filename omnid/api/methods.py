@@ -66,6 +66,10 @@ class Host(Protocol):
         ...
 
 
+Write = tuple[Callable[[Tx], Any], Callable[[Any], None] | None]
+"""A function of the transaction, and what follows its commit."""
+
+
 class Method(NamedTuple):
     """One operation."""
 
@@ -77,7 +81,7 @@ class Method(NamedTuple):
     """Who may call it: `person`, `agent`."""
     waits: bool = False
     """Whether it may take longer than a write to the store."""
-    begin: Callable[["Api", Caller, Any], tuple[Callable[[Tx], Struct], Callable[[], None]]] | None = None
+    begin: Callable[["Api", Caller, Any], "Write"] | None = None
     """Where it is one write: checks what was asked and gives the write and what follows it; raises what is wrong."""
 
 
@@ -119,14 +123,15 @@ class Api:
             fn, then = method.begin(self, caller, params)
         except OmnidError:
             return False
-        self._context.store.post(lambda tx: encode(fn(tx)), done, then=lambda _: then())
+        self._context.store.post(lambda tx: encode(fn(tx)), done, then=then)
         return True
 
-    def begin_submit(self, caller: Caller, params: Submit) -> tuple[Callable[[Tx], Submitted], Callable[[], None]]:
+    def begin_submit(self, caller: Caller, params: Submit) -> "Write":
         """Checks one task and gives the function that writes it, and what follows; raises what is wrong with it."""
-        write = self._plan(caller, (params,))
-        fn = once(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
-        return fn, partial(self._taken, params)
+        self._room.check(self._context.config.store.free_bytes_min)
+        write = intake.plan_one(self._context, caller, params)
+        timed = params.not_before_ms is not None or params.deadline_ms is not None
+        return once(caller, "task.submit", params, write, Submitted), self._timed if timed else None
 
     async def task_of(self, attempt_id: str) -> str | None:
         """Gives the task of an attempt; None where the journal doesn't know it."""
@@ -142,7 +147,7 @@ class Api:
             if before is None:
                 raise
             return before
-        return await self._context.store.write(fn, then=lambda _: then())
+        return await self._context.store.write(fn, then=then)
 
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
@@ -156,7 +161,8 @@ class Api:
             return before
         fn = once(caller, name, params, lambda tx: answer(write(tx)), answer)
         bulk = len(params.tasks) > BULK_TASKS
-        return await self._context.store.write(fn, bulk=bulk, then=lambda _: self._taken(*params.tasks))
+        timed = any(task.not_before_ms is not None or task.deadline_ms is not None for task in params.tasks)
+        return await self._context.store.write(fn, bulk=bulk, then=self._timed if timed else None)
 
     def _plan(self, caller: Caller, asked: Sequence[Submit]) -> Callable[[Tx], list[Submitted]]:
         self._room.check(self._context.config.store.free_bytes_min)
@@ -182,10 +188,9 @@ class Api:
 
         return await self._context.store.read(find)
 
-    def _taken(self, *tasks: Submit) -> None:
-        """Wakes the timer where a new task has a time of its own; the dispatcher has looked at it already."""
-        if any(task.not_before_ms is not None or task.deadline_ms is not None for task in tasks):
-            self._context.timer.ring()
+    def _timed(self, _written: object) -> None:
+        """Wakes the timer where a new task has a time of its own."""
+        self._context.timer.ring()
 
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
         """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on."""

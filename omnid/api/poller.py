@@ -78,8 +78,6 @@ class Poller(Generic[W]):
             selector.close()
 
     def _look(self, one: W) -> None:
-        if one not in self._sockets or one in self._paused:
-            return  # It went while others had their turn.
         if one.free:
             self._readable(one)
         else:

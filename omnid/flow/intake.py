@@ -17,7 +17,7 @@ from omnid.route.router import choose
 from omnid.settings import Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
-from omnid.store.interface import Reader, Tx
+from omnid.store.interface import NOTHING, Reader, Tx
 
 T = TypeVar("T")
 
@@ -68,6 +68,27 @@ def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[
     return partial(
         _write, drafts=drafts, caller=caller, limit=config.limits.waiting_tasks_max, tally=context.store.tally
     )
+
+
+def plan_one(context: Context, caller: Caller, params: Submit) -> Callable[[Tx], Submitted]:
+    """Does what `plan` does for a single task, without what only a batch needs."""
+    if params.ref is not None:
+        write = plan(context, caller, (params,))
+        return lambda tx: write(tx)[0]
+    draft = _draft(context, caller, params)
+    return partial(
+        _write_single,
+        draft=draft,
+        caller=caller,
+        limit=context.config.limits.waiting_tasks_max,
+        tally=context.store.tally,
+    )
+
+
+def _write_single(tx: Tx, *, draft: Draft, caller: Caller, limit: int, tally: Mapping[str, int]) -> Submitted:
+    written = _write_one(tx, draft, caller, NOTHING)
+    _check_room(written.created, limit, tally)
+    return written
 
 
 def _draft(context: Context, caller: Caller, params: Submit) -> Draft:

@@ -1,5 +1,6 @@
 """Takes commands from a link, calls their executors, and hands the results on. One task per attempt, guarded."""
 
+from collections import deque
 from typing import Any
 
 import anyio
@@ -15,6 +16,8 @@ from omnid.link.interface import Link
 from omnid.model import Command, Problem, Result
 from omnid.store import journal
 
+IDLE_MAX = 64
+"""How many tasks are kept for the next attempts, once `run` has begun."""
 OVERRUN_S = 60.0
 """How much longer than its timeout an executor may take to give a result before the runner gives up on it."""
 
@@ -37,7 +40,11 @@ class JournalPorts:
 
 
 class Runner:
-    """Runs the commands of one link, side by side; the dispatcher decides how many there are."""
+    """Runs the commands of one link, side by side; the dispatcher decides how many there are.
+
+    An attempt runs in a task, and a task that has ended its attempt takes the next one: to start a task costs more than
+    to wake one.
+    """
 
     def __init__(self, context: Context, gates: Gates, results: Results, link: Link) -> None:
         self._context = context
@@ -45,9 +52,15 @@ class Runner:
         self._results = results
         self._link = link
         self._ports = JournalPorts(context)
+        self._begun: deque[tuple[Executor, Command]] = deque()
+        """Waits for its task, which is about to run."""
+        self._idle: list[anyio.Event] = []
+        """Wakes the tasks that have nothing to do."""
+        self._idle_max = 0
 
     async def run(self, group: TaskGroup) -> None:
         """Starts each command that arrives in the group; ends when it is cancelled."""
+        self._idle_max = IDLE_MAX
         while True:
             self.begin(group, await self._link.receive())
 
@@ -58,7 +71,11 @@ class Runner:
             group.start_soon(self._without_executor, command)
             return
         self._context.active[command.attempt_id] = executor
-        group.start_soon(self._guarded, executor, command)
+        self._begun.append((executor, command))
+        if self._idle:
+            self._idle.pop().set()
+        else:
+            group.start_soon(self._work)
 
     async def _without_executor(self, command: Command) -> None:
         """Takes back an attempt whose executor left the config between its claim and its start."""
@@ -68,8 +85,17 @@ class Runner:
         self._context.let_go(command.attempt_id)
         self._context.dispatch.ring()
 
-    async def _guarded(self, executor: Executor, command: Command) -> None:
-        await guard(f"attempt {command.name}", self._one, executor, command, log=self._context.log)
+    async def _work(self) -> None:
+        """Runs one attempt after the other, and waits for more unless enough others do."""
+        while True:
+            while self._begun:
+                executor, command = self._begun.popleft()
+                await guard(f"attempt {command.name}", self._one, executor, command, log=self._context.log)
+            if len(self._idle) >= self._idle_max:
+                return
+            woken = anyio.Event()
+            self._idle.append(woken)
+            await woken.wait()
 
     async def _one(self, executor: Executor, command: Command) -> None:
         """Brings one attempt to its result; the result is settled even when the executor is at fault."""

@@ -13,6 +13,7 @@ from omnid.executor.interface import Executor, Found
 from omnid.flow import dispatcher, intake, results, runner
 from omnid.model import Command, Problem, Result
 from omnid.store import journal
+from omnid.store.sqlite import SqliteUnit
 from tests.sim.run import run
 
 SEEDS = 60
@@ -94,6 +95,21 @@ def forgets_to_wake(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dispatcher.Dispatcher, "start_some", _once_only(dispatcher.Dispatcher.start_some))
 
 
+def overlooks_what_was_stirred_up(patch: pytest.MonkeyPatch) -> None:
+    from tests.sim import store
+
+    patch.setattr(store.SimStore, "attend", lambda *_args: None)
+
+
+def forgets_what_began_just_now(patch: pytest.MonkeyPatch) -> None:
+    room = dispatcher.Dispatcher._room
+    patch.setattr(dispatcher.Dispatcher, "_room", lambda self, _begun=(), ended=(): room(self, (), ended))
+
+
+def keeps_part_of_what_raised(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SqliteUnit, "spoilt", property(lambda _self: False, lambda _self, _value: None), raising=False)
+
+
 def _once_only(start_some: Callable[..., object]) -> Callable[..., object]:
     async def start(self: dispatcher.Dispatcher) -> bool:
         if getattr(self, "_tired", 0) > 3:
@@ -133,6 +149,9 @@ def loses_what_a_batch_names(patch: pytest.MonkeyPatch) -> None:
         answers_before_the_commit,
         forgets_keys,
         forgets_to_wake,
+        overlooks_what_was_stirred_up,
+        forgets_what_began_just_now,
+        keeps_part_of_what_raised,
     ],
 )
 def test_the_model_sees_a_broken_promise(

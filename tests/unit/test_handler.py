@@ -19,6 +19,7 @@ from omnid.api.methods import METHODS, Api
 from omnid.api.socket import Request
 from omnid.errors import OmnidError, Rejected
 from omnid.flow.control import Cancelling
+from omnid.store.interface import Outcome
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
@@ -84,6 +85,9 @@ class Client:
     async def raw(self, method: str, params: bytes, id: bytes | None = None) -> Any:
         self._id += 1
         request = Request(jsonrpc="2.0", method=method, id=Raw(id or b"%d" % self._id), params=Raw(params))
+        begun: list[Outcome[bytes]] = []
+        if self.handler.begin(self.connection, request, begun.append):
+            return json.loads(begun[0].outcome())
         return json.loads(await self.handler.call(self.connection, request))
 
     async def call(self, method: str, _id: int | None = None, **params: Any) -> Any:
@@ -93,6 +97,31 @@ class Client:
 @pytest.fixture
 def client(world: World) -> Client:
     return Client(world)
+
+
+async def test_a_submit_needs_no_task_and_whatever_else_does(client: Client) -> None:
+    def begins(method: str, params: bytes) -> bool:
+        request = Request(jsonrpc="2.0", method=method, id=Raw(b"1"), params=Raw(params))
+        return client.handler.begin(client.connection, request, begun.append)
+
+    begun: list[Outcome[bytes]] = []
+    assert begins("omnid/task.submit", b'{"argv":["x"],"key":"k"}')
+    assert begins("omnid/task.submit", b'{"argv":["x"],"key":"k"}')
+    assert begins("omnid/task.submit", b'{"argv":["y"],"key":"k"}')
+    first, again = (json.loads(one.outcome()) for one in begun[:2])
+    assert (first["id"], first["created"], again["created"]) == (again["id"], True, False)
+    with pytest.raises(Rejected, match="k"):
+        begun[2].outcome()
+    # What is wrong with these is for `call` to say.
+    for method, params in (
+        ("omnid/task.submit", b"{}"),
+        ("omnid/task.submit", b'{"argv":7}'),
+        ("omnid/task.submit", b"no json"),
+        ("omnid/status", b"{}"),
+        ("omnid/none", b"{}"),
+    ):
+        assert not begins(method, params)
+    assert len(begun) == 3
 
 
 async def test_hello_says_who_is_there(client: Client) -> None:
