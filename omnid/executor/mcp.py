@@ -200,7 +200,7 @@ class McpExecutor:
             raise Rejected("bad_tool", server=self.name, tool=name, detail=session.unusable[name])
         if tool is None:
             near = get_close_matches(name, session.tools, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f" (did you mean {near[0]}?)" if near else ""
             known = ", ".join(sorted(session.tools)[:KNOWN_MAX]) or "none"
             raise Rejected("unknown_tool", server=self.name, tool=name, hint=hint, known=known)
         await anyio.to_thread.run_sync(check_arguments, name, tool.schema, arguments)
