@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def small_disk(directory: Path, options: str) -> Iterator[Path]:
-    """Makes the directory and mounts the disk there; gives the path through its keeper's namespace, and goes with it."""
+    """Makes the directory and mounts the disk there, as long as it is open; gives the path that leads to it."""
     directory.mkdir()
     flags = [] if os.geteuid() == 0 else ["--map-root-user"]
     script = 'mount -t tmpfs -o "$1,mode=0700" tmpfs "$2" && echo there && read x'
