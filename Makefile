@@ -65,6 +65,9 @@ lock: ## newest versions into the locks, for all platforms (needs uv)
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-emit-index-url --custom-compile-command "make lock" pyproject.toml --group dev -c requirements.txt \
 		-o requirements-dev.txt
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --custom-compile-command "make lock" --group build -c requirements-dev.txt \
+		-o requirements-build.txt
 
 clean: ## removes all that the targets above made
 	rm -rf .venv .venv.lock .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build

@@ -131,7 +131,8 @@ def _parse(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise Rejected("config_unreadable", path=path, detail=str(error)) from error
+        detail = (isinstance(error, OSError) and error.strerror) or error
+        raise Rejected("config_unreadable", path=path, detail=detail) from error
 
 
 class _Reader:
@@ -307,7 +308,7 @@ def _value_of(text: str, hint: Any) -> Any:
 
 def _hint(name: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _unknown(key: str, known: list[str]) -> Rejected:

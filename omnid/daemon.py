@@ -49,6 +49,7 @@ from omnid.store.interface import COLLECTIONS
 from omnid.store.statedir import StateDir
 
 EXECUTOR_CLOSE_S = 10.0
+DAMAGE_SHOWN_MAX = 5
 
 
 class Daemon:
@@ -271,7 +272,9 @@ class Daemon:
         for name in (*COLLECTIONS, "change", "blob"):
             found = await self.store.read(lambda reader, name=name: reader.all(f"check_{name}"))
             if found != [("ok",)]:
-                self._log.error("database_damaged", table=name, found=[row[0] for row in found][:5])
+                lines = [row[0] for row in found][:DAMAGE_SHOWN_MAX]
+                self._log.error("database_damaged", table=name, found=lines)
+                self.context.damage.append(Problem.make("database_damaged", table=name, detail="; ".join(lines)))
         await self.store.remember_boot(platform.boot_id())
         self._log.info("database_checked")
 

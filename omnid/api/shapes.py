@@ -245,7 +245,7 @@ class Status(Struct, frozen=True):
     next_wake_at_ms: int | None
     clients: int
     problems: list[Problem]
-    """What a person must mend besides: a full disk, a missing key."""
+    """What a person must mend besides: a full disk, a damaged database, a missing key."""
     config_problem: Problem | None
     """Why the changed config on disk was not taken over, if so."""
 

@@ -121,6 +121,7 @@ class Views:
                 attempts_max=task.work.attempts_max or context.config.retry.attempts_max,
                 parent=task.parent and _name(reader, task.parent),
                 trouble=context.trouble(),
+                unclear=None if last is None else context.unclear.get(last.id),
                 unwritten=None if last is None else context.unwritten.get(last.id),
                 login=self._gates.login(task.executor) is not None,
                 open_before=tuple(_short(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
@@ -173,10 +174,10 @@ class Views:
         return found[:NEEDS_YOU_MAX], total
 
     def problems(self) -> list[Problem]:
-        """Gives what a person must mend, besides the tasks that need one: the disk, and missing keys."""
+        """Gives what a person must mend, besides the tasks that need one: disk, database, and missing keys."""
         context = self._context
         gates = (gate for gate in self._gates.all() if self._gates.login(gate.subject) is gate)
-        found = [gate.problem for gate in gates if gate.problem is not None]
+        found = [*context.damage, *(gate.problem for gate in gates if gate.problem is not None)]
         trouble = context.trouble()
         if trouble is not None:
             return [trouble, *found]

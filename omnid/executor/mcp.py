@@ -77,6 +77,8 @@ class McpExecutor:
         self._backoff = Backoff(section.restart_base_s, section.restart_max_s)
         self._next_start_s = 0.0
         self._closed = False
+        self._legacy = False
+        """Whether the server is known to ignore ``server/discover``."""
         self._clearing, self._cleared = anyio.Lock(), False
         self._attempts: dict[str, _Attempt] = {}
 
@@ -195,9 +197,11 @@ class McpExecutor:
 
     async def _fitting(self, session: "McpSession", name: str, arguments: dict[str, Any]) -> "Tool":
         tool = session.tools.get(name)
+        if tool is None and name in session.unusable:
+            raise Rejected("bad_tool", server=self.name, tool=name, detail=session.unusable[name])
         if tool is None:
             near = get_close_matches(name, session.tools, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f" (did you mean {near[0]}?)" if near else ""
             known = ", ".join(sorted(session.tools)[:KNOWN_MAX]) or "none"
             raise Rejected("unknown_tool", server=self.name, tool=name, hint=hint, known=known)
         await anyio.to_thread.run_sync(check_arguments, name, tool.schema, arguments)
@@ -313,11 +317,13 @@ class McpExecutor:
         await self._clear_old()
         server = await self._supervised.start_server(self.name, self._section.argv, cwd, environment)
         try:
-            host.session = session = session_type(self.name, server, self._log)
+            host.session = session = session_type(self.name, server, self._log, legacy=self._legacy)
             async with anyio.create_task_group() as group:
                 group.start_soon(self._announce, host, session)
                 await session.serve(self._section.start_timeout_s, self._section.idle_s)
                 group.cancel_scope.cancel()
+            # What it ignored once needn't be asked again, until a start fails for that.
+            self._legacy = session.started.is_set() and (session.legacy or session.ignores_discover)
             why = session.why_ended or "it was retired"
             # Those who wait for the start need not wait for the end.
             host.fail(why)

@@ -121,6 +121,10 @@ class Context:
         """The executors that work on them; after a reload of the config these may be others than `executors`."""
         self.unwritten: dict[str, Problem] = {}
         """Attempts that have ended while the store can't take their result, and why it can't."""
+        self.unclear: dict[str, Problem] = {}
+        """Attempts of an earlier daemon of which nobody can tell yet what became, and why."""
+        self.damage: list[Problem] = []
+        """What a check of the database found at the start, a table each."""
         self._cancel_asked: dict[str, None] = {}
         self._retiring: dict[Executor, anyio.Event] = {}
         self.paused_starts = True
@@ -146,6 +150,7 @@ class Context:
         self.running.pop(attempt_id, None)
         self.active.pop(attempt_id, None)
         self.unwritten.pop(attempt_id, None)
+        self.unclear.pop(attempt_id, None)
         self._cancel_asked.pop(attempt_id, None)
         if self._retiring:
             self._tell_retired()

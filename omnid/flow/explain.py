@@ -21,6 +21,8 @@ class Situation(NamedTuple):
     running: int
     trouble: Problem | None = None
     """Why nothing can be written now."""
+    unclear: Problem | None = None
+    """Why nobody can tell yet what became of its attempt, which an earlier daemon began."""
     unwritten: Problem | None = None
     """Why the result of its attempt, which has ended, isn't written yet."""
     login: bool = False
@@ -146,6 +148,11 @@ def _running(task: Task, facts: Situation) -> str:
         return (
             f"{task.name} has ended on {task.executor} (attempt {task.attempt}), but its result can't be written yet: "
             f"{_inside(facts.unwritten.what)}; {do}, and it is written by itself."
+        )
+    if facts.unclear is not None:
+        return (
+            f"{task.name} was running on {task.executor} (attempt {task.attempt}) when omnid ended, and what became of "
+            f"it can't be told yet: {_inside(facts.unclear.what)}; that is looked at again by itself."
         )
     begun = _ago(facts.last.started_at_ms if facts.last else None, facts)
     text = f"{task.name} runs on {task.executor} (attempt {task.attempt}, started{begun})"

@@ -154,11 +154,13 @@ class Runner:
         while True:
             try:
                 found = await executor.recover(command, self._ports)
+                self._context.unclear.pop(command.attempt_id, None)
                 if found is Found.RUNNING:
                     return await self._adopt(executor, command)
                 return lost(command) if found is Found.LOST else None
             except Retryable as error:
                 failures += 1
+                self._context.unclear[command.attempt_id] = Problem.of(error)
                 if failures == 1:
                     self._context.log.warning("recovery_waits", task=command.name, **error.as_dict())
             await anyio.sleep(SETTLE_BACKOFF.delay_s(failures, self._context.clock.uniform))

@@ -417,6 +417,8 @@ ELSEWHERE = {
     "path_too_long": "tests/e2e/test_faults.py::test_a_socket_path_that_is_too_long_is_explained",
     "foreign_file": "tests/e2e/test_faults.py::test_a_foreign_file_in_the_place_of_the_socket_stays",
     "unsafe_directory": "tests/e2e/test_faults.py::test_a_directory_that_others_can_enter_is_refused",
+    "database_damaged": "tests/unit/test_daemon_unit.py",
+    "bad_tool": "tests/unit/test_mcp_start.py",
     "foreign_user": "tests/unit/test_socket.py",
     "secret_missing": "tests/unit/test_secrets.py",
     "store_closed": "tests/unit/test_store.py",

@@ -5,7 +5,6 @@ import os
 import random
 import socket
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from omnid.errors import Retryable
 from omnid.log import Log
 from omnid.secrets import Secrets
 from tests.e2e.harness import LOOK_S, WAIT_S, Home, assert_says, until
+from tests.fakes import disk
 
 MIB = 1 << 20
 DAY_MS = 86_400_000
@@ -33,22 +33,10 @@ RSS_GROWTH_MAX = 24 * MIB
 
 @contextmanager
 def small_disk(home: Home, options: str) -> Iterator[None]:
-    """Gives the home a state directory on a file system of its own, which it reaches through its keeper's namespace.
-
-    So nobody has to be root for it, and whatever becomes of the test, it goes with its keeper.
-    """
-    directory = home.root / "disk"
-    directory.mkdir()
-    flags = [] if os.geteuid() == 0 else ["--map-root-user"]
-    script = 'mount -t tmpfs -o "$1,mode=0700" tmpfs "$2" && echo there && read x'
-    command = ["unshare", "--mount", *flags, "/bin/sh", "-c", script, "sh", options, str(directory)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
-        assert keeper.stdin
-        assert keeper.stdout
-        assert keeper.stdout.readline() == b"there\n", "nobody may mount a file system here, not even for himself"
-        home.use(Path(f"/proc/{keeper.pid}/root{directory}"))
+    """Gives the home a state directory on a file system of its own."""
+    with disk.small_disk(home.root / "disk", options) as path:
+        home.use(path)
         yield
-        keeper.stdin.close()
 
 
 def fill(path: Path, left_bytes: int) -> None:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 OPTIONS: dict[str, Any] = {"start_s": 0, "exit": None, "pages": 1, "era": "old", "ledger": None, "mute": False}
+OPTIONS |= {"discover_s": None, "odd_tools": False}
 
 SUM = {
     "type": "object",
@@ -33,6 +34,14 @@ PLAIN += (
     "slow",
     "nan",
 )
+ODD: list[Any] = [
+    {"name": "no_schema"},
+    {"name": "schema_of_text", "inputSchema": {"type": "string"}},
+    {"name": "schema_is_text", "inputSchema": "object"},
+    {"name": "odd_hints", "inputSchema": {"type": "object"}, "annotations": 7},
+    {"inputSchema": {"type": "object"}},
+    "nonsense",
+]
 SAFE = {
     "die_reading": {"readOnlyHint": True},
     "die_again": {"idempotentHint": True},
@@ -73,7 +82,7 @@ def tools() -> list[dict[str, Any]]:
 
 
 def tools_page(cursor: str | None) -> dict[str, Any]:
-    listed, pages = tools(), OPTIONS["pages"]
+    listed, pages = tools() + (ODD if OPTIONS["odd_tools"] else []), OPTIONS["pages"]
     size, page = -(-len(listed) // pages), int(cursor or 0)
     more = {"nextCursor": str(page + 1)} if page + 1 < pages else {}
     return {"tools": listed[page * size : (page + 1) * size], **more}
@@ -237,11 +246,22 @@ def answer(message: dict[str, Any]) -> None:
             ANSWERS[request].set()
     elif request is None:
         note({"notified": method, "params": params})
+    elif method == "initialize" and OPTIONS["era"] == "new":
+        data = {"supported": ["2026-07-28"], "requested": params["protocolVersion"]}
+        send({"id": request, "error": {"code": -32022, "message": "unsupported", "data": data}})
     elif method == "initialize":
+        note({"initialized": params["protocolVersion"]})
         capabilities = {"tools": {}, "logging": {}}
         info = {"name": "fake", "version": "1"}
         result = {"protocolVersion": params["protocolVersion"], "capabilities": capabilities, "serverInfo": info}
         send({"id": request, "result": result})
+    elif method == "server/discover" and OPTIONS["discover_s"] is not None:
+        # Not at all, or late.
+        note({"ignored": method})
+        if OPTIONS["discover_s"]:
+            time.sleep(OPTIONS["discover_s"])
+            OPTIONS["discover_s"] = None
+            answer(message)
     elif method == "server/discover" and OPTIONS["era"] == "new":
         result = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}, "resultType": "complete"}
         send({"id": request, "result": {**result, "ttlMs": 0, "cacheScope": "private"}})

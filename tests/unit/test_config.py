@@ -105,8 +105,8 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[daemn]", "daemn; did you mean daemon?"),
-        ("[daemon]\nslot_max = 3", "daemon.slot_max; did you mean daemon.slots_max?"),
+        ("[daemn]", "daemn (did you mean daemon?)"),
+        ("[daemon]\nslot_max = 3", "daemon.slot_max (did you mean daemon.slots_max?)"),
         ("daemon = 3", "daemon = 3 can't be used: it is a section"),
         ("[socket]\nclients_max = 0", "socket.clients_max = 0 can't be used: Expected int >= 1"),
         ("[socket]\nclients_max = '9'", "socket.clients_max = '9' can't be used: Expected int, got str"),
@@ -115,7 +115,7 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[log]\nlevel = 'loud'", "log.level = 'loud' can't be used: it is one of debug, info, warning, error"),
         ("[retry]\nbackoff_max_s = 0.5", "retry.backoff_base_s = 1.0 can't be used: it is more than"),
         ("[limits]\nspool_total_bytes_max = 2048", "limits.spool_bytes_max = 268435456 can't be used"),
-        ("[agents]\nallow = ['comand']", "there is no executor of that name; did you mean command?"),
+        ("[agents]\nallow = ['comand']", "there is no executor of that name (did you mean command?)"),
         ("[state]\ndir = 'here'", "state.dir = 'here' can't be used: a path starts with / or ~/"),
         ("[", "can't be read: "),
         ("executor = 3", "it is a list: write [[executor]] above each"),
@@ -152,7 +152,7 @@ def test_check_finds_all_problems_at_once(tmp_path: Path) -> None:
     text = "[socket]\nclients_max = 0\nfoo = 1\n[[executor]]\nname = 'a'\nkind = 'mcp'\n"
     found = problems_of(tmp_path, text, OMNID_LOG__LEVL="x", OMNID_LOG__FILES_MAX="many")
     assert len(found) == 5
-    assert any("OMNID_LOG__LEVL; did you mean OMNID_LOG__LEVEL?" in problem for problem in found)
+    assert any("OMNID_LOG__LEVL (did you mean OMNID_LOG__LEVEL?)" in problem for problem in found)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,8 @@ async def test_after_a_start_of_the_machine_the_database_is_checked(
         monkeypatch.setattr(daemon.store, "read", damaged)
         await daemon._check_database()
         monkeypatch.undo()
+        assert [problem.code for problem in daemon.context.damage] == ["database_damaged"] * (len(COLLECTIONS) + 2)
+        assert "row 7 missing" in daemon.context.damage[0].what
     assert home.logged.getvalue().count("database_damaged") == len(COLLECTIONS) + 2
 
 

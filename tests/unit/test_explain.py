@@ -59,6 +59,7 @@ CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("idle"), facts(gate=DOWN, login=True), ("needs a key or a login", "exit code 7", "in 40 s", "provide it")),
     (task("idle"), facts(trouble=FULL), ("nothing can be written (The disk is full", "free some space", "by itself")),
     (task("executing", attempt=2), facts(unwritten=FULL), ("t7 has ended on command (attempt 2)", "free some space")),
+    (task("executing"), facts(unclear=EXIT), ("when omnid ended", "exit code 7", "looked at again by itself")),
     (task("executing"), facts(unwritten=EXIT), ("`omnictl doctor`",)),
     (task("idle"), facts(executor_known=False), ("no executor command any more", "omnictl assign t7")),
     (task("idle", lane="l"), facts(lane_holder="t3"), ("lane l", "t3 runs")),

@@ -345,6 +345,10 @@ async def test_status_names_what_a_person_must_mend(call: Calls, monkeypatch: py
     world.clock.now_ms += 61_000
     assert "disk_full" not in [one.code for one in (await call("status")).problems], "nobody has tried for a while"
 
+    world.context.damage.append(Problem.make("database_damaged", table="task", detail="row 7"))
+    assert [one.code for one in (await call("status")).problems] == ["disk_low", "database_damaged", "secret_missing"]
+    world.context.damage.clear()
+
     def gone(path: str) -> int:
         raise FileNotFoundError(2, "No such file or directory")
 

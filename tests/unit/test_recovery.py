@@ -183,8 +183,17 @@ async def test_an_executor_that_can_not_tell_yet_is_asked_again(
     monkeypatch.setattr("omnid.flow.runner.SETTLE_BACKOFF", Backoff(0.001, 0.001))
     command = await left_open(world)
     not_yet = Retryable("executor_down", executor="command", detail="x")
-    executor = Scripted("command", found=[not_yet, not_yet, Found.RUNNING])
+    unclear: list[str] = []
+
+    class Slow(Scripted):
+        async def recover(self, command: Command, ports: Any) -> Found:
+            unclear.extend(problem.code for problem in world.context.unclear.values())
+            return await super().recover(command, ports)
+
+    executor = Slow("command", found=[not_yet, not_yet, Found.RUNNING])
     await rooms(command=executor).recover()
+    assert unclear == ["executor_down"] * 2, "what `why` tells meanwhile"
+    assert world.context.unclear == {}
     assert executor.asked == ["recover"] * 3 + ["adopt", "settled"]
     assert (await world.task(command.task_id)).state == "completed"
     assert world.logged.getvalue().count("recovery_waits") == 1
