@@ -93,6 +93,8 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
     ("text", "says"),
     [
         ("[daemn]", "daemn; did you mean daemon?"),
+        ("[daemon]\nzone = 'Europe/Belin'", "did you mean Europe/Berlin?"),
+        ("[daemon]\nzone = '../etc'", "there is no time zone ../etc"),
         ("[daemon]\nslot_max = 3", "daemon.slot_max; did you mean daemon.slots_max?"),
         ("daemon = 3", "daemon = 3 can't be used: it is a section"),
         ("[socket]\nclients_max = 0", "socket.clients_max = 0 can't be used: Expected int >= 1"),
