@@ -12,7 +12,7 @@ from omnid.flow.intake import still_granted
 from omnid.link.interface import Link
 from omnid.model import Command, Task
 from omnid.route.admission import Load, first, room
-from omnid.route.router import route
+from omnid.route.router import written
 from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Tx
@@ -121,7 +121,7 @@ def claim(
             continue
         attempt_id = clock.uuid()
         safe = executor.idempotent
-        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=route(task.work, task.executor))
+        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=written(task))
         commands.append(command_of(started, attempt_id, config, idempotent=safe))
     return commands
 

@@ -64,8 +64,9 @@ TASK = Collection(
         "failures",
         "finished_at_ms",
         "problem",
+        "route",
     ),
-    json=frozenset({"work", "labels", "problem"}),
+    json=frozenset({"work", "labels", "problem", "route"}),
     large=frozenset({"work"}),
 )
 ATTEMPT = Collection(

@@ -4,7 +4,7 @@
 -- fragment: task_row
 ord, id, origin, number, coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)), executor, state, priority,
 reason, wake_at_ms, lane, kind, labels, assignee, parent, key, body_hash, created_at_ms, not_before_ms, deadline_ms,
-retry_at_ms, paused, approval, cancel, attempt, failures, finished_at_ms, problem, heads
+retry_at_ms, paused, approval, cancel, attempt, failures, finished_at_ms, problem, route, heads
 
 -- fragment: attempt_row
 ord, id, task_id, number, executor, idempotent, started_at_ms, ended_at_ms, outcome, problem, exit_code,
