@@ -88,10 +88,15 @@ class Window(NamedTuple):
             return None
         return next((end for begin, end in self._around(at_ms, zone) if begin <= at_ms < end), None)
 
+    def closed_ms(self, at_ms: int, zone: ZoneInfo) -> int:
+        """Gives when the window closed that was the last before the instant: `at_ms` itself where there was none."""
+        ended = [end for begin, end in self._around(at_ms, zone) if begin < end <= at_ms]
+        return max(ended, default=at_ms)
+
     def _around(self, at_ms: int, zone: ZoneInfo) -> Iterator[tuple[int, int]]:
         """Gives the windows of the days around the instant; one that falls into a gap of the clocks is empty."""
         today = local(at_ms, zone).date()
-        for k in range(-1, 4):
+        for k in range(-2, 4):
             day = today + k * DAY
             last = day if self.begin < self.end else day + DAY
             yield instant_ms(day, self.begin, zone), instant_ms(last, self.end, zone)

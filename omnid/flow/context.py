@@ -131,7 +131,7 @@ class Context:
         sections = self.config.executors()
         self.ways = {name: way_of(executor.kind, sections.get(name)) for name, executor in executors.items()}
         self.rules = Rules.made(self.config.rule)
-        self.zone = platform.zone(self.config.daemon.zone)
+        self.zone = self.store.zone = platform.zone(self.config.daemon.zone)
 
     def facts(self) -> Facts:
         """Gives what the router decides on now."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
@@ -16,6 +17,14 @@ from omnid.route.router import written
 from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Tx
+
+
+class Claimed(NamedTuple):
+    """What a transaction claimed."""
+
+    commands: list[Command]
+    held: bool
+    """Whether tasks turned out to wait: there may be others behind them."""
 
 
 class Dispatcher:
@@ -45,9 +54,9 @@ class Dispatcher:
         await self._send()
         if not self._room():
             return False
-        commands = await self._context.store.write(self._claim, then=self._take)
+        claimed = await self._context.store.write(self._claim, then=self._take)
         await self._send()
-        return bool(commands)
+        return bool(claimed.commands) or claimed.held
 
     def _room(self) -> dict[str, int]:
         context = self._context
@@ -58,12 +67,12 @@ class Dispatcher:
     def _slots_free(self) -> int:
         return self._context.config.daemon.slots_max - len(self._context.running)
 
-    def _claim(self, tx: Tx) -> list[Command]:
+    def _claim(self, tx: Tx) -> Claimed:
         """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds."""
         context = self._context
         free = self._room()
         if not free:
-            return []
+            return Claimed([], False)
         return claim(
             tx,
             free=free,
@@ -73,13 +82,13 @@ class Dispatcher:
             clock=context.clock,
         )
 
-    def _take(self, commands: list[Command]) -> None:
+    def _take(self, claimed: Claimed) -> None:
         """What was claimed takes its slots as soon as that is committed, whoever still waits for it."""
-        for command in commands:
+        for command in claimed.commands:
             self._context.running[command.attempt_id] = command.executor
             self._claimed.append(command)
             self._context.watch.tell((command.task_id,))
-        if commands:
+        if claimed.commands:
             self._context.dispatch.ring()  # In case the one who asked for them has given up.
 
     async def _send(self) -> None:
@@ -96,7 +105,7 @@ def claim(
     executors: Mapping[str, Executor],
     config: Config,
     clock: Clock,
-) -> list[Command]:
+) -> Claimed:
     """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction."""
     # A gate that was closed while this waited for its turn holds too.
     closed = {row[2] for row in tx.all("gates")}
@@ -106,6 +115,7 @@ def claim(
             continue
         candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
     commands: list[Command] = []
+    held = False
     lanes: set[str] = set()
     for task in first(candidates, slots_free):
         if task.lane is not None:
@@ -118,12 +128,16 @@ def claim(
         if task.approval is not None and not still_granted(task, executor.exact(task.work)):
             # Its executor's config has changed since a person approved what would run.
             settle_wait(tx, journal.edit_task(tx, task, approval="needed"))
+            held = True
+            continue
+        if task.work.only is not None and settle_wait(tx, task).state != "idle":
+            held = True  # Its hours have ended while it waited for its turn.
             continue
         attempt_id = clock.uuid()
         safe = executor.idempotent
         started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=written(task))
         commands.append(command_of(started, attempt_id, config, idempotent=safe))
-    return commands
+    return Claimed(commands, held)
 
 
 def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool, recover: bool = False) -> Command:

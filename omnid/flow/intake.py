@@ -12,6 +12,7 @@ from msgspec import Raw
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
+from omnid.flow.dependents import opens_ms
 from omnid.model import USER_ORIGIN, Route, Submit, Submitted, Task, Work
 from omnid.route.router import choose
 from omnid.route.rules import Asked
@@ -219,7 +220,8 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         encoded = Raw(_encode_work(work))
     number = journal.take_number(tx, draft.origin)
     approval = None if draft.exact is None else approval_of(tx, draft.origin, draft.executor, draft.exact)
-    wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None))
+    opens = opens_ms(tx, params.only)
+    wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None, opens))
     state = "idle" if wait is None else "waiting"
     fields: dict[str, Any] = {
         "origin": draft.origin,

@@ -23,6 +23,11 @@ AGENTS: dict[str, Message] = {
         "The first rule that fits a task decides.",
         "Put it before {earlier}, or narrow that one.",
     ),
+    "outside_hours": Message(
+        "Executor {executor} starts work within {only} only ({zone}).",
+        "The config says so (`only`).",
+        "Nothing: it goes on by itself then. What runs when its hours end is not stopped.",
+    ),
     "internal": Message(
         "omnid failed inside: {detail}.",
         "This is a fault in omnid, not in the request.",

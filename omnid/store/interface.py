@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
+from zoneinfo import ZoneInfo
 
 T = TypeVar("T")
 
@@ -162,6 +163,8 @@ class Tx(Tables, Protocol):
 
     now_ms: int
     """The wall time of the transaction."""
+    zone: ZoneInfo
+    """The zone of days and hours."""
     memory: dict[str, Any]
     """What is worth knowing from one transaction to the next; empty again whenever one was rolled back."""
 
@@ -214,6 +217,14 @@ class Store(Protocol):
     """Grows by one at every start."""
     node: str
     """The UUID of this node."""
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone of days and hours that transactions get; UTC until it is set."""
+        ...
+
+    @zone.setter
+    def zone(self, zone: ZoneInfo) -> None: ...
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.

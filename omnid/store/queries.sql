@@ -175,6 +175,9 @@ SELECT {brief_row} FROM {brief_from} WHERE t.state = $1 ORDER BY t.ord LIMIT $2
 -- name: waiting_for
 SELECT {brief_row} FROM {brief_from} WHERE t.state = 'waiting' AND t.reason = $1 ORDER BY t.ord LIMIT $2
 
+-- name: waiting_after
+SELECT id, ord FROM task WHERE state = 'waiting' AND reason = $1 AND ord > $2 ORDER BY ord LIMIT $3
+
 -- name: changes_page
 SELECT c.seq, c.hlc, n.id, c.incarnation, c.collection, c.id, c.kind, c.body
 FROM change c JOIN node n ON n.number = c.node WHERE c.seq > $1 AND c.seq <= $2 ORDER BY c.seq LIMIT $3

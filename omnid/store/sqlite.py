@@ -8,6 +8,7 @@ from typing import Any
 
 import apsw
 
+from omnid import platform
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.store import log
@@ -101,6 +102,7 @@ class SqliteTx(SqliteReader):
         self._position = position
         self._clock = clock
         self.now_ms = clock.wall_ms()
+        self.zone = platform.zone("UTC")
         self.memory: dict[str, Any] = {}
         self.forgot = False
         """Whether history was removed: the log's end must then be kept apart from its rows."""
@@ -197,7 +199,7 @@ class SqliteUnit:
         self.tally: dict[str, int] = {}
         self._path = path
         self._position = position
-        self._tx = SqliteTx(connection, position, clock)
+        self.tx = SqliteTx(connection, position, clock)
         self._execute = connection.execute
         self._waits = True
 
@@ -211,22 +213,22 @@ class SqliteUnit:
             self._execute("BEGIN IMMEDIATE")
         except apsw.Error as error:
             raise mapped(error, self._path) from error
-        self._tx.moves.clear()
-        self._tx.begin()
+        self.tx.moves.clear()
+        self.tx.begin()
 
     def apply(self, fn: Callable[[SqliteTx], Any]) -> Any:
         """Runs one function in a savepoint; what it raises is raised, and nothing of it stays.
 
         A mapped SQLite error that ended the whole transaction is raised as it is: `broken` is then true.
         """
-        moves = len(self._tx.moves)
+        moves = len(self.tx.moves)
         try:
             self._execute("SAVEPOINT one")
-            value = fn(self._tx)
+            value = fn(self.tx)
             self._execute("RELEASE one")
         except BaseException as error:
-            del self._tx.moves[moves:]
-            self._tx.memory.clear()
+            del self.tx.moves[moves:]
+            self.tx.memory.clear()
             if self.connection.in_transaction:
                 self._execute("ROLLBACK TO one")
                 self._execute("RELEASE one")
@@ -243,12 +245,12 @@ class SqliteUnit:
     def commit(self) -> None:
         """Commits and counts; raises the mapped error, and then nothing of the transaction stays."""
         try:
-            self._tx.keep_end()
+            self.tx.keep_end()
             self._execute("COMMIT")
         except apsw.Error as error:
             self.rollback()
             raise mapped(error, self._path) from error
-        for before, after in self._tx.moves:
+        for before, after in self.tx.moves:
             if before is not None:
                 self.tally[before] -= 1
             if after is not None:
@@ -257,7 +259,7 @@ class SqliteUnit:
     def rollback(self) -> None:
         """Gives everything up; the log's position goes back too."""
         self._position.seq, self._position.hlc = self._start
-        self._tx.memory.clear()
+        self.tx.memory.clear()
         if self.connection.in_transaction:
             try:
                 self._execute("ROLLBACK")

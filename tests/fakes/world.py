@@ -102,7 +102,7 @@ class World:
     async def claim(self, slots: int = 8, **free: int) -> list[Command]:
         executors = self.context.executors
         limits = free or dict.fromkeys(executors, slots)
-        return await self.write(
+        claimed = await self.write(
             lambda tx: claim(
                 tx,
                 free=limits,
@@ -112,6 +112,7 @@ class World:
                 clock=self.clock,
             )
         )
+        return claimed.commands
 
     async def finish(self, command: Command, outcome: Any, **fields: Any) -> list[str]:
         result = Result(command.attempt_id, command.task_id, command.number, outcome, **fields)

@@ -40,6 +40,7 @@ class SimStore:
         self._sim = daemon.sim
         self._inner = SqliteStore(path, daemon.sim.clock, StoreSettings(inline=True))
         self.tally = self._inner.tally
+        self.zone = self._inner.zone
         self.node = self._inner.node
         self.incarnation = self._inner.incarnation
         self.connection = self._inner._connection
