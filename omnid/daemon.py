@@ -29,6 +29,7 @@ from omnid.executor.supervised import Supervised
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
+from omnid.flow.failover import Failover
 from omnid.flow.gates import Gates
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
@@ -164,7 +165,9 @@ class Daemon:
         recovered = await recovery.run(work)
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work)))
-        work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, self._link).run))
+        dispatcher = Dispatcher(context, self.gates, self._link)
+        work.start_soon(self._kept("dispatcher", dispatcher.run))
+        work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         await self._listen(work, Api(context, self.gates, cancelling, self))

@@ -116,6 +116,7 @@ class Context:
         """Ends an attempt that the journal doesn't know, and moves its files away."""
         self.dispatch = Bell()
         self.timer = Bell()
+        self.failover = Bell()
         self.watch = Watch()
         self.running: dict[str, str] = {}
         """Open attempts of this daemon: attempt id -> executor."""

@@ -52,13 +52,17 @@ class Dispatcher:
     async def start_some(self) -> bool:
         """Starts what fits now; tells whether there may be more."""
         await self._send()
-        if not self._room():
+        if not self.room():
             return False
         claimed = await self._context.store.write(self._claim, then=self._take)
         await self._send()
-        return bool(claimed.commands) or claimed.held
+        more = bool(claimed.commands) or claimed.held
+        if not more and self._context.shut():
+            self._context.failover.ring()
+        return more
 
-    def _room(self) -> dict[str, int]:
+    def room(self) -> dict[str, int]:
+        """Gives how many tasks may start on each executor now; none of those whose gates are closed."""
         context = self._context
         if context.paused_starts:
             return {}
@@ -70,7 +74,7 @@ class Dispatcher:
     def _claim(self, tx: Tx) -> Claimed:
         """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds."""
         context = self._context
-        free = self._room()
+        free = self.room()
         if not free:
             return Claimed([], False)
         return claim(

@@ -156,6 +156,7 @@ class Gates:
         def closed(_: None) -> None:
             self._closed = {**self._closed, gate.id: gate}  # A copy, because readers look at it from their threads.
             self._context.timer.ring()
+            self._context.failover.ring()
 
         await self._context.store.write(partial(journal.close_gate, gate=gate), then=closed)
 

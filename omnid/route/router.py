@@ -102,6 +102,11 @@ def _against(name: str, asked: Asked, sort: Sort, matcher: Matcher, facts: Facts
     return _shut(name, way, facts.closed) if facts.closed else None
 
 
+def shut(facts: Facts) -> list[str]:
+    """Gives the executors that can't be used now, and whose tasks may go elsewhere therefore."""
+    return [name for name, way in facts.ways.items() if facts.closed and _shut(name, way, facts.closed)]
+
+
 def _shut(name: str, way: Way, closed: Mapping[str, Gate]) -> Against:
     """Gives why an executor can't take the work now."""
     gate = closed.get(name)

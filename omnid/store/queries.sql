@@ -71,6 +71,10 @@ SELECT max(number) FROM (
 SELECT ord, number_floor, heads FROM origin WHERE id = $1
 -- name: ready_tasks
 SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
+-- name: movable_tasks
+SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 AND route IS NOT NULL AND (attempt IS NULL OR NOT EXISTS (
+    SELECT 1 FROM attempt a WHERE a.task_id = task.id AND (a.outcome IS NULL OR a.outcome <> 'unstarted')
+)) ORDER BY priority DESC, ord LIMIT $2 OFFSET $3
 -- name: due_tasks
 SELECT {task_row} FROM task WHERE wake_at_ms <= $1 ORDER BY wake_at_ms LIMIT $2
 -- name: expired_waiting
