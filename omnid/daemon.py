@@ -40,6 +40,8 @@ from omnid.flow.wakeup import Wakeup
 from omnid.link.embedded import EmbeddedLink
 from omnid.log import Log, Logger
 from omnid.model import Problem
+from omnid.route.rules import remarks
+from omnid.route.ways import way_of
 from omnid.secrets import Secrets
 from omnid.settings import Config
 from omnid.settings import McpExecutor as McpSection
@@ -128,6 +130,10 @@ class Daemon:
     def config_problems(self) -> list[Problem]:
         """See `methods.Host.config_problems`."""
         return [Problem.of(error) for error in config.check(self._environ, self._loaded.path)]
+
+    def config_remarks(self) -> list[Problem]:
+        """See `methods.Host.config_remarks`."""
+        return config_remarks(self._environ, self._loaded.path)
 
     def config_problem(self) -> Problem | None:
         """See `methods.Host.config_problem`."""
@@ -271,6 +277,16 @@ class Daemon:
         self._log.info("database_checked")
 
 
+def config_remarks(environ: Mapping[str, str], path: str) -> list[Problem]:
+    """Gives what is strange about a config that can be used; nothing for one that can't."""
+    try:
+        wanted = config.load(environ, path).config
+    except Rejected:
+        return []
+    ways = {section.name: way_of(section.kind, section) for section in wanted.executor}
+    return remarks(wanted.rule, ways)
+
+
 def store_settings(wanted: Config) -> StoreSettings:
     """Gives the store's settings of a config."""
     return StoreSettings(
@@ -336,7 +352,8 @@ def config_without_daemon(action: str) -> int:
     path = platform.config_path(environ)
     answer: Struct
     if action == "check":
-        answer = ConfigChecked(path, [Problem.of(error) for error in config.check(environ, path)])
+        problems = [Problem.of(error) for error in config.check(environ, path)]
+        answer = ConfigChecked(path, problems, remarks=config_remarks(environ, path))
     else:
         try:
             answer = ConfigShown(path, [ConfigRow(*row) for row in config.load(environ, path).rows()])

@@ -13,6 +13,8 @@ from msgspec import Struct
 from omnid import __version__
 from omnid.api import shapes
 from omnid.api.journal_views import JournalViews
+from omnid.api.routing import Routing
+from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.views import Views, by_reason, by_state
 from omnid.errors import OmnidError, Rejected
 from omnid.flow import control, intake
@@ -52,6 +54,10 @@ class Host(Protocol):
         """Gives what is wrong with the config file on disk."""
         ...
 
+    def config_remarks(self) -> list[Problem]:
+        """Gives what is strange about the config file on disk and keeps it from nothing."""
+        ...
+
     async def reload(self) -> list[Problem]:
         """Takes the config file over, whole or (with problems) not at all."""
         ...
@@ -88,6 +94,7 @@ class Api:
         self._host = host
         self._views = Views(context, gates)
         self._history = JournalViews(context, self._views, Doctor(context))
+        self._routing = Routing(context)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -236,6 +243,10 @@ class Api:
             lambda reader: self._history.why(reader, find_task(reader, params.task, caller.origin).id)
         )
 
+    async def route(self, caller: Caller, params: RouteExplain) -> RouteExplained:
+        """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
+        return self._routing.explain(caller, params)
+
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
         if params.executor != "*" and params.executor not in self._context.executors:
@@ -293,12 +304,14 @@ class Api:
 
     async def config_check(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigChecked:
         """Checks the config file on disk."""
-        return shapes.ConfigChecked(self._host.config_rows()[0], self._host.config_problems())
+        path, problems = self._host.config_rows()[0], self._host.config_problems()
+        return shapes.ConfigChecked(path, problems, remarks=self._host.config_remarks())
 
     async def config_reload(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigChecked:
         """Takes the config file over, whole or not at all."""
         problems = await self._host.reload()
-        return shapes.ConfigChecked(self._host.config_rows()[0], problems, not problems)
+        path = self._host.config_rows()[0]
+        return shapes.ConfigChecked(path, problems, not problems, self._host.config_remarks())
 
     async def stop(self, _caller: Caller, _params: shapes.Stop) -> shapes.Stopping:
         """Makes the daemon end; running commands go on under their supervisors."""
@@ -324,6 +337,7 @@ METHODS: Mapping[str, Method] = {
         Method("task.log", shapes.Log, shapes.LogPart, Api.log, _ALL, waits=True),
         Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
+        Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),

@@ -68,8 +68,8 @@ def choose(asked: Asked, facts: Facts) -> Route:
     passed_over: list[TurnedDown] = []
     for matcher in facts.rules.of[sort]:
         if matcher.fits(asked, facts.now_ms, facts.zone):
-            found = [_against(name, asked, sort, matcher, facts) for name in matcher.rule.executor]
-            if any(one is None or one[0] not in _NEVER for one in found):
+            found = [(name, _against(name, asked, sort, matcher, facts)) for name in matcher.candidates(asked)]
+            if any(one is None or one[0] not in _NEVER for _, one in found):
                 return _decided(matcher, found, passed_over)
             passed_over += _passed_over(matcher, found)
     raise _nobody(sort, facts.ways, passed_over)
@@ -119,13 +119,12 @@ def _shut(name: str, way: Way, closed: Mapping[str, Gate]) -> Against:
     return None
 
 
-def _decided(matcher: Matcher, found: list[Against], passed_over: list[TurnedDown]) -> Route:
+def _decided(matcher: Matcher, found: list[tuple[str, Against]], passed_over: list[TurnedDown]) -> Route:
     """Takes the first that can be used now; where none can, the first that can be used at all."""
-    rule, names = matcher.rule.name, matcher.rule.executor
-    usable = [place for place, one in enumerate(found) if one is None or one[0] not in _NEVER]
-    chosen = next((place for place in usable if found[place] is None), usable[0])
-    executor, against = names[chosen], found[chosen]
-    others = [(name, one) for place, (name, one) in enumerate(zip(names, found, strict=True)) if place != chosen]
+    rule = matcher.rule.name
+    usable = [(name, one) for name, one in found if one is None or one[0] not in _NEVER]
+    executor, against = next(((name, one) for name, one in usable if one is None), usable[0])
+    others = [(name, one) for name, one in found if name != executor]
     after = ("order", f"comes after {executor}")
     turned_down = (*passed_over, *(TurnedDown(name, *(one or after), rule) for name, one in others))
     if matcher.built_in and rule == COMMANDS:
@@ -134,16 +133,12 @@ def _decided(matcher: Matcher, found: list[Against], passed_over: list[TurnedDow
     return Route(executor, reason, rule, turned_down)
 
 
-def _passed_over(matcher: Matcher, found: list[Against]) -> list[TurnedDown]:
+def _passed_over(matcher: Matcher, found: list[tuple[str, Against]]) -> list[TurnedDown]:
     """Gives what is worth telling of a rule that leads to nobody.
 
     Raises Rejected(`rule_unusable`) where the rule is the config's and might be meant for this work.
     """
-    told = [
-        TurnedDown(name, *one, matcher.rule.name)
-        for name, one in zip(matcher.rule.executor, found, strict=True)
-        if one is not None and one[0] != "kind"
-    ]
+    told = [TurnedDown(name, *one, matcher.rule.name) for name, one in found if one is not None and one[0] != "kind"]
     if told and not matcher.built_in:
         raise Rejected("rule_unusable", rule=matcher.rule.name, detail=_each(told))
     return told
@@ -176,10 +171,10 @@ def written(task: Task) -> Route:
     return Route(task.executor, DEFAULT[work_sort(work)] if task.executor == default else BY_HAND)
 
 
-def said(route: Route) -> str:
+def said(route: Route, went: str = "went") -> str:
     """Says in words why the executor got the task and what was turned down; empty where there was no choice."""
     passed_over = [one for one in route.turned_down if one.cause != "order"]
     if route.rule is None and not passed_over:
         return ""
-    text = f"It went to {route.executor} by {route.reason}"
+    text = f"It {went} to {route.executor} by {route.reason}"
     return f"{text}; turned down: {_each(passed_over)}." if passed_over else f"{text}."

@@ -19,6 +19,8 @@ from omnid.times import Window
 TEXT_CHARS_MAX = 16_384
 """How much of what is asked for is searched for words."""
 
+AGENTS = "agents"
+"""The built-in rule for commands that run an agent: each goes to the executor of that agent alone."""
 COMMANDS = "commands"
 """The built-in rule for commands that nothing else claims, which is no choice worth writing down."""
 _EDGE = r"[^\W\u2e80-\U0010ffff]"
@@ -38,7 +40,7 @@ BUILT_IN: tuple[tuple[Rule, tuple[Sort, ...]], ...] = (
     (Rule(name="heavy", executor=("moltworker",), labels=("heavy",)), EVERY),
     (Rule(name="gpu", executor=("moltworker",), labels=("gpu",)), EVERY),
     (Rule(name="remote", executor=("moltworker",), kind=("always-on", "heavy", "gpu")), EVERY),
-    (Rule(name="agents", executor=tuple(dict.fromkeys(AGENT_PROGRAMS.values()))), ("command",)),
+    (Rule(name=AGENTS, executor=tuple(dict.fromkeys(AGENT_PROGRAMS.values()))), ("command",)),
     (Rule(name="programming", executor=("claude-code",), kind=("programming", "repair")), ("model",)),
     (Rule(name="code", executor=("claude-code",), kind=("general",), text=_CODE_WORDS), ("model",)),
     (Rule(name="general", executor=("openclaw", "claude-code")), ("model",)),
@@ -89,6 +91,7 @@ class Matcher:
         self.rule = rule
         self.sorts = sorts
         self.built_in = built_in
+        self._by_program = built_in and rule.name == AGENTS
         self._labels = frozenset(rule.labels)
         self._window = Window.parse(rule.hours) if rule.hours else None
         self._words = [_words(words) for words in rule.text]
@@ -98,13 +101,18 @@ class Matcher:
         """Tells whether all that the rule names fits; what costs most is looked at last."""
         rule = self.rule
         return (
-            self._labels <= asked.labels
+            (not self._by_program or asked.agent is not None)
+            and self._labels <= asked.labels
             and (not rule.kind or asked.kind in rule.kind)
             and (not rule.lane or asked.lane in rule.lane)
             and (not self._sized or self._holds(asked.size_bytes))
             and (self._window is None or self._window.holds(now_ms, zone))
             and (not self._words or self._speaks_of(asked.folded))
         )
+
+    def candidates(self, asked: Asked) -> tuple[str, ...]:
+        """Gives the executors that the rule has for what it fits, in the order of preference."""
+        return (asked.agent,) if self._by_program and asked.agent is not None else self.rule.executor
 
     def _speaks_of(self, folded: str) -> bool:
         # Most words aren't there at all, and that is found much faster than with an expression.

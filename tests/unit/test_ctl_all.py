@@ -17,6 +17,7 @@ from omnid.messages import CATALOGUE
 from omnid.states import STATES
 from tests.fakes.ctl_world import (
     CONTROLLED,
+    DECIDED,
     ENTRY,
     FINDING,
     NOW_MS,
@@ -40,6 +41,7 @@ EVERY = {
     "show t7": {"task__get": view(attempts=[attempt()], attempts_total=1)},
     "why t7": {"task__why": WHY},
     "status": {"status": status()},
+    "route --dry-run x": {"route__explain": DECIDED},
     "logs t7": {"task__log": shapes.LogPart("x", 1, 1, ended=True)},
     "wait t7": {"task__get": ended()},
     **{f"{verb} t7": {"task__control": CONTROLLED} for verb in ("cancel", "retry", "pause", "resume", "complete")},

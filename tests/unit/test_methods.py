@@ -65,6 +65,7 @@ def test_agents_grant_themselves_nothing() -> None:
         "task.log",
         "task.control",
         "task.why",
+        "route.explain",
         "status",
     }
 
