@@ -15,7 +15,7 @@ AGENTS: dict[str, Message] = {
     ),
     "rule_unknown_executor": Message(
         "Rule {rule} names an executor that isn't in the config: {executor}{hint}.",
-        "The rule passes it over, and its others get the tasks.",
+        "Its other executors get its tasks; where it has none for a task, that is refused.",
         "Add an [[executor]] of that name, or take it out of the rule.",
     ),
     "rule_unreachable": Message(
