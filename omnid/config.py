@@ -229,6 +229,12 @@ class _Reader:
             low, high = (sections[section].get(key, _default(section, key)) for key in (lower, upper))
             if low > high:
                 self.problems.append(_bad(f"{section}.{lower}", low, f"it is more than {section}.{upper} = {high}"))
+        zone = sections["daemon"].get("zone", "")
+        try:
+            platform.zone(zone)
+        except ValueError as error:
+            self.problems.append(_bad("daemon.zone", zone, f"{error}{_hint(zone, platform.zones())}"))
+            del sections["daemon"]["zone"]
         for section, key in (("state", "dir"), ("socket", "path")):
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):

@@ -29,6 +29,7 @@ from omnid.executor.supervised import Supervised
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
+from omnid.flow.failover import Failover
 from omnid.flow.gates import PROBE_S_MAX, Gates
 from omnid.flow.guard import first
 from omnid.flow.keep import keep
@@ -40,6 +41,8 @@ from omnid.flow.wakeup import Wakeup
 from omnid.link.embedded import EmbeddedLink
 from omnid.log import Log, Logger
 from omnid.model import Problem
+from omnid.route.rules import remarks
+from omnid.route.ways import way_of
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as CommandSection
 from omnid.settings import Config
@@ -130,6 +133,10 @@ class Daemon:
         """See `methods.Host.config_problems`."""
         return [Problem.of(error) for error in config.check(self._environ, self._loaded.path)]
 
+    def config_remarks(self) -> list[Problem]:
+        """See `methods.Host.config_remarks`."""
+        return config_remarks(self._environ, self._loaded.path)
+
     def config_problem(self) -> Problem | None:
         """See `methods.Host.config_problem`."""
         return self._problem
@@ -167,7 +174,9 @@ class Daemon:
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work)))
         work.start_soon(self._kept("probe", partial(self._probe, _commands(context.config))))
-        work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, self._link).run))
+        dispatcher = Dispatcher(context, self.gates, self._link)
+        work.start_soon(self._kept("dispatcher", dispatcher.run))
+        work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         await self._listen(work, Api(context, self.gates, cancelling, self))
@@ -284,6 +293,16 @@ def _commands(wanted: Config) -> set[str]:
     return {name for name, section in wanted.executors().items() if isinstance(section, CommandSection)}
 
 
+def config_remarks(environ: Mapping[str, str], path: str) -> list[Problem]:
+    """Gives what is strange about a config that can be used; nothing for one that can't."""
+    try:
+        wanted = config.load(environ, path).config
+    except Rejected:
+        return []
+    ways = {section.name: way_of(section.kind, section) for section in wanted.executor}
+    return remarks(wanted.rule, ways)
+
+
 def store_settings(wanted: Config) -> StoreSettings:
     """Gives the store's settings of a config."""
     return StoreSettings(
@@ -349,7 +368,8 @@ def config_without_daemon(action: str) -> int:
     path = platform.config_path(environ)
     answer: Struct
     if action == "check":
-        answer = ConfigChecked(path, [Problem.of(error) for error in config.check(environ, path)])
+        problems = [Problem.of(error) for error in config.check(environ, path)]
+        answer = ConfigChecked(path, problems, remarks=config_remarks(environ, path))
     else:
         try:
             answer = ConfigShown(path, [ConfigRow(*row) for row in config.load(environ, path).rows()])

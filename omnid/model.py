@@ -132,6 +132,27 @@ class Work(Struct, frozen=True, omit_defaults=True):
     cost_max_usd: float | None = None
 
 
+class TurnedDown(Struct, frozen=True, omit_defaults=True):
+    """An executor that a rule named and that didn't get the work."""
+
+    executor: str
+    cause: str
+    """``missing``, ``kind``, ``local``, ``cloud``, ``order``, or the cause of its closed gate (``rate_limit``, ...)."""
+    why: str
+    """The rest of a sentence that begins with the executor's name."""
+    rule: str | None = None
+
+
+class Route(Struct, frozen=True, omit_defaults=True):
+    """The executor that gets the work, why, and what was turned down for it; written down when it is decided."""
+
+    executor: str
+    reason: str
+    rule: str | None = None
+    """The rule that decided; None: there was nothing to choose from."""
+    turned_down: tuple[TurnedDown, ...] = ()
+
+
 class Task(Struct, frozen=True):
     """A task as the journal holds it. `ord` is the order of submission; `heads` the log's heads per field."""
 
@@ -168,6 +189,8 @@ class Task(Struct, frozen=True):
     """Attempts that failed and count against `attempts_max`."""
     finished_at_ms: int | None = None
     problem: Problem | None = None
+    route: Route | None = None
+    """What the router decided, where it had a choice."""
     heads: dict[str, int] = {}
 
     @property

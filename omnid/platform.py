@@ -24,6 +24,7 @@ FULL_FSYNC = IS_MACOS
 
 HELPER_TIMEOUT_S = 5.0
 UUID_CHARS = 36
+LOCALTIME = "/etc/localtime"
 
 
 class Paths(NamedTuple):
@@ -164,6 +165,44 @@ def peer_uid(connection: "socket.socket") -> int:
     return int(struct.unpack("3i", credentials)[1])
 
 
+def zone(name: str, environ: Mapping[str, str] = os.environ, localtime: str = LOCALTIME) -> "ZoneInfo":
+    """Gives a time zone by its IANA name; ``""`` is the machine's: ``$TZ``, else where /etc/localtime leads, else UTC.
+
+    Raises ValueError for a name that this system doesn't know.
+    """
+    import contextlib
+    import io
+    import struct
+    from zoneinfo import ZoneInfo
+
+    if name:
+        return _zone(name)
+    _, _, linked = os.path.realpath(localtime).rpartition("/zoneinfo/")
+    for found in (environ.get("TZ", "").removeprefix(":").rpartition("/zoneinfo/")[2], linked, "UTC"):
+        with contextlib.suppress(ValueError):
+            return _zone(found)
+    # A system without any zones still knows this one: RFC 9636, a file of version 1 with a single local time type.
+    content = b"TZif" + bytes(16) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + struct.pack(">lBB", 0, 0, 0) + b"UTC\0"
+    return ZoneInfo.from_file(io.BytesIO(content), key="UTC")
+
+
+def zones() -> list[str]:
+    """Gives the names of all time zones that this system knows."""
+    from zoneinfo import available_timezones
+
+    return sorted(available_timezones())
+
+
+def _zone(name: str) -> "ZoneInfo":
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (OSError, KeyError, ValueError) as error:
+        # What is a directory there, leads out of it or isn't there at all; zoneinfo tells each in another way.
+        raise ValueError(f"there is no time zone {name}") from error
+
+
 def free_bytes(path: str) -> int:
     """Tells how many bytes an ordinary user can still write under the path; raises OSError where there is no path."""
     status = os.statvfs(path)
@@ -175,27 +214,6 @@ def _default_state_dir(environ: Mapping[str, str]) -> str:
         return os.path.join(_home(environ), "Library", "Application Support", "omnid")
     base = environ.get("XDG_STATE_HOME") or os.path.join(_home(environ), ".local", "state")
     return os.path.join(base, "omnid")
-
-
-def zone(name: str) -> "ZoneInfo":
-    """Gives the time zone of an IANA name; the empty name is the machine's: ``$TZ``, ``/etc/localtime``, else UTC.
-
-    Raises ValueError for a name that the machine doesn't know.
-    """
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-    if name:
-        try:
-            return ZoneInfo(name)
-        except (ZoneInfoNotFoundError, OSError) as error:
-            raise ValueError(f"there is no time zone {name}") from error
-    for guess in (os.environ.get("TZ", "").lstrip(":"), os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]):
-        try:
-            if guess:
-                return ZoneInfo(guess)
-        except (ValueError, OSError, ZoneInfoNotFoundError):
-            continue
-    return ZoneInfo("UTC")
 
 
 def _home(environ: Mapping[str, str]) -> str:

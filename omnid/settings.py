@@ -15,6 +15,8 @@ ExitCode = Annotated[int, Meta(ge=0, le=255)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Hours = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
+Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200)]
+"""A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
@@ -232,10 +234,10 @@ class Rule(_Section, frozen=True, kw_only=True):
     """Sends tasks that fit to the first of its executors that can be used; all that it names must fit."""
 
     name: Name
-    executor: tuple[str, ...]
+    executor: Annotated[tuple[str, ...], Meta(min_length=1)]
     kind: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    text: tuple[str, ...] = ()
+    text: tuple[Words, ...] = ()
     bytes_min: Annotated[int, Meta(ge=0)] = 0
     bytes_max: Annotated[int, Meta(ge=0)] | None = None
     lane: tuple[str, ...] = ()

@@ -87,6 +87,8 @@ class Facts(NamedTuple):
     open_dependencies: int
     not_before_ms: int | None
     retry_at_ms: int | None
+    opens_ms: int | None = None
+    """When its hours begin next; None: it has none. Within them it is not later than `now_ms`."""
 
 
 class Wait(NamedTuple):
@@ -106,6 +108,8 @@ def own_wait(facts: Facts) -> Wait | None:
         return Wait("dependency", None)
     if facts.not_before_ms is not None and facts.not_before_ms > facts.now_ms:
         return Wait("not_before", facts.not_before_ms)
+    if facts.opens_ms is not None and facts.opens_ms > facts.now_ms:
+        return Wait("hours", facts.opens_ms)
     if facts.retry_at_ms is not None and facts.retry_at_ms > facts.now_ms:
         return Wait("backoff", facts.retry_at_ms)
     return None

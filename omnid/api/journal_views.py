@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import anyio
+import msgspec
 
 from omnid import platform
 from omnid.api.shapes import (
@@ -52,7 +53,8 @@ class JournalViews:
         task = journal.need_task(reader, task_id)
         last = _attempt(reader, task, task.attempt)
         text = self._views.sentence(reader, task, last)
-        return WhyAnswer(task.name, task.state, text, None if last is None else last.route)
+        chosen = None if task.route is None else msgspec.to_builtins(task.route)
+        return WhyAnswer(task.name, task.state, text, chosen if last is None else last.route)
 
     async def log(self, caller: Caller, params: Log) -> LogPart:
         """Gives a piece of an attempt's output; waits for more where the attempt runs."""

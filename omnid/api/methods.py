@@ -14,6 +14,8 @@ from omnid import __version__
 from omnid.api import shapes, shapes_night
 from omnid.api.journal_views import JournalViews
 from omnid.api.night import Night
+from omnid.api.routing import Routing
+from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.views import Views, by_reason, by_state
 from omnid.errors import OmnidError, Rejected
 from omnid.flow import control, intake
@@ -51,6 +53,10 @@ class Host(Protocol):
 
     def config_problems(self) -> list[Problem]:
         """Gives what is wrong with the config file on disk."""
+        ...
+
+    def config_remarks(self) -> list[Problem]:
+        """Gives what is strange about the config file on disk and keeps it from nothing."""
         ...
 
     async def reload(self) -> list[Problem]:
@@ -96,6 +102,7 @@ class Api:
         self._views = Views(context, gates)
         self._history = JournalViews(context, gates, self._views, Doctor(context))
         self._night = Night(context, gates, self._views)
+        self._routing = Routing(context)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -275,6 +282,10 @@ class Api:
             lambda reader: self._history.why(reader, find_task(reader, params.task, caller.origin).id)
         )
 
+    async def route(self, caller: Caller, params: RouteExplain) -> RouteExplained:
+        """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
+        return self._routing.explain(caller, params)
+
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
         if params.executor != "*" and params.executor not in self._context.executors:
@@ -341,12 +352,14 @@ class Api:
 
     async def config_check(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigChecked:
         """Checks the config file on disk."""
-        return shapes.ConfigChecked(self._host.config_rows()[0], self._host.config_problems())
+        path, problems = self._host.config_rows()[0], self._host.config_problems()
+        return shapes.ConfigChecked(path, problems, remarks=self._host.config_remarks())
 
     async def config_reload(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigChecked:
         """Takes the config file over, whole or not at all."""
         problems = await self._host.reload()
-        return shapes.ConfigChecked(self._host.config_rows()[0], problems, not problems)
+        path = self._host.config_rows()[0]
+        return shapes.ConfigChecked(path, problems, not problems, self._host.config_remarks())
 
     async def stop(self, _caller: Caller, _params: shapes.Stop) -> shapes.Stopping:
         """Makes the daemon end; running commands go on under their supervisors."""
@@ -374,6 +387,7 @@ METHODS: Mapping[str, Method] = {
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
         Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
         Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True),
+        Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),

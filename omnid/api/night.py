@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-from omnid import platform
 from omnid.api import shapes_night as shapes
 from omnid.api.shapes import Get
 from omnid.api.views import NEEDS_YOU_MAX, Views
@@ -44,10 +43,9 @@ class Night:
         since = _since(reader, now_ms) if since_ms is None else since_ms
         facts = digest.gather(reader, since, now_ms, self._gates.all(), total, None)
         config = self._context.config
-        zone = platform.zone(config.daemon.zone)
         failed = [self._views.brief(row) for row in reader.all("failed_since", since, FAILED_SHOWN_MAX)]
         return shapes.AwayDigest(
-            text=digest.text(facts, zone, config.notify.language),
+            text=digest.text(facts, self._context.zone, config.notify.language),
             since_ms=since,
             until_ms=now_ms,
             ended=dict(facts.ended),

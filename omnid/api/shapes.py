@@ -347,6 +347,8 @@ class ConfigChecked(Struct, frozen=True):
     path: str
     problems: list[Problem]
     reloaded: bool = False
+    remarks: list[Problem] = []
+    """What is strange about it, and keeps it from nothing."""
 
 
 class Stop(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):

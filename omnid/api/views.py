@@ -23,6 +23,7 @@ from omnid.flow.diskroom import DiskRoom
 from omnid.flow.explain import Situation, why
 from omnid.flow.gates import Gates
 from omnid.model import USER_ORIGIN, Attempt, Gate, Problem, Task, Work
+from omnid.route.router import said
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
@@ -113,7 +114,8 @@ class Views:
         executor = context.executors.get(task.executor)
         holder = None if task.lane is None else reader.one("lane_holder", task.lane)
         running = context.running_by_executor()
-        return why(
+        chosen = "" if task.route is None else said(task.route, "went" if task.attempt else "goes")
+        text = why(
             task,
             Situation(
                 now_ms=context.clock.wall_ms(),
@@ -135,6 +137,7 @@ class Views:
                 running=len(context.running),
             ),
         )
+        return f"{text} {chosen}" if chosen else text
 
     def page(self, reader: Reader, params: Search) -> Page:
         """Gives the newest tasks that fit the filter; raises Rejected(`bad_cursor`, `bad_request`)."""

@@ -32,6 +32,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "list": ("list", "List tasks, filtered"),
     "show": ("show", "Show everything about a task"),
     "why": ("show", "Say in one sentence what happened to a task, and what comes next"),
+    "route": ("route", "Show which executor a task would go to, and the rules for it"),
     "status": ("status", "Show how omnid is doing, and what needs you"),
     "away": ("night", "Say what happened while you were away"),
     "receipt": ("night", "Show a task's way, its cost, and a hash over its journal"),

@@ -2,14 +2,19 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import anyio
 
+from omnid import platform
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
 from omnid.log import Logger
-from omnid.model import Problem
+from omnid.model import Gate, Problem
+from omnid.route.router import Facts
+from omnid.route.rules import Rules
+from omnid.route.ways import way_of
 from omnid.settings import Config
 from omnid.store.interface import Store
 
@@ -109,11 +114,14 @@ class Context:
         self.log = log
         self.config = config
         self.take_executors(executors)
+        self.shut: Callable[[], Mapping[str, Gate]] = lambda: MappingProxyType({})
+        """Gives the closed gates by what they close; `Gates` sets it."""
         self.spool = spool
         self.set_aside = set_aside
         """Ends an attempt that the journal doesn't know, and moves its files away."""
         self.dispatch = Bell()
         self.timer = Bell()
+        self.failover = Bell()
         self.watch = Watch()
         self.running: dict[str, str] = {}
         """Open attempts of this daemon: attempt id -> executor."""
@@ -131,9 +139,16 @@ class Context:
         """True until recovery is done, and again while the daemon stops: nothing starts then."""
 
     def take_executors(self, executors: Mapping[str, Executor]) -> None:
-        """Sets the executors that new attempts get."""
+        """Sets the executors that new attempts get, and what follows from them and the config."""
         self.executors = executors
-        self.kinds = {name: executor.kind for name, executor in executors.items()}
+        sections = self.config.executors()
+        self.ways = {name: way_of(executor.kind, sections.get(name)) for name, executor in executors.items()}
+        self.rules = Rules.made(self.config.rule)
+        self.zone = self.store.zone = platform.zone(self.config.daemon.zone)
+
+    def facts(self) -> Facts:
+        """Gives what the router decides on now."""
+        return Facts(self.ways, self.rules, self.clock.wall_ms(), self.zone, self.shut())
 
     def ask_cancel(self, attempt_id: str) -> None:
         """Remembers that an attempt is to end, for the moment before its executor knows it; bounded."""

@@ -13,6 +13,7 @@ from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_
 from omnid.flow.intake import granted, needs_approval, permit_id
 from omnid.model import Problem, Task, Work
 from omnid.route.router import choose
+from omnid.route.rules import Asked
 from omnid.states import RUNNING, TERMINAL, advance
 from omnid.store import journal
 from omnid.store.interface import PERMIT, TASK, At, Tx, tally_key
@@ -212,9 +213,10 @@ def _assign(case: Case) -> Effect:
         raise _refuse(task, "assign", why, "cancel it, assign it, then retry it")
     fields: dict[str, Any] = {}
     if case.order.executor is not None:
-        executor = choose(structs.replace(task.work, executor=case.order.executor), case.context.kinds)
+        named = Asked(structs.replace(task.work, executor=case.order.executor))
+        executor = choose(named, case.context.facts()).executor
         case.context.executors[executor].accepts(task.work)
-        fields["executor"] = executor
+        fields |= {"executor": executor, "route": None}
     if case.order.assignee is not None:
         fields["assignee"] = case.order.assignee
     journal.edit_task(tx, task, **fields)

@@ -13,7 +13,7 @@ from omnid.flow.intake import still_granted
 from omnid.link.interface import Link
 from omnid.model import Command, Task
 from omnid.route.admission import Load, first, room
-from omnid.route.router import route
+from omnid.route.router import written
 from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Tx
@@ -58,6 +58,10 @@ class Dispatcher:
         await self._send()
         return claimed.more
 
+    def room(self) -> dict[str, int]:
+        """Gives how many tasks may start on each executor now; none of those whose gates are closed."""
+        return self._room()[0]
+
     def _room(self, begun: Iterable[str] = (), ended: Iterable[str] = ()) -> tuple[dict[str, int], int]:
         """Gives how many tasks may start on each executor and in all.
 
@@ -100,6 +104,8 @@ class Dispatcher:
             context.watch.tell((command.task_id,))
         if claimed.more or self._claimed:
             context.dispatch.ring()
+        elif context.shut():
+            context.failover.ring()
 
     async def _send(self) -> None:
         while self._claimed:
@@ -125,6 +131,7 @@ def claim(
             continue
         candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
     commands: list[Command] = []
+    held = False
     lanes: set[str] = set()
     chosen = first(candidates, slots_free)
     for task in chosen:
@@ -138,12 +145,16 @@ def claim(
         if task.approval is not None and not still_granted(task, executor.exact(task.work)):
             # Its executor's config has changed since a person approved what would run.
             settle_wait(tx, journal.edit_task(tx, task, approval="needed"))
+            held = True
+            continue
+        if task.work.only is not None and settle_wait(tx, task).state != "idle":
+            held = True  # Its hours have ended while it waited for its turn.
             continue
         attempt_id = clock.uuid()
         safe = executor.idempotent
-        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=route(task.work, task.executor))
+        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=written(task))
         commands.append(command_of(started, attempt_id, config, idempotent=safe))
-    return Claimed(commands, 0 < len(commands) < len(chosen))
+    return Claimed(commands, held or 0 < len(commands) < len(chosen))
 
 
 def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool, recover: bool = False) -> Command:

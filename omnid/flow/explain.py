@@ -107,6 +107,9 @@ def _behind(gate: Gate, facts: Situation) -> str:
         whole = gate.subject == "*"
         what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
         return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
+    if gate.cause == "hours" and gate.problem is not None:
+        again = _in(gate.wake_at_ms, facts)
+        return f"because its executor is outside its hours ({_inside(gate.problem.what)}); it goes on {again}"
     reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
     again = f"it is tried again {_in(gate.wake_at_ms, facts)}"
     if facts.login:
@@ -131,6 +134,8 @@ def _own(task: Task, facts: Situation) -> str:
             return f"for {', '.join(facts.open_before)} to succeed; it starts then"
         case "not_before":
             return f"for its time (not before); it starts {_in(task.wake_at_ms, facts)}"
+        case "hours":
+            return f"for its hours ({task.work.only}); it starts {_in(task.wake_at_ms, facts)}"
         case "backoff":
             tried = f"{task.failures} of {facts.attempts_max} attempts failed" if task.failures else "it did not start"
             return f"before it tries again {_in(task.wake_at_ms, facts)}; {tried}{last}"

@@ -1,5 +1,6 @@
 """Shared reasons why tasks can't start: one row per cause, opened by time, by a probe, or by a person."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import anyio
@@ -8,6 +9,7 @@ from anyio.abc import TaskGroup
 from omnid.errors import OmnidError, Retryable
 from omnid.executor.interface import Executor
 from omnid.flow.context import Context
+from omnid.flow.hours import Hours
 from omnid.model import Gate, Problem
 from omnid.retry import Backoff, FailureCount
 from omnid.store import journal
@@ -28,6 +30,8 @@ class Gates:
         self._probing: set[str] = set()
         self._counts: dict[str, FailureCount] = {}
         """Failures of each executor; a probe that succeeds doesn't end the count, so that flapping slows down."""
+        self._hours = Hours(context)
+        context.shut = self.shut
 
     async def load(self) -> None:
         """Reads the gates that were closed when the daemon ended."""
@@ -35,15 +39,27 @@ class Gates:
 
     def all(self) -> list[Gate]:
         """Gives the closed gates, the oldest first."""
-        return sorted(self._closed.values(), key=lambda gate: (gate.closed_at_ms, gate.id))
+        gates = [*self._closed.values(), *self._hours.closed().values()]
+        return sorted(gates, key=lambda gate: (gate.closed_at_ms, gate.id))
 
     def closed(self) -> frozenset[str]:
         """Gives the executors whose gates are closed; `*` is all of them."""
-        return frozenset(gate.subject for gate in self._closed.values())
+        hours = self._hours.closed()
+        stored = frozenset(gate.subject for gate in self._closed.values())
+        return stored.union(hours) if hours else stored
+
+    def shut(self) -> Mapping[str, Gate]:
+        """Gives the closed gates by what they close, a pause before all others."""
+        stored = self._closed
+        if not stored:
+            return self._hours.closed()
+        last = sorted(stored.values(), key=lambda gate: gate.cause == "paused")
+        return {**self._hours.closed(), **{gate.subject: gate for gate in last}}
 
     def of(self, executor: str) -> Gate | None:
         """Gives the gate that keeps this executor's tasks from their start: a pause first, or None."""
         found = [gate for gate in self._closed.values() if gate.subject in ("*", executor)]
+        found += [gate for gate in (self._hours.closed().get(executor),) if gate is not None]
         return min(found, key=lambda gate: (gate.cause != "paused", gate.id)) if found else None
 
     def login(self, executor: str) -> Gate | None:
@@ -79,7 +95,12 @@ class Gates:
         self._counts.pop(executor, None)
 
     def probe_due(self, group: TaskGroup) -> None:
-        """Probes the executors whose gates are due, side by side in the group; opens those that are well again."""
+        """Probes the executors whose gates are due, side by side in the group; opens those that are well again.
+
+        Where the hours of one have begun, its tasks are looked at.
+        """
+        if self._hours.changed():
+            self._context.dispatch.ring()
         now_ms = self._context.clock.wall_ms()
         # A time that no backoff reaches is left from before the clock was set back.
         latest_ms = now_ms + round(PROBE_BACKOFF.max_s * 1000)
@@ -92,14 +113,13 @@ class Gates:
 
     def next_wake_at_ms(self) -> int | None:
         """Gives when the next gate is due, or None; one that is being probed is not due."""
-        return min(
-            (
-                gate.wake_at_ms
-                for gate in self._closed.values()
-                if gate.wake_at_ms is not None and gate.subject not in self._probing
-            ),
-            default=None,
-        )
+        due_ms = [
+            gate.wake_at_ms
+            for gate in self._closed.values()
+            if gate.wake_at_ms is not None and gate.subject not in self._probing
+        ]
+        hours_ms = self._hours.next_ms()
+        return min(due_ms if hours_ms is None else [*due_ms, hours_ms], default=None)
 
     async def _probe(self, name: str) -> None:
         """Probes until what it found is written; a store that can't take it is tried again after a wait."""
@@ -141,6 +161,7 @@ class Gates:
         def closed(_: None) -> None:
             self._closed = {**self._closed, gate.id: gate}  # A copy, because readers look at it from their threads.
             self._context.timer.ring()
+            self._context.failover.ring()
 
         await self._context.store.write(partial(journal.close_gate, gate=gate), then=closed)
 

@@ -12,8 +12,10 @@ from msgspec import Raw
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
-from omnid.model import USER_ORIGIN, Submit, Submitted, Task, Work
+from omnid.flow.dependents import opens_ms
+from omnid.model import USER_ORIGIN, Route, Submit, Submitted, Task, Work
 from omnid.route.router import choose
+from omnid.route.rules import Asked
 from omnid.settings import Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
@@ -41,6 +43,8 @@ class Draft(NamedTuple):
     exact: Work | None
     """For an agent that must ask: what would run, with all that the executor's config adds."""
     executor: str
+    route: Route | None
+    """What the router decided, where it had a choice."""
     body_hash: str | None
     parent: str | None
 
@@ -113,7 +117,8 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         only=params.only,
         cost_max_usd=params.cost_max_usd,
     )
-    executor = choose(work, context.kinds)
+    route = choose(Asked(work, params.kind, params.labels, params.lane), context.facts())
+    executor = route.executor
     encoded = _check_limits(params, work, config.limits)
     context.executors[executor].accepts(work)
     asks = needs_approval(caller.role, executor, config)
@@ -124,6 +129,7 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         work=work,
         encoded=encoded,
         executor=executor,
+        route=route if route.rule or route.turned_down else None,
         body_hash=_body_hash(params) if params.key else None,
         exact=context.executors[executor].exact(work) if asks else None,
         parent=caller.parent,
@@ -235,7 +241,8 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         encoded = Raw(_encode_work(work))
     number = journal.take_number(tx, draft.origin)
     approval = None if draft.exact is None else approval_of(tx, draft.origin, draft.executor, draft.exact)
-    wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None))
+    opens = opens_ms(tx, params.only)
+    wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None, opens))
     state = "idle" if wait is None else "waiting"
     fields: dict[str, Any] = {
         "origin": draft.origin,
@@ -258,6 +265,7 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         "not_before_ms": params.not_before_ms,
         "deadline_ms": params.deadline_ms,
         "approval": approval,
+        "route": draft.route,
     }
     journal.create_task(tx, draft.id, fields, waits_for)
     name = f"t{number}" if draft.origin == USER_ORIGIN else f"{draft.origin}/t{number}"

@@ -40,6 +40,7 @@ class Wakeup:
         self._cancelling = cancelling
         self._overdue: set[str] = set()
         self._ahead_ms = self._wall_ahead_ms()
+        self._zone = context.zone
 
     async def run(self) -> None:
         """Works off what is due, then sleeps until the next time or the bell; ends when it is cancelled."""
@@ -67,6 +68,9 @@ class Wakeup:
             while touched := await context.store.write(end_backoffs, bulk=True):
                 context.watch.tell(touched)
                 context.dispatch.ring()
+        if self._ahead_ms - ahead_ms > SET_BACK_MS or self._zone is not context.zone:
+            await self._look_at_hours()
+        self._zone = context.zone
         self._ahead_ms = ahead_ms
         more = True
         while more:
@@ -81,6 +85,15 @@ class Wakeup:
                     await self._cancelling.end_attempt_of(task_id)
             self._overdue = set(done.overdue)
             more = done.more
+
+    async def _look_at_hours(self) -> None:
+        """Decides anew about the tasks that wait for their hours, because it is another time or in another zone."""
+        context = self._context
+        after: int | None = 0
+        while after is not None:
+            touched, after = await context.store.write(partial(settle_hours, after=after), bulk=True)
+            context.watch.tell(touched)
+            context.dispatch.ring()
 
     def _wall_ahead_ms(self) -> float:
         clock = self._context.clock
@@ -115,6 +128,14 @@ def end_backoffs(tx: Tx) -> list[str]:
     for id in ids:
         settle_wait(tx, journal.edit_task(tx, journal.need_task(tx, id), retry_at_ms=None))
     return ids
+
+
+def settle_hours(tx: Tx, *, after: int) -> tuple[list[str], int | None]:
+    """Settles a batch of the tasks that wait for their hours; gives them, and after which `ord` to go on."""
+    rows = tx.all("waiting_after", "hours", after, BATCH_MAX)
+    for id, _ in rows:
+        settle_wait(tx, journal.need_task(tx, id))
+    return [row[0] for row in rows], rows[-1][1] if len(rows) == BATCH_MAX else None
 
 
 def wake_due(tx: Tx) -> Done:

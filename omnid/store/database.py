@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from zoneinfo import ZoneInfo
 
 import anyio
 import anyio.to_thread
@@ -72,6 +73,7 @@ class SqliteStore:
             self._connection.close()
             raise
         self.tally = unit.tally
+        self._tx = unit.tx
         self._writer = (
             InlineWriter(unit)
             if settings.inline
@@ -84,6 +86,15 @@ class SqliteStore:
         """Connections that read now, and since when."""
         self._checkpointer: apsw.Connection | None = None
         self._reading = anyio.CapacityLimiter(READERS_MAX)
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """See `interface.Store.zone`."""
+        return self._tx.zone
+
+    @zone.setter
+    def zone(self, zone: ZoneInfo) -> None:
+        self._tx.zone = zone
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """See `interface.Store.write`."""

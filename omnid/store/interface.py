@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
+from zoneinfo import ZoneInfo
 
 from omnid.model import Problem
 
@@ -67,8 +68,9 @@ TASK = Collection(
         "failures",
         "finished_at_ms",
         "problem",
+        "route",
     ),
-    json=frozenset({"work", "labels", "problem"}),
+    json=frozenset({"work", "labels", "problem", "route"}),
     large=frozenset({"work"}),
 )
 ATTEMPT = Collection(
@@ -164,6 +166,8 @@ class Tx(Tables, Protocol):
 
     now_ms: int
     """The wall time of the transaction."""
+    zone: ZoneInfo
+    """The zone of days and hours."""
     memory: dict[str, Any]
     """What is worth knowing from one transaction to the next; empty again whenever one was rolled back."""
     stirred: bool
@@ -240,6 +244,14 @@ class Store(Protocol):
     """The UUID of this node."""
     trouble: Trouble | None
     """Set while the disk is full; the next write that succeeds ends it."""
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone of days and hours that transactions get; UTC until it is set."""
+        ...
+
+    @zone.setter
+    def zone(self, zone: ZoneInfo) -> None: ...
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.

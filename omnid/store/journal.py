@@ -7,7 +7,7 @@ import msgspec
 from msgspec import structs
 
 from omnid.errors import Rejected
-from omnid.model import Attempt, Gate, Problem, Task, Work
+from omnid.model import Attempt, Gate, Problem, Route, Task, Work
 from omnid.states import advance
 from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader, Row, Tables, Tx, tally_key
 from omnid.store.log import decode_heads
@@ -18,6 +18,7 @@ ORIGINS_KEPT_MAX = 1_000
 _work = msgspec.json.Decoder(Work)
 _labels = msgspec.json.Decoder(tuple[str, ...])
 _problem = msgspec.json.Decoder(Problem)
+_route = msgspec.json.Decoder(Route)
 _READY = {"ready": 1}
 _NOT_READY = {"ready": None}
 _LANE_FIELDS = frozenset({"state", "priority", "executor"})
@@ -43,7 +44,8 @@ def task_of(row: Row) -> Task:
     values[24] = row[24] or 0
     values[25] = row[25] or 0
     values[27] = problem_of(row[27])
-    values[28] = decode_heads(row[28])
+    values[28] = _route.decode(row[28]) if row[28] else None
+    values[29] = decode_heads(row[29])
     return Task(*values)
 
 
@@ -171,7 +173,7 @@ def refresh_lane(tx: Tables, lane: str) -> None:
         tx.run("set_ready", 1, ord)
 
 
-def start_attempt(tx: Tx, task: Task, attempt_id: str, *, idempotent: bool, route: dict[str, Any]) -> Task:
+def start_attempt(tx: Tx, task: Task, attempt_id: str, *, idempotent: bool, route: Route) -> Task:
     """Writes the next attempt of an idle task and makes it executing: the `begun` record of the embedded link."""
     number = task.attempt + 1
     fields = {

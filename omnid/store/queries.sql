@@ -4,7 +4,7 @@
 -- fragment: task_row
 ord, id, origin, number, coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)), executor, state, priority,
 reason, wake_at_ms, lane, kind, labels, assignee, parent, key, body_hash, created_at_ms, not_before_ms, deadline_ms,
-retry_at_ms, paused, approval, cancel, attempt, failures, finished_at_ms, problem, heads
+retry_at_ms, paused, approval, cancel, attempt, failures, finished_at_ms, problem, route, heads
 
 -- fragment: attempt_row
 ord, id, task_id, number, executor, idempotent, started_at_ms, ended_at_ms, outcome, problem, exit_code,
@@ -71,6 +71,10 @@ SELECT max(number) FROM (
 SELECT ord, number_floor, heads FROM origin WHERE id = $1
 -- name: ready_tasks
 SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
+-- name: movable_tasks
+SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 AND route IS NOT NULL AND (attempt IS NULL OR NOT EXISTS (
+    SELECT 1 FROM attempt a WHERE a.task_id = task.id AND (a.outcome IS NULL OR a.outcome <> 'unstarted')
+)) ORDER BY priority DESC, ord LIMIT $2 OFFSET $3
 -- name: due_tasks
 SELECT {task_row} FROM task WHERE wake_at_ms <= $1 ORDER BY wake_at_ms LIMIT $2
 -- name: expired_waiting
@@ -176,6 +180,9 @@ SELECT {brief_row} FROM {brief_from} WHERE t.id = $1
 SELECT {brief_row} FROM {brief_from} WHERE t.state = $1 ORDER BY t.ord LIMIT $2
 -- name: waiting_for
 SELECT {brief_row} FROM {brief_from} WHERE t.state = 'waiting' AND t.reason = $1 ORDER BY t.ord LIMIT $2
+
+-- name: waiting_after
+SELECT id, ord FROM task WHERE state = 'waiting' AND reason = $1 AND ord > $2 ORDER BY ord LIMIT $3
 
 -- name: changes_page
 SELECT c.seq, c.hlc, n.id, c.incarnation, c.collection, c.id, c.kind, c.body

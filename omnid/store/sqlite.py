@@ -8,6 +8,7 @@ from typing import Any
 
 import apsw
 
+from omnid import platform
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.store import log
@@ -139,6 +140,7 @@ class SqliteTx(SqliteReader):
         self._position = position
         self._clock = clock
         self.now_ms = clock.wall_ms()
+        self.zone = platform.zone("UTC")
         self.memory: dict[str, Any] = {}
         self.forgot = False
         """Whether history was removed: the log's end must then be kept apart from its rows."""
@@ -242,7 +244,7 @@ class SqliteUnit:
         self.tally: dict[str, int] = {}
         self._path = path
         self._position = position
-        self._tx = SqliteTx(connection, position, clock)
+        self.tx = SqliteTx(connection, position, clock)
         self._execute = connection.execute
         self._waits: bool = True
         self.spoilt = False
@@ -259,7 +261,7 @@ class SqliteUnit:
         except apsw.Error as error:
             raise mapped(error, self._path) from error
         self.spoilt = False
-        self._tx.begin()
+        self.tx.begin()
 
     def apply(self, fn: Callable[[SqliteTx], Any], *, savepoint: bool) -> Any:
         """Runs one function; what it raises is raised. With a savepoint nothing of it stays then.
@@ -267,7 +269,7 @@ class SqliteUnit:
         Without one, `spoilt` tells whether something may have stayed. A mapped SQLite error that ended the whole
         transaction is raised as it is: `broken` is then true.
         """
-        tx, connection = self._tx, self.connection
+        tx, connection = self.tx, self.connection
         moves, ended, begun = len(tx.moves), len(tx.ended), len(tx.begun)
         position = self._position
         seq, hlc, changes = position.seq, position.hlc, connection.total_changes()
@@ -294,7 +296,7 @@ class SqliteUnit:
     @property
     def stirred(self) -> bool:
         """See `interface.Tx.stirred`."""
-        return self._tx.stirred
+        return self.tx.stirred
 
     @property
     def broken(self) -> bool:
@@ -304,12 +306,12 @@ class SqliteUnit:
     def commit(self) -> None:
         """Commits and counts; raises the mapped error, and then nothing of the transaction stays."""
         try:
-            self._tx.keep_end()
+            self.tx.keep_end()
             self._execute("COMMIT")
         except apsw.Error as error:
             self.rollback()
             raise mapped(error, self._path) from error
-        for before, after in self._tx.moves:
+        for before, after in self.tx.moves:
             if before is not None:
                 self.tally[before] -= 1
             if after is not None:
@@ -318,7 +320,7 @@ class SqliteUnit:
     def rollback(self) -> None:
         """Gives everything up; the log's position goes back too."""
         self._position.seq, self._position.hlc = self._start
-        self._tx.memory.clear()
+        self.tx.memory.clear()
         if self.connection.in_transaction:
             try:
                 self._execute("ROLLBACK")

@@ -408,6 +408,10 @@ ALONE: dict[str, Provoke] = {
 }
 
 ELSEWHERE = {
+    "rule_unusable": "tests/e2e/test_route.py::test_a_sentence_is_a_prompt_and_goes_to_the_agent",
+    "rule_unknown_executor": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
+    "rule_unreachable": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
+    "outside_hours": "tests/e2e/test_route.py::test_an_executor_outside_its_hours_is_shown_and_waits",
     "disk_full": "tests/e2e/test_faults.py::test_a_full_disk_loses_nothing_and_heals",
     "disk_low": "tests/e2e/test_faults.py::test_new_tasks_are_refused_before_the_disk_is_full",
     "schema_newer": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",

@@ -10,9 +10,10 @@ import msgspec
 from omnid import errors
 from omnid.api import shapes, shapes_night
 from omnid.api.methods import METHODS
+from omnid.api.shapes_routing import RouteExplained, RuleView
 from omnid.ctl.context import World
 from omnid.ctl.main import run
-from omnid.model import Problem
+from omnid.model import Problem, Route, TurnedDown
 from omnid.states import TERMINAL
 
 NOW_MS = 1_795_000_000_000
@@ -112,6 +113,52 @@ SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
 CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
 WHY = shapes.WhyAnswer("t7", "idle", "t7 starts as soon as a slot is free.", None)
 ENTRY = shapes.Operation(5, NOW_MS, "task", ID, "create", {"state": "idle", "title": "x"})
+RULES = RouteExplained(
+    [
+        RuleView(
+            name="night",
+            built_in=False,
+            takes=("command", "mcp", "model"),
+            executors=("codex", "gemini"),
+            missing=(),
+            kind=("a", "b"),
+            labels=("x", "y"),
+            text=tuple("abcdefg"),
+            bytes_min=5,
+            bytes_max=10,
+            lane=("l",),
+            hours="23:00-07:00",
+        ),
+        RuleView(
+            name="heavy",
+            built_in=True,
+            takes=("model",),
+            executors=("moltworker", "codex"),
+            missing=("moltworker",),
+            kind=(),
+            labels=(),
+            text=(),
+            bytes_min=0,
+            bytes_max=None,
+            lane=(),
+            hours="",
+        ),
+    ]
+)
+DECIDED = RouteExplained(
+    RULES.rules,
+    Route(
+        "codex",
+        "rule night",
+        "night",
+        (
+            TurnedDown("moltworker", "missing", "isn't in the config", "heavy"),
+            TurnedDown("gemini", "order", "comes after codex", "night"),
+        ),
+    ),
+    "It goes to codex by rule night; turned down: moltworker isn't in the config.",
+    True,
+)
 FINDING = shapes.Finding("log and tables", ok=True, detail="12 changes add up")
 
 

@@ -93,6 +93,7 @@ def _waits(row: Row) -> list[str]:
         "approval": (row.approval == "needed" and not row.paused, None),
         "dependency": (bool(row.after), None),
         "not_before": (row.not_before_ms is not None, row.not_before_ms),
+        "hours": (bool(msgspec.json.decode(row.work).get("only")), row.wake_at_ms),
         "backoff": (row.retry_at_ms is not None, row.retry_at_ms),
     }
     if row.state == "waiting":

@@ -41,6 +41,7 @@ class SimStore:
         self._inner = SqliteStore(path, daemon.sim.clock, StoreSettings(inline=True))
         self.tally = self._inner.tally
         self.trouble = None
+        self.zone = self._inner.zone
         self.node = self._inner.node
         self.incarnation = self._inner.incarnation
         self.connection = self._inner._connection

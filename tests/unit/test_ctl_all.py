@@ -18,6 +18,7 @@ from omnid.states import STATES
 from tests.fakes.ctl_world import (
     AWAY,
     CONTROLLED,
+    DECIDED,
     ENTRY,
     FINDING,
     NOW_MS,
@@ -44,6 +45,7 @@ EVERY = {
     "away": {"away": AWAY},
     "receipt t7": {"task__receipt": RECEIPT},
     "status": {"status": status()},
+    "route --dry-run x": {"route__explain": DECIDED},
     "logs t7": {"task__log": shapes.LogPart("x", 1, 1, ended=True)},
     "wait t7": {"task__get": ended()},
     **{f"{verb} t7": {"task__control": CONTROLLED} for verb in ("cancel", "retry", "pause", "resume", "complete")},

@@ -51,6 +51,13 @@ def test_a_task_from_inside_another_names_it() -> None:
 FULL = Problem.make("disk_full", path="/x", detail="y")
 DOWN = gate("executor", "command", wake_at_ms=NOW_MS + 40_000, problem=EXIT)
 
+OUTSIDE = gate(
+    "hours",
+    "night",
+    wake_at_ms=NOW_MS + 18_000_000,
+    problem=Problem.make("outside_hours", executor="night", only="23:00-07:00", zone="UTC"),
+)
+
 CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("idle"), facts(), ("for its turn",)),
     (task("idle"), facts(gate=gate("paused", "*")), ("everything is paused", "`omnictl resume`")),
@@ -68,6 +75,12 @@ CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("waiting", reason="paused"), facts(), ("paused", "`omnictl resume t7`")),
     (task("waiting", reason="approval"), facts(), ("approval", "`omnictl approve t7` or `omnictl deny t7`")),
     (task("waiting", reason="dependency"), facts(open_before=("t1", "t2")), ("t1, t2",)),
+    (task("idle"), facts(gate=OUTSIDE), ("outside its hours", "within 23:00-07:00 only (UTC)", "goes on in 5 h")),
+    (
+        Task(1, "i", "user", 7, Work(only="23:00-07:00"), "command", "waiting", reason="hours", wake_at_ms=NOW_MS),
+        facts(),
+        ("for its hours (23:00-07:00)", "starts now"),
+    ),
     (task("waiting", reason="not_before", wake_at_ms=NOW_MS + 7_200_000), facts(), ("its time", "in 2 h")),
     (task("waiting", reason="not_before", wake_at_ms=NOW_MS - 1), facts(), ("starts now",)),
     (

@@ -57,6 +57,9 @@ class Host:
     def config_rows(self) -> Any:
         return "/omnid.toml", [("daemon.slots_max", 4, "default")]
 
+    def config_remarks(self) -> list[Any]:
+        return []
+
     def config_problems(self) -> list[Any]:
         return []
 

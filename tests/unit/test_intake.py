@@ -55,7 +55,7 @@ async def test_a_task_is_kept_with_all_that_was_asked(world: World, clock: FakeC
         "env": ("TERM",),
         "reply_to": ReplyTo(channel="chat", target="7"),
         "workspace": "none",
-        "only": "23:00-07:00",
+        "only": "07:00-07:00",
         "cost_max_usd": 0.5,
     }
     task = await world.add("make", "all", **asked)

@@ -45,6 +45,7 @@ def test_agents_grant_themselves_nothing() -> None:
         "task.why",
         "task.receipt",
         "away",
+        "route.explain",
         "status",
     }
 

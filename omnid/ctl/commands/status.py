@@ -86,7 +86,8 @@ def _gates(context: Context, status: Mapping[str, Any]) -> None:
         subject = "everything" if gate["subject"] == "*" else gate["subject"]
         again = "until resumed" if gate["cause"] == "paused" else "no time of next try"
         if gate["wake_at_ms"] is not None:
-            again = f"next try {times.distance(gate['wake_at_ms'], status['now_ms'])}"
+            what = "opens" if gate["cause"] == "hours" else "next try"
+            again = f"{what} {times.distance(gate['wake_at_ms'], status['now_ms'])}"
         text = f"{gate['cause']}: {subject}, closed {times.distance(gate['closed_at_ms'], status['now_ms'])}, {again}"
         if gate["problem"]:
             text += f". {gate['problem']['what']}"

@@ -69,6 +69,10 @@ CREATE TABLE spend (
     PRIMARY KEY (scope, day_at_ms)
 ) STRICT, WITHOUT ROWID;
 
+-- What the router decided about a task, where it had a choice: JSON with the executor, the rule and what was turned down.
+ALTER TABLE task ADD COLUMN route TEXT;
+CREATE INDEX task_movable ON task (executor, priority DESC, ord) WHERE ready = 1 AND route IS NOT NULL;
+
 CREATE INDEX task_parent ON task (parent) WHERE parent IS NOT NULL;
 
 -- It answers what the index of the times alone did, and counts what ended since a time without reading the tasks.
