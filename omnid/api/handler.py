@@ -57,8 +57,8 @@ class SocketHandler:
         if operation is None or operation.method.begin is None:
             return False
         try:
-            params = operation.decode(request.params)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            params = _decoded(operation.decode, request.params, request.method)
+        except Rejected:
             return False  # `call` says what is wrong with them.
         return self._api.begin(_caller(connection, request), operation.method, params, self._encode, done)
 

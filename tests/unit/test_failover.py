@@ -48,6 +48,7 @@ class House:
         executors = {**self.context.executors, "first": InProcessExecutor("first", nothing), "second": self.second}
         self.context.config = msgspec.structs.replace(self.context.config, rule=(RULE,))
         self.context.take_executors(executors)
+        world.store.attend = lambda *_: None  # Nothing starts but by the tests' own calls.
         self.dispatcher = Dispatcher(self.context, world.gates, Link())
         self.failover = Failover(self.context, self.dispatcher.room)
 
