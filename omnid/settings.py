@@ -249,7 +249,7 @@ class Cap(_Section, frozen=True, kw_only=True):
 
 
 class Destination(_Section, frozen=True, kw_only=True):
-    """A place that answers and notices can be delivered to."""
+    """A place that answers and notices can be delivered to; `target` is where at it, unless the answer names one."""
 
     name: Name
     kind: Literal["command", "webhook", "openclaw", "apprise"]
@@ -257,6 +257,8 @@ class Destination(_Section, frozen=True, kw_only=True):
     url: str = ""
     secret: str = ""
     executor: str | None = None
+    channel: str = ""
+    target: str = ""
     timeout_s: Seconds = 30.0
 
 

@@ -11,7 +11,7 @@ import apsw
 
 from omnid.clock import Clock
 from omnid.states import REASONS, STATES
-from omnid.store.interface import Reader, Tx, tally_key
+from omnid.store.interface import Follow, Reader, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
 from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, mapped, open_connection
@@ -63,10 +63,12 @@ class SqliteStore:
             self._connection.close()
             raise
         self.tally = unit.tally
+        self.rung: Callable[[str], None] | None = None
+        self._unit = unit
         self._writer = (
-            InlineWriter(unit)
+            InlineWriter(unit, self._tell)
             if settings.inline
-            else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s)
+            else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s, after=self._tell)
         )
         self._clock = clock
         self._readers: list[apsw.Connection] = []
@@ -77,6 +79,16 @@ class SqliteStore:
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """See `interface.Store.write`."""
         return await self._writer.submit(fn, bulk=bulk, then=then)
+
+    def set_follow(self, follow: Follow) -> None:
+        """See `interface.Store.set_follow`."""
+        self._unit.set_follow(follow)
+
+    def _tell(self) -> None:
+        """After each batch, on the event loop: passes on what committed transactions rang."""
+        for name in self._unit.take_rung():
+            if self.rung is not None:
+                self.rung(name)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from omnid.model import Task
 
 T = TypeVar("T")
 
@@ -125,9 +128,10 @@ OUTBOX = Collection(
     ("destination", "kind", "subject", "body", "created_at_ms", "tries", "retry_at_ms", "dead_at_ms", "problem"),
     json=frozenset({"body", "problem"}),
 )
+ASK = Collection("ask", ("task_id", "event", "created_at_ms"))
 
 COLLECTIONS: Mapping[str, Collection] = {
-    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX)
+    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX, ASK)
 }
 
 
@@ -163,6 +167,8 @@ class Tx(Tables, Protocol):
     """The wall time of the transaction."""
     memory: dict[str, Any]
     """What is worth knowing from one transaction to the next; empty again whenever one was rolled back."""
+    follow: "Follow | None"
+    """See `Store.follow`."""
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -203,6 +209,17 @@ class Tx(Tables, Protocol):
         """Counts a task that went from one `tally_key` to another (None: not there) into `Store.tally` on commit."""
         ...
 
+    def ring(self, name: str) -> None:
+        """Lets `Store.rung` hear the name once this is committed."""
+        ...
+
+    def stamp(self) -> int:
+        """Gives a number that grows with every row that is created: the HLC of the next one."""
+        ...
+
+
+Follow = Callable[[Tx, "Task | None", "Task"], None]
+
 
 class Store(Protocol):
     """Durable, ordered, and the only one that writes."""
@@ -213,6 +230,15 @@ class Store(Protocol):
     """Grows by one at every start."""
     node: str
     """The UUID of this node."""
+    rung: Callable[[str], None] | None
+    """Hears on the event loop each name that a committed transaction rang."""
+
+    def set_follow(self, follow: Follow) -> None:
+        """Has `follow` called inside each transaction that changes the state of a task or why it waits.
+
+        It is handed the task before (None: it is new) and after, may write, and may run on another thread.
+        """
+        ...
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.

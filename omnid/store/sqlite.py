@@ -11,7 +11,7 @@ import apsw
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.store import log
-from omnid.store.interface import NOTHING, At, Collection, Row
+from omnid.store.interface import NOTHING, At, Collection, Follow, Row
 from omnid.store.queries import insert_sql, queries, update_sql
 
 BUSY_MS = 5_000
@@ -105,6 +105,8 @@ class SqliteTx(SqliteReader):
         self.forgot = False
         """Whether history was removed: the log's end must then be kept apart from its rows."""
         self.moves: list[tuple[str | None, str | None]] = []
+        self.rings: list[str] = []
+        self.follow: Follow | None = None
 
     def begin(self) -> None:
         """Takes the time for the functions that follow."""
@@ -124,6 +126,14 @@ class SqliteTx(SqliteReader):
     def moved(self, before: str | None, after: str | None) -> None:
         """See `interface.Tx.moved`."""
         self.moves.append((before, after))
+
+    def ring(self, name: str) -> None:
+        """See `interface.Tx.ring`."""
+        self.rings.append(name)
+
+    def stamp(self) -> int:
+        """See `interface.Tx.stamp`."""
+        return log.next_hlc(self._position.hlc, self.now_ms)
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -200,6 +210,16 @@ class SqliteUnit:
         self._tx = SqliteTx(connection, position, clock)
         self._execute = connection.execute
         self._waits = True
+        self._rung: dict[str, None] = {}
+
+    def set_follow(self, follow: Follow) -> None:
+        """See `interface.Store.set_follow`."""
+        self._tx.follow = follow
+
+    def take_rung(self) -> list[str]:
+        """Gives the names that committed transactions rang since the last call, each once."""
+        rung, self._rung = self._rung, {}
+        return list(rung)
 
     def begin(self, *, wait: bool) -> None:
         """Opens the transaction; raises the mapped error. `wait`: up to `BUSY_MS` for another process that writes."""
@@ -212,6 +232,7 @@ class SqliteUnit:
         except apsw.Error as error:
             raise mapped(error, self._path) from error
         self._tx.moves.clear()
+        self._tx.rings.clear()
         self._tx.begin()
 
     def apply(self, fn: Callable[[SqliteTx], Any]) -> Any:
@@ -219,13 +240,14 @@ class SqliteUnit:
 
         A mapped SQLite error that ended the whole transaction is raised as it is: `broken` is then true.
         """
-        moves = len(self._tx.moves)
+        moves, rings = len(self._tx.moves), len(self._tx.rings)
         try:
             self._execute("SAVEPOINT one")
             value = fn(self._tx)
             self._execute("RELEASE one")
         except BaseException as error:
             del self._tx.moves[moves:]
+            del self._tx.rings[rings:]
             self._tx.memory.clear()
             if self.connection.in_transaction:
                 self._execute("ROLLBACK TO one")
@@ -253,6 +275,8 @@ class SqliteUnit:
                 self.tally[before] -= 1
             if after is not None:
                 self.tally[after] = self.tally.get(after, 0) + 1
+        if self._tx.rings:
+            self._rung.update(dict.fromkeys(self._tx.rings))
 
     def rollback(self) -> None:
         """Gives everything up; the log's position goes back too."""

@@ -128,8 +128,10 @@ def _fail(jobs: list[Job], error: BaseException | None) -> None:
 class InlineWriter:
     """Runs each function at once, where it is called: for the simulation, and for tools without a loop."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, after: Callable[[], None] = lambda: None) -> None:
+        """Takes `after` as `GroupWriter` does."""
         self._unit = unit
+        self._after = after
 
     async def submit(
         self,
@@ -142,6 +144,7 @@ class InlineWriter:
         await anyio.lowlevel.checkpoint()
         job = Job(fn, 0.0, then)
         run_batch(self._unit, [job], wait=True)
+        self._after()
         job.answer()
         return await job.outcome()
 
@@ -161,8 +164,18 @@ class GroupWriter:
     `serve` runs in the daemon's task group.
     """
 
-    def __init__(self, unit: Unit, clock: Clock, *, group_max: int, group_s: float) -> None:
+    def __init__(
+        self,
+        unit: Unit,
+        clock: Clock,
+        *,
+        group_max: int,
+        group_s: float,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Calls `after` on the event loop when a batch has been decided, before its callers hear of it."""
         self._unit = unit
+        self._after = after
         self._clock = clock
         self._group_max = group_max
         self._group_s = group_s
@@ -262,6 +275,7 @@ class GroupWriter:
 
     def _answer(self, jobs: list[Job]) -> None:
         self._syncing = []
+        self._after()
         for job in jobs:
             job.answer()
         for job in jobs:
