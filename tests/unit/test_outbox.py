@@ -71,6 +71,21 @@ async def test_a_full_queue_loses_its_oldest_and_says_how_many(world: World) -> 
     assert [(one.destination, one.rows, one.dead, one.dropped) for one in found] == [("a", 2, 0, 4), ("b", 1, 0, 0)]
 
 
+@pytest.mark.parametrize("leaves", ["confirm", "bury"])
+async def test_what_leaves_a_full_queue_makes_room(world: World, leaves: str) -> None:
+    ids = [await world.write(lambda tx: put(tx, "a", str(number), 3)) for number in range(3)]  # noqa: B023
+    if leaves == "confirm":
+        await world.write(lambda tx: outbox.confirm(tx, ids[:1]))
+    else:
+        await world.write(partial(outbox.bury, id=ids[0], problem=PROBLEM, rows_max=9))
+    await world.write(lambda tx: put(tx, "a", "3", 3))
+    assert await texts(world, "a") == ["1", "2", "3"]
+    if leaves == "bury":
+        await world.write(lambda tx: outbox.revive(tx, ids[0]))
+        await world.write(lambda tx: put(tx, "a", "4", 3))
+        assert await texts(world, "a") == ["2", "3", "4"]
+
+
 async def test_a_try_that_failed_is_kept_with_its_reason(world: World) -> None:
     id = await world.write(lambda tx: put(tx, "a", "x"))
     for number in (1, 2):
