@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     import socket
+    from zoneinfo import ZoneInfo
 
 IS_MACOS = sys.platform == "darwin"
 
@@ -154,6 +155,29 @@ def peer_uid(connection: "socket.socket") -> int:
         return int(struct.unpack_from("=II", credentials)[1])
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
+
+
+def zone(config_zone: str) -> "ZoneInfo":
+    """Gives the time zone of that name; with none, the machine's: of ``$TZ``, else of /etc/localtime, else UTC.
+
+    Raises ValueError where the system knows no zone of the name that is given.
+    """
+    from zoneinfo import ZoneInfo
+
+    names = [config_zone] if config_zone else [os.environ.get("TZ", "").removeprefix(":"), _local_zone(), "UTC"]
+    for name in filter(None, names):
+        try:
+            return ZoneInfo(name)
+        except (OSError, ValueError, LookupError):  # ZoneInfoNotFoundError is a KeyError; a directory gives an OSError.
+            continue
+    raise ValueError(f"the system knows no time zone {config_zone}")
+
+
+def _local_zone() -> str:
+    try:
+        return os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]
+    except OSError:
+        return ""
 
 
 def free_bytes(path: str) -> int:

@@ -14,10 +14,15 @@ class Destination(Protocol):
     Cancelling `send` must leave nothing behind: no process, no connection.
     """
 
-    batch_max: int
-    """How many deliveries `send` takes at once."""
-    timeout_s: float
-    """How long `send` may take."""
+    @property
+    def batch_max(self) -> int:
+        """How many deliveries `send` takes at once."""
+        ...
+
+    @property
+    def timeout_s(self) -> float:
+        """How long `send` may take."""
+        ...
 
     def due_ms(self, batch: Sequence[Delivery], now_ms: int) -> int:
         """Gives when the batch may be sent: `now_ms` or earlier is at once."""

@@ -128,7 +128,7 @@ OUTBOX = Collection(
     ("destination", "kind", "subject", "body", "created_at_ms", "tries", "retry_at_ms", "dead_at_ms", "problem"),
     json=frozenset({"body", "problem"}),
 )
-ASK = Collection("ask", ("task_id", "event", "created_at_ms"))
+ASK = Collection("ask", ("task_id", "event", "about", "created_at_ms"))
 
 COLLECTIONS: Mapping[str, Collection] = {
     c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX, ASK)

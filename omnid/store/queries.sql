@@ -130,6 +130,8 @@ SELECT {attempt_row} FROM attempt WHERE task_id = $1 AND number = $2
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 ORDER BY number DESC LIMIT $2
 -- name: count_attempts
 SELECT count(*) FROM attempt WHERE task_id = $1
+-- name: cost_of_task
+SELECT count(*), count(cost_microusd), sum(cost_microusd) FROM attempt WHERE task_id = $1
 -- name: attempt_ids
 SELECT id FROM attempt WHERE task_id = $1
 -- name: attempt_head
@@ -176,7 +178,7 @@ SELECT {outbox_row} FROM outbox WHERE dead_at_ms IS NOT NULL AND ord > $1 ORDER 
 SELECT name, value FROM meta WHERE name >= $1 AND name < $2
 
 -- name: ask_by_id
-SELECT ord, id, task_id, event, created_at_ms FROM ask WHERE id = $1
+SELECT id, task_id, event, about FROM ask WHERE id = $1
 -- name: asks_of
 SELECT id, event FROM ask WHERE task_id = $1
 

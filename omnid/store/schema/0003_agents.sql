@@ -58,11 +58,13 @@ CREATE INDEX outbox_dead ON outbox (destination, dead_at_ms, ord) WHERE dead_at_
 CREATE INDEX outbox_subject ON outbox (subject) WHERE subject IS NOT NULL;
 
 -- What a person was asked about a task, by the SHA-256 of the code that the answer must carry; gone when it is answered.
+-- `about` is the permit that covers exactly what the person was shown.
 CREATE TABLE ask (
     ord INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     task_id TEXT NOT NULL,
     event TEXT NOT NULL,
+    about TEXT,
     created_at_ms INTEGER NOT NULL,
     heads TEXT
 ) STRICT;
