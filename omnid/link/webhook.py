@@ -71,6 +71,16 @@ def retry_after_s(value: str, now_ms: int) -> float | None:
     return min(max(0.0, (at_ms - now_ms) / 1000), AFTER_S_MAX)
 
 
+def _said(error: BaseException) -> str:
+    """Gives what is behind an error: the library's own may say nothing, where the system's names the cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if str(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
+
+
 class WebhookDestination(Single):
     """Implements `destination.Destination` for the kind ``webhook``.
 
@@ -117,8 +127,7 @@ class WebhookDestination(Single):
                 answered = {name.decode().lower(): value.decode("latin-1") for name, value in response.headers}
                 return response.status, answered
         except (http.NetworkError, http.TimeoutException, http.ProtocolError, http.ProxyError, OSError) as error:
-            detail = str(error) or type(error).__name__
-            raise Retryable("delivery_failed", destination=self.name, detail=detail) from error
+            raise Retryable("delivery_failed", destination=self.name, detail=_said(error)) from error
         except (http.UnsupportedProtocol, ValueError) as error:
             raise Rejected("delivery_refused", destination=self.name, detail=f"its URL: {error}") from error
 
