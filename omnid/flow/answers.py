@@ -68,7 +68,9 @@ def event_of(before: Task | None, after: Task) -> str | None:
     if after.state in TERMINAL:
         return after.state if before is None or before.state != after.state else None
     need = need_of(after)
-    return None if need is None or (before is not None and need_of(before) == need) else need
+    if need is None or (before is not None and (need_of(before) == need or _still_asks(before, need))):
+        return None
+    return need
 
 
 def need_of(task: Task) -> str | None:
@@ -78,6 +80,11 @@ def need_of(task: Task) -> str | None:
     if task.state == "input_required":
         return "input"
     return task.reason if task.state == "waiting" and task.reason in ("approval", "budget") else None
+
+
+def _still_asks(task: Task, asked: str) -> bool:
+    """Tells whether a task waits for an approval that something else, a pause, hides for the moment."""
+    return asked == "approval" and task.state == "waiting" and task.approval == "needed"
 
 
 def plain(text: str) -> str:
@@ -136,7 +143,7 @@ class Announcer:
                 event = None if tx.one("gate_by_id", f"login:{after.executor}") is None else "login"
             need = need_of(after)
             for id, asked in tx.all("asks_of", after.id):
-                if asked != need:
+                if asked != need and not _still_asks(after, asked):
                     tx.forget(ASK, id)
             if event is not None:
                 self._answer(tx, after, event, reply_to)
@@ -152,8 +159,6 @@ class Announcer:
         section = next((one for one in config.destination if one.name == reply_to["channel"]), None)
         code, shown = "", ""
         if event in ASKED:
-            if any(asked == event for _, asked in tx.all("asks_of", task.id)):
-                return  # It was asked already, and held back by something else meanwhile.
             executor = self._context.executors.get(task.executor)
             exact = task.work if executor is None else executor.exact(task.work)
             shown = work_text(exact)

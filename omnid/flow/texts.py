@@ -38,4 +38,5 @@ def texts(language: str) -> Mapping[str, str]:
 def say(language: str, key: str, **fields: str) -> str:
     """Gives a text with its fields filled in; a variant that isn't there is said as its kind."""
     found = texts(language)
-    return found.get(key, found[key.partition(".")[0]]).format_map(_Fields(fields))
+    text = found.get(key) or found[key.partition(".")[0]]
+    return text.format_map(_Fields(fields))
