@@ -61,6 +61,8 @@ CHOICES: Mapping[str, tuple[Choice, ...]] = {
 ASKED = frozenset({"approval", "uncertain"})
 """What only a person decides: the answer must carry the code."""
 NEEDS_YOU = frozenset({"approval", "uncertain", "input", "budget", "login"})
+NOTICED = frozenset({"approval", "uncertain", "input"})
+"""Of these, what is told to people in general here; money and logins are told where they are found out."""
 
 
 def event_of(before: Task | None, after: Task) -> str | None:
@@ -150,7 +152,7 @@ class Announcer:
         if event == "failed" and not _decided_by_a_person(before, after):
             problem = after.problem.what if after.problem else ""
             tell(tx, self._context.config, "failed", after.id, task=after.name, title=_title(after), problem=problem)
-        elif event in NEEDS_YOU and event != "login":
+        elif event in NOTICED:
             fields = {"why": event, "task": after.name, "title": _title(after), "executor": after.executor}
             tell(tx, self._context.config, "needs_you", after.id, **fields)
 

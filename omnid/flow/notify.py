@@ -5,7 +5,7 @@ gathered is put into words when it is sent: grouped, with away and back as one, 
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -35,9 +35,9 @@ FIELD_CHARS_MAX = 300
 def tell(tx: Tx, config: Config, kind: Kind, subject: str, **fields: str) -> None:
     """Writes a notice into the outbox of each place that `notify.to` names, in the transaction of its cause.
 
-    `subject` is what it is about (a task's id, an executor's name); `fields` fill in the notice's text: `until_ms`
-    (limit, budget), `why`, `task`, `title`, `executor` (needs_you), `spent` and `cap` in dollars (budget), `task`,
-    `title`, `problem` (failed), `mode` (mode), `text` (digest).
+    `subject` is what it is about (a task's id, an executor's name); `fields` fill in the notice's text: `until_ms` and
+    `said` (limit); `why` with `task`, `title` and `executor`, or `what` and `do`, or `said` (needs_you); `percent`,
+    `limit` and `until_ms` (budget); `task`, `title` and `problem` (failed); `mode` (mode); `text` (digest).
     """
     body = {"event": kind, **{name: value[:FIELD_CHARS_MAX] for name, value in fields.items()}}
     if kind == "digest":
@@ -86,16 +86,27 @@ def _pair(notice: Delivery) -> tuple[str | None, str | None]:
 
 def _text(notice: Delivery, language: str, zone: ZoneInfo) -> str:
     fields = {name: str(value) for name, value in notice.body.items() if name != "event"}
-    key = str(notice.body["event"])
+    kind = str(notice.body["event"])
     until_ms = fields.pop("until_ms", "")
     if until_ms.isdigit():
         fields["until"] = _clock_time(int(until_ms), notice.created_at_ms, zone)
-    variant = {"limit": "until", "budget": "full"}.get(key)
-    if variant is not None:
-        key = f"{key}.{variant}" if "until" in fields else key
-    elif key in ("needs_you", "mode"):
-        key = f"{key}.{fields.get('why' if key == 'needs_you' else 'mode', '')}"
-    return say(language, key, **{"subject": notice.subject or "", **fields})
+    if "said" in fields:
+        fields["said"] = fields["said"].rstrip(".")
+    variant = _variant(kind, fields)
+    return say(language, f"{kind}.{variant}", **{"subject": notice.subject or "", **fields})
+
+
+def _variant(kind: str, fields: Mapping[str, str]) -> str:
+    """Gives the variant of a kind that tells most of what is known."""
+    match kind:
+        case "mode":
+            return fields.get("mode", "")
+        case "budget":
+            return "full" if fields.get("percent") == "100" else ""
+        case "needs_you" if "why" in fields:
+            return fields["why"]
+        case _:
+            return next((name for name in ("until", "said", "what") if fields.get(name)), "")
 
 
 def _clock_time(at_ms: int, now_ms: int, zone: ZoneInfo) -> str:

@@ -30,7 +30,7 @@ FIELDS: dict[Kind, dict[str, str]] = {
     "limit": {"until_ms": str(NOW_MS + HOUR_MS)},
     "limit_over": {},
     "needs_you": {"why": "approval", "task": "t7", "title": "make", "executor": "command"},
-    "budget": {"spent": "4.00", "cap": "5.00"},
+    "budget": {"percent": "80", "limit": "$5.00", "until_ms": str(NOW_MS + HOUR_MS)},
     "failed": {"task": "t7", "title": "make", "problem": "It broke."},
     "mode": {"mode": "brainstem"},
     "digest": {"text": "7 done"},
@@ -88,8 +88,36 @@ def test_the_choices_of_every_language_are_understood(language: str) -> None:
 
 
 def test_a_field_that_nobody_gave_is_a_question_mark() -> None:
-    assert say("en", "budget") == "?: $? of $? are spent."
+    assert say("en", "budget") == "?: ?% of ? is used."
     assert say("en", "mode.unheard-of", mode="x") == "omnid is in the mode x."
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    ("kind", "fields", "holds"),
+    [
+        ("limit", {"until_ms": "", "said": "You've hit your limit."}, "You've hit your limit"),
+        ("needs_you", {"why": "uncertain"}, "t7"),
+        ("budget", {"percent": "100"}, "17:00"),
+        ("mode", {"mode": "degraded"}, ""),
+        ("mode", {"mode": "normal"}, ""),
+        ("mode", {"mode": "new"}, "new"),
+    ],
+)
+def test_variants_tell_what_is_known(language: str, kind: Kind, fields: dict[str, str], holds: str) -> None:
+    (line,) = in_words(notice(kind, **fields), language=language)
+    assert holds in line
+    assert "?" not in line
+    assert ".)" not in line
+
+
+@pytest.mark.parametrize("fields", [{"said": "Not logged in."}, {"what": "It costs too much.", "do": "Raise it."}, {}])
+def test_a_need_is_told_with_whatever_its_finder_knows(fields: dict[str, str]) -> None:
+    bare = Delivery(1, "x", "notice/desktop", "notice", "claude", {"event": "needs_you", **fields}, NOW_MS)
+    for language in LANGUAGES:
+        (line,) = in_words(bare, language=language)
+        assert "?" not in line
+        assert all(value.rstrip(".") in line for value in fields.values())
 
 
 def test_a_time_of_another_day_says_which() -> None:
