@@ -43,6 +43,14 @@ name = "home-chat"
 kind = "openclaw"
 argv = ["{openclaw}"]
 channel = "telegram"
+[[executor]]
+name = "claw"
+kind = "mcp"
+argv = ['{python}', '{server}', '{{"ledger": "{ledger}"}}']
+[[destination]]
+name = "over-mcp"
+kind = "openclaw"
+executor = "claw"
 [[destination]]
 name = "hook"
 kind = "webhook"
@@ -66,7 +74,14 @@ class Chat:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKES / "receiver.py"}" "{self.place}" "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         home.environ["HOOK_SECRET"] = "whsec_aGVsbG8="
-        self.config = CONFIG.format(openclaw=program, url=hook.url)
+        self.ledger = self.place / "ledger"
+        self.config = CONFIG.format(
+            openclaw=program,
+            url=hook.url,
+            python=sys.executable,
+            server=FAKES / "mcp_server.py",
+            ledger=self.ledger,
+        )
         home.configure(self.config)
 
     def behave(self, mode: str) -> None:
@@ -207,6 +222,22 @@ async def test_a_webhook_that_hangs_when_the_daemon_is_killed_gets_the_same_id_a
     assert first.body == second.body
     assert second.json()["data"]["task"] == name
     assert second.headers["webhook-signature"].startswith("v1,")
+
+
+def test_an_answer_goes_over_mcp(chat: Chat, home: Home) -> None:
+    home.start()
+    for session in ("main", "unknown"):
+        home.wait(home.sh("echo hello", reply_to={"channel": "over-mcp", "session": session}))
+    (dead,) = until(lambda: home.ctl("dead", "--json").json()["deliveries"], "the dead delivery")
+    assert (dead["problem"]["code"], dead["body"]["session"]) == ("delivery_refused", "unknown")
+    home.wait(home.sh("echo hello", reply_to={"channel": "over-mcp", "session": "down"}))
+    until(lambda: any(one["tries"] > 1 for one in home.client.status()["outbox"]), "a second try")
+    home.stop()
+    calls = [json.loads(line) for line in chat.ledger.read_text().splitlines()]
+    sent = [call["arguments"] for call in calls if call.get("called") == "messages_send"]
+    assert [given["session_key"] for given in sent][:3] == ["main", "unknown", "down"]
+    assert sent[0]["text"] == "t1 is done: /bin/sh -c echo hello\nhello\nCost: unknown"
+    home.assert_nothing_left()
 
 
 def test_what_can_not_be_delivered_is_seen_retried_and_dropped(chat: Chat, home: Home, hook: Hook) -> None:
