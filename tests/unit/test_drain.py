@@ -1,12 +1,16 @@
 """The drain: at least once, in order, a dead destination blocks nobody, and what is refused is set aside."""
 
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from omnid.errors import Rejected, Retryable
 from omnid.flow.control import Cancelling
@@ -281,6 +285,63 @@ async def test_a_day_of_outage_loses_nothing_and_repeats_nothing(world: World, c
     ids = [id for id, _ in place.got]
     assert ids[0] == ids[1], "only the one whose confirmation was lost comes twice"
     assert ids[1:] == sent
+
+
+class Crash(Exception):
+    """The daemon dies."""
+
+
+class Dying(Place):
+    """A destination that follows a script: each send is taken, lost, confirmed in vain, or the daemon's last."""
+
+    def __init__(self, script: list[str], batch_max: int) -> None:
+        super().__init__(batch_max)
+        self.script = script
+
+    async def send(self, batch: Sequence[Delivery]) -> None:
+        step = self.script.pop(0) if self.script else "ok"
+        if step == "die before":
+            raise Crash
+        if step == "down":
+            raise DOWN
+        self.got += [(delivery.id, delivery.body["text"]) for delivery in batch]
+        if step == "die after":
+            raise Crash
+        if step == "lost":
+            raise DOWN
+
+
+STEPS = st.lists(st.sampled_from(["ok", "down", "lost", "die before", "die after", "put", "put"]), max_size=30)
+
+
+@settings(max_examples=60)
+@given(STEPS, st.integers(1, 3))
+def test_wherever_it_dies_each_arrives_in_order_and_a_second_one_has_the_firsts_id(steps: list[str], size: int) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as path:
+            clock = FakeClock()
+            world = World(Path(path) / "world", clock)
+            place, sent = Dying([], size), await put(world, "0", "1", "2")
+            one = carrier(world, place)
+            for step in [*steps, "ok", "ok"]:
+                if step == "put":
+                    sent += await put(world, str(len(sent)))
+                    continue
+                place.script = [step]
+                try:
+                    await carry_all(one)
+                except Crash:
+                    await world.restart()
+                    one = carrier(world, place)
+                clock.now_ms += DAY_MS // 100
+            await carry_all(one)
+            assert [id for n, (id, _) in enumerate(place.got) if id not in dict(place.got[:n])] == sent
+            assert dict(place.got) == {id: str(n) for n, id in enumerate(sent)}
+            assert await left(world) == []
+            assert await world.differences() == []
+            world.close()
+
+    anyio.run(run)
 
 
 async def test_a_send_that_hangs_is_ended_at_its_deadline(world: World) -> None:

@@ -23,6 +23,8 @@ from omnid.secrets import Secrets
 from omnid.settings import Destination
 from tests.fakes.clock import FakeClock
 from tests.fakes.hook import Hook
+from tests.fakes.world import World
+from tests.unit.test_drain import DAY_MS, carrier, carry_all, left, put, wait_out
 
 pytestmark = pytest.mark.anyio
 
@@ -180,3 +182,26 @@ async def test_a_server_that_cannot_show_who_it_is_gets_nothing(tmp_path: Path) 
     assert isinstance(error, Retryable)
     assert "certificate" in error.what.lower()
     assert hook.got == []
+
+
+async def test_one_that_is_down_for_a_day_loses_nothing_and_repeats_what_it_did_not_confirm(
+    world: World, clock: FakeClock, hook: Hook
+) -> None:
+    section = Destination(name="a", kind="webhook", url=hook.url)
+    one = carrier(world, WebhookDestination(section, Secrets({}), clock))
+    hook.status, sent = 503, []
+    began_ms = clock.now_ms
+    while clock.now_ms < began_ms + DAY_MS:
+        sent += await put(world, str(len(sent)))
+        await carry_all(one)
+        await wait_out(world)
+    tries = len(hook.got)
+    assert {post.headers["webhook-id"] for post in hook.got} == {sent[0]}
+    hook.status, hook.cut = 204, True
+    await carry_all(one)
+    hook.cut = False
+    await wait_out(world)
+    await carry_all(one)
+    ids = [post.headers["webhook-id"] for post in hook.got[tries:]]
+    assert ids == [sent[0], *sent], "only the one whose confirmation was lost comes twice"
+    assert await left(world) == []
