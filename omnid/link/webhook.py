@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from importlib import import_module
+from math import ceil
 from typing import Any
 
 import anyio.to_thread
@@ -24,7 +25,7 @@ from omnid.settings import Destination
 SECRET_PREFIX = "whsec_"
 AGAIN = frozenset({408, 425, 429})
 """What a server answers that may take it later; any other 4xx, and a redirect, is for good."""
-AFTER_S_MAX = 86_400.0
+AFTER_S_MAX = 86_400
 """The longest that ``Retry-After`` is obeyed."""
 ROUTE = frozenset({"text", "target", "session", "event"})
 """What of a body is not data: it stands elsewhere in the message, or is meant for other kinds of destinations."""
@@ -60,15 +61,15 @@ def payload(delivery: Delivery) -> bytes:
     return msgspec.json.encode({"type": kind, "timestamp": at, "data": data})
 
 
-def retry_after_s(value: str, now_ms: int) -> float | None:
+def retry_after_s(value: str, now_ms: int) -> int | None:
     """Reads ``Retry-After``, seconds or a date (RFC 9110 section 10.2.3); None where it is neither."""
     if value.strip().isdigit():
-        return min(float(value), AFTER_S_MAX)
+        return min(int(value), AFTER_S_MAX)
     try:
         at_ms = parsedate_to_datetime(value).timestamp() * 1000
     except (TypeError, ValueError):
         return None
-    return min(max(0.0, (at_ms - now_ms) / 1000), AFTER_S_MAX)
+    return min(max(0, ceil((at_ms - now_ms) / 1000)), AFTER_S_MAX)
 
 
 def _said(error: BaseException) -> str:

@@ -29,7 +29,7 @@ AGENTS: dict[str, Message] = {
         "It is tried again by itself; `omnictl status` says when.",
     ),
     "delivery_delayed": Message(
-        "{destination} asks to be left alone for {after_s:.0f} s: {detail}.",
+        "{destination} asks to be left alone for {after_s} s: {detail}.",
         "It said so with Retry-After.",
         "It is tried again after that time.",
     ),

@@ -212,7 +212,7 @@ async def test_each_failure_waits_longer_up_to_the_limit_and_is_noted_on_the_hea
 
 async def test_a_wait_that_the_other_side_asks_for_is_kept(world: World, clock: FakeClock) -> None:
     place = Place()
-    place.down = Retryable("delivery_delayed", destination="a", detail="429", after_s=120.0)
+    place.down = Retryable("delivery_delayed", destination="a", detail="429", after_s=120)
     await put(world, "1")
     await carry_all(carrier(world, place))
     assert world.context.alarms.next_ms() == clock.now_ms + 120_000
