@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from omnid import platform
 from omnid.errors import Rejected
-from omnid.secrets import looks_plain
-from omnid.settings import COMMAND, MIB, Cap, CommandExecutor, Config, Destination, Executor, McpExecutor, Rule
+from omnid.secrets import is_reference, looks_plain
+from omnid.settings import COMMAND, DESKTOP, MIB, Cap, CommandExecutor, Config, Destination, Executor, McpExecutor, Rule
 
 Origin = Literal["default", "file", "env"]
 
@@ -30,6 +30,7 @@ LIVE = frozenset({"store.free_bytes_min"})
 
 _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
+_WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor}
 _LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
@@ -113,6 +114,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     lists: dict[str, Any] = {name: reader.named(name, kind, settings.get(name, [])) for name, kind in _LISTS.items()}
     reader.environment(environ, sections)
     reader.together(sections, executors)
+    reader.places(sections["notify"], lists["destination"], executors)
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -239,6 +241,38 @@ class _Reader:
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
+
+    def places(
+        self, notify: dict[str, Any], destinations: tuple[Destination, ...], executors: tuple[Executor, ...]
+    ) -> None:
+        """Checks where answers and notices go."""
+        names = [DESKTOP, *(section.name for section in destinations)]
+        for name in notify.get("to", ()):
+            if name not in names:
+                detail = f"there is no destination of that name{_hint(name, names)}"
+                self.problems.append(_bad("notify.to", name, detail))
+        mcp = [executor.name for executor in executors if isinstance(executor, McpExecutor)]
+        for section in destinations:
+            where = f"destination.{section.name}"
+            if section.kind == "command" and not section.argv:
+                self.problems.append(_bad(f"{where}.argv", [], "a command needs its program"))
+            if section.kind in ("webhook", "apprise"):
+                self._url_of(section, where)
+            if section.secret and not is_reference(section.secret):
+                self.problems.append(Rejected("secret_plain", key=f"{where}.secret"))
+            if section.executor is not None and section.executor not in mcp:
+                detail = f"there is no mcp executor of that name{_hint(section.executor, mcp)}"
+                self.problems.append(_bad(f"{where}.executor", section.executor, detail))
+
+    def _url_of(self, section: Destination, where: str) -> None:
+        """Checks an URL: those of Apprise hold keys, and a webhook's goes over TLS unless it stays on the machine."""
+        if is_reference(section.url):
+            return
+        if section.kind == "apprise" and section.url:
+            self.problems.append(Rejected("secret_plain", key=f"{where}.url"))
+        elif not _WEBHOOK.fullmatch(section.url):
+            detail = "it begins with https:// (or http:// and a loopback address), and holds no password"
+            self.problems.append(_bad(f"{where}.url", section.url or None, detail))
 
     def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""

@@ -21,24 +21,34 @@ from omnid.api.methods import Api
 from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
 from omnid.api.socket import SocketServer
 from omnid.clock import Clock, SystemClock
-from omnid.errors import Fatal, OmnidError, Rejected
+from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.executor.command import CommandExecutor
+from omnid.executor.environment import BASE_ENVIRONMENT
 from omnid.executor.interface import Executor
 from omnid.executor.mcp import McpExecutor
 from omnid.executor.supervised import Supervised
+from omnid.flow.answers import Announcer
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
+from omnid.flow.drain import Drain
 from omnid.flow.failover import Failover
 from omnid.flow.gates import PROBE_S_MAX, Gates
 from omnid.flow.guard import first
 from omnid.flow.keep import keep
+from omnid.flow.places import Places
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.retention import Retention
 from omnid.flow.runner import Runner
 from omnid.flow.wakeup import Wakeup
+from omnid.link.apprise import AppriseDestination
+from omnid.link.command import CommandDestination
+from omnid.link.desktop import VARIABLES, DesktopDestination, find_desktop
+from omnid.link.destination import Destination
 from omnid.link.embedded import EmbeddedLink
+from omnid.link.openclaw import OpenClawDestination
+from omnid.link.webhook import WebhookDestination
 from omnid.log import Log, Logger
 from omnid.model import Problem
 from omnid.route.rules import remarks
@@ -46,6 +56,7 @@ from omnid.route.ways import way_of
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as CommandSection
 from omnid.settings import Config
+from omnid.settings import Destination as DestinationSection
 from omnid.settings import McpExecutor as McpSection
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
 from omnid.store.interface import COLLECTIONS
@@ -53,6 +64,8 @@ from omnid.store.statedir import StateDir
 
 EXECUTOR_CLOSE_S = 10.0
 DAMAGE_SHOWN_MAX = 5
+_OF_PROGRAMS = frozenset({*BASE_ENVIRONMENT, *VARIABLES})
+"""What of the daemon's environment goes to the programs that deliver answers and notices."""
 
 
 class Daemon:
@@ -92,6 +105,12 @@ class Daemon:
             set_aside=self._supervised.set_aside,
         )
         self.gates = Gates(self.context)
+        self._program_environ = {name: value for name, value in environ.items() if name in _OF_PROGRAMS}
+        desktop = DesktopDestination(find_desktop(environ), self._program_environ, log)
+        places = Places(lambda: self.context.config, clock, self._destination, desktop)
+        self.drain = Drain(self.context, places.open)
+        self.store.rung = self.drain.ring
+        self.store.set_follow(Announcer(self.context))
         self._link = EmbeddedLink()
         self._server: SocketServer | None = None
         self._work: TaskGroup | None = None
@@ -178,6 +197,7 @@ class Daemon:
         work.start_soon(self._kept("dispatcher", dispatcher.run))
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
+        work.start_soon(self._kept("drain", self.drain.run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         await self._listen(work, Api(context, self.gates, cancelling, self))
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
@@ -217,6 +237,7 @@ class Daemon:
             self._server.stop()
             with anyio.move_on_after(self.context.config.daemon.stop_grace_s):
                 await self._closed.wait()
+                await self.drain.finish()
 
     def _kept(self, name: str, loop: Callable[[], Any]) -> Callable[[], Any]:
         return partial(keep, name, loop, clock=self._clock, log=self._log)
@@ -246,6 +267,30 @@ class Daemon:
                 made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ)
         return {**made, **self._given}
 
+    def _destination(self, section: DestinationSection) -> Destination:
+        """Makes the destination of a section of the config."""
+        environ = self._program_environ
+        match section.kind:
+            case "webhook":
+                return WebhookDestination(section, self._secrets, self._clock)
+            case "openclaw":
+                return OpenClawDestination(section, environ, self._call_tool)
+            case "apprise":
+                return AppriseDestination(section, self._secrets, environ)
+            case "command":
+                return CommandDestination(section, environ)
+
+    async def _call_tool(self, name: str, tool: str, arguments: dict[str, Any], id: str) -> None:
+        """See `openclaw.Call`: calls a tool of an mcp executor."""
+        executor = self.context.executors.get(name)
+        if not isinstance(executor, McpExecutor):
+            raise Rejected("delivery_refused", destination=name, detail="the config has no mcp executor of that name")
+        answer = await executor.call_tool(tool, arguments, id)
+        if answer.kind == "refused":
+            raise Rejected("delivery_refused", destination=name, detail=answer.text)
+        if answer.kind != "done":
+            raise Retryable("delivery_failed", destination=name, detail=answer.text)
+
     async def _take_over(self, loaded: config.Loaded) -> None:
         context, work = self.context, self._work
         if work is None:
@@ -263,6 +308,7 @@ class Daemon:
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
         work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
         context.wake()
+        self.drain.ring_all()
         self._log.info("config_taken_over", path=loaded.path)
 
     async def _probe(self, names: Collection[str]) -> None:

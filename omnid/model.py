@@ -274,6 +274,27 @@ class Result(Struct, frozen=True):
     """With the outcome `parked`, what closes the executor's gate."""
 
 
+class Delivery(Struct, frozen=True):
+    """Something in an outbox, on its way to one destination. Its `id` lets the receiver drop a second one."""
+
+    ord: int
+    id: str
+    destination: str
+    kind: str
+    """What it is: ``answer`` or ``notice``."""
+    subject: str | None
+    """What it is about: the id of a task, the name of an executor."""
+    body: dict[str, Any]
+    created_at_ms: int
+    tries: int = 0
+    retry_at_ms: int | None = None
+    dead_at_ms: int | None = None
+    """Since when it is given up, and waits for a person."""
+    problem: Problem | None = None
+    """Why the last try failed."""
+    heads: dict[str, int] = {}
+
+
 class Gate(Struct, frozen=True):
     """A shared reason why tasks can't start now; one row per cause, id ``cause:subject``."""
 

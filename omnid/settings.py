@@ -21,6 +21,8 @@ Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
+DESKTOP = "desktop"
+"""The place for notices that needs no destination in the config."""
 AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini", "openclaw": "openclaw"}
 """Programs of agents, and the executors that are there for them without any config; each has a profile of its name."""
 
@@ -255,7 +257,7 @@ class Cap(_Section, frozen=True, kw_only=True):
 
 
 class Destination(_Section, frozen=True, kw_only=True):
-    """A place that answers and notices can be delivered to."""
+    """A place that answers and notices can be delivered to; `target` is where at it, unless the answer names one."""
 
     name: Name
     kind: Literal["command", "webhook", "openclaw", "apprise"]
@@ -263,6 +265,8 @@ class Destination(_Section, frozen=True, kw_only=True):
     url: str = ""
     secret: str = ""
     executor: str | None = None
+    channel: str = ""
+    target: str = ""
     timeout_s: Seconds = 30.0
 
 

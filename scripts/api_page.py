@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from omnid.api import shapes
+from omnid.api import shapes, shapes_outbox
 from omnid.api.methods import METHODS, Method
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
@@ -111,7 +111,7 @@ def _link(name: str) -> str:
 
 def _comments(name: str) -> dict[str, str]:
     """Gives the sentences that stand below the fields of a struct in its source."""
-    kind = getattr(shapes, name, None)
+    kind = getattr(shapes, name, None) or getattr(shapes_outbox, name, None)
     if kind is None:
         return {}
     (struct,) = ast.parse(inspect.getsource(kind)).body

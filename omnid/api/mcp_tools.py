@@ -38,7 +38,7 @@ HIDDEN: Mapping[str, frozenset[str]] = {
     "TaskView": frozenset({"work", "parent"}),
     "AttemptView": frozenset({"id"}),
     "GateView": frozenset({"id"}),
-    "Status": frozenset({"pid", "started_at_ms", "state_dir", "clients", "config_problem"}),
+    "Status": frozenset({"pid", "started_at_ms", "state_dir", "clients", "config_problem", "outbox"}),
 }
 """Fields of the structs that an agent neither sets nor sees: they are for people, or the agent knows them."""
 
@@ -120,8 +120,9 @@ TOOLS: Mapping[str, Tool] = {
         Tool(
             "task_control",
             "Control a task",
-            "Cancel, retry, pause or resume a task, or change its `priority` (-10 to 10). The answer says what happens "
-            "next: a running task is cancelled when its attempt has ended.",
+            "Cancel, retry, pause or resume a task, or change its `priority` (-10 to 10). `reply` passes on in `text`, "
+            "word for word, what a person answered to a message about it. The answer says what happens next: a "
+            "running task is cancelled when its attempt has ended.",
             METHODS["task.control"],
             read_only=False,
             destructive=True,

@@ -11,9 +11,10 @@ import anyio
 from msgspec import Struct
 
 from omnid import __version__
-from omnid.api import shapes, shapes_night
+from omnid.api import shapes, shapes_night, shapes_outbox
 from omnid.api.journal_views import JournalViews
 from omnid.api.night import Night
+from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.views import Views, by_reason, by_state
@@ -103,6 +104,7 @@ class Api:
         self._history = JournalViews(context, gates, self._views, Doctor(context))
         self._night = Night(context, gates, self._views)
         self._routing = Routing(context)
+        self._outbox = OutboxViews(context)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -241,6 +243,7 @@ class Api:
             params.priority,
             params.output,
             params.always,
+            params.text,
         )
         act = control.order(self._context, caller, what)
         effects: list[Effect] = []
@@ -323,6 +326,7 @@ class Api:
             clients=host.clients(),
             problems=self._views.problems(),
             config_problem=host.config_problem(),
+            outbox=await context.store.read(self._outbox.waiting),
         )
 
     async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:
@@ -344,6 +348,22 @@ class Api:
     async def doctor(self, _caller: Caller, _params: shapes.Empty) -> shapes.Doctor:
         """Checks the journal, the disk, the executors and the config."""
         return await self._history.examine(self._host.config_problems())
+
+    async def dead_list(self, _caller: Caller, params: shapes_outbox.DeadList) -> shapes_outbox.DeadPage:
+        """Gives what could not be delivered and was given up."""
+        return await self._outbox.list(params)
+
+    async def dead_show(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
+        """Gives one dead delivery."""
+        return await self._outbox.show(params)
+
+    async def dead_retry(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
+        """Has a dead delivery tried again."""
+        return await self._outbox.retry(params)
+
+    async def dead_drop(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
+        """Forgets a dead delivery."""
+        return await self._outbox.drop(params)
 
     async def config_show(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigShown:
         """Gives the config in use."""
@@ -394,6 +414,10 @@ METHODS: Mapping[str, Method] = {
         Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _PERSON, waits=True),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
+        Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, Api.dead_list, _PERSON),
+        Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_show, _PERSON),
+        Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_retry, _PERSON),
+        Method("dead.drop", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_drop, _PERSON),
         Method("config.show", shapes.Empty, shapes.ConfigShown, Api.config_show, _PERSON),
         Method("config.check", shapes.Empty, shapes.ConfigChecked, Api.config_check, _PERSON),
         Method("config.reload", shapes.Empty, shapes.ConfigChecked, Api.config_reload, _PERSON),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from omnid.api.shapes_outbox import OutboxView
 from omnid.model import Millis, Name, Ordinal, Params, Priority, Problem, Submit, Submitted
 
 TaskRef = Annotated[str, Meta(min_length=1, max_length=200, description="UUID, t7, or origin/t7")]
@@ -154,12 +155,16 @@ Action = Literal[
     "done",
     "again",
     "fail",
+    "reply",
 ]
-"""`done`, `again` and `fail` resolve an uncertain task."""
+"""`done`, `again` and `fail` resolve an uncertain task; `reply` does what an answer to its message means."""
 
 
 class Control(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to do with a task. Agents may cancel, retry, pause, resume and change the priority; people everything."""
+    """What to do with a task.
+
+    Agents may cancel, retry, pause, resume, change the priority, and pass on a person's answer; people everything.
+    """
 
     task: TaskRef
     action: Action
@@ -172,6 +177,9 @@ class Control(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """For `complete` and `done`: what came out of it."""
     always: bool = False
     """For `approve` and `deny`: the same argv in the same directory needs no further answer."""
+    text: Annotated[str, Meta(max_length=200, description="For `reply`: the person's answer, word for word")] | None = (
+        None
+    )
 
 
 class Controlled(Struct, frozen=True):
@@ -248,6 +256,8 @@ class Status(Struct, frozen=True):
     """What a person must mend besides: a full disk, a damaged database, a missing key."""
     config_problem: Problem | None
     """Why the changed config on disk was not taken over, if so."""
+    outbox: list[OutboxView] = []
+    """What waits to be delivered, and what was given up."""
 
 
 class Why(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):

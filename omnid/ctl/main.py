@@ -49,6 +49,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "rm": ("control", "Delete tasks"),
     "approve": ("approval", "Let a task of an agent run"),
     "deny": ("approval", "Refuse a task of an agent"),
+    "reply": ("dead", "Answer a message about a task: 1 approve, 2 again, 3 drop"),
+    "dead": ("dead", "Show what could not be delivered, try it again, or drop it"),
     "operations": ("history", "Show the log of all changes"),
     "replay": ("history", "Show the state as it was at a time, read-only"),
     "doctor": ("doctor", "Check the journal, the executors and the disk"),

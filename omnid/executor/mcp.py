@@ -136,6 +136,15 @@ class McpExecutor:
         """See `Executor.adopt`: servers end with their daemon, so `recover` never finds an attempt running."""
         return _unknown(command, "servers end with their daemon", repeatable=command.idempotent)
 
+    async def call_tool(self, tool: str, arguments: dict[str, Any], id: str) -> "Answer":
+        """Calls a tool outside of any attempt, starting the server if need be; `id` names the call.
+
+        Raises Retryable(`executor_down`). Whoever calls it has a deadline.
+        """
+        session = await self._session()
+        with session.held(id, lambda _: None):
+            return await session.call(tool, arguments, id)
+
     async def cancel(self, attempt_id: str) -> None:
         """See `Executor.cancel`."""
         attempt = self._attempts.get(attempt_id)

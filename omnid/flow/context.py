@@ -67,6 +67,33 @@ class Watch:
                 self._events[task_id] = event, held[1] - 1
 
 
+class Alarms:
+    """Times at which loops of the daemon want to be woken; the one timer keeps them."""
+
+    def __init__(self, timer: Bell) -> None:
+        self._timer = timer
+        self._times: dict[str, tuple[int, Bell]] = {}
+
+    def set(self, name: str, at_ms: int, bell: Bell) -> None:
+        """Has the bell rung at a time; a name has one alarm, the last that was set."""
+        self._times[name] = at_ms, bell
+        self._timer.ring()
+
+    def drop(self, name: str) -> None:
+        """Forgets an alarm, if there is one."""
+        self._times.pop(name, None)
+
+    def next_ms(self) -> int | None:
+        """Gives the time of the next alarm."""
+        return min((at_ms for at_ms, _ in self._times.values()), default=None)
+
+    def ring_due(self, now_ms: int | None) -> None:
+        """Rings what is due by `now_ms` (None: all of them), and forgets it."""
+        due = [name for name, (at_ms, _) in self._times.items() if now_ms is None or at_ms <= now_ms]
+        for name in due:
+            self._times.pop(name)[1].ring()
+
+
 class Spool(Protocol):
     """The part of the attempts' spool that the flow uses; see `executor.spool` and `executor.supervised`."""
 
@@ -122,6 +149,7 @@ class Context:
         self.dispatch = Bell()
         self.timer = Bell()
         self.failover = Bell()
+        self.alarms = Alarms(self.timer)
         self.watch = Watch()
         self.running: dict[str, str] = {}
         """Open attempts of this daemon: attempt id -> executor."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from omnid.errors import Rejected
+from omnid.flow.answers import action_of, read_answer, take_code
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
@@ -19,8 +20,8 @@ from omnid.store import journal
 from omnid.store.interface import PERMIT, TASK, At, Tx, tally_key
 from omnid.store.log import decode_heads
 
-AGENT_ACTIONS = frozenset({"cancel", "retry", "pause", "resume", "priority"})
-"""What an agent may do; the rest is a person's to decide."""
+AGENT_ACTIONS = frozenset({"cancel", "retry", "pause", "resume", "priority", "reply"})
+"""What an agent may do; the rest is a person's to decide. A `reply` passes on what a person said, with its code."""
 
 
 class Order(NamedTuple):
@@ -33,6 +34,7 @@ class Order(NamedTuple):
     priority: int | None = None
     output: str | None = None
     always: bool = False
+    text: str | None = None
 
 
 class Effect(NamedTuple):
@@ -245,6 +247,21 @@ def _deny(case: Case) -> Effect:
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
 
 
+def _reply(case: Case) -> Effect:
+    """Does what an answer means; from an agent, what only a person decides needs the code of the question."""
+    if case.order.text is None:
+        raise Rejected("bad_request", detail="the action reply needs `text`", where="the parameters")
+    answer = read_answer(case.order.text)
+    action = action_of(case.task, answer)
+    if answer.code or (case.caller.role == "agent" and action not in AGENT_ACTIONS):
+        shown = take_code(case.tx, case.task, answer.code)
+        task = case.task
+        if action == "approve" and shown != permit_id(task.origin, task.executor, _exact(case)):
+            why = "What would run has changed since the question was asked."
+            raise _refuse(task, "approve", why, "`omnictl approve` shows what it is now")
+    return _ACTIONS[action](case._replace(order=case.order._replace(action=action)))
+
+
 def _short(work: Work) -> str:
     text = " ".join(work.argv) if work.argv else f"{work.server or ''}.{work.tool or ''}"
     return text if len(text) <= 200 else f"{text[:199]}…"
@@ -312,4 +329,5 @@ _ACTIONS: dict[str, Callable[[Case], Effect]] = {
     "done": _finish,
     "again": _again,
     "fail": _fail,
+    "reply": _reply,
 }

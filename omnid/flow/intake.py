@@ -1,6 +1,7 @@
 """Takes tasks: checks what was sent before anything is written, then writes all of it or nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
@@ -13,7 +14,7 @@ from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.dependents import opens_ms
-from omnid.model import USER_ORIGIN, Route, Submit, Submitted, Task, Work
+from omnid.model import USER_ORIGIN, ReplyTo, Route, Submit, Submitted, Task, Work
 from omnid.route.router import choose
 from omnid.route.rules import Asked
 from omnid.settings import Config, Limits
@@ -97,6 +98,8 @@ def _write_single(tx: Tx, *, draft: Draft, caller: Caller, limit: int, tally: Ma
 
 def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
     config = context.config
+    if params.reply_to is not None:
+        check_reply_to(params.reply_to, config)
     work = Work(
         argv=params.argv or None,
         stdin=params.stdin,
@@ -134,6 +137,19 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         exact=context.executors[executor].exact(work) if asks else None,
         parent=caller.parent,
     )
+
+
+def check_reply_to(reply_to: ReplyTo, config: Config) -> None:
+    """Refuses an answer to a place that the config doesn't have: Rejected(`unknown_channel`, `no_target`)."""
+    known = {section.name: section for section in config.destination}
+    section = known.get(reply_to.channel)
+    if section is None:
+        near = get_close_matches(reply_to.channel, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        names = f"these are there: {', '.join(sorted(known))}" if known else "there is none yet"
+        raise Rejected("unknown_channel", channel=reply_to.channel, hint=hint, known=names)
+    if section.kind == "openclaw" and not (reply_to.target or reply_to.session or section.target):
+        raise Rejected("no_target", channel=reply_to.channel)
 
 
 def known(reader: Reader, caller: Caller, asked: Sequence[Submit]) -> list[Submitted] | None:

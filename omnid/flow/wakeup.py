@@ -68,10 +68,12 @@ class Wakeup:
             while touched := await context.store.write(end_backoffs, bulk=True):
                 context.watch.tell(touched)
                 context.dispatch.ring()
+            context.alarms.ring_due(None)
         if self._ahead_ms - ahead_ms > SET_BACK_MS or self._zone is not context.zone:
             await self._look_at_hours()
         self._zone = context.zone
         self._ahead_ms = ahead_ms
+        context.alarms.ring_due(context.clock.wall_ms())
         more = True
         while more:
             due = await context.store.read(partial(_anything_due, now_ms=context.clock.wall_ms()))
@@ -104,7 +106,8 @@ class Wakeup:
         now_ms = self._context.clock.wall_ms()
         times = await self._context.store.read(partial(_next_times, now_ms=now_ms))
         gate_ms = self._gates.next_wake_at_ms()
-        due_ms = min((time for time in (*times, gate_ms) if time is not None), default=None)
+        others = (gate_ms, self._context.alarms.next_ms())
+        due_ms = min((time for time in (*times, *others) if time is not None), default=None)
         return NAP_S_MAX if due_ms is None else min(NAP_S_MAX, max(0.0, (due_ms - now_ms) / 1000))
 
 

@@ -28,6 +28,56 @@ AGENTS: dict[str, Message] = {
         "The config says so (`only`).",
         "Nothing: it goes on by itself then. What runs when its hours end is not stopped.",
     ),
+    "unknown_channel": Message(
+        "There is no channel {channel}{hint}.",
+        "`reply_to` names a [[destination]] of the config, and {known}.",
+        "Use one of these, or add the destination to the config.",
+    ),
+    "no_target": Message(
+        "The channel {channel} needs a target or a session.",
+        "It is an OpenClaw that reaches many chats, and the answer goes to one.",
+        "Add `target` (a chat) or `session` to `reply_to`, or `target` to the destination in the config.",
+    ),
+    "unknown_delivery": Message(
+        "There is no dead delivery {id}.",
+        "It was delivered, dropped, or is still being tried.",
+        "`omnictl dead list` shows those that were given up.",
+    ),
+    "delivery_failed": Message(
+        "{destination} could not be reached: {detail}.",
+        "The other side is down, slow, or not set up.",
+        "It is tried again by itself; `omnictl status` says when.",
+    ),
+    "delivery_delayed": Message(
+        "{destination} asks to be left alone for {after_s} s: {detail}.",
+        "It said so with Retry-After.",
+        "It is tried again after that time.",
+    ),
+    "delivery_refused": Message(
+        "{destination} refuses this delivery: {detail}.",
+        "It would refuse it every time.",
+        "Correct the destination in the config, then `omnictl dead retry`.",
+    ),
+    "destination_gone": Message(
+        "The config has no destination {destination} any more.",
+        "It was there when the task was submitted.",
+        "Add it to the config again, then `omnictl dead retry`; or `omnictl dead drop`.",
+    ),
+    "given_up": Message(
+        "{destination} could not be reached for {days} days.",
+        "The last that went wrong: {detail}",
+        "Mend it, then `omnictl dead retry`; outbox.give_up_days says how long it is tried.",
+    ),
+    "bad_answer": Message(
+        "The answer {text} can't be taken: {detail}.",
+        "An answer is 1 (approve), 2 (again) or 3 (drop), or one of these words.",
+        "Answer with one that the question offers.",
+    ),
+    "bad_code": Message(
+        "The answer to {task} doesn't carry its code.",
+        "The question names a code that only its reader knows, so that no agent answers for a person; it holds once.",
+        "Have the person answer with the number and the code, or run omnictl.",
+    ),
     "internal": Message(
         "omnid failed inside: {detail}.",
         "This is a fault in omnid, not in the request.",

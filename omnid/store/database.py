@@ -15,7 +15,7 @@ from omnid.clock import Clock
 from omnid.errors import Retryable
 from omnid.model import Problem
 from omnid.states import REASONS, STATES
-from omnid.store.interface import Outcome, Reader, Trouble, Tx, tally_key
+from omnid.store.interface import Follow, Outcome, Reader, Trouble, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
 from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, lengthen_wal, mapped, open_connection
@@ -73,11 +73,13 @@ class SqliteStore:
             self._connection.close()
             raise
         self.tally = unit.tally
+        self.rung: Callable[[str], None] | None = None
+        self._unit = unit
         self._tx = unit.tx
         self._writer = (
-            InlineWriter(unit)
+            InlineWriter(unit, self._tell)
             if settings.inline
-            else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s)
+            else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s, after=self._tell)
         )
         self._clock = clock
         self.trouble: Trouble | None = None
@@ -121,6 +123,16 @@ class SqliteStore:
                 failed()
 
         self._writer.look = lambda: Job(look, self._clock.monotonic_s(), then, done)
+
+    def set_follow(self, follow: Follow) -> None:
+        """See `interface.Store.set_follow`."""
+        self._unit.set_follow(follow)
+
+    def _tell(self) -> None:
+        """After each batch, on the event loop: passes on what committed transactions rang."""
+        for name in self._unit.take_rung():
+            if self.rung is not None:
+                self.rung(name)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
-from omnid.model import Problem
+from omnid.model import Problem, Task
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -130,9 +130,10 @@ OUTBOX = Collection(
     ("destination", "kind", "subject", "body", "created_at_ms", "tries", "retry_at_ms", "dead_at_ms", "problem"),
     json=frozenset({"body", "problem"}),
 )
+ASK = Collection("ask", ("task_id", "event", "about", "created_at_ms"))
 
 COLLECTIONS: Mapping[str, Collection] = {
-    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX)
+    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX, ASK)
 }
 
 
@@ -176,6 +177,8 @@ class Tx(Tables, Protocol):
     """The attempts that ended in the transaction."""
     begun: list[str]
     """The executors of the attempts that began in it."""
+    follow: "Follow | None"
+    """See `Store.follow`."""
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -216,6 +219,17 @@ class Tx(Tables, Protocol):
         """Counts a task that went from one `tally_key` to another (None: not there) into `Store.tally` on commit."""
         ...
 
+    def ring(self, name: str) -> None:
+        """Lets `Store.rung` hear the name once this is committed."""
+        ...
+
+    def stamp(self) -> int:
+        """Gives a number that grows with every row that is created: the HLC of the next one."""
+        ...
+
+
+Follow = Callable[[Tx, Task | None, Task], None]
+
 
 class Outcome(Protocol[T_co]):
     """What became of a function that was posted."""
@@ -252,6 +266,16 @@ class Store(Protocol):
 
     @zone.setter
     def zone(self, zone: ZoneInfo) -> None: ...
+
+    rung: Callable[[str], None] | None
+    """Hears on the event loop each name that a committed transaction rang."""
+
+    def set_follow(self, follow: Follow) -> None:
+        """Has `follow` called inside each transaction that changes the state of a task or why it waits.
+
+        It is handed the task before (None: it is new) and after, may write, and may run on another thread.
+        """
+        ...
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.

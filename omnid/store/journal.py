@@ -110,6 +110,8 @@ def create_task(tx: Tx, id: str, fields: Mapping[str, Any], after: tuple[str, ..
     tx.stirred = True
     if lane is not None and state == "idle":
         refresh_lane(tx, lane)
+    if state == "waiting" and tx.follow is not None:
+        tx.follow(tx, None, need_task(tx, id))
 
 
 def edit_task(tx: Tx, task: Task, **fields: Any) -> Task:
@@ -129,6 +131,8 @@ def edit_task(tx: Tx, task: Task, **fields: Any) -> Task:
     after = structs.replace(after, heads=heads)
     if after.state != task.state or after.reason != task.reason:
         tx.moved(tally_key(task.state, task.reason), tally_key(after.state, after.reason))
+        if tx.follow is not None:
+            tx.follow(tx, task, after)
     if after.lane is not None and not _LANE_FIELDS.isdisjoint(changed):
         refresh_lane(tx, after.lane)
     return after

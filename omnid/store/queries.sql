@@ -18,6 +18,9 @@ t.attempt, t.created_at_ms, a.started_at_ms, t.finished_at_ms, t.problem, t.read
 -- fragment: brief_from
 task t LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
 
+-- fragment: outbox_row
+ord, id, destination, kind, subject, body, created_at_ms, tries, retry_at_ms, dead_at_ms, problem, heads
+
 -- name: meta_all
 SELECT name, value FROM meta
 -- name: meta_one
@@ -131,6 +134,8 @@ SELECT {attempt_row} FROM attempt WHERE task_id = $1 AND number = $2
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 ORDER BY number DESC LIMIT $2
 -- name: count_attempts
 SELECT count(*) FROM attempt WHERE task_id = $1
+-- name: cost_of_task
+SELECT count(*), count(cost_microusd), sum(cost_microusd) FROM attempt WHERE task_id = $1
 -- name: attempt_ids
 SELECT id FROM attempt WHERE task_id = $1
 -- name: attempt_head
@@ -158,6 +163,30 @@ SELECT body_hash, result FROM answer WHERE id = $1
 SELECT id FROM answer WHERE ord < $1 ORDER BY ord LIMIT $2
 -- name: answer_at
 SELECT ord FROM answer ORDER BY ord DESC LIMIT 1 OFFSET $1
+
+-- name: outbox_next
+SELECT {outbox_row} FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL ORDER BY ord LIMIT $2
+-- name: outbox_by_id
+SELECT {outbox_row} FROM outbox WHERE id = $1
+-- name: outbox_count
+SELECT count(*) FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL
+-- name: outbox_next_destination
+SELECT min(destination) FROM outbox WHERE dead_at_ms IS NULL AND destination > $1
+-- name: outbox_dead_count
+SELECT count(*) FROM outbox WHERE destination = $1 AND dead_at_ms IS NOT NULL
+-- name: outbox_dead_next_destination
+SELECT min(destination) FROM outbox WHERE dead_at_ms IS NOT NULL AND destination > $1
+-- name: outbox_dead_oldest
+SELECT id FROM outbox WHERE destination = $1 AND dead_at_ms IS NOT NULL ORDER BY dead_at_ms, ord LIMIT $2
+-- name: outbox_dead
+SELECT {outbox_row} FROM outbox WHERE dead_at_ms IS NOT NULL AND ord > $1 ORDER BY ord LIMIT $2
+-- name: meta_like
+SELECT name, value FROM meta WHERE name >= $1 AND name < $2
+
+-- name: ask_by_id
+SELECT id, task_id, event, about FROM ask WHERE id = $1
+-- name: asks_of
+SELECT id, event FROM ask WHERE task_id = $1
 
 -- name: finished_before
 SELECT id FROM task WHERE finished_at_ms < $1 ORDER BY finished_at_ms LIMIT $2

@@ -12,7 +12,7 @@ from omnid import platform
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.store import log
-from omnid.store.interface import NOTHING, At, Collection, Row
+from omnid.store.interface import NOTHING, At, Collection, Follow, Row
 from omnid.store.queries import insert_sql, queries, update_sql
 
 BUSY_MS = 5_000
@@ -148,6 +148,8 @@ class SqliteTx(SqliteReader):
         self.stirred = False
         self.ended: list[str] = []
         self.begun: list[str] = []
+        self.rings: list[str] = []
+        self.follow: Follow | None = None
 
     def begin(self) -> None:
         """Takes the time for the functions that follow."""
@@ -155,6 +157,7 @@ class SqliteTx(SqliteReader):
         self.forgot = False
         self.stirred = False
         self.moves.clear()
+        self.rings.clear()
         self.ended.clear()
         self.begun.clear()
 
@@ -171,6 +174,14 @@ class SqliteTx(SqliteReader):
     def moved(self, before: str | None, after: str | None) -> None:
         """See `interface.Tx.moved`."""
         self.moves.append((before, after))
+
+    def ring(self, name: str) -> None:
+        """See `interface.Tx.ring`."""
+        self.rings.append(name)
+
+    def stamp(self) -> int:
+        """See `interface.Tx.stamp`."""
+        return log.next_hlc(self._position.hlc, self.now_ms)
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -249,6 +260,16 @@ class SqliteUnit:
         self._waits: bool = True
         self.spoilt = False
         """See `writer.Unit.spoilt`."""
+        self._rung: dict[str, None] = {}
+
+    def set_follow(self, follow: Follow) -> None:
+        """See `interface.Store.set_follow`."""
+        self.tx.follow = follow
+
+    def take_rung(self) -> list[str]:
+        """Gives the names that committed transactions rang since the last call, each once."""
+        rung, self._rung = self._rung, {}
+        return list(rung)
 
     def begin(self, *, wait: bool) -> None:
         """Opens the transaction; raises the mapped error. `wait`: up to `BUSY_MS` for another process that writes."""
@@ -270,7 +291,7 @@ class SqliteUnit:
         transaction is raised as it is: `broken` is then true.
         """
         tx, connection = self.tx, self.connection
-        moves, ended, begun = len(tx.moves), len(tx.ended), len(tx.begun)
+        moves, rings, ended, begun = len(tx.moves), len(tx.rings), len(tx.ended), len(tx.begun)
         position = self._position
         seq, hlc, changes = position.seq, position.hlc, connection.total_changes()
         try:
@@ -280,7 +301,7 @@ class SqliteUnit:
             if savepoint:
                 self._execute("RELEASE one")
         except BaseException as error:
-            del tx.moves[moves:], tx.ended[ended:], tx.begun[begun:]
+            del tx.moves[moves:], tx.rings[rings:], tx.ended[ended:], tx.begun[begun:]
             tx.memory.clear()
             if not savepoint:
                 self.spoilt = isinstance(error, apsw.Error) or connection.total_changes() != changes
@@ -316,6 +337,8 @@ class SqliteUnit:
                 self.tally[before] -= 1
             if after is not None:
                 self.tally[after] = self.tally.get(after, 0) + 1
+        if self.tx.rings:
+            self._rung.update(dict.fromkeys(self.tx.rings))
 
     def rollback(self) -> None:
         """Gives everything up; the log's position goes back too."""

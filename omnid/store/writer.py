@@ -173,8 +173,10 @@ def _fail(jobs: list[Job], error: BaseException | None) -> None:
 class InlineWriter:
     """Runs each function at once, where it is called: for the simulation, and for tools without a loop."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, after: Callable[[], None] = lambda: None) -> None:
+        """Takes `after` as `GroupWriter` does."""
         self._unit = unit
+        self._after = after
         self.look: Callable[[], Job] | None = None
         """See `GroupWriter.look`."""
 
@@ -196,6 +198,7 @@ class InlineWriter:
         jobs = [job]
         if apply_batch(self._unit, jobs, Looking(self._unit, self.look), wait=True):
             commit_batch(self._unit, jobs)
+        self._after()
         for each in jobs:
             each.answer()
 
@@ -232,8 +235,18 @@ class GroupWriter:
     `serve` runs in the daemon's task group.
     """
 
-    def __init__(self, unit: Unit, clock: Clock, *, group_max: int, group_s: float) -> None:
+    def __init__(
+        self,
+        unit: Unit,
+        clock: Clock,
+        *,
+        group_max: int,
+        group_s: float,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Calls `after` on the event loop when a batch has been decided, before its callers hear of it."""
         self._unit = unit
+        self._after = after
         self._clock = clock
         self._group_max = group_max
         self._group_s = group_s
@@ -350,6 +363,7 @@ class GroupWriter:
 
     def _answer(self, jobs: list[Job]) -> None:
         self._syncing = []
+        self._after()
         for job in jobs:
             job.answer()
         for job in jobs:

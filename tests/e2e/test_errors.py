@@ -227,6 +227,7 @@ SHARED: dict[str, Provoke] = {
     "unknown_executor": ctl("add", "--executor", "nobody", "--", "true"),
     "wrong_executor": ctl("add", "--executor", "server", "--", "true"),
     "bad_cwd": ctl("add", "--cwd", "/no/such/directory", "--", "true"),
+    "bad_answer": lambda home: ctl("reply", home.sh("true"), "maybe")(home),
     "key_reused": key_reused,
     "unknown_task": ctl("show", "t9999"),
     "unknown_attempt": unknown_attempt,
@@ -426,6 +427,16 @@ ELSEWHERE = {
     "foreign_user": "tests/unit/test_socket.py",
     "secret_missing": "tests/unit/test_secrets.py",
     "store_closed": "tests/unit/test_store.py",
+    "unknown_channel": "tests/e2e/test_answers.py::test_a_channel_that_is_not_there_or_has_left_is_explained",
+    "no_target": "tests/e2e/test_answers.py::test_a_channel_that_is_not_there_or_has_left_is_explained",
+    "destination_gone": "tests/e2e/test_answers.py::test_a_channel_that_is_not_there_or_has_left_is_explained",
+    "unknown_delivery": "tests/e2e/test_answers.py::test_what_can_not_be_delivered_is_seen_retried_and_dropped",
+    "delivery_refused": "tests/e2e/test_answers.py::test_what_can_not_be_delivered_is_seen_retried_and_dropped",
+    "delivery_failed": "tests/e2e/test_answers.py"
+    "::test_an_answer_waits_for_a_chat_that_is_down_and_survives_a_kill_while_it_is_sent",
+    "delivery_delayed": "tests/unit/test_webhook.py",
+    "given_up": "tests/unit/test_drain.py",
+    "bad_code": "tests/e2e/test_answers.py::test_a_person_approves_through_the_chat_and_the_agent_alone_can_not",
 }
 
 FAULTS = {"bad_event", "executor_fault", "internal"}

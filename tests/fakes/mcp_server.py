@@ -77,6 +77,7 @@ def tools() -> list[dict[str, Any]]:
     return [
         *listed,
         {"name": "add", "inputSchema": SUM},
+        {"name": "messages_send", "inputSchema": anything},
         {"name": "bad_schema", "inputSchema": {"type": "object", "allOf": 3}},
     ]
 
@@ -202,6 +203,13 @@ def do_twice(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
 
 def do_rpc_error(request: Any, given: dict[str, Any], token: Any) -> None:
     send({"id": request, "error": {"code": -32603, "message": "it is raining"}})
+
+
+def do_messages_send(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any] | None:
+    """OpenClaw's; a session that it doesn't know is refused, and one named after a fault has it."""
+    if given["session_key"] == "unknown":
+        return do_refuse(request, given, token)
+    return text("no gateway", isError=True) if given["session_key"] == "down" else text("sent")
 
 
 def do_refuse(request: Any, given: dict[str, Any], token: Any) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from omnid import errors
-from omnid.api import shapes
+from omnid.api import shapes, shapes_outbox
 from omnid.ctl.main import EXIT_CODES, TABLE
 from omnid.ctl.render import width
 from omnid.messages import CATALOGUE
@@ -54,6 +54,8 @@ EVERY = {
     "resolve t7 --done": {"task__control": CONTROLLED},
     "assign t7 --assignee me": {"task__control": CONTROLLED},
     "rm t7 --yes": {"task__control": CONTROLLED},
+    "reply t7 1": {"task__control": CONTROLLED},
+    "dead": {"dead__list": shapes_outbox.DeadPage([], None)},
     "pause": {"gate__pause": shapes.Gates([])},
     "operations": {"operations": shapes.OperationsPage([ENTRY], None)},
     "replay --until 5": {"replay": shapes.Replayed(5, NOW_MS, {"idle": 1}, [brief()])},

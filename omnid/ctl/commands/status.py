@@ -31,6 +31,7 @@ def _status(context: Context) -> int:
     ended = {name: status["tasks"].get(name, 0) for name in _ENDED}
     screen.paragraph("ended", views.counts(ended) or "none", _LABEL_COLUMNS)
     _gates(context, status)
+    _outbox(context, status)
     _disk(context, status)
     screen.put(Cell("executors", "dim"))
     screen.table((), map(_executor, status["executors"]), indent="  ")
@@ -92,6 +93,24 @@ def _gates(context: Context, status: Mapping[str, Any]) -> None:
         if gate["problem"]:
             text += f". {gate['problem']['what']}"
         context.screen.paragraph("" if number else "gates", text, _LABEL_COLUMNS, "yellow")
+
+
+def _outbox(context: Context, status: Mapping[str, Any]) -> None:
+    """Shows what waits for which destination; one that has nothing before it isn't worth a line."""
+    shown = [queue for queue in status["outbox"] if queue["waiting"] or queue["dead"] or queue["dropped"]]
+    for number, queue in enumerate(shown):
+        parts = [f"{queue['waiting']} wait"] if queue["waiting"] else []
+        if queue["retry_at_ms"] is not None:
+            parts.append(f"next try {times.distance(queue['retry_at_ms'], status['now_ms'])}")
+        if queue["dead"]:
+            parts.append(f"{queue['dead']} given up (omnictl dead)")
+        if queue["dropped"]:
+            parts.append(f"{queue['dropped']} fell out")
+        text = f"{queue['destination']}: {', '.join(parts)}"
+        if queue["problem"]:
+            text += f". {queue['problem']['what']}"
+        style = "yellow" if queue["problem"] or queue["dead"] else ""
+        context.screen.paragraph("" if number else "outbox", text, _LABEL_COLUMNS, style)
 
 
 def _executor(executor: Mapping[str, Any]) -> Sequence[Cell]:

@@ -54,8 +54,21 @@ CREATE TABLE outbox (
     heads TEXT
 ) STRICT;
 CREATE INDEX outbox_next ON outbox (destination, ord) WHERE dead_at_ms IS NULL;
-CREATE INDEX outbox_dead ON outbox (dead_at_ms) WHERE dead_at_ms IS NOT NULL;
+CREATE INDEX outbox_dead ON outbox (destination, dead_at_ms, ord) WHERE dead_at_ms IS NOT NULL;
 CREATE INDEX outbox_subject ON outbox (subject) WHERE subject IS NOT NULL;
+
+-- What a person was asked about a task, by the SHA-256 of the code that the answer must carry; gone when it is answered.
+-- `about` is the permit that covers exactly what the person was shown.
+CREATE TABLE ask (
+    ord INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    task_id TEXT NOT NULL,
+    event TEXT NOT NULL,
+    about TEXT,
+    created_at_ms INTEGER NOT NULL,
+    heads TEXT
+) STRICT;
+CREATE INDEX ask_of ON ask (task_id);
 
 -- Derived from call: what counts against caps, by scope (``all``, ``executor:x``, ``label:x``) and day (begin of the
 -- day in Unix milliseconds, in the zone of the config).
