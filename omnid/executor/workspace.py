@@ -220,6 +220,7 @@ class Workspaces:
             raise worktree.refused(record, detail, f"Take what you need from {record.path}, then remove it.")
         async with self._merging, self.records.hold(record.key) as hold:
             record = await self._at_rest(record)
+            worktree.check_target(record)
             if workspace_files.is_worktree(record.path):
                 record = await self.records.write(await worktree.commit_left(self.git, record, hold))
             merged = await worktree.merge(self.git, record, hold)

@@ -63,6 +63,7 @@ class Pool:
         self._clock = clock
         self._log = log
         self._bell = anyio.Event()
+        self._using = anyio.Lock()
         self._failing: set[str] = set()
 
     def configure(self, settings: Workspace) -> None:
@@ -82,12 +83,13 @@ class Pool:
         """Remembers a repository that a task has used, and lets the pool see to it."""
         if not self.settings.prewarm:
             return
-        uses = {**self._uses(), base.common_dir: Use(base.repository, self._clock.wall_ms())}
-        last = sorted(uses, key=lambda key: uses[key].at_ms)[-REPOSITORIES_MAX:]
-        with mapped(self.root):
-            make_directory(self.root)
-            content = msgspec.json.encode({key: uses[key] for key in last})
-            await anyio.to_thread.run_sync(write_synced, self.root / USED, content)
+        async with self._using:
+            uses = {**self._uses(), base.common_dir: Use(base.repository, self._clock.wall_ms())}
+            last = sorted(uses, key=lambda key: uses[key].at_ms)[-REPOSITORIES_MAX:]
+            with mapped(self.root):
+                make_directory(self.root)
+                content = msgspec.json.encode({key: uses[key] for key in last})
+                await anyio.to_thread.run_sync(write_synced, self.root / USED, content)
         self._bell.set()
 
     async def take(self, record: Record, hold: int) -> bool:

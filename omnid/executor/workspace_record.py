@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import threading
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -185,7 +186,7 @@ def _is_same(lock: int, path: Path) -> bool:
 
 def write_synced(path: Path, content: bytes) -> None:
     """Writes a file in place of an older one, so that a crash leaves the one or the other."""
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(content)
         file.flush()

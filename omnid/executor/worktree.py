@@ -215,6 +215,8 @@ async def tree(git: Git, record: Record, scratch: Path) -> str:
 
     Raises Rejected ``no_workspace`` where both the directory and the branch are gone.
     """
+    if not workspace_files.is_directory(record.common_dir):
+        raise Rejected("no_workspace", task=record.task, detail=f"Its repository {record.common_dir} is gone.")
     now = await state(git, record)
     if now.tip is None:
         detail = f"Its directory {record.path} and its branch {record.branch} were deleted."
@@ -249,6 +251,12 @@ class Merged(NamedTuple):
     files: list[str]
 
 
+def check_target(record: Record) -> None:
+    """Raises Rejected ``merge_refused`` where the tree that a merge would go into is gone."""
+    if not workspace_files.is_directory(record.repository):
+        raise refused(record, "the directory is gone", f"The work is on {record.branch} in {record.common_dir}.")
+
+
 async def merge(git: Git, record: Record, hold: int) -> Merged:
     """Merges a workspace's branch into the branch that is checked out in the repository.
 
@@ -256,8 +264,6 @@ async def merge(git: Git, record: Record, hold: int) -> Merged:
     it was.
     """
     repository = record.repository
-    if not workspace_files.is_directory(repository):
-        raise refused(record, "the directory is gone", f"The work is on {record.branch} in {record.common_dir}.")
     head = await git.run(repository, "symbolic-ref", "--quiet", "--short", "HEAD")
     if head.code != 0:
         raise refused(record, "no branch is checked out there", f"Check one out: `git -C {repository} switch main`.")

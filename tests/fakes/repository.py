@@ -26,11 +26,11 @@ class Repository:
         if not empty:
             self.commit({"a.txt": "one\n", "sub/b.txt": "two\n"}, "first")
 
-    def git(self, *words: str, at: Path | str | None = None) -> str:
-        """Runs git as the user would, and gives what it printed."""
+    def git(self, *words: str, at: Path | str | None = None, fails: bool = False) -> str:
+        """Runs git as the user would, and gives what it printed; it must succeed, or fail where `fails` says so."""
         argv = ["git", *words]
         done = subprocess.run(argv, cwd=at or self.path, env=ENVIRON, capture_output=True, check=False, timeout=60)
-        assert done.returncode == 0, done.stderr.decode()
+        assert (done.returncode != 0) is fails, done.stderr.decode()
         return done.stdout.decode().strip()
 
     def commit(self, files: dict[str, str], message: str, at: Path | str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -265,11 +266,11 @@ async def test_a_deleted_git_file_is_made_again_and_nothing_is_thrown_away(
 async def test_a_deleted_worktree_comes_back_from_its_branch(places: Places, repository: Repository) -> None:
     at = await places.enter(task := places.task(), repository.path)
     repository.commit({"new.txt": "x"}, "kept", at=at)
-    subprocess.run(["rm", "-rf", at], check=True)
+    shutil.rmtree(at)
     assert await places.enter(places.task(number=2, id=task.task_id), repository.path) == at
     assert (at / "new.txt").exists()
     assert "it had been deleted, and was made again from its branch" in places.record(task).notes[-1]
-    subprocess.run(["rm", "-rf", at], check=True)
+    shutil.rmtree(at)
     repository.git("worktree", "prune")
     repository.git("branch", "-D", places.record(task).branch)
     assert await places.enter(places.task(number=3, id=task.task_id), repository.path) == at
@@ -279,7 +280,7 @@ async def test_a_deleted_worktree_comes_back_from_its_branch(places: Places, rep
 async def test_a_branch_outlives_its_record(places: Places, repository: Repository) -> None:
     at = await places.enter(task := places.task(), repository.path)
     repository.commit({"new.txt": "x"}, "kept", at=at)
-    subprocess.run(["rm", "-rf", places.root], check=True)
+    shutil.rmtree(places.root)
     at = await places.enter(places.task(number=2, id=task.task_id), repository.path)
     assert (at / "new.txt").exists()
     assert "its branch was there already" in places.record(task).notes[-1]
@@ -288,7 +289,8 @@ async def test_a_branch_outlives_its_record(places: Places, repository: Reposito
 
 async def test_a_repository_that_vanished_is_told(places: Places, repository: Repository) -> None:
     await places.enter(task := places.task(), repository.path)
-    subprocess.run(["rm", "-rf", repository.path, places.record(task).path], check=True)
+    shutil.rmtree(repository.path)
+    shutil.rmtree(places.record(task).path)
     again = places.enter(places.task(number=2, id=task.task_id), repository.path)
     assert "is gone" in (await refused(again, "workspace_impossible")).what
 
