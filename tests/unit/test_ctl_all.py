@@ -11,6 +11,7 @@ import pytest
 
 from omnid import errors
 from omnid.api import shapes
+from omnid.api import shapes_workspaces as places
 from omnid.ctl.main import EXIT_CODES, TABLE
 from omnid.ctl.render import width
 from omnid.messages import CATALOGUE
@@ -20,6 +21,7 @@ from tests.fakes.ctl_world import (
     ENTRY,
     FINDING,
     NOW_MS,
+    PLACE,
     SUBMITTED,
     WHY,
     Daemon,
@@ -49,6 +51,10 @@ EVERY = {
     "assign t7 --assignee me": {"task__control": CONTROLLED},
     "rm t7 --yes": {"task__control": CONTROLLED},
     "pause": {"gate__pause": shapes.Gates([])},
+    "diff t7": {"workspace__diff": places.DiffPart("+x", "0" * 40, None, PLACE)},
+    "merge t7": {"workspace__merge": places.WorkspaceMerged("t7", "/r", "main", "omnid/t7-0", 2, ["a"], True, [])},
+    "workspaces": {"workspace__list": places.WorkspaceList([PLACE], 9, 50, 99)},
+    "workspaces rm t7 --yes": {"workspace__remove": places.WorkspaceRemoved(PLACE)},
     "operations": {"operations": shapes.OperationsPage([ENTRY], None)},
     "replay --until 5": {"replay": shapes.Replayed(5, NOW_MS, {"idle": 1}, [brief()])},
     "doctor": {"doctor": shapes.Doctor(True, [FINDING])},
