@@ -257,7 +257,7 @@ class Workspaces:
 
     async def _new_worktree(self, command: Command, directory: str, key: str, hold: int) -> Record:
         base = await worktree.look(self.git, directory)
-        notes = await self._notes_about(base, directory)
+        await self._check_submodules(base, directory)
         record = Record(
             key=key,
             task_id=command.task_id,
@@ -271,40 +271,56 @@ class Workspaces:
             base=base.commit,
             branch=f"{worktree.BRANCHES}{key}",
             created_at_ms=self._clock.wall_ms(),
-            notes=tuple(notes),
         )
         await self._begin(record)
-        try:
-            taken = await self.pool.take(record, hold)
-            if not taken:
-                record = await worktree.make(self.git, record, hold)
-            if not workspace_files.is_directory(record.place):
-                detail = "git does not hold the directory, so a worktree would not have it"
-                raise impossible(directory, detail, f"Commit something in it. {UNFIT}")
-            if not taken and self._settings.setup:
-                limit_s = min(self._settings.setup_timeout_s, command.timeout_s)
-                await worktree.set_up(self.git, self._settings.setup, record.task, record.path, limit_s)
-        except OmnidError:
+        notes: list[str] = []
+        failed: OmnidError | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._note_uncommitted, base.repository, notes)
+            try:
+                record = await self._made(record, hold, command.timeout_s)
+            except OmnidError as error:
+                failed = error
+                group.cancel_scope.cancel()
+        if failed is not None:
             await self._remove(record, hold)
-            raise
+            raise failed
         await self.pool.used(base)
+        for note in notes:
+            record = record.noted(note)
         return await self.records.write(msgspec.structs.replace(record, ready=True))
 
-    async def _notes_about(self, base: worktree.Base, directory: str) -> list[str]:
-        """Says what the tree has and a worktree of its commit has not; submodules are a refusal without a set-up."""
-        notes: list[str] = []
-        names = await worktree.submodules(self.git, base.repository)
-        if names and not self._settings.setup:
+    async def _made(self, record: Record, hold: int, timeout_s: float) -> Record:
+        """Makes a worktree that can be worked in: taken from those made ahead, or new and set up."""
+        taken = await self.pool.take(record, hold)
+        if not taken:
+            record = await worktree.make(self.git, record, hold)
+        if not workspace_files.is_directory(record.place):
+            detail = "git does not hold the directory, so a worktree would not have it"
+            raise impossible(record.directory, detail, f"Commit something in it. {UNFIT}")
+        if not taken and self._settings.setup:
+            limit_s = min(self._settings.setup_timeout_s, timeout_s)
+            await worktree.set_up(self.git, self._settings.setup, record.task, record.path, limit_s)
+        return record
+
+    async def _check_submodules(self, base: worktree.Base, directory: str) -> None:
+        """Raises Rejected where submodules would be missing: a set-up can fill them, and nothing else here."""
+        names = [] if self._settings.setup else await worktree.submodules(self.git, base.repository)
+        if names:
             detail = f"it has submodules ({', '.join(names[:NOTED_MAX])}), which are empty in a new worktree"
             remedy = 'Fill them with workspace.setup = ["git", "submodule", "update", "--init"]. ' + UNFIT
             raise impossible(directory, detail, remedy)
-        dirty = await worktree.uncommitted(self.git, base.repository)
+
+    async def _note_uncommitted(self, repository: str, notes: list[str]) -> None:
+        """Says what the tree has and a worktree of its commit has not; where git can't tell, it says that."""
+        try:
+            dirty = await worktree.uncommitted(self.git, repository)
+        except OmnidError as error:
+            notes.append(f"whether {repository} has uncommitted changes is not known: {error.what}")
+            return
         if dirty:
             more = f" and {len(dirty) - NOTED_MAX} more" if len(dirty) > NOTED_MAX else ""
-            notes.append(
-                f"uncommitted changes of {base.repository} are not in it: {', '.join(dirty[:NOTED_MAX])}{more}"
-            )
-        return notes
+            notes.append(f"uncommitted changes of {repository} are not in it: {', '.join(dirty[:NOTED_MAX])}{more}")
 
     async def _new_copy(self, command: Command, directory: str, key: str, hold: int) -> Record:
         record = Record(

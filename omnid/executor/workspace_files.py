@@ -26,9 +26,14 @@ def is_directory(path: str) -> bool:
     return os.path.isdir(path)
 
 
+def has(path: str, name: str) -> bool:
+    """Tells whether something of that name is in a directory."""
+    return os.path.exists(os.path.join(path, name))
+
+
 def is_worktree(path: str) -> bool:
     """Tells whether a directory with a ``.git`` is there."""
-    return os.path.exists(os.path.join(path, ".git"))
+    return has(path, ".git")
 
 
 def is_linked(path: str) -> bool:

@@ -64,16 +64,16 @@ async def look(git: Git, directory: str) -> Base:
     Raises Rejected ``workspace_impossible``, each case with its way out, and what `Git.run` raises.
     """
     await git.version()
-    done = await git.run(directory, "rev-parse", "--show-toplevel", "--show-prefix", "--git-common-dir")
-    lines = done.text.split("\n")
-    if done.code != 0 or len(lines) != 3:
-        raise _unfit(directory, done)
-    top, prefix, common_dir = lines
-    head = await git.run(directory, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
-    if head.code != 0:
-        detail = f"the repository {top} has no commit yet"
+    wanted = ("--show-toplevel", "--show-prefix", "--git-common-dir", "HEAD^{commit}")
+    done = await git.run(directory, "rev-parse", *wanted)
+    if "unknown revision" in done.err:
+        detail = f"the repository {done.text.partition(chr(10))[0]} has no commit yet"
         raise impossible(directory, detail, "Make a first commit, or submit the task with `--workspace none`.")
-    return Base(top, _absolute(directory, common_dir), prefix.rstrip("/"), head.text)
+    lines = done.text.split("\n")
+    if done.code != 0 or len(lines) != len(wanted):
+        raise _unfit(directory, done)
+    top, prefix, common_dir, commit = lines
+    return Base(top, _absolute(directory, common_dir), prefix.rstrip("/"), commit)
 
 
 def _absolute(directory: str, path: str) -> str:
@@ -82,6 +82,8 @@ def _absolute(directory: str, path: str) -> str:
 
 async def submodules(git: Git, repository: str) -> list[str]:
     """Names the submodules of a tree."""
+    if not workspace_files.has(repository, ".gitmodules"):
+        return []
     done = await git.run(repository, "config", "-z", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$")
     return [os.fsdecode(entry.partition(b"\n")[2]) for entry in done.out.split(b"\0") if entry]
 
