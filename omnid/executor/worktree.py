@@ -85,14 +85,14 @@ async def submodules(git: Git, repository: str) -> list[str]:
     if not workspace_files.has(repository, ".gitmodules"):
         return []
     done = await git.run(repository, "config", "-z", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$")
-    return [os.fsdecode(entry.partition(b"\n")[2]) for entry in done.out.split(b"\0") if entry]
+    return [printable(entry.partition(b"\n")[2]) for entry in done.out.split(b"\0") if entry]
 
 
 async def uncommitted(git: Git, directory: str) -> list[str]:
-    """Names what is not committed in a tree, without what is ignored."""
+    """Names, to be shown, what is not committed in a tree, without what is ignored."""
     words = ("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=normal", "--ignore-submodules=dirty")
     done = await git.run(directory, *words, deadline_s=LONG_S)
-    return [os.fsdecode(entry[3:]) for entry in done.out.split(b"\0") if entry] if done.code == 0 else []
+    return [printable(entry[3:]) for entry in done.out.split(b"\0") if entry] if done.code == 0 else []
 
 
 async def make(git: Git, record: Record, hold: int) -> Record:
@@ -269,7 +269,7 @@ async def merge(git: Git, record: Record, hold: int) -> Merged:
     head = await git.run(repository, "symbolic-ref", "--quiet", "--short", "HEAD")
     if head.code != 0:
         raise refused(record, "no branch is checked out there", f"Check one out: `git -C {repository} switch main`.")
-    into, tip = head.text, await tip_of_branch(git, record)
+    into, tip = printable(head.out).rstrip("\n"), await tip_of_branch(git, record)
     if tip is None:
         raise refused(record, f"its branch {record.branch} is gone", f"Look into {record.path}.")
     count = await git.need(repository, "rev-list", "--count", f"HEAD..{tip}")
@@ -284,7 +284,7 @@ async def merge(git: Git, record: Record, hold: int) -> Merged:
     done = await git.run(repository, *words, deadline_s=LONG_S, hold=hold)
     if done.code != 0:
         raise await _merge_failed(git, record, done)
-    return Merged(into, int(count), [name for name in files.split("\0") if name])
+    return Merged(into, int(count), [printable(os.fsencode(name)) for name in files.split("\0") if name])
 
 
 async def _try_merge(git: Git, record: Record, into: str, tip: str) -> None:
@@ -298,7 +298,7 @@ async def _try_merge(git: Git, record: Record, into: str, tip: str) -> None:
         return
     if done.code != 1:
         raise refused(record, done.said, f"Merge by hand to see more: `git merge {record.branch}`.")
-    names = [os.fsdecode(name) for name in done.out.split(b"\0")[1:] if name]
+    names = [printable(name) for name in done.out.split(b"\0")[1:] if name]
     raise Rejected(
         "merge_conflict",
         task=record.task,
@@ -335,7 +335,7 @@ def impossible(directory: str, detail: str, remedy: str) -> Rejected:
 
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
-    return ", ".join(printable(os.fsencode(name)) for name in names[:NAMED_MAX]) + more
+    return ", ".join(names[:NAMED_MAX]) + more
 
 
 def _unfit(directory: str, done: Done) -> Rejected:

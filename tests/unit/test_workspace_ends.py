@@ -73,6 +73,17 @@ async def test_a_merge_beside_other_work_makes_a_commit(places: Places, reposito
     assert (repository.path / "a.txt").read_text() == "not committed\n"
 
 
+async def test_names_that_are_no_text_can_be_told(places: Places, repository: Repository) -> None:
+    odd = Path(os.fsdecode(os.fsencode(repository.path) + b"/\xff\n.txt"))
+    odd.write_bytes(b"\xff")
+    at = await places.enter(task := places.task(), repository.path)
+    assert places.record(task).notes[0].endswith("are not in it: \\xff\n.txt")
+    odd.unlink()
+    Path(os.fsdecode(os.fsencode(at) + b"/\xfe.txt")).write_bytes(b"\xfe\n")
+    await places.leave(task)
+    assert (await places.workspaces.merge(places.record(task))).files == ["\\xfe.txt"]
+
+
 async def test_what_a_failed_task_left_can_be_merged_too(places: Places, repository: Repository) -> None:
     at = await places.enter(task := places.task(), repository.path)
     write(at / "half.txt", "x")
