@@ -1,5 +1,6 @@
 """Workspaces across crashes: a git that stops at a point, a daemon that is killed there, and the next one."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -124,6 +125,20 @@ async def test_a_copy_cut_off_is_made_again(root: Path, tmp_path: Path) -> None:
     (at / "a.txt").write_text("half")
     await places.workspaces.records.write(msgspec.structs.replace(record, ready=False))
     assert (await places.enter(task, tmp_path / "tree") / "a.txt").read_text() == "one"
+
+
+async def test_a_lock_that_lost_its_name_is_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who held it before removes it between this one's open and its lock."""
+    file, flock = root / "t1.lock", fcntl.flock
+
+    def removed_meanwhile(lock: int, how: int) -> None:
+        flock(lock, how)
+        monkeypatch.undo()
+        file.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    async with Places(root).workspaces.records.hold("t1") as lock:
+        assert os.path.samestat(os.fstat(lock), file.stat())
 
 
 async def test_two_daemons_do_not_meet(repository: Repository, root: Path) -> None:

@@ -118,8 +118,8 @@ async def test_a_full_house_closes_the_gate_until_there_is_room(world: World) ->
             await running.daemon.context.executors["agent"].probe()
         await running.daemon.context.executors["command"].probe()
         await running.call("workspace.remove", task="t1")
-        assert await running.ended(waiting) == "completed"
         assert gates.of("agent") is None
+        assert await running.ended(waiting) == "completed"
 
 
 async def test_a_plain_command_that_wants_one_waits_alone(world: World) -> None:
