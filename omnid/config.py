@@ -228,7 +228,7 @@ class _Reader:
             low, high = (sections[section].get(key, _default(section, key)) for key in (lower, upper))
             if low > high:
                 self.problems.append(_bad(f"{section}.{lower}", low, f"it is more than {section}.{upper} = {high}"))
-        for section, key in (("state", "dir"), ("socket", "path")):
+        for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir")):
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))

@@ -89,7 +89,8 @@ class Daemon:
             set_aside=self._supervised.set_aside,
         )
         self.gates = Gates(self.context)
-        places = Path(settings.workspace.dir or state / "workspaces")
+        given = settings.workspace.dir
+        places = Path(platform.absolute(given, environ)) if given else state / "workspaces"
         self.workspaces = Workspaces(places, settings.workspace, environ, clock, log, self._states)
         self._link = EmbeddedLink()
         self._server: SocketServer | None = None
