@@ -27,6 +27,7 @@ from omnid.executor.environment import BASE_ENVIRONMENT
 from omnid.executor.interface import Executor
 from omnid.executor.mcp import McpExecutor
 from omnid.executor.supervised import Supervised
+from omnid.executor.workspace import Workspaces
 from omnid.flow.answers import Announcer
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
@@ -58,8 +59,9 @@ from omnid.settings import CommandExecutor as CommandSection
 from omnid.settings import Config
 from omnid.settings import Destination as DestinationSection
 from omnid.settings import McpExecutor as McpSection
+from omnid.store import journal
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
-from omnid.store.interface import COLLECTIONS
+from omnid.store.interface import COLLECTIONS, Reader
 from omnid.store.statedir import StateDir
 
 EXECUTOR_CLOSE_S = 10.0
@@ -111,6 +113,9 @@ class Daemon:
         self.drain = Drain(self.context, places.open)
         self.store.rung = self.drain.ring
         self.store.set_follow(Announcer(self.context))
+        given = settings.workspace.dir
+        places = Path(platform.absolute(given, environ)) if given else state / "workspaces"
+        self.workspaces = Workspaces(places, settings.workspace, environ, clock, log, self._states)
         self._link = EmbeddedLink()
         self._server: SocketServer | None = None
         self._work: TaskGroup | None = None
@@ -199,8 +204,18 @@ class Daemon:
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
         work.start_soon(self._kept("drain", self.drain.run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
-        await self._listen(work, Api(context, self.gates, cancelling, self))
+        work.start_soon(self._kept("workspaces", self.workspaces.run))
+        work.start_soon(self._kept("prewarm", self.workspaces.pool.run))
+        await self._listen(work, Api(context, self.gates, cancelling, self, self.workspaces))
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
+
+    async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
+        """Gives the states of those tasks that the journal knows."""
+
+        def find(reader: Reader) -> dict[str, str]:
+            return {id: task.state for id in task_ids if (task := journal.task_by_id(reader, id)) is not None}
+
+        return await self.store.read(find)
 
     async def _clean_up(self, recovery: Recovery, retention: Retention) -> None:
         """Lets go of what is no longer needed; in this order, or what retention forgets would count as unknown."""
@@ -264,7 +279,7 @@ class Daemon:
                     limits=wanted.limits,
                 )
             else:
-                made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ)
+                made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ, self.workspaces)
         return {**made, **self._given}
 
     def _destination(self, section: DestinationSection) -> Destination:
@@ -301,6 +316,7 @@ class Daemon:
         executors = self._executors(loaded.config, work, kept)
         self._supervised.spool.configure(loaded.config.limits)
         self._supervised.kill_grace_s = loaded.config.task.kill_grace_s
+        self.workspaces.configure(loaded.config.workspace)
         self._loaded = loaded
         context.config = loaded.config
         context.take_executors(executors)

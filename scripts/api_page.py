@@ -2,13 +2,13 @@
 
 import ast
 import inspect
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from omnid.api import shapes, shapes_outbox
 from omnid.api.methods import METHODS, Method
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
@@ -92,6 +92,12 @@ _OPERATION_OF = {method.params.__name__: method.name for method in reversed(METH
 """The operation whose parameters a struct holds; the first, where there are several."""
 
 
+_MODULES = {
+    sys.modules[kind.__module__]: None for method in METHODS.values() for kind in (method.params, method.result)
+}
+"""Where the structs are defined, or imported."""
+
+
 def _type(part: dict[str, Any]) -> str:
     if "$ref" in part:
         return _link(part["$ref"].rpartition("/")[2])
@@ -111,7 +117,7 @@ def _link(name: str) -> str:
 
 def _comments(name: str) -> dict[str, str]:
     """Gives the sentences that stand below the fields of a struct in its source."""
-    kind = getattr(shapes, name, None) or getattr(shapes_outbox, name, None)
+    kind = next((getattr(module, name) for module in _MODULES if hasattr(module, name)), None)
     if kind is None:
         return {}
     (struct,) = ast.parse(inspect.getsource(kind)).body

@@ -12,13 +12,16 @@ from msgspec import Struct
 
 from omnid import __version__
 from omnid.api import shapes, shapes_night, shapes_outbox
+from omnid.api import shapes_workspaces as places
 from omnid.api.journal_views import JournalViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.views import Views, by_reason, by_state
+from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
+from omnid.executor.workspace import Workspaces
 from omnid.flow import control, intake
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
@@ -95,7 +98,9 @@ class Method(NamedTuple):
 class Api:
     """Carries out the operations; one serves all surfaces."""
 
-    def __init__(self, context: Context, gates: Gates, cancelling: Cancelling, host: Host) -> None:
+    def __init__(
+        self, context: Context, gates: Gates, cancelling: Cancelling, host: Host, workspaces: Workspaces | None = None
+    ) -> None:
         self._context = context
         self._gates = gates
         self._cancelling = cancelling
@@ -105,6 +110,7 @@ class Api:
         self._night = Night(context, gates, self._views)
         self._routing = Routing(context)
         self._outbox = OutboxViews(context)
+        self._workspaces = WorkspaceViews(context, gates, workspaces)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -211,7 +217,8 @@ class Api:
                 await self._settled(task.id)
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
-        return await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
+        view = await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
+        return self._workspaces.shown(view)
 
     async def _settled(self, task_id: str) -> None:
         watch = self._context.watch
@@ -279,11 +286,13 @@ class Api:
         return shapes.Controlled(brief, self._history.why(reader, task_id).text)
 
     async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
-        """Says in one sentence why a task is where it is."""
-        store = self._context.store
-        return await store.read(
-            lambda reader: self._history.why(reader, find_task(reader, params.task, caller.origin).id)
-        )
+        """Says in one sentence why a task is where it is, and in another where its work lies."""
+
+        def find(reader: Reader) -> tuple[shapes.WhyAnswer, str]:
+            task = find_task(reader, params.task, caller.origin)
+            return self._history.why(reader, task.id), task.id
+
+        return self._workspaces.told(*await self._context.store.read(find))
 
     async def route(self, caller: Caller, params: RouteExplain) -> RouteExplained:
         """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
@@ -381,6 +390,22 @@ class Api:
         path = self._host.config_rows()[0]
         return shapes.ConfigChecked(path, problems, not problems, self._host.config_remarks())
 
+    async def workspace_list(self, _caller: Caller, _params: shapes.Empty) -> places.WorkspaceList:
+        """Gives the workspaces of agents' tasks."""
+        return await self._workspaces.list()
+
+    async def workspace_diff(self, caller: Caller, params: places.Diff) -> places.DiffPart:
+        """Gives a piece of what a task has changed in its workspace."""
+        return await self._workspaces.diff(caller, params)
+
+    async def workspace_merge(self, caller: Caller, params: places.WorkspaceOf) -> places.WorkspaceMerged:
+        """Merges a task's work into the branch that is checked out where it came from, and removes the workspace."""
+        return await self._workspaces.merge(caller, params)
+
+    async def workspace_remove(self, caller: Caller, params: places.WorkspaceOf) -> places.WorkspaceRemoved:
+        """Removes a task's workspace with all that is in it, and its branch."""
+        return await self._workspaces.remove(caller, params)
+
     async def stop(self, _caller: Caller, _params: shapes.Stop) -> shapes.Stopping:
         """Makes the daemon end; running commands go on under their supervisors."""
         self._host.stop()
@@ -421,6 +446,12 @@ METHODS: Mapping[str, Method] = {
         Method("config.show", shapes.Empty, shapes.ConfigShown, Api.config_show, _PERSON),
         Method("config.check", shapes.Empty, shapes.ConfigChecked, Api.config_check, _PERSON),
         Method("config.reload", shapes.Empty, shapes.ConfigChecked, Api.config_reload, _PERSON),
+        Method("workspace.list", shapes.Empty, places.WorkspaceList, Api.workspace_list, _PERSON, waits=True),
+        Method("workspace.diff", places.Diff, places.DiffPart, Api.workspace_diff, _PERSON, waits=True),
+        Method("workspace.merge", places.WorkspaceOf, places.WorkspaceMerged, Api.workspace_merge, _PERSON, waits=True),
+        Method(
+            "workspace.remove", places.WorkspaceOf, places.WorkspaceRemoved, Api.workspace_remove, _PERSON, waits=True
+        ),
         Method("daemon.stop", shapes.Stop, shapes.Stopping, Api.stop, _PERSON),
     )
 }

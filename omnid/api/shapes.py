@@ -89,6 +89,8 @@ class TaskView(Struct, frozen=True):
     attempts_total: int
     timed_out: bool
     """True where `wait_s` passed before the task ended."""
+    workspace: dict[str, Any] | None = None
+    """Where its work lies, if it has a place of its own: kind, path, branch, base, repository, notes."""
 
 
 class Get(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ from omnid.executor.interface import Found, Ports
 from omnid.executor.records import Exit, How, Spec, describe, signal_name
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
+from omnid.executor.workspace import Workspaces, uses
 from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section
@@ -29,6 +30,9 @@ RESULT_BYTES_MAX = 1 << 20
 """The largest JSON result that is read."""
 DETAIL_CHARS_MAX = 300
 PROBE_TIMEOUT_S = 10.0
+ROOM = {"workspace_full", "workspace_down"}
+MENDED = {"setup_failed"}
+"""What may be over at the next attempt, though nothing but an attempt finds that out."""
 TRANSIENT = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY, errno.EIO, errno.ENOSPC}
 """Why a program may not start now and yet start later; all else is as permanent as the command."""
 
@@ -36,12 +40,20 @@ TRANSIENT = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTB
 class CommandExecutor:
     """Implements `interface.Executor` for one ``[[executor]]`` section of kind ``command``.
 
-    `environ` is the daemon's environment, of which commands get little.
+    `environ` is the daemon's environment, of which commands get little. Without `workspaces` all tasks run where they
+    are.
     """
 
     kind = "command"
 
-    def __init__(self, section: Section, supervised: Supervised, secrets: Secrets, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        section: Section,
+        supervised: Supervised,
+        secrets: Secrets,
+        environ: Mapping[str, str],
+        workspaces: Workspaces | None = None,
+    ) -> None:
         self.name = section.name
         self.concurrency = section.concurrency
         self.idempotent = section.idempotent
@@ -49,6 +61,7 @@ class CommandExecutor:
         self._supervised = supervised
         self._secrets = secrets
         self._environ = environ
+        self._workspaces = workspaces
         self._cancelled: dict[str, bool] = {}
         """The attempts that `run` works on, and whether a cancel came for them."""
 
@@ -80,6 +93,8 @@ class CommandExecutor:
             await self._run_probe(environment)
         elif self._section.argv and shutil.which(self._section.argv[0], path=environment.get("PATH")) is None:
             raise self._down(f"{self._section.argv[0]} was not found in PATH")
+        if self._workspaces is not None and uses(self._section):
+            await self._workspaces.check()
 
     async def run(self, command: Command, ports: Ports) -> Result:  # noqa: ARG002 - the records tell all.
         """See `Executor.run`. An attempt that has begun before isn't begun again; its result is given."""
@@ -88,9 +103,14 @@ class CommandExecutor:
         try:
             environment = await self._environment((*self._names(), *command.work.env))
             try:
-                spec = self._spec(command)
+                spec = self._spec(command, await self._place(command))
             except Rejected as error:
-                return _ended(command, "rejected", Problem.of(error))
+                return _ended(command, "failure" if error.code in MENDED else "rejected", Problem.of(error))
+            except Retryable as error:
+                if error.code not in ROOM or uses(self._section):
+                    raise
+                # The executor's other tasks need no workspace, so only this one waits.
+                return _ended(command, "unstarted", Problem.of(error))
             if self._cancelled[attempt]:
                 return _ended(command, "cancelled", Problem.make("cancelled", detail="It had not started."))
             await self._supervised.start(spec, environment | {TASK: command.task_id}, command.work.stdin)
@@ -144,20 +164,28 @@ class CommandExecutor:
             await supervised.start(spec, environment | {TASK: command.task_id})
             trace = await supervised.wait(attempt, command.timeout_s)
         if trace.exit is not None and spec is not None:
-            return await _Reading(supervised, command, spec, trace.exit).result()
+            result = await _Reading(supervised, command, spec, trace.exit).result()
+            return result if self._workspaces is None else await self._workspaces.leave(command, result)
         if not trace.began:
             return None
         detail = "It left no record of an end, and nobody knows how far the command came."
         return _ended(command, "lost", Problem.make("supervisor_lost", detail=detail))
 
-    def _spec(self, command: Command) -> Spec:
+    async def _place(self, command: Command) -> str:
+        """Gives the directory that the attempt runs in; see `Workspaces.enter`."""
+        directory = self._cwd(command.work)
+        if self._workspaces is None:
+            return directory
+        return await self._workspaces.enter(command, self._section, directory)
+
+    def _spec(self, command: Command, place: str) -> Spec:
         work = command.work
         mapping = {key: path for key, path in msgspec.structs.asdict(self._section.result).items() if path is not None}
         return Spec(
             attempt=command.attempt_id,
             executor=self.name,
             argv=(*fill(self._section.argv, command), *(work.argv or ())),
-            cwd=self._cwd(work),
+            cwd=place,
             timeout_s=command.timeout_s,
             kill_grace_s=self._supervised.kill_grace_s,
             spool_bytes_max=self._supervised.spool.bytes_max,

@@ -94,6 +94,12 @@ class Gates:
         """Forgets an executor's failures: it has brought an attempt to its end."""
         self._counts.pop(executor, None)
 
+    async def room_made(self) -> None:
+        """Opens the gates of executors that found no room for a workspace, because one went."""
+        for gate in self.all():
+            if gate.problem is not None and gate.problem.code == "workspace_full":
+                await self._open(gate.id)
+
     def probe_due(self, group: TaskGroup) -> None:
         """Probes the executors whose gates are due, side by side in the group; opens those that are well again.
 

@@ -338,7 +338,9 @@ def permit_id(origin: str, executor: str, work: Work) -> str:
     `work` is what `Executor.exact` gave.
     """
     exact = (origin, executor, work.argv, work.stdin, work.cwd, work.env, work.check, work.server, work.tool)
-    return sha256(_encode([*exact, work.arguments, work.prompt])).hexdigest()
+    # A workspace of its own choice is part of it: an agent that may run something aside may not run it in place.
+    asked = [] if work.workspace is None else [work.workspace]
+    return sha256(_encode([*exact, work.arguments, work.prompt, *asked])).hexdigest()
 
 
 def granted(permit: str) -> str:

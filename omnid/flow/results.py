@@ -58,7 +58,11 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
     A crash is no failure of the task, so it isn't counted; but each attempt waits longer than the one before.
     """
     if result.outcome == "unstarted":
-        return Verdict("again", task.failures, UNSTARTED_WAIT_S, result.problem)
+        # Most of them closed the gate that they wait behind; for want of a workspace a task may wait alone.
+        alone = result.problem is not None and result.problem.code in ("workspace_full", "workspace_down")
+        return Verdict(
+            "again", task.failures, max(again_s, UNSTARTED_WAIT_S) if alone else UNSTARTED_WAIT_S, result.problem
+        )
     if not idempotent:
         return Verdict("lose", task.failures, problem=result.problem)
     return Verdict("again", task.failures, again_s, result.problem)

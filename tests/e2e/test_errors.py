@@ -437,6 +437,14 @@ ELSEWHERE = {
     "delivery_delayed": "tests/unit/test_webhook.py",
     "given_up": "tests/unit/test_drain.py",
     "bad_code": "tests/e2e/test_answers.py::test_a_person_approves_through_the_chat_and_the_agent_alone_can_not",
+    "workspace_full": "tests/unit/test_workspace_ends.py::test_no_more_than_may_be_kept",
+    "workspace_down": "tests/unit/test_workspace.py::test_without_git_the_task_waits",
+    "workspace_impossible": "tests/unit/test_workspace.py::test_a_repository_without_commits",
+    "setup_failed": "tests/unit/test_workspace.py::test_a_set_up_makes_it_ready_or_fails_the_attempt",
+    "no_workspace": "tests/unit/test_workspace_daemon.py::test_from_the_submit_to_the_merge",
+    "workspace_busy": "tests/unit/test_workspace_ends.py::test_what_may_still_be_worked_on_stays",
+    "merge_conflict": "tests/unit/test_workspace_ends.py::test_a_conflict_names_the_files_and_changes_nothing",
+    "merge_refused": "tests/unit/test_workspace_ends.py::test_uncommitted_changes_are_not_overwritten",
 }
 
 FAULTS = {"bad_event", "executor_fault", "internal"}

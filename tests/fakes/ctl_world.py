@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from omnid import errors
-from omnid.api import shapes, shapes_night
+from omnid.api import shapes, shapes_night, shapes_workspaces
 from omnid.api.methods import METHODS
 from omnid.api.shapes_routing import RouteExplained, RuleView
 from omnid.ctl.context import World
@@ -111,6 +111,20 @@ def status(**fields):
 
 SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
 CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
+PLACE = shapes_workspaces.WorkspaceView(
+    task="t7",
+    task_id=ID,
+    kind="worktree",
+    condition="kept",
+    path="/w/t7-0",
+    directory="/r",
+    branch="omnid/t7-0",
+    base="0" * 40,
+    repository="/r",
+    size_bytes=12_300,
+    created_at_ms=NOW_MS - 600_000,
+    notes=["uncommitted changes of /r are not in it: a"],
+)
 WHY = shapes.WhyAnswer("t7", "idle", "t7 starts as soon as a slot is free.", None)
 ENTRY = shapes.Operation(5, NOW_MS, "task", ID, "create", {"state": "idle", "title": "x"})
 RULES = RouteExplained(

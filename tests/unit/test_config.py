@@ -119,6 +119,7 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[limits]\nspool_total_bytes_max = 2048", "limits.spool_bytes_max = 268435456 can't be used"),
         ("[agents]\nallow = ['comand']", "there is no executor of that name (did you mean command?)"),
         ("[state]\ndir = 'here'", "state.dir = 'here' can't be used: a path starts with / or ~/"),
+        ("[workspace]\ndir = 'here'", "workspace.dir = 'here' can't be used: a path starts with / or ~/"),
         ("[", "can't be read: "),
         ("executor = 3", "it is a list: write [[executor]] above each"),
         ("[[rule]]\nname = 'a'", "rule.a.executor = (not set) can't be used: it has no default"),

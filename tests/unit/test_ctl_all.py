@@ -11,6 +11,7 @@ import pytest
 
 from omnid import errors
 from omnid.api import shapes, shapes_outbox
+from omnid.api import shapes_workspaces as places
 from omnid.ctl.main import EXIT_CODES, TABLE
 from omnid.ctl.render import width
 from omnid.messages import CATALOGUE
@@ -22,6 +23,7 @@ from tests.fakes.ctl_world import (
     ENTRY,
     FINDING,
     NOW_MS,
+    PLACE,
     RECEIPT,
     SUBMITTED,
     WHY,
@@ -57,6 +59,10 @@ EVERY = {
     "reply t7 1": {"task__control": CONTROLLED},
     "dead": {"dead__list": shapes_outbox.DeadPage([], None)},
     "pause": {"gate__pause": shapes.Gates([])},
+    "diff t7": {"workspace__diff": places.DiffPart("+x", "0" * 40, None, PLACE)},
+    "merge t7": {"workspace__merge": places.WorkspaceMerged("t7", "/r", "main", "omnid/t7-0", 2, ["a"], True, [])},
+    "workspaces": {"workspace__list": places.WorkspaceList([PLACE], 9, 50, 99)},
+    "workspaces rm t7 --yes": {"workspace__remove": places.WorkspaceRemoved(PLACE)},
     "operations": {"operations": shapes.OperationsPage([ENTRY], None)},
     "replay --until 5": {"replay": shapes.Replayed(5, NOW_MS, {"idle": 1}, [brief()])},
     "doctor": {"doctor": shapes.Doctor(True, [FINDING])},

@@ -53,6 +53,12 @@ def _facts(view: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     ):
         if text:
             yield label, text
+    place = view["workspace"]
+    if place is not None:
+        branch = f" (on {place['branch']}, from {place['base'][:10]})" if place["branch"] else " (a copy)"
+        yield "workspace", place["path"] + branch
+        for note in place["notes"]:
+            yield "", note
     limits = {"timeout": "timeout_s", "backoff": "backoff_s"}
     for label, key in limits.items():
         if view["work"].get(key) is not None:
