@@ -9,6 +9,7 @@ from statistics import median
 import anyio
 
 from bench.report import Report
+from bench.routing import decisions
 from bench.world import environ, scratch
 from omnid.clock import SystemClock
 from omnid.executor.workspace import Workspaces
@@ -74,7 +75,7 @@ async def worktrees(report: Report) -> None:
     report.add("a task's worktree, p50", median(ours), "ms")
 
 
-PARTS = (worktrees,)
+PARTS = (worktrees, decisions)
 
 
 def run(report: Report) -> None:

@@ -138,10 +138,13 @@ def _passed_over(matcher: Matcher, found: list[tuple[str, Against]]) -> list[Tur
 
     Raises Rejected(`rule_unusable`) where the rule is the config's and might be meant for this work.
     """
-    told = [TurnedDown(name, *one, matcher.rule.name) for name, one in found if one is not None and one[0] != "kind"]
-    if told and not matcher.built_in:
-        raise Rejected("rule_unusable", rule=matcher.rule.name, detail=_each(told))
-    return told
+    told = [TurnedDown(name, *one, matcher.rule.name) for name, one in found if one is not None]
+    if matcher.built_in:
+        return told
+    missing = [one for one in told if one.cause == "missing"]
+    if missing:
+        raise Rejected("rule_unusable", rule=matcher.rule.name, detail=_each(missing))
+    return []
 
 
 def _each(turned_down: Iterable[TurnedDown]) -> str:

@@ -111,6 +111,22 @@ def test_an_executor_outside_its_hours_is_shown_and_waits(home: Home) -> None:
     assert home.wait(task)["task"]["state"] == "completed"
 
 
+def test_what_waits_goes_to_the_next_of_its_rule_when_the_hours_end(home: Home) -> None:
+    config = CONFIG.replace('only = "{closed}"', 'only = "{closed}"\nconcurrency = 1')
+    home.configure(config.format(closed=hours(-1, 5)))
+    home.start()
+    first = home.sh("echo build > began; until [ -e go ]; do sleep 0.05; done")
+    home.file("began")
+    second = home.sh(": build; echo done > second")
+    assert home.client.get(second)["task"]["executor"] == "night"
+    home.configure(config.format(closed=hours(3, 5)))
+    assert home.ctl("config", "reload").code == 0
+    assert home.wait(second)["task"]["executor"] == "day"
+    assert "night works within" in home.client.why(second)["text"]
+    (home.work / "go").touch()
+    assert home.wait(first)["task"]["executor"] == "night", "what runs is left alone"
+
+
 def test_a_task_with_hours_waits_for_them(omnid: Home) -> None:
     omnid.configure('[daemon]\nzone = "UTC"')
     assert omnid.ctl("config", "reload").code == 0

@@ -104,6 +104,13 @@ def test_what_is_always_on_or_heavy_goes_to_the_moltworker_where_there_is_one(fi
     assert choose(run("train", **fields), facts()).executor == "command"
 
 
+def test_a_slot_that_is_for_other_work_says_so() -> None:
+    ways = {**ALL, "moltworker": way_of("mcp", McpExecutor(name="moltworker", argv=("molt",)))}
+    route = choose(prompt("watch the prices", labels=["always-on"]), facts(ways=ways))
+    assert said(route) == "It went to openclaw by rule general; turned down: moltworker doesn't take a prompt."
+    assert choose(Asked(Work(tool="watch"), labels=["always-on"]), facts(ways=ways)).executor == "moltworker"
+
+
 def test_a_command_slot_of_its_own_takes_heavy_commands() -> None:
     ways = {**ALL, "moltworker": way_of("command", CommandExecutor(name="moltworker", argv=("ssh", "gpu-box")))}
     assert choose(run("train", labels=["heavy"]), facts(ways=ways)).executor == "moltworker"
