@@ -121,7 +121,7 @@ class Workspace(_Section, frozen=True, kw_only=True):
 class Budget(_Section, frozen=True, kw_only=True):
     """The lid on money; a cap of 0 is none. Days and months are those of `daemon.zone`."""
 
-    run_usd: Usd = 5.0
+    run_usd: Annotated[float, Meta(gt=0, le=1e9)] = 5.0
     task_usd: Usd = 0.0
     day_usd: Usd = 0.0
     month_usd: Usd = 0.0
