@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     import socket
+    from zoneinfo import ZoneInfo
 
 IS_MACOS = sys.platform == "darwin"
 
@@ -141,6 +142,29 @@ def process_start(pid: int) -> str | None:
         return None
     # The name in field 2 may hold spaces and brackets, so the fields are counted from behind it.
     return stat.rpartition(")")[2].split()[19]
+
+
+def zone(config_zone: str) -> "ZoneInfo":
+    """Gives the time zone of that name; with none, the machine's: of ``$TZ``, else of /etc/localtime, else UTC.
+
+    Raises ValueError where the system knows no zone of the name that is given.
+    """
+    from zoneinfo import ZoneInfo
+
+    names = [config_zone] if config_zone else [os.environ.get("TZ", "").removeprefix(":"), _local_zone(), "UTC"]
+    for name in filter(None, names):
+        try:
+            return ZoneInfo(name)
+        except (OSError, ValueError, LookupError):  # ZoneInfoNotFoundError is a KeyError; a directory gives an OSError.
+            continue
+    raise ValueError(f"the system knows no time zone {config_zone}")
+
+
+def _local_zone() -> str:
+    try:
+        return os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]
+    except OSError:
+        return ""
 
 
 def peer_uid(connection: "socket.socket") -> int:

@@ -9,6 +9,7 @@ import anyio
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
 from omnid.log import Logger
+from omnid.route.budget import Budget
 from omnid.settings import Config
 from omnid.store.interface import Store
 
@@ -121,6 +122,14 @@ class Context:
         """Sets the executors that new attempts get."""
         self.executors = executors
         self.kinds = {name: executor.kind for name, executor in executors.items()}
+        self._budget: Budget | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """The money part of the config in use."""
+        if self._budget is None or self._budget.config is not self.config:
+            self._budget = Budget(self.config, self.kinds)
+        return self._budget
 
     def ask_cancel(self, attempt_id: str) -> None:
         """Remembers that an attempt is to end, for the moment before its executor knows it; bounded."""

@@ -85,7 +85,15 @@ def settle_wait(tx: Tx, task: Task) -> Task:
         return task
     row = tx.one("count_dependencies", task.id)
     wait = own_wait(
-        Facts(tx.now_ms, task.paused, task.approval, row[0] if row else 0, task.not_before_ms, task.retry_at_ms)
+        Facts(
+            tx.now_ms,
+            task.paused,
+            task.approval,
+            row[0] if row else 0,
+            task.not_before_ms,
+            task.retry_at_ms,
+            task.budget_at_ms,
+        )
     )
     if wait is None:
         if task.state == "idle":

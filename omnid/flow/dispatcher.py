@@ -2,16 +2,21 @@
 
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
+from omnid.flow import money
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_wait
 from omnid.flow.gates import Gates
 from omnid.flow.intake import still_granted
+from omnid.flow.money import Turned
 from omnid.link.interface import Link
 from omnid.model import Command, Task
+from omnid.money import MICRO
 from omnid.route.admission import Load, first, room
+from omnid.route.budget import Budget
 from omnid.route.router import route
 from omnid.settings import Config
 from omnid.store import journal
@@ -45,9 +50,11 @@ class Dispatcher:
         await self._send()
         if not self._room():
             return False
-        commands = await self._context.store.write(self._claim, then=self._take)
+        turned = Turned.nothing()
+        claiming = partial(self._claim, turned=turned)
+        commands = await self._context.store.write(claiming, then=partial(self._take, turned=turned))
         await self._send()
-        return bool(commands)
+        return bool(commands) or any(turned)
 
     def _room(self) -> dict[str, int]:
         context = self._context
@@ -58,7 +65,7 @@ class Dispatcher:
     def _slots_free(self) -> int:
         return self._context.config.daemon.slots_max - len(self._context.running)
 
-    def _claim(self, tx: Tx) -> list[Command]:
+    def _claim(self, tx: Tx, *, turned: Turned) -> list[Command]:
         """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds."""
         context = self._context
         free = self._room()
@@ -71,14 +78,17 @@ class Dispatcher:
             executors=context.executors,
             config=context.config,
             clock=context.clock,
+            budget=context.budget,
+            turned=turned,
         )
 
-    def _take(self, commands: list[Command]) -> None:
+    def _take(self, commands: list[Command], *, turned: Turned) -> None:
         """What was claimed takes its slots as soon as that is committed, whoever still waits for it."""
         for command in commands:
             self._context.running[command.attempt_id] = command.executor
             self._claimed.append(command)
             self._context.watch.tell((command.task_id,))
+        self._gates.took(turned)
         if commands:
             self._context.dispatch.ring()  # In case the one who asked for them has given up.
 
@@ -96,8 +106,13 @@ def claim(
     executors: Mapping[str, Executor],
     config: Config,
     clock: Clock,
+    budget: Budget,
+    turned: Turned,
 ) -> list[Command]:
-    """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction."""
+    """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction.
+
+    Where a cap on money keeps a task from its start, a gate closes or the task waits: `turned` takes that down.
+    """
     # A gate that was closed while this waited for its turn holds too.
     closed = {row[2] for row in tx.all("gates")}
     candidates: list[Task] = []
@@ -119,14 +134,45 @@ def claim(
             # Its executor's config has changed since a person approved what would run.
             settle_wait(tx, journal.edit_task(tx, task, approval="needed"))
             continue
-        attempt_id = clock.uuid()
-        safe = executor.idempotent
-        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=route(task.work, task.executor))
-        commands.append(command_of(started, attempt_id, config, idempotent=safe))
+        reserved = None
+        if task.executor in budget.paid:
+            if f"{money.GATE}:{task.executor}" in turned.closed:
+                continue
+            reserved = money.admit(tx, budget, task, turned)
+            if reserved is None:
+                continue
+        commands.append(_start(tx, task, executor, clock.uuid(), config, reserved))
     return commands
 
 
-def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool, recover: bool = False) -> Command:
+def _start(
+    tx: Tx, task: Task, executor: Executor, attempt_id: str, config: Config, reserved_microusd: int | None
+) -> Command:
+    """Writes the attempt and what it reserves, and gives its command."""
+    safe = executor.idempotent
+    started = journal.start_attempt(
+        tx,
+        task,
+        attempt_id,
+        idempotent=safe,
+        route=route(task.work, task.executor),
+        reserved_microusd=reserved_microusd,
+    )
+    if reserved_microusd is not None:
+        money.reserve(tx, started, attempt_id, reserved_microusd)
+    reserved_usd = None if reserved_microusd is None else reserved_microusd / MICRO
+    return command_of(started, attempt_id, config, idempotent=safe, reserved_usd=reserved_usd)
+
+
+def command_of(
+    task: Task,
+    attempt_id: str,
+    config: Config,
+    *,
+    idempotent: bool,
+    recover: bool = False,
+    reserved_usd: float | None = None,
+) -> Command:
     """Makes the command of a task's current attempt."""
     return Command(
         attempt_id=attempt_id,
@@ -138,6 +184,7 @@ def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool,
         timeout_s=timeout_s(task, config),
         recover=recover,
         idempotent=idempotent,
+        cost_max_usd=reserved_usd,
     )
 
 

@@ -7,10 +7,15 @@ from typing import Any, NamedTuple
 import anyio
 
 from omnid.errors import Retryable
+from omnid.flow import money
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_dependents
+from omnid.flow.gates import Gates
+from omnid.flow.money import Turned
 from omnid.model import Problem, Result, Task
+from omnid.money import micro
 from omnid.retry import Backoff
+from omnid.route.budget import Budget
 from omnid.settings import Config
 from omnid.states import RUNNING, advance
 from omnid.store import journal
@@ -67,8 +72,9 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
 class Results:
     """Settles results in the journal, and tells those who wait."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, gates: Gates) -> None:
         self._context = context
+        self._gates = gates
 
     async def settle(self, result: Result) -> bool:
         """Writes a result; while the store can't take it (a full disk), it is kept and tried again.
@@ -78,10 +84,17 @@ class Results:
         context = self._context
         failures = 0
         while True:
+            turned = Turned.nothing()
+            ending = partial(
+                finish,
+                result=result,
+                config=context.config,
+                chance=context.clock.uniform,
+                budget=context.budget,
+                turned=turned,
+            )
             try:
-                touched = await context.store.write(
-                    partial(finish, result=result, config=context.config, chance=context.clock.uniform)
-                )
+                touched = await context.store.write(ending, then=lambda _, turned=turned: self._gates.took(turned))
                 break
             except Retryable as error:
                 if error.code == "store_closed":
@@ -101,8 +114,10 @@ class Results:
         return True
 
 
-def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[str]:
+def finish(tx: Tx, *, result: Result, config: Config, chance: Chance, budget: Budget, turned: Turned) -> list[str]:
     """Ends the attempt and moves the task on; gives the tasks that changed, none where the result is refused.
+
+    Its calls are settled; `turned` takes down the gates that this opens, and the tasks that it lets go on.
 
     The fencing number: only the task's current attempt counts, and only while it is open or its end is uncertain.
     """
@@ -127,7 +142,10 @@ def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[st
     if resolves:
         fields["problem"] = result.problem  # It takes the place of what nobody knew.
     journal.end_attempt(tx, head, fields)
-    return move_on(tx, task, verdict)
+    touched = move_on(tx, task, verdict)
+    if head[7] is not None:
+        money.settle(tx, budget, result, turned)
+    return touched
 
 
 def backoff_of(task: Task, config: Config) -> Backoff:
@@ -160,6 +178,6 @@ def _attempt_fields(result: Result, now_ms: int) -> dict[str, Any]:
         "output": result.output,
         "output_bytes": result.output_bytes,
         "value": result.value,
-        "cost_microusd": None if result.cost_usd is None else round(result.cost_usd * journal.MICRO),
+        "cost_microusd": None if result.cost_usd is None else micro(result.cost_usd),
     }
     return {name: value for name, value in fields.items() if value is not None}

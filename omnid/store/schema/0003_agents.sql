@@ -57,8 +57,8 @@ CREATE INDEX outbox_next ON outbox (destination, ord) WHERE dead_at_ms IS NULL;
 CREATE INDEX outbox_dead ON outbox (dead_at_ms) WHERE dead_at_ms IS NOT NULL;
 CREATE INDEX outbox_subject ON outbox (subject) WHERE subject IS NOT NULL;
 
--- Derived from call: what counts against caps, by scope (``all``, ``executor:x``, ``label:x``) and day (begin of the
--- day in Unix milliseconds, in the zone of the config).
+-- Derived from call: what counts against caps, by scope (``all``, ``executor:x``, ``label:x``, ``model:x``) and the day
+-- on which the call began (begin of the day in Unix milliseconds, in the zone that stands in meta as `spend_zone`).
 CREATE TABLE spend (
     scope TEXT NOT NULL,
     day_at_ms INTEGER NOT NULL,
@@ -70,3 +70,11 @@ CREATE TABLE spend (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX task_parent ON task (parent) WHERE parent IS NOT NULL;
+
+-- Until when a label's cap keeps the task from its start; the last millisecond there is: until a person raises its own.
+ALTER TABLE task ADD COLUMN budget_at_ms INTEGER;
+-- What would run, for executors that cost money: the same again and again is a loop.
+ALTER TABLE task ADD COLUMN input_hash TEXT;
+CREATE INDEX task_input ON task (input_hash, created_at_ms) WHERE input_hash IS NOT NULL;
+-- What was reserved at its start; NULL: it costs nothing, and has no calls.
+ALTER TABLE attempt ADD COLUMN reserved_microusd INTEGER;
