@@ -81,6 +81,7 @@ class Retention(_Section, frozen=True, kw_only=True):
 
     finished_days: Annotated[float, Meta(gt=0, le=36_500)] = 30.0
     finished_max: Count = 100_000
+    calls_days: Annotated[float, Meta(ge=32, le=36_500)] = 93.0
     batch: Count = 500
 
 

@@ -11,7 +11,7 @@ import anyio
 from msgspec import Struct
 
 from omnid import __version__
-from omnid.api import shapes
+from omnid.api import shapes, shapes_money
 from omnid.api.journal_views import JournalViews
 from omnid.api.views import Views, by_reason, by_state
 from omnid.errors import OmnidError, Rejected
@@ -195,6 +195,7 @@ class Api:
             params.priority,
             params.output,
             params.always,
+            params.cost_max_usd,
         )
         act = control.order(self._context, caller, what)
         effects: list[Effect] = []
@@ -254,6 +255,7 @@ class Api:
         context, host = self._context, self._host
         needs_you, total = await context.store.read(self._views.needs_you)
         wake_at_ms = await context.store.read(_next_wake)
+        today = await context.store.read(self._views.money.today)
         return shapes.Status(
             version=__version__,
             pid=host.pid,
@@ -270,9 +272,14 @@ class Api:
             needs_you=needs_you,
             needs_you_total=total,
             next_wake_at_ms=wake_at_ms,
+            today=today,
             clients=host.clients(),
             config_problem=host.config_problem(),
         )
+
+    async def spend(self, _caller: Caller, params: shapes_money.Spend) -> shapes_money.Spent:
+        """Gives what was spent, and the caps."""
+        return await self._context.store.read(partial(self._views.money.spent, params=params))
 
     async def operations(self, caller: Caller, params: shapes.Operations) -> shapes.OperationsPage:
         """Gives a part of the log."""
@@ -327,6 +334,7 @@ METHODS: Mapping[str, Method] = {
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),
+        Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL),
         Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _PERSON, waits=True),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from omnid.api.shapes_money import TaskMoney, Today
 from omnid.model import Millis, Name, Ordinal, Params, Priority, Problem, Submit, Submitted
 
 TaskRef = Annotated[str, Meta(min_length=1, max_length=200, description="UUID, t7, or origin/t7")]
@@ -68,6 +69,8 @@ class AttemptView(Struct, frozen=True):
     output_bytes: int | None
     value: Any
     cost_usd: float | None
+    reserved_usd: float | None = None
+    """What was reserved for it at its start; None: it costs nothing."""
 
 
 class TaskView(Struct, frozen=True):
@@ -87,6 +90,8 @@ class TaskView(Struct, frozen=True):
     attempts_total: int
     timed_out: bool
     """True where `wait_s` passed before the task ended."""
+    money: TaskMoney | None = None
+    """What it has cost; None: it costs nothing."""
 
 
 class Get(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +152,7 @@ Action = Literal[
     "complete",
     "assign",
     "priority",
+    "budget",
     "delete",
     "approve",
     "deny",
@@ -169,6 +175,8 @@ class Control(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     priority: Priority | None = None
     output: Annotated[str, Meta(max_length=65536)] | None = None
     """For `complete` and `done`: what came out of it."""
+    cost_max_usd: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    """For `budget`: the most that all its attempts may cost from now on."""
     always: bool = False
     """For `approve` and `deny`: the same argv in the same directory needs no further answer."""
 
@@ -245,6 +253,8 @@ class Status(Struct, frozen=True):
     clients: int
     config_problem: Problem | None
     """Why the changed config on disk was not taken over, if so."""
+    today: Today | None = None
+    """What today has cost, where there is a cap or a cost."""
 
 
 class Why(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):

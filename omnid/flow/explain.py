@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from omnid.model import Attempt, Gate, Task
+from omnid.model import Attempt, Gate, Problem, Task
 
 
 class Situation(NamedTuple):
@@ -19,6 +19,8 @@ class Situation(NamedTuple):
     executor_full: bool
     slots_full: bool
     running: int
+    cost: str | None = None
+    """What the task has cost so far, where it costs anything."""
 
 
 def span(seconds: float) -> str:
@@ -37,6 +39,11 @@ def span(seconds: float) -> str:
 
 def why(task: Task, facts: Situation) -> str:
     """Gives the sentence."""
+    sentence = _why(task, facts)
+    return sentence if facts.cost is None else f"{_inside(sentence)} (cost: {facts.cost})."
+
+
+def _why(task: Task, facts: Situation) -> str:
     match task.state:
         case "idle":
             return f"{task.name} waits {_gated(task, facts)}."
@@ -74,6 +81,8 @@ def _gated(task: Task, facts: Situation) -> str:
         whole = gate.subject == "*"
         what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
         return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
+    if gate is not None and gate.cause == "budget" and gate.problem is not None:
+        return f"for money: {_inside(gate.problem.what)}; {_money_next(gate.wake_at_ms, gate.problem, facts)}"
     if gate is not None:
         reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
         return f"because executor {gate.subject} is down{reason}; it is tried again {_in(gate.wake_at_ms, facts)}"
@@ -88,6 +97,10 @@ def _gated(task: Task, facts: Situation) -> str:
     return "for its turn and starts as soon as a slot is free"
 
 
+def _money_next(wake_at_ms: int | None, problem: Problem, facts: Situation) -> str:
+    return _inside(problem.do) if wake_at_ms is None else f"it goes on {_in(wake_at_ms, facts)} at the latest"
+
+
 def _own(task: Task, facts: Situation) -> str:
     last = ""
     if facts.last is not None and facts.last.problem is not None:
@@ -95,6 +108,13 @@ def _own(task: Task, facts: Situation) -> str:
     match task.reason:
         case "paused":
             return f"because it is paused; `omnictl resume {task.name}` lets it go on"
+        case "approval" if task.problem is not None and task.problem.code == "loop":
+            return (
+                f"for a person's approval: {_inside(task.problem.what)}; "
+                f"`omnictl approve {task.name}` or `omnictl deny {task.name}`"
+            )
+        case "budget" if task.problem is not None:
+            return f"for money: {_inside(task.problem.what)}; {_money_next(task.wake_at_ms, task.problem, facts)}"
         case "approval":
             return (
                 f"for a person's approval, because agents may not use executor {task.executor} by themselves; "

@@ -151,6 +151,8 @@ SELECT {call_row} FROM call WHERE id = $1
 SELECT {call_row} FROM call WHERE attempt_id = $1 ORDER BY ord
 -- name: count_calls
 SELECT count(*) FROM call WHERE attempt_id = $1
+-- name: count_calls_since
+SELECT count(*) FROM call WHERE task_id = $1 AND started_at_ms > $2
 -- name: calls_page
 SELECT {call_row} FROM call WHERE ord > $1 ORDER BY ord LIMIT $2
 -- name: old_calls

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from omnid import errors
-from omnid.api import shapes
+from omnid.api import shapes, shapes_money
 from omnid.api.methods import METHODS
 from omnid.ctl.context import World
 from omnid.ctl.main import run
@@ -111,6 +111,15 @@ SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
 CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
 WHY = shapes.WhyAnswer("t7", "idle", "t7 starts as soon as a slot is free.", None)
 ENTRY = shapes.Operation(5, NOW_MS, "task", ID, "create", {"state": "idle", "title": "x"})
+AMOUNTS = shapes_money.Amounts(1.84, 2.0, 0.0, 7)
+SPENT = shapes_money.Spent(
+    "executor",
+    NOW_MS - 86_400_000,
+    "UTC",
+    AMOUNTS,
+    [shapes_money.SpendRow("claude", AMOUNTS)],
+    [shapes_money.CapView("budget.day_usd", "all", "day", 5.0, AMOUNTS, NOW_MS - 3_600_000, NOW_MS + 7_200_000)],
+)
 FINDING = shapes.Finding("log and tables", ok=True, detail="12 changes add up")
 
 

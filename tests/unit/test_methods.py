@@ -66,6 +66,7 @@ def test_agents_grant_themselves_nothing() -> None:
         "task.control",
         "task.why",
         "status",
+        "spend",
     }
 
 

@@ -61,6 +61,10 @@ def _facts(view: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     ):
         if text:
             yield label, text
+    if view["money"]:
+        limit = view["money"]["limit_usd"]
+        of = "" if limit is None else f", of at most {views.usd(limit)}"
+        yield "cost", views.amounts(view["money"]["amounts"]) + of
     limits = {"timeout": "timeout_s", "backoff": "backoff_s"}
     for label, key in limits.items():
         if view["work"].get(key) is not None:
@@ -92,8 +96,7 @@ def _attempt(context: Context, attempt: Mapping[str, Any], now_ms: int) -> None:
         parts.append(f"exit code {attempt['exit_code']}")
     if attempt["output_bytes"]:
         parts.append(f"{size(attempt['output_bytes'])} of output")
-    if attempt["cost_usd"] is not None:
-        parts.append(f"${attempt['cost_usd']:.4f}")
+    parts += _cost(attempt)
     context.screen.put()
     style = {None: "cyan", "success": "green", "cancelled": "dim", "lost": "magenta"}.get(attempt["outcome"], "red")
     context.screen.paragraph(f"  #{attempt['number']}", ", ".join(parts), 6, style, "bold")
@@ -101,6 +104,15 @@ def _attempt(context: Context, attempt: Mapping[str, Any], now_ms: int) -> None:
         views.problem(context.screen, attempt["problem"], indent=6)
     if attempt["value"] is not None:
         context.screen.paragraph("      value", views.compact(attempt["value"]), 12)
+
+
+def _cost(attempt: Mapping[str, Any]) -> Iterator[str]:
+    """Says what an attempt has cost; unknown is unknown, and that what was reserved for it counts."""
+    reserved = attempt["reserved_usd"]
+    if attempt["cost_usd"] is not None:
+        yield views.usd(attempt["cost_usd"])
+    elif reserved is not None:
+        yield f"{views.usd(reserved)} reserved" + ("" if attempt["ended_at_ms"] is None else ", its cost is unknown")
 
 
 def _tail(context: Context, name: str, attempt: Mapping[str, Any]) -> None:
