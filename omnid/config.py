@@ -113,6 +113,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     lists: dict[str, Any] = {name: reader.named(name, kind, settings.get(name, [])) for name, kind in _LISTS.items()}
     reader.environment(environ, sections)
     reader.together(sections, executors)
+    reader.money(sections, executors, lists["cap"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -232,6 +233,26 @@ class _Reader:
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
+
+    def money(
+        self, sections: dict[str, dict[str, Any]], executors: tuple[Executor, ...], caps: tuple[Cap, ...]
+    ) -> None:
+        """Checks the zone of days and months, and that each cap holds for one thing that is there."""
+        zone = sections["daemon"].get("zone", "")
+        try:
+            platform.zone(zone)
+        except ValueError as error:
+            self.problems.append(_bad("daemon.zone", zone, str(error)))
+        names = [executor.name for executor in executors]
+        for cap in caps:
+            where = f"cap.{cap.name}"
+            if (cap.label is None) == (cap.executor is None):
+                self.problems.append(_bad(f"{where}.label", cap.label, "a cap holds for one label or for one executor"))
+            elif cap.executor is not None and cap.executor not in names:
+                detail = f"there is no executor of that name{_hint(cap.executor, names)}"
+                self.problems.append(_bad(f"{where}.executor", cap.executor, detail))
+            if not cap.day_usd and not cap.month_usd:
+                self.problems.append(_bad(f"{where}.day_usd", cap.day_usd, "a cap needs day_usd or month_usd"))
 
     def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""

@@ -63,7 +63,8 @@ def test_the_examples_of_the_shipped_config_show_every_key_of_an_executor(
     assert shown["claude"] == set(CommandExecutor.__struct_fields__)
     assert shown["memory"] == set(McpExecutor.__struct_fields__)
     for name, kind in config._LISTS.items():
-        assert [set(table) for table in tomllib.loads(examples())[name]] == [set(kind.__struct_fields__)]
+        tables = tomllib.loads(examples())[name]
+        assert set[str]().union(*tables) == set(kind.__struct_fields__)
     assert claude.result.cost_usd == "total_cost_usd"
 
 
@@ -109,6 +110,12 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[[rule]]\nname = 'a'", "rule.a.executor = (not set) can't be used: it has no default"),
         ("[[rule]]\nname = 'a'\nexecutor = []\nlane = 'x'", "rule.a.lane = 'x' can't be used"),
         ("[[cap]]\nname = 'a'\ndai_usd = 1", "did you mean cap.a.day_usd?"),
+        ("[[cap]]\nname = 'a'\nday_usd = 1", "a cap holds for one label or for one executor"),
+        ("[[cap]]\nname = 'a'\nlabel = 'x'\nexecutor = 'command'\nday_usd = 1", "for one label or for one executor"),
+        ("[[cap]]\nname = 'a'\nexecutor = 'comand'\nday_usd = 1", "did you mean command?"),
+        ("[[cap]]\nname = 'a'\nlabel = 'x'", "a cap needs day_usd or month_usd"),
+        ("[daemon]\nzone = 'Europe/Berlim'", "the system knows no time zone Europe/Berlim"),
+        ("[budget]\nrun_usd = 0", "budget.run_usd"),
         ("[[destination]]\nname = 'a'\nkind = 'webhook'\n" * 2, "another destination has that name"),
         ("[budget]\nday_usd = -1", "budget.day_usd = -1 can't be used"),
         ("[notify]\nquiet = '8-9'", "notify.quiet = '8-9' can't be used"),
