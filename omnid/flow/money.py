@@ -110,16 +110,15 @@ def _hold(tx: Tx, budget: Budget, task: Task, refused: Refuse, turned: Turned) -
 
 def _problem(executor: str, refused: Refuse) -> Problem:
     fill = refused.fills[0]
-    code = "budget_never" if refused.never else "budget_reached" if refused.used_up else "budget_reserved"
-    return Problem.make(
-        code,
-        lid=fill.lid.name,
-        limit=dollars(fill.lid.limit_microusd),
-        window=_period(fill.lid),
-        used=describe(fill.used),
-        executor=executor,
-        need=dollars(refused.need_microusd),
-    )
+    lid, need = fill.lid.name, dollars(refused.need_microusd)
+    limit, window, used = dollars(fill.lid.limit_microusd), _period(fill.lid), describe(fill.used)
+    if refused.never:
+        return Problem.make("budget_never", executor=executor, need=need, lid=lid, limit=limit)
+    if refused.used_up:
+        return Problem.make(
+            "budget_reached", executor=executor, need=need, lid=lid, limit=limit, window=window, used=used
+        )
+    return Problem.make("budget_reserved", executor=executor, need=need, lid=lid, limit=limit, window=window, used=used)
 
 
 def _period(lid: Lid) -> str:

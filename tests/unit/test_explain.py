@@ -54,7 +54,7 @@ MONEY = Problem.make(
     executor="c",
     need="$1.00",
 )
-NEVER = Problem.make("budget_never", lid="l", limit="$1.00", window="today", used="", executor="c", need="$2.00")
+NEVER = Problem.make("budget_never", lid="l", limit="$1.00", executor="c", need="$2.00")
 OWN = Problem.make("budget_task", task="t7", limit="$2.00", used="$1.90 spent", need="$0.20")
 LOOP = Problem.make("loop", executor="c", count=5, seconds_s=3600, tasks="t1, t2")
 
