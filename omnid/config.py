@@ -115,6 +115,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     reader.environment(environ, sections)
     reader.together(sections, executors)
     reader.places(sections["notify"], lists["destination"], executors)
+    reader.money(executors, lists["cap"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -273,6 +274,19 @@ class _Reader:
         elif not _WEBHOOK.fullmatch(section.url):
             detail = "it begins with https:// (or http:// and a loopback address), and holds no password"
             self.problems.append(_bad(f"{where}.url", section.url or None, detail))
+
+    def money(self, executors: tuple[Executor, ...], caps: tuple[Cap, ...]) -> None:
+        """Checks that each cap holds for one thing that is there."""
+        names = [executor.name for executor in executors]
+        for cap in caps:
+            where = f"cap.{cap.name}"
+            if (cap.label is None) == (cap.executor is None):
+                self.problems.append(_bad(f"{where}.label", cap.label, "a cap holds for one label or for one executor"))
+            elif cap.executor is not None and cap.executor not in names:
+                detail = f"there is no executor of that name{_hint(cap.executor, names)}"
+                self.problems.append(_bad(f"{where}.executor", cap.executor, detail))
+            if not cap.day_usd and not cap.month_usd:
+                self.problems.append(_bad(f"{where}.day_usd", cap.day_usd, "a cap needs day_usd or month_usd"))
 
     def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""

@@ -60,6 +60,7 @@ from omnid.settings import Config
 from omnid.settings import Destination as DestinationSection
 from omnid.settings import McpExecutor as McpSection
 from omnid.store import journal
+from omnid.store.calls import set_zone
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
 from omnid.store.interface import COLLECTIONS, Reader
 from omnid.store.statedir import StateDir
@@ -186,11 +187,12 @@ class Daemon:
         self._work = work
         context.take_executors(self._executors(context.config, work, {}))
         await self.gates.load()
+        await self._take_budget()
         if await self.store.booted_since(platform.boot_id()):
             work.start_soon(self._kept("check", self._check_database))
         else:
             await self.store.remember_boot(platform.boot_id())
-        results = Results(context)
+        results = Results(context, self.gates)
         cancelling = Cancelling(context)
         runner = Runner(context, self.gates, results, self._link)
         recovery = Recovery(context, runner, results)
@@ -320,6 +322,7 @@ class Daemon:
         self._loaded = loaded
         context.config = loaded.config
         context.take_executors(executors)
+        await self._take_budget()
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
         work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
@@ -332,6 +335,12 @@ class Daemon:
         async with anyio.create_task_group() as group:
             for name in names:
                 group.start_soon(self._kept("probe", partial(self.gates.probe, name, PROBE_S_MAX)))
+
+    async def _take_budget(self) -> None:
+        """Takes over the zone of days and months, and what the caps of the config allow now."""
+        zone = platform.zone(self.context.config.daemon.zone)
+        await self.store.write(lambda tx: set_zone(tx, zone), bulk=True)
+        await self.gates.look_at_budget(release=True)
 
     async def _retire(self, executor: Executor) -> None:
         """Closes an executor of an earlier config when its last attempt has ended."""

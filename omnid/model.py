@@ -192,6 +192,8 @@ class Task(Struct, frozen=True):
     route: Route | None = None
     """What the router decided, where it had a choice."""
     heads: dict[str, int] = {}
+    budget_at_ms: int | None = None
+    """Until when a cap keeps it from its start; `states.NEVER_MS`: until a person raises its own."""
 
     @property
     def name(self) -> str:
@@ -222,6 +224,8 @@ class Attempt(Struct, frozen=True):
     """None is unknown, never 0."""
     route: dict[str, Any] | None = None
     heads: dict[str, int] = {}
+    reserved_usd: float | None = None
+    """What was reserved for it at its start; None: it costs nothing."""
 
 
 class Command(Struct, frozen=True):

@@ -89,6 +89,7 @@ class Retention(_Section, frozen=True, kw_only=True):
     answers_days: Annotated[float, Meta(gt=0, le=36_500)] = 2.0
     answers_max: Count = 100_000
     deleted_days: Annotated[float, Meta(gt=0, le=36_500)] = 2.0
+    calls_days: Annotated[float, Meta(ge=32, le=36_500)] = 93.0
     batch: Count = 500
 
 
@@ -129,7 +130,7 @@ class Workspace(_Section, frozen=True, kw_only=True):
 class Budget(_Section, frozen=True, kw_only=True):
     """The lid on money; a cap of 0 is none. Days and months are those of `daemon.zone`."""
 
-    run_usd: Usd = 5.0
+    run_usd: Annotated[float, Meta(gt=0, le=1e9)] = 5.0
     task_usd: Usd = 0.0
     day_usd: Usd = 0.0
     month_usd: Usd = 0.0

@@ -33,7 +33,7 @@ ATTEMPTS_MAX = 3
 
 HIDDEN: Mapping[str, frozenset[str]] = {
     "Submit": frozenset({"origin", "ref"}),
-    "Control": frozenset({"executor", "assignee", "output", "always"}),
+    "Control": frozenset({"executor", "assignee", "output", "always", "cost_max_usd"}),
     "TaskBrief": frozenset({"origin"}),
     "TaskView": frozenset({"work", "parent"}),
     "AttemptView": frozenset({"id"}),

@@ -11,7 +11,7 @@ import anyio
 from msgspec import Struct
 
 from omnid import __version__
-from omnid.api import shapes, shapes_night, shapes_outbox
+from omnid.api import shapes, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_workspaces as places
 from omnid.api.journal_views import JournalViews
 from omnid.api.night import Night
@@ -251,6 +251,7 @@ class Api:
             params.output,
             params.always,
             params.text,
+            params.cost_max_usd,
         )
         act = control.order(self._context, caller, what)
         effects: list[Effect] = []
@@ -316,6 +317,7 @@ class Api:
         context, host = self._context, self._host
         needs_you, total = await context.store.read(self._views.needs_you)
         wake_at_ms = await context.store.read(_next_wake)
+        today = await context.store.read(self._views.money.today)
         return shapes.Status(
             version=__version__,
             pid=host.pid,
@@ -332,6 +334,7 @@ class Api:
             needs_you=needs_you,
             needs_you_total=total,
             next_wake_at_ms=wake_at_ms,
+            today=today,
             clients=host.clients(),
             problems=self._views.problems(),
             config_problem=host.config_problem(),
@@ -345,6 +348,10 @@ class Api:
     async def receipt(self, caller: Caller, params: shapes_night.ReceiptOf) -> shapes_night.Receipt:
         """Gives all that is known of a task's way."""
         return await self._night.receipt(caller, params)
+
+    async def spend(self, _caller: Caller, params: shapes_money.Spend) -> shapes_money.Spent:
+        """Gives what was spent, and the caps."""
+        return await self._context.store.read(partial(self._views.money.spent, params=params))
 
     async def operations(self, caller: Caller, params: shapes.Operations) -> shapes.OperationsPage:
         """Gives a part of the log."""
@@ -436,6 +443,7 @@ METHODS: Mapping[str, Method] = {
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),
+        Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL),
         Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _PERSON, waits=True),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),

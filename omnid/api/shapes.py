@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from omnid.api.shapes_money import TaskMoney, Today
 from omnid.api.shapes_outbox import OutboxView
 from omnid.model import Millis, Name, Ordinal, Params, Priority, Problem, Submit, Submitted
 
@@ -69,6 +70,8 @@ class AttemptView(Struct, frozen=True):
     output_bytes: int | None
     value: Any
     cost_usd: float | None
+    reserved_usd: float | None = None
+    """What was reserved for it at its start; None: it costs nothing."""
 
 
 class TaskView(Struct, frozen=True):
@@ -91,6 +94,8 @@ class TaskView(Struct, frozen=True):
     """True where `wait_s` passed before the task ended."""
     workspace: dict[str, Any] | None = None
     """Where its work lies, if it has a place of its own: kind, path, branch, base, repository, notes."""
+    money: TaskMoney | None = None
+    """What it has cost; None: it costs nothing."""
 
 
 class Get(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,6 +156,7 @@ Action = Literal[
     "complete",
     "assign",
     "priority",
+    "budget",
     "delete",
     "approve",
     "deny",
@@ -177,6 +183,8 @@ class Control(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     priority: Priority | None = None
     output: Annotated[str, Meta(max_length=65536)] | None = None
     """For `complete` and `done`: what came out of it."""
+    cost_max_usd: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    """For `budget`: the most that all its attempts may cost from now on."""
     always: bool = False
     """For `approve` and `deny`: the same argv in the same directory needs no further answer."""
     text: Annotated[str, Meta(max_length=200, description="For `reply`: the person's answer, word for word")] | None = (
@@ -260,6 +268,8 @@ class Status(Struct, frozen=True):
     """Why the changed config on disk was not taken over, if so."""
     outbox: list[OutboxView] = []
     """What waits to be delivered, and what was given up."""
+    today: Today | None = None
+    """What today has cost, where there is a cap or a cost."""
 
 
 class Why(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from omnid.api.money_views import MoneyViews
 from omnid.api.shapes import (
     AttemptView,
     ExecutorView,
@@ -41,6 +42,7 @@ class Views:
     def __init__(self, context: Context, gates: Gates) -> None:
         self._context = context
         self._gates = gates
+        self.money = MoneyViews(context)
 
     def brief(self, row: Row, *, now: bool = True) -> TaskBrief:
         """Makes a line of a row of the fragment `brief_row`; `now` is false for a row of the past, without gates."""
@@ -100,6 +102,7 @@ class Views:
             after=after,
             attempts=[_attempt(attempt, output=params.output) for attempt in reversed(attempts)],
             attempts_total=total[0] if total else 0,
+            money=self.money.task(reader, task),
             timed_out=timed_out,
         )
 
@@ -135,6 +138,7 @@ class Views:
                 and running[task.executor] >= executor.concurrency,
                 slots_full=len(context.running) >= context.config.daemon.slots_max,
                 running=len(context.running),
+                cost=self.money.sentence(reader, task),
             ),
         )
         return f"{text} {chosen}" if chosen else text
@@ -174,6 +178,13 @@ class Views:
             found.append(NeedsYou(brief.name, brief.title, what, f"omnictl approve {brief.name} | deny {brief.name}"))
         tally = self._context.store.tally
         total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0)
+        for row in reader.all("needs_money", NEEDS_YOU_MAX) if tally.get("waiting:budget") else ():
+            brief = self.brief(row)
+            total += 1
+            what = "has used what it may cost"
+            found.append(
+                NeedsYou(brief.name, brief.title, what, f"omnictl budget {brief.name} USD | cancel {brief.name}")
+            )
         return found[:NEEDS_YOU_MAX], total
 
     def problems(self) -> list[Problem]:
@@ -237,6 +248,7 @@ def _attempt(attempt: Attempt, *, output: bool) -> AttemptView:
         output_bytes=attempt.output_bytes,
         value=attempt.value,
         cost_usd=attempt.cost_usd,
+        reserved_usd=attempt.reserved_usd,
     )
 
 

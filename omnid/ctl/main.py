@@ -46,6 +46,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "resolve": ("control", "Decide what becomes of an uncertain task"),
     "complete": ("control", "Finish a task by hand"),
     "assign": ("control", "Give a task to another executor, or to somebody"),
+    "spend": ("spend", "Show what was spent, and the caps"),
+    "budget": ("spend", "Set the most that a task may cost"),
     "rm": ("control", "Delete tasks"),
     "approve": ("approval", "Let a task of an agent run"),
     "deny": ("approval", "Refuse a task of an agent"),

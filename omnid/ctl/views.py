@@ -6,6 +6,7 @@ from typing import Any
 
 from omnid.ctl import times
 from omnid.ctl.render import Cell, Screen, clean, pad, width
+from omnid.money import dollars, micro
 from omnid.states import RUNNING
 
 HEADER = ("TASK", "STATE", "WHEN", "EXECUTOR", "TITLE")
@@ -69,6 +70,25 @@ def problem(screen: Screen, given: Mapping[str, Any], indent: int = 0) -> None:
     """Writes the three sentences of a problem."""
     for label, key, style in (("what", "what", "red"), ("why", "why", ""), ("do", "do", "")):
         screen.paragraph(" " * indent + label, given[key], indent + 6, style)
+
+
+def usd(amount_usd: float) -> str:
+    """Writes an amount of dollars."""
+    return dollars(micro(amount_usd))
+
+
+def amounts(given: Mapping[str, Any]) -> str:
+    """Says what was spent, and what is reserved and unknown where there is any."""
+    parts = [usd(given["spent_usd"])]
+    parts += [f"{usd(given[f'{name}_usd'])} {name}" for name in ("reserved", "unknown") if given[f"{name}_usd"]]
+    return ", ".join(parts)
+
+
+def today(given: Mapping[str, Any]) -> str:
+    """Says what today has cost: ``$1.84 of $5.00 today, $2.00 reserved``."""
+    spent, *rest = amounts(given["amounts"]).split(", ")
+    limit = "" if given["limit_usd"] is None else f" of {usd(given['limit_usd'])}"
+    return ", ".join([f"{spent}{limit} today", *rest])
 
 
 def command(argv: Sequence[str]) -> str:

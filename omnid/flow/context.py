@@ -12,6 +12,7 @@ from omnid.clock import Clock
 from omnid.executor.interface import Executor
 from omnid.log import Logger
 from omnid.model import Gate, Problem
+from omnid.route.budget import Budget
 from omnid.route.router import Facts
 from omnid.route.rules import Rules
 from omnid.route.ways import way_of
@@ -173,6 +174,14 @@ class Context:
         self.ways = {name: way_of(executor.kind, sections.get(name)) for name, executor in executors.items()}
         self.rules = Rules.made(self.config.rule)
         self.zone = self.store.zone = platform.zone(self.config.daemon.zone)
+        self._budget: Budget | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """The money part of the config in use."""
+        if self._budget is None or self._budget.config is not self.config:
+            self._budget = Budget(self.config, {name: executor.kind for name, executor in self.executors.items()})
+        return self._budget
 
     def facts(self) -> Facts:
         """Gives what the router decides on now."""

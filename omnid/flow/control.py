@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from omnid.errors import Rejected
+from omnid.flow import loops
 from omnid.flow.answers import action_of, read_answer, take_code
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
@@ -35,6 +36,7 @@ class Order(NamedTuple):
     output: str | None = None
     always: bool = False
     text: str | None = None
+    cost_max_usd: float | None = None
 
 
 class Effect(NamedTuple):
@@ -123,6 +125,8 @@ def _retry(case: Case) -> Effect:
         raise _refuse(task, "retry", why, "`omnictl add` submits a new one")
     wait_again(tx, task)
     approval = task.approval
+    if case.caller.role == "agent":
+        loops.check_retry(tx, case.context.budget, task)
     asks = needs_approval(case.caller.role, task.executor, case.context.config)
     if approval == "denied" or (asks and approval is None):
         approval = "needed"
@@ -135,6 +139,7 @@ def _retry(case: Case) -> Effect:
         cancel=False,
         problem=None,
         retry_at_ms=None,
+        budget_at_ms=None,
         deadline_ms=None if task.deadline_ms is not None and task.deadline_ms <= tx.now_ms else task.deadline_ms,
         approval=approval,
     )
@@ -165,6 +170,18 @@ def _priority(case: Case) -> Effect:
     if task.state in TERMINAL:
         raise _refuse(task, "priority", "It has ended already.", "nothing needs to be done")
     journal.edit_task(tx, task, priority=case.order.priority)
+    return Effect(task.id, [task.id])
+
+
+def _budget(case: Case) -> Effect:
+    """Sets the task's own lid anew; a task that waits because it was used up goes on."""
+    tx, task = case.tx, case.task
+    if case.order.cost_max_usd is None:
+        raise Rejected("bad_request", detail="the action budget needs `cost_max_usd`", where="the parameters")
+    if task.state in TERMINAL:
+        raise _refuse(task, "budget", "It has ended already.", "`omnictl retry` runs it again")
+    work = structs.replace(task.work, cost_max_usd=case.order.cost_max_usd)
+    settle_wait(tx, journal.edit_task(tx, task, work=work, budget_at_ms=None))
     return Effect(task.id, [task.id])
 
 
@@ -232,7 +249,10 @@ def _approve(case: Case) -> Effect:
     exact = _exact(case)
     if case.order.always:
         _permit(tx, task, exact, allowed=True)
-    settle_wait(tx, journal.edit_task(tx, task, approval=granted(permit_id(task.origin, task.executor, exact))))
+    # What it was held for is answered by that.
+    problem = None if task.problem is not None and task.problem.code == "loop" else task.problem
+    approval = granted(permit_id(task.origin, task.executor, exact))
+    settle_wait(tx, journal.edit_task(tx, task, approval=approval, problem=problem))
     return Effect(task.id, [task.id])
 
 
@@ -323,6 +343,7 @@ _ACTIONS: dict[str, Callable[[Case], Effect]] = {
     "complete": _finish,
     "assign": _assign,
     "priority": _priority,
+    "budget": _budget,
     "delete": _delete,
     "approve": _approve,
     "deny": _deny,

@@ -90,9 +90,18 @@ def settle_wait(tx: Tx, task: Task) -> Task:
     if task.state not in ("idle", "waiting"):
         return task
     row = tx.one("count_dependencies", task.id)
-    before = row[0] if row else 0
-    opens = opens_ms(tx, task.work.only)
-    wait = own_wait(Facts(tx.now_ms, task.paused, task.approval, before, task.not_before_ms, task.retry_at_ms, opens))
+    wait = own_wait(
+        Facts(
+            tx.now_ms,
+            task.paused,
+            task.approval,
+            row[0] if row else 0,
+            task.not_before_ms,
+            task.retry_at_ms,
+            opens_ms(tx, task.work.only),
+            task.budget_at_ms,
+        )
+    )
     if wait is None:
         if task.state == "idle":
             return task

@@ -6,13 +6,17 @@ from typing import NamedTuple
 
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
+from omnid.flow import money
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_wait
 from omnid.flow.gates import Gates
 from omnid.flow.intake import still_granted
+from omnid.flow.money import Turned
 from omnid.link.interface import Link
 from omnid.model import Command, Task
+from omnid.money import MICRO
 from omnid.route.admission import Load, first, room
+from omnid.route.budget import Budget
 from omnid.route.router import written
 from omnid.settings import Config
 from omnid.store import journal
@@ -25,6 +29,8 @@ class Claimed(NamedTuple):
     commands: list[Command]
     more: bool
     """Whether there may be more that fits: something that was looked at couldn't start."""
+    turned: Turned
+    """What caps on money did meanwhile."""
 
 
 class Dispatcher:
@@ -81,7 +87,7 @@ class Dispatcher:
         """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds."""
         context = self._context
         free, slots_free = self._room(tx.begun, tx.ended)
-        claimed = Claimed([], more=False)
+        claimed = Claimed([], more=False, turned=Turned.nothing())
         if free:
             claimed = claim(
                 tx,
@@ -90,6 +96,7 @@ class Dispatcher:
                 executors=context.executors,
                 config=context.config,
                 clock=context.clock,
+                budget=context.budget,
             )
         tx.stirred = False
         return claimed
@@ -102,6 +109,7 @@ class Dispatcher:
             if self._claimed or not self._link.offer(command):
                 self._claimed.append(command)
             context.watch.tell((command.task_id,))
+        self._gates.took(claimed.turned)
         if claimed.more or self._claimed:
             context.dispatch.ring()
         elif context.shut():
@@ -121,8 +129,12 @@ def claim(
     executors: Mapping[str, Executor],
     config: Config,
     clock: Clock,
+    budget: Budget,
 ) -> Claimed:
-    """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction."""
+    """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction.
+
+    Where a cap on money keeps a task from its start, a gate closes or the task waits: `Claimed.turned` has that.
+    """
     # A gate that was closed while this waited for its turn holds too.
     closed = {row[2] for row in tx.all("gates")}
     candidates: list[Task] = []
@@ -131,6 +143,7 @@ def claim(
             continue
         candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
     commands: list[Command] = []
+    turned = Turned.nothing()
     held = False
     lanes: set[str] = set()
     chosen = first(candidates, slots_free)
@@ -142,22 +155,52 @@ def claim(
         if task.deadline_ms is not None and task.deadline_ms <= tx.now_ms:
             continue
         executor = executors[task.executor]
-        if task.approval is not None and not still_granted(task, executor.exact(task.work)):
-            # Its executor's config has changed since a person approved what would run.
-            settle_wait(tx, journal.edit_task(tx, task, approval="needed"))
+        if _held_back(tx, task, executor):
             held = True
             continue
-        if task.work.only is not None and settle_wait(tx, task).state != "idle":
-            held = True  # Its hours have ended while it waited for its turn.
-            continue
-        attempt_id = clock.uuid()
-        safe = executor.idempotent
-        started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=written(task))
-        commands.append(command_of(started, attempt_id, config, idempotent=safe))
-    return Claimed(commands, held or 0 < len(commands) < len(chosen))
+        reserved = None
+        if task.executor in budget.paid:
+            if f"{money.GATE}:{task.executor}" in turned.closed:
+                continue
+            reserved = money.admit(tx, budget, task, turned)
+            if reserved is None:
+                continue
+        commands.append(_start(tx, task, executor, clock.uuid(), config, reserved))
+    return Claimed(commands, held or any(turned) or 0 < len(commands) < len(chosen), turned)
 
 
-def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool, recover: bool = False) -> Command:
+def _held_back(tx: Tx, task: Task, executor: Executor) -> bool:
+    """Makes a task wait again for whose start something has changed while it waited for its turn; tells whether."""
+    if task.approval is not None and not still_granted(task, executor.exact(task.work)):
+        # Its executor's config has changed since a person approved what would run.
+        settle_wait(tx, journal.edit_task(tx, task, approval="needed"))
+        return True
+    return task.work.only is not None and settle_wait(tx, task).state != "idle"  # Its hours have ended.
+
+
+def _start(
+    tx: Tx, task: Task, executor: Executor, attempt_id: str, config: Config, reserved_microusd: int | None
+) -> Command:
+    """Writes the attempt and what it reserves, and gives its command."""
+    safe = executor.idempotent
+    started = journal.start_attempt(
+        tx, task, attempt_id, idempotent=safe, route=written(task), reserved_microusd=reserved_microusd
+    )
+    if reserved_microusd is None:
+        return command_of(started, attempt_id, config, idempotent=safe)
+    money.reserve(tx, started, attempt_id, reserved_microusd)
+    return command_of(started, attempt_id, config, idempotent=safe, reserved_usd=reserved_microusd / MICRO)
+
+
+def command_of(
+    task: Task,
+    attempt_id: str,
+    config: Config,
+    *,
+    idempotent: bool,
+    recover: bool = False,
+    reserved_usd: float | None = None,
+) -> Command:
     """Makes the command of a task's current attempt."""
     return Command(
         attempt_id=attempt_id,
@@ -169,6 +212,7 @@ def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool,
         timeout_s=timeout_s(task, config),
         recover=recover,
         idempotent=idempotent,
+        cost_max_usd=reserved_usd,
     )
 
 

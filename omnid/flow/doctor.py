@@ -12,6 +12,7 @@ import anyio
 from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.store import derived
+from omnid.store.calls import check_spend, zone_of
 from omnid.store.interface import COLLECTIONS, Reader
 from omnid.store.replay import (
     DIFFERENCES_MAX,
@@ -55,7 +56,7 @@ class Doctor:
     async def _derived(self) -> list[str]:
         """Compares what is derived from the tables with them."""
         store = self._context.store
-        found = await store.read(derived.queue)
+        found = [*await store.read(derived.queue), *await store.read(check_spend)]
         for check, first in derived.CHECKS:
             after: derived.Cursor | None = first
             while after is not None and len(found) < DIFFERENCES_MAX:
@@ -85,7 +86,7 @@ class Doctor:
         async with self._replica() as replica:
             while await self._context.store.read(partial(apply_page, replica=replica, until=until)):
                 pass
-            await self._context.store.read(lambda _: derive(replica))
+            await self._context.store.read(lambda reader: derive(replica, zone_of(reader)))
             yield replica
 
     @asynccontextmanager

@@ -29,6 +29,8 @@ class Situation(NamedTuple):
     """Whether the gate is closed because the executor lacks a key or a login."""
     parent: str | None = None
     """The name of the task from inside which it was submitted."""
+    cost: str | None = None
+    """What the task has cost so far, where it costs anything."""
 
 
 def span(seconds: float) -> str:
@@ -48,9 +50,9 @@ def span(seconds: float) -> str:
 def why(task: Task, facts: Situation) -> str:
     """Gives the sentence."""
     sentence = _sentence(task, facts)
-    if facts.parent is None:
-        return sentence
-    return f"{task.name} (submitted by {facts.parent}){sentence.removeprefix(task.name)}"
+    if facts.parent is not None:
+        sentence = f"{task.name} (submitted by {facts.parent}){sentence.removeprefix(task.name)}"
+    return sentence if facts.cost is None else f"{_inside(sentence)} (cost: {facts.cost})."
 
 
 def _sentence(task: Task, facts: Situation) -> str:
@@ -110,12 +112,18 @@ def _behind(gate: Gate, facts: Situation) -> str:
     if gate.cause == "hours" and gate.problem is not None:
         again = _in(gate.wake_at_ms, facts)
         return f"because its executor is outside its hours ({_inside(gate.problem.what)}); it goes on {again}"
+    if gate.cause == "budget" and gate.problem is not None:
+        return f"for money: {_inside(gate.problem.what)}; {_money_next(gate.wake_at_ms, gate.problem, facts)}"
     reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
     again = f"it is tried again {_in(gate.wake_at_ms, facts)}"
     if facts.login:
         needs = f"because executor {gate.subject} needs a key or a login{reason}"
         return f"{needs}; provide it: {again}, or at once by `omnictl doctor`"
     return f"because executor {gate.subject} is down{reason}; {again}"
+
+
+def _money_next(wake_at_ms: int | None, problem: Problem, facts: Situation) -> str:
+    return _inside(problem.do) if wake_at_ms is None else f"it goes on {_in(wake_at_ms, facts)} at the latest"
 
 
 def _own(task: Task, facts: Situation) -> str:
@@ -126,10 +134,9 @@ def _own(task: Task, facts: Situation) -> str:
         case "paused":
             return f"because it is paused; `omnictl resume {task.name}` lets it go on"
         case "approval":
-            return (
-                f"for a person's approval, because agents may not use executor {task.executor} by themselves; "
-                f"`omnictl approve {task.name}` or `omnictl deny {task.name}`"
-            )
+            return _approval(task)
+        case "budget" if task.problem is not None:
+            return f"for money: {_inside(task.problem.what)}; {_money_next(task.wake_at_ms, task.problem, facts)}"
         case "dependency":
             return f"for {', '.join(facts.open_before)} to succeed; it starts then"
         case "not_before":
@@ -141,6 +148,13 @@ def _own(task: Task, facts: Situation) -> str:
             return f"before it tries again {_in(task.wake_at_ms, facts)}; {tried}{last}"
         case _:
             return f"({task.reason}) and goes on {_in(task.wake_at_ms, facts)}"
+
+
+def _approval(task: Task) -> str:
+    why = f", because agents may not do this on executor {task.executor} by themselves"
+    if task.problem is not None and task.problem.code == "loop":
+        why = f": {_inside(task.problem.what)}"
+    return f"for a person's approval{why}; `omnictl approve {task.name}` or `omnictl deny {task.name}`"
 
 
 def _room() -> str:

@@ -8,10 +8,13 @@ from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError, Retryable
 from omnid.executor.interface import Executor
+from omnid.flow import money
 from omnid.flow.context import Context
 from omnid.flow.hours import Hours
+from omnid.flow.money import Turned
 from omnid.model import Gate, Problem
 from omnid.retry import Backoff, FailureCount
+from omnid.route.budget import Budget
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
 
@@ -90,6 +93,23 @@ class Gates:
         problem = Problem.of(error)
         await self._close(Gate(f"executor:{executor}", "executor", executor, since_ms, wake_at_ms, problem, failures))
 
+    def took(self, turned: Turned) -> None:
+        """Follows what a committed transaction did to gates, and wakes the tasks that it let go on."""
+        if turned.closed or turned.opened:
+            kept = {id: gate for id, gate in self._closed.items() if id not in turned.opened}
+            self._closed = {**kept, **turned.closed}
+        if any(turned):
+            self._context.watch.tell(turned.tasks)
+            self._context.wake()
+
+    async def look_at_budget(self, *, release: bool = False) -> None:
+        """Opens the gates whose caps leave room again; with `release` also lets the tasks go on that wait for caps."""
+        more = True
+        while more:
+            turned = Turned.nothing()
+            look = partial(_look_at_budget, budget=self._context.budget, turned=turned, release=release)
+            more = await self._context.store.write(look, bulk=release, then=lambda _, turned=turned: self.took(turned))
+
     def executor_worked(self, executor: str) -> None:
         """Forgets an executor's failures: it has brought an attempt to its end."""
         self._counts.pop(executor, None)
@@ -110,6 +130,10 @@ class Gates:
         now_ms = self._context.clock.wall_ms()
         # A time that no backoff reaches is left from before the clock was set back.
         latest_ms = now_ms + round(PROBE_BACKOFF.max_s * 1000)
+        due = {gate.id for gate in self._closed.values() if gate.cause == money.GATE and _is_due(gate, now_ms)}
+        if due - self._probing:
+            self._probing |= due
+            group.start_soon(self._budget_due, due)
         for gate in self._closed.values():
             if gate.cause != "executor" or gate.wake_at_ms is None or now_ms < gate.wake_at_ms <= latest_ms:
                 continue
@@ -122,10 +146,21 @@ class Gates:
         due_ms = [
             gate.wake_at_ms
             for gate in self._closed.values()
-            if gate.wake_at_ms is not None and gate.subject not in self._probing
+            if gate.wake_at_ms is not None and self._probing.isdisjoint((gate.subject, gate.id))
         ]
         hours_ms = self._hours.next_ms()
         return min(due_ms if hours_ms is None else [*due_ms, hours_ms], default=None)
+
+    async def _budget_due(self, ids: set[str]) -> None:
+        """Looks at gates whose window has ended; a store that can't take it is tried again by the timer."""
+        try:
+            await self.look_at_budget()
+        except Retryable as error:
+            self._context.log.warning("budget_waits", **error.as_dict())
+            await anyio.sleep(PROBE_BACKOFF.delay_s(1, self._context.clock.uniform))
+        finally:
+            self._probing -= ids
+            self._context.timer.ring()
 
     async def _probe(self, name: str) -> None:
         """Probes until what it found is written; a store that can't take it is tried again after a wait."""
@@ -193,6 +228,15 @@ async def _ask(executor: Executor, limit_s: float) -> Retryable | None:
     except OmnidError as error:
         return Retryable("executor_down", executor=name, detail=error.what)
     return None
+
+
+def _is_due(gate: Gate, now_ms: int) -> bool:
+    return gate.wake_at_ms is not None and gate.wake_at_ms <= now_ms
+
+
+def _look_at_budget(tx: Tx, *, budget: Budget, turned: Turned, release: bool) -> bool:
+    money.look_again(tx, budget, turned)
+    return release and money.release_all(tx, turned)
 
 
 def _open_gate(tx: Tx, *, id: str) -> bool:

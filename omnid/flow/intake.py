@@ -11,10 +11,12 @@ import msgspec
 from msgspec import Raw
 
 from omnid.errors import Rejected, Retryable
+from omnid.flow import loops
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.dependents import opens_ms
-from omnid.model import USER_ORIGIN, ReplyTo, Route, Submit, Submitted, Task, Work
+from omnid.model import USER_ORIGIN, Problem, ReplyTo, Route, Submit, Submitted, Task, Work
+from omnid.route.budget import Budget
 from omnid.route.router import choose
 from omnid.route.rules import Asked
 from omnid.settings import Config, Limits
@@ -42,7 +44,11 @@ class Draft(NamedTuple):
     encoded: Raw
     """The work as JSON, as the journal keeps it."""
     exact: Work | None
-    """For an agent that must ask: what would run, with all that the executor's config adds."""
+    """What would run, with all that the config adds: for an agent that must ask, and where it costs money."""
+    asks: bool
+    """Whether a person must approve it in any case."""
+    input_hash: str | None
+    """Of what would run, where it costs money."""
     executor: str
     route: Route | None
     """What the router decided, where it had a choice."""
@@ -70,9 +76,7 @@ def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[
     else:
         _check_refs(asked)
         drafts = [_of_batch(index, partial(_draft, context, caller, params)) for index, params in enumerate(asked)]
-    return partial(
-        _write, drafts=drafts, caller=caller, limit=config.limits.waiting_tasks_max, tally=context.store.tally
-    )
+    return partial(_write, drafts=drafts, caller=caller, budget=context.budget, tally=context.store.tally)
 
 
 def plan_one(context: Context, caller: Caller, params: Submit) -> Callable[[Tx], Submitted]:
@@ -85,14 +89,14 @@ def plan_one(context: Context, caller: Caller, params: Submit) -> Callable[[Tx],
         _write_single,
         draft=draft,
         caller=caller,
-        limit=context.config.limits.waiting_tasks_max,
+        budget=context.budget,
         tally=context.store.tally,
     )
 
 
-def _write_single(tx: Tx, *, draft: Draft, caller: Caller, limit: int, tally: Mapping[str, int]) -> Submitted:
-    written = _write_one(tx, draft, caller, NOTHING)
-    _check_room(written.created, limit, tally)
+def _write_single(tx: Tx, *, draft: Draft, caller: Caller, budget: Budget, tally: Mapping[str, int]) -> Submitted:
+    written = _write_one(tx, draft, caller, NOTHING, budget)
+    _check_room(written.created, budget.config.limits.waiting_tasks_max, tally)
     return written
 
 
@@ -125,6 +129,8 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
     encoded = _check_limits(params, work, config.limits)
     context.executors[executor].accepts(work)
     asks = needs_approval(caller.role, executor, config)
+    paid = executor in context.budget.paid
+    exact = context.executors[executor].exact(work) if asks or paid else None
     return Draft(
         id=context.clock.uuid(),
         origin=_origin(caller, params),
@@ -134,7 +140,9 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         executor=executor,
         route=route if route.rule or route.turned_down else None,
         body_hash=_body_hash(params) if params.key else None,
-        exact=context.executors[executor].exact(work) if asks else None,
+        exact=exact,
+        asks=asks,
+        input_hash=permit_id("", executor, exact) if paid and exact is not None else None,
         parent=caller.parent,
     )
 
@@ -214,13 +222,16 @@ def _check_refs(asked: Sequence[Submit]) -> None:
         raise Rejected("dependency_cycle", cycle=" -> ".join(error.args[1])) from error
 
 
-def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, limit: int, tally: Mapping[str, int]) -> list[Submitted]:
+def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, budget: Budget, tally: Mapping[str, int]) -> list[Submitted]:
     """Writes all drafts, or raises and leaves nothing."""
+    limit = budget.config.limits.waiting_tasks_max
     refs = {draft.params.ref: _id_of(tx, draft) for draft in drafts if draft.params.ref is not None}
     if len(drafts) == 1:
-        written = [_write_one(tx, drafts[0], caller, refs)]
+        written = [_write_one(tx, drafts[0], caller, refs, budget)]
     else:
-        written = [_of_batch(index, partial(_write_one, tx, draft, caller, refs)) for index, draft in enumerate(drafts)]
+        written = [
+            _of_batch(index, partial(_write_one, tx, draft, caller, refs, budget)) for index, draft in enumerate(drafts)
+        ]
     _check_room(sum(task.created for task in written), limit, tally)
     return written
 
@@ -240,7 +251,7 @@ def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:
         raise Retryable("too_many_waiting", count=waiting, limit=limit)
 
 
-def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) -> Submitted:
+def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], budget: Budget) -> Submitted:
     params = draft.params
     if params.key is not None:
         known = tx.one("task_by_key", draft.origin, params.key)
@@ -249,6 +260,8 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
     # Only a new task can be too late: one that was taken in time is what its repeat gets.
     if params.deadline_ms is not None and params.deadline_ms <= tx.now_ms:
         raise Rejected("deadline_passed")
+    if draft.parent is not None:
+        loops.check_tree(tx, budget.config.agents, draft.parent)
     work, encoded = draft.work, draft.encoded
     waits_for: tuple[str, ...] = ()
     if work.after:
@@ -256,7 +269,7 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         work = msgspec.structs.replace(work, after=ids)
         encoded = Raw(_encode_work(work))
     number = journal.take_number(tx, draft.origin)
-    approval = None if draft.exact is None else approval_of(tx, draft.origin, draft.executor, draft.exact)
+    approval, problem = _approval(tx, draft, caller, budget)
     opens = opens_ms(tx, params.only)
     wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None, opens))
     state = "idle" if wait is None else "waiting"
@@ -282,10 +295,31 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         "deadline_ms": params.deadline_ms,
         "approval": approval,
         "route": draft.route,
+        "problem": problem,
+        "input_hash": draft.input_hash,
     }
     journal.create_task(tx, draft.id, fields, waits_for)
     name = f"t{number}" if draft.origin == USER_ORIGIN else f"{draft.origin}/t{number}"
     return Submitted(draft.id, name, state, True)
+
+
+def _approval(tx: Tx, draft: Draft, caller: Caller, budget: Budget) -> tuple[str | None, Problem | None]:
+    """Gives the approval that a new task needs, and why where that isn't plain.
+
+    What was asked for too often waits for a person's approval where a person has submitted it; an agent is refused
+    with Rejected(`loop`).
+    """
+    if draft.exact is None:
+        return None, None
+    looped = None
+    if draft.input_hash is not None:
+        looped = loops.repeated(tx, budget, draft.executor, draft.input_hash, tx.now_ms)
+        if looped is not None and caller.role == "agent":
+            raise looped.refusal()
+    if looped is None and not draft.asks:
+        return None, None
+    approval = approval_of(tx, draft.origin, draft.executor, draft.exact)
+    return approval, looped.problem() if looped is not None and approval == "needed" else None
 
 
 def _id_of(tx: Tx, draft: Draft) -> str:

@@ -38,7 +38,14 @@ class Recovery:
 
     async def _one(self, group: TaskGroup, task: Task, attempt: Attempt) -> None:
         context = self._context
-        command = command_of(task, attempt.id, context.config, idempotent=attempt.idempotent, recover=True)
+        command = command_of(
+            task,
+            attempt.id,
+            context.config,
+            idempotent=attempt.idempotent,
+            recover=True,
+            reserved_usd=attempt.reserved_usd,
+        )
         name = self._executor_for(command)
         if name is None:
             context.log.warning("executor_gone", executor=attempt.executor, task=task.name)

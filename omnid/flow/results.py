@@ -7,10 +7,15 @@ from typing import Any, NamedTuple
 import anyio
 
 from omnid.errors import Retryable
+from omnid.flow import money
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_dependents
+from omnid.flow.gates import Gates
+from omnid.flow.money import Turned
 from omnid.model import Problem, Result, Task
+from omnid.money import micro
 from omnid.retry import Backoff
+from omnid.route.budget import Budget
 from omnid.settings import Config
 from omnid.states import RUNNING, advance
 from omnid.store import journal
@@ -71,8 +76,9 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
 class Results:
     """Settles results in the journal, and tells those who wait."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, gates: Gates) -> None:
         self._context = context
+        self._gates = gates
 
     async def settle(self, result: Result) -> bool:
         """Writes a result; while the store can't take it (a full disk), it is kept and tried again.
@@ -83,9 +89,8 @@ class Results:
         failures = 0
         while True:
             try:
-                touched = await context.store.write(
-                    partial(finish, result=result, config=context.config, chance=context.clock.uniform),
-                    then=partial(self._free, result.attempt_id),
+                touched, _ = await context.store.write(
+                    partial(self._finish, result=result), then=partial(self._free, result.attempt_id)
                 )
                 break
             except Retryable as error:
@@ -107,14 +112,31 @@ class Results:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
         return True
 
-    def _free(self, attempt_id: str, touched: list[str]) -> None:
+    def _finish(self, tx: Tx, *, result: Result) -> tuple[list[str], Turned]:
+        context = self._context
+        turned = Turned.nothing()  # Here and not outside, because the function may be run twice.
+        touched = finish(
+            tx,
+            result=result,
+            config=context.config,
+            chance=context.clock.uniform,
+            budget=context.budget,
+            turned=turned,
+        )
+        return touched, turned
+
+    def _free(self, attempt_id: str, done: tuple[list[str], Turned]) -> None:
         """The slot goes with the commit: the dispatcher has looked in that transaction, and counted on it."""
+        touched, turned = done
         if touched:
             self._context.running.pop(attempt_id, None)
+        self._gates.took(turned)
 
 
-def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[str]:
+def finish(tx: Tx, *, result: Result, config: Config, chance: Chance, budget: Budget, turned: Turned) -> list[str]:
     """Ends the attempt and moves the task on; gives the tasks that changed, none where the result is refused.
+
+    Its calls are settled; `turned` takes down the gates that this opens, and the tasks that it lets go on.
 
     The fencing number: only the task's current attempt counts, and only while it is open or its end is uncertain.
     """
@@ -139,7 +161,10 @@ def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[st
     if resolves:
         fields["problem"] = result.problem  # It takes the place of what nobody knew.
     journal.end_attempt(tx, head, fields)
-    return move_on(tx, task, verdict)
+    touched = move_on(tx, task, verdict)
+    if head[7] is not None:
+        money.settle(tx, budget, result, turned)
+    return touched
 
 
 def backoff_of(task: Task, config: Config) -> Backoff:
@@ -172,6 +197,6 @@ def _attempt_fields(result: Result, now_ms: int) -> dict[str, Any]:
         "output": result.output,
         "output_bytes": result.output_bytes,
         "value": result.value,
-        "cost_microusd": None if result.cost_usd is None else round(result.cost_usd * journal.MICRO),
+        "cost_microusd": None if result.cost_usd is None else micro(result.cost_usd),
     }
     return {name: value for name, value in fields.items() if value is not None}

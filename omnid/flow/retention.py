@@ -10,6 +10,7 @@ from omnid.flow.context import Context
 from omnid.settings import Retention as Settings
 from omnid.states import TERMINAL
 from omnid.store import journal
+from omnid.store.calls import call_of, forget_call, zone_of
 from omnid.store.interface import ANSWER, COLLECTIONS, Reader, Tx
 from omnid.store.log import HLC_COUNTER_BITS
 
@@ -56,6 +57,12 @@ class Retention:
             if not await context.store.write(forget, bulk=True):
                 break
             await anyio.sleep(PAUSE_S)
+        while True:
+            before_ms = context.clock.wall_ms() - round(context.config.retention.calls_days * DAY_MS)
+            forget = partial(forget_calls, before_ms=before_ms, batch=settings.batch)
+            if not await context.store.write(forget, bulk=True):
+                break
+            await anyio.sleep(PAUSE_S)
         keep, before = frozenset(context.running), context.clock.uuid()
         dropped = await context.spool.shrink(context.config.limits.spool_total_bytes_max, keep, before)
         if gone or dropped:
@@ -96,6 +103,15 @@ def forget_tasks(tx: Tx, *, ids: Sequence[str]) -> int:
             journal.forget_task(tx, task)
             count += 1
     return count
+
+
+def forget_calls(tx: Tx, *, before_ms: int, batch: int) -> int:
+    """Forgets calls that are settled and over their age, with what they add up to; gives how many."""
+    zone = zone_of(tx)
+    rows = tx.all("old_calls", before_ms, batch)
+    for row in rows:
+        forget_call(tx, call_of(row), zone)
+    return len(rows)
 
 
 def forget_old(tx: Tx, *, now_ms: int, settings: Settings) -> int:

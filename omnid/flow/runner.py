@@ -125,7 +125,8 @@ class Runner:
             if recovered is not None:
                 return recovered
             if self._context.cancel_was_asked(command.attempt_id):
-                return ended(command, "cancelled", Problem.make("cancelled", detail="It had not begun."))
+                problem = Problem.make("cancelled", detail="It had not begun.")
+                return ended(command, "cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
             return await executor.run(command, self._ports)
         except Retryable as error:
             await self._close_gate(command, error)
@@ -172,9 +173,9 @@ class Runner:
         return await executor.adopt(command, self._ports)
 
 
-def ended(command: Command, outcome: Any, problem: Problem) -> Result:
+def ended(command: Command, outcome: Any, problem: Problem, *, cost_usd: float | None = None) -> Result:
     """Makes a result without output."""
-    return Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem)
+    return Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem, cost_usd=cost_usd)
 
 
 def failed(command: Command, problem: Problem) -> Result:

@@ -8,11 +8,11 @@ from msgspec import structs
 
 from omnid.errors import Rejected
 from omnid.model import Attempt, Gate, Problem, Route, Task, Work
+from omnid.money import MICRO
 from omnid.states import advance
 from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader, Row, Tables, Tx, tally_key
 from omnid.store.log import decode_heads
 
-MICRO = 1_000_000
 ORIGINS_KEPT_MAX = 1_000
 
 _work = msgspec.json.Decoder(Work)
@@ -58,6 +58,7 @@ def attempt_of(row: Row) -> Attempt:
     values[13] = None if row[14] is None else row[14] / MICRO
     values[14] = None if row[15] is None else msgspec.json.decode(row[15])
     values[15] = decode_heads(row[16])
+    values[16] = None if row[17] is None else row[17] / MICRO
     return Attempt(*values)
 
 
@@ -177,7 +178,15 @@ def refresh_lane(tx: Tables, lane: str) -> None:
         tx.run("set_ready", 1, ord)
 
 
-def start_attempt(tx: Tx, task: Task, attempt_id: str, *, idempotent: bool, route: Route) -> Task:
+def start_attempt(
+    tx: Tx,
+    task: Task,
+    attempt_id: str,
+    *,
+    idempotent: bool,
+    route: Route,
+    reserved_microusd: int | None = None,
+) -> Task:
     """Writes the next attempt of an idle task and makes it executing: the `begun` record of the embedded link."""
     number = task.attempt + 1
     fields = {
@@ -187,10 +196,12 @@ def start_attempt(tx: Tx, task: Task, attempt_id: str, *, idempotent: bool, rout
         "idempotent": 1 if idempotent else None,
         "started_at_ms": tx.now_ms,
         "route": route,
+        "reserved_microusd": reserved_microusd,
     }
     tx.create(ATTEMPT, attempt_id, fields)
     tx.begun.append(task.executor)
-    return edit_task(tx, task, state=advance(task.state, "start"), attempt=number, retry_at_ms=None)
+    state = advance(task.state, "start")
+    return edit_task(tx, task, state=state, attempt=number, retry_at_ms=None, budget_at_ms=None)
 
 
 def end_attempt(tx: Tx, head: Row, fields: Mapping[str, Any]) -> None:

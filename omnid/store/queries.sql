@@ -4,12 +4,12 @@
 -- fragment: task_row
 ord, id, origin, number, coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)), executor, state, priority,
 reason, wake_at_ms, lane, kind, labels, assignee, parent, key, body_hash, created_at_ms, not_before_ms, deadline_ms,
-retry_at_ms, paused, approval, cancel, attempt, failures, finished_at_ms, problem, route, heads
+retry_at_ms, paused, approval, cancel, attempt, failures, finished_at_ms, problem, route, heads, budget_at_ms
 
 -- fragment: attempt_row
 ord, id, task_id, number, executor, idempotent, started_at_ms, ended_at_ms, outcome, problem, exit_code,
 coalesce(output, (SELECT data FROM blob WHERE sha256 = output_blob)), output_bytes,
-coalesce(value, (SELECT data FROM blob WHERE sha256 = value_blob)), cost_microusd, route, heads
+coalesce(value, (SELECT data FROM blob WHERE sha256 = value_blob)), cost_microusd, route, heads, reserved_microusd
 
 -- fragment: brief_row
 t.id, t.origin, t.number, t.state, t.reason, t.wake_at_ms, t.title, t.executor, t.priority, t.lane, t.kind, t.labels,
@@ -139,7 +139,7 @@ SELECT count(*), count(cost_microusd), sum(cost_microusd) FROM attempt WHERE tas
 -- name: attempt_ids
 SELECT id FROM attempt WHERE task_id = $1
 -- name: attempt_head
-SELECT ord, id, task_id, number, ended_at_ms, idempotent, heads FROM attempt WHERE id = $1
+SELECT ord, id, task_id, number, ended_at_ms, idempotent, heads, reserved_microusd FROM attempt WHERE id = $1
 -- name: open_attempts
 SELECT {attempt_row} FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 ORDER BY ord LIMIT $2
 
@@ -149,6 +149,61 @@ SELECT body FROM note WHERE attempt_id = $1 AND kind = $2 ORDER BY ord
 SELECT id FROM note WHERE attempt_id = $1
 -- name: count_notes
 SELECT count(*) FROM note WHERE attempt_id = $1
+
+-- fragment: call_row
+ord, id, task_id, attempt_id, executor, channel, model, labels, reserved_microusd, spent_microusd, started_at_ms,
+settled_at_ms, outcome, heads
+
+-- name: call_by_id
+SELECT {call_row} FROM call WHERE id = $1
+-- name: calls_of_attempt
+SELECT {call_row} FROM call WHERE attempt_id = $1 ORDER BY ord
+-- name: count_calls
+SELECT count(*) FROM call WHERE attempt_id = $1
+-- name: count_calls_since
+SELECT count(*) FROM call WHERE task_id = $1 AND started_at_ms > $2
+-- name: calls_page
+SELECT {call_row} FROM call WHERE ord > $1 ORDER BY ord LIMIT $2
+-- name: old_calls
+SELECT {call_row} FROM call WHERE started_at_ms < $1 AND settled_at_ms IS NOT NULL ORDER BY started_at_ms LIMIT $2
+-- name: money_of_task
+SELECT coalesce(sum(spent_microusd), 0),
+coalesce(sum(CASE WHEN settled_at_ms IS NULL THEN reserved_microusd END), 0),
+coalesce(sum(CASE WHEN settled_at_ms IS NOT NULL AND spent_microusd IS NULL THEN reserved_microusd END), 0),
+count(*) FROM call WHERE task_id = $1
+-- name: spend_add
+INSERT INTO spend (scope, day_at_ms, reserved_microusd, spent_microusd, unknown_microusd, calls)
+VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (scope, day_at_ms) DO UPDATE SET
+reserved_microusd = spend.reserved_microusd + excluded.reserved_microusd,
+spent_microusd = spend.spent_microusd + excluded.spent_microusd,
+unknown_microusd = spend.unknown_microusd + excluded.unknown_microusd, calls = spend.calls + excluded.calls
+-- name: spend_drop_empty
+DELETE FROM spend WHERE scope = $1 AND day_at_ms = $2 AND calls = 0
+-- name: spend_drop_all
+DELETE FROM spend
+-- name: spend_between
+SELECT coalesce(sum(spent_microusd), 0), coalesce(sum(reserved_microusd), 0), coalesce(sum(unknown_microusd), 0),
+coalesce(sum(calls), 0) FROM spend WHERE scope = $1 AND day_at_ms >= $2 AND day_at_ms < $3
+-- name: spend_scopes
+SELECT scope, sum(spent_microusd), sum(reserved_microusd), sum(unknown_microusd), sum(calls) FROM spend
+WHERE scope >= $1 AND scope < $2 AND day_at_ms >= $3 GROUP BY scope ORDER BY 2 DESC, scope LIMIT $4
+-- name: spend_days
+SELECT day_at_ms, spent_microusd, reserved_microusd, unknown_microusd, calls FROM spend
+WHERE scope = $1 AND day_at_ms >= $2 ORDER BY day_at_ms DESC LIMIT $3
+-- name: spend_all
+SELECT scope, day_at_ms, spent_microusd, reserved_microusd, unknown_microusd, calls FROM spend ORDER BY scope, day_at_ms
+-- name: earlier_same
+SELECT origin, number FROM task WHERE input_hash = $1 AND created_at_ms > $2 ORDER BY created_at_ms DESC LIMIT $3
+-- name: count_children
+SELECT count(*) FROM task WHERE parent = $1
+-- name: parent_of
+SELECT parent FROM task WHERE id = $1
+-- name: waiting_for_money
+SELECT {task_row} FROM task WHERE state = 'waiting' AND reason = 'budget'
+ORDER BY wake_at_ms IS NULL, priority DESC, ord LIMIT $1
+-- name: needs_money
+SELECT {brief_row} FROM {brief_from}
+WHERE t.state = 'waiting' AND t.reason = 'budget' AND t.wake_at_ms IS NULL ORDER BY t.ord LIMIT $1
 
 -- name: gates
 SELECT id, cause, subject, closed_at_ms, wake_at_ms, problem, failures, heads, ord FROM gate ORDER BY ord

@@ -445,6 +445,13 @@ ELSEWHERE = {
     "workspace_busy": "tests/unit/test_workspace_ends.py::test_what_may_still_be_worked_on_stays",
     "merge_conflict": "tests/unit/test_workspace_ends.py::test_a_conflict_names_the_files_and_changes_nothing",
     "merge_refused": "tests/unit/test_workspace_ends.py::test_uncommitted_changes_are_not_overwritten",
+    "budget_reached": "tests/unit/test_money.py::test_a_full_cap_closes_the_gate_until_the_next_day",
+    "budget_reserved": "tests/unit/test_money.py::test_what_a_run_gives_back_opens_the_gate_at_once",
+    "budget_never": "tests/unit/test_money.py::test_a_run_that_never_fits_says_so_and_a_raised_cap_lets_it_go",
+    "budget_task": "tests/unit/test_money.py::test_a_tasks_own_lid_waits_for_a_person_who_raises_it",
+    "loop": "tests/unit/test_money.py::test_an_agent_in_a_loop_is_refused_and_told_of_the_tasks_before",
+    "tree_too_deep": "tests/unit/test_money.py::test_a_tree_of_tasks_has_its_limits",
+    "tree_too_wide": "tests/unit/test_money.py::test_a_tree_of_tasks_has_its_limits",
 }
 
 FAULTS = {"bad_event", "executor_fault", "internal"}

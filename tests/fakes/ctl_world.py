@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from omnid import errors
-from omnid.api import shapes, shapes_night, shapes_workspaces
+from omnid.api import shapes, shapes_money, shapes_night, shapes_workspaces
 from omnid.api.methods import METHODS
 from omnid.api.shapes_routing import RouteExplained, RuleView
 from omnid.ctl.context import World
@@ -172,6 +172,15 @@ DECIDED = RouteExplained(
     ),
     "It goes to codex by rule night; turned down: moltworker isn't in the config.",
     True,
+)
+AMOUNTS = shapes_money.Amounts(1.84, 2.0, 0.0, 7)
+SPENT = shapes_money.Spent(
+    "executor",
+    NOW_MS - 86_400_000,
+    "UTC",
+    AMOUNTS,
+    [shapes_money.SpendRow("claude", AMOUNTS)],
+    [shapes_money.CapView("budget.day_usd", "all", "day", 5.0, AMOUNTS, NOW_MS - 3_600_000, NOW_MS + 7_200_000)],
 )
 FINDING = shapes.Finding("log and tables", ok=True, detail="12 changes add up")
 

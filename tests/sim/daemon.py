@@ -93,7 +93,7 @@ class SimDaemon:
             set_aside=spool.set_aside,
         )
         self.gates = Gates(self.context)
-        self.results = Results(self.context)
+        self.results = Results(self.context, self.gates)
         self.cancelling = Cancelling(self.context)
 
     def view(self, begun: Iterable[str] = (), ended: Iterable[str] = ()) -> View:

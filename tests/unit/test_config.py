@@ -76,7 +76,8 @@ def test_the_examples_of_the_shipped_config_show_every_key_of_an_executor(
     assert shown["claude"] == set(CommandExecutor.__struct_fields__)
     assert shown["memory"] == set(McpExecutor.__struct_fields__)
     for name, kind in config._LISTS.items():
-        assert [set(table) for table in tomllib.loads(examples())[name]] == [set(kind.__struct_fields__)]
+        tables = tomllib.loads(examples())[name]
+        assert set[str]().union(*tables) == set(kind.__struct_fields__)
     assert claude.result.cost_usd == "total_cost_usd"
 
 
@@ -145,6 +146,11 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
             "there is no mcp executor of that name",
         ),
         ("[notify]\nto = ['desktp']", "notify.to = 'desktp' can't be used: there is no destination of that name (did"),
+        ("[[cap]]\nname = 'a'\nday_usd = 1", "a cap holds for one label or for one executor"),
+        ("[[cap]]\nname = 'a'\nlabel = 'x'\nexecutor = 'command'\nday_usd = 1", "for one label or for one executor"),
+        ("[[cap]]\nname = 'a'\nexecutor = 'comand'\nday_usd = 1", "did you mean command?"),
+        ("[[cap]]\nname = 'a'\nlabel = 'x'", "a cap needs day_usd or month_usd"),
+        ("[budget]\nrun_usd = 0", "budget.run_usd"),
         ("[budget]\nday_usd = -1", "budget.day_usd = -1 can't be used"),
         ("[notify]\nquiet = '8-9'", "notify.quiet = '8-9' can't be used"),
         ("executor = [3]", "executor[0] = 3 can't be used: write [[executor]]"),

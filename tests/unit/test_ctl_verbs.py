@@ -275,7 +275,7 @@ def test_show_tells_everything():
         "after 2 min",
         "100 kB of output",
         '{"n":1}',
-        "$0.5000",
+        "$0.50",
         "omnictl logs t7",
     ):
         assert text in out

@@ -57,9 +57,35 @@ OUTSIDE = gate(
     wake_at_ms=NOW_MS + 18_000_000,
     problem=Problem.make("outside_hours", executor="night", only="23:00-07:00", zone="UTC"),
 )
+MONEY = Problem.make(
+    "budget_reached",
+    lid="budget.day_usd",
+    limit="$5.00",
+    window="today",
+    used="$5.00 spent",
+    executor="c",
+    need="$1.00",
+)
+NEVER = Problem.make("budget_never", lid="l", limit="$1.00", executor="c", need="$2.00")
+OWN = Problem.make("budget_task", task="t7", limit="$2.00", used="$1.90 spent", need="$0.20")
+LOOP = Problem.make("loop", executor="c", count=5, seconds_s=3600, tasks="t1, t2")
 
 CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("idle"), facts(), ("for its turn",)),
+    (
+        task("idle"),
+        facts(gate=gate("budget", "command", wake_at_ms=NOW_MS + 7_200_000, problem=MONEY)),
+        ("for money", "budget.day_usd of $5.00 is used up today", "in 2 h"),
+    ),
+    (task("idle"), facts(gate=gate("budget", "command", problem=NEVER)), ("for money", "Raise l in the config")),
+    (task("waiting", reason="budget", problem=OWN), facts(), ("$1.90 spent", "`omnictl budget t7 USD` raises it")),
+    (
+        task("waiting", reason="budget", problem=MONEY, wake_at_ms=NOW_MS + 60_000),
+        facts(),
+        ("is used up", "goes on in 1 min at the latest"),
+    ),
+    (task("waiting", reason="approval", approval="needed", problem=LOOP), facts(), ("t1, t2", "`omnictl approve t7`")),
+    (task("completed"), facts(cost="$1.84 spent, of at most $5.00"), ("(cost: $1.84 spent, of at most $5.00).",)),
     (task("idle"), facts(gate=gate("paused", "*")), ("everything is paused", "`omnictl resume`")),
     (task("idle"), facts(gate=gate("paused", "safe")), ("safe is paused", "`omnictl resume --executor safe`")),
     (task("idle"), facts(gate=DOWN), ("command is down", "exit code 7", "tried again in 40 s")),

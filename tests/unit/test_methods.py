@@ -49,6 +49,7 @@ def test_agents_grant_themselves_nothing() -> None:
         "away",
         "route.explain",
         "status",
+        "spend",
     }
 
 

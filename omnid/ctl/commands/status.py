@@ -32,6 +32,8 @@ def _status(context: Context) -> int:
     screen.paragraph("ended", views.counts(ended) or "none", _LABEL_COLUMNS)
     _gates(context, status)
     _outbox(context, status)
+    if status["today"]:
+        screen.paragraph("money", views.today(status["today"]), _LABEL_COLUMNS)
     _disk(context, status)
     screen.put(Cell("executors", "dim"))
     screen.table((), map(_executor, status["executors"]), indent="  ")

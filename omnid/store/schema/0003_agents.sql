@@ -70,8 +70,8 @@ CREATE TABLE ask (
 ) STRICT;
 CREATE INDEX ask_of ON ask (task_id);
 
--- Derived from call: what counts against caps, by scope (``all``, ``executor:x``, ``label:x``) and day (begin of the
--- day in Unix milliseconds, in the zone of the config).
+-- Derived from call: what counts against caps, by scope (``all``, ``executor:x``, ``label:x``, ``model:x``) and the day
+-- on which the call began (begin of the day in Unix milliseconds, in the zone that stands in meta as `spend_zone`).
 CREATE TABLE spend (
     scope TEXT NOT NULL,
     day_at_ms INTEGER NOT NULL,
@@ -91,3 +91,11 @@ CREATE INDEX task_parent ON task (parent) WHERE parent IS NOT NULL;
 -- It answers what the index of the times alone did, and counts what ended since a time without reading the tasks.
 DROP INDEX task_finished;
 CREATE INDEX task_ended ON task (finished_at_ms, state) WHERE finished_at_ms IS NOT NULL;
+
+-- Until when a label's cap keeps the task from its start; the last millisecond there is: until a person raises its own.
+ALTER TABLE task ADD COLUMN budget_at_ms INTEGER;
+-- What would run, for executors that cost money: the same again and again is a loop.
+ALTER TABLE task ADD COLUMN input_hash TEXT;
+CREATE INDEX task_input ON task (input_hash, created_at_ms) WHERE input_hash IS NOT NULL;
+-- What was reserved at its start; NULL: it costs nothing, and has no calls.
+ALTER TABLE attempt ADD COLUMN reserved_microusd INTEGER;
