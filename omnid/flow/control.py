@@ -120,7 +120,7 @@ def _retry(case: Case) -> Effect:
         raise _refuse(task, "retry", why, "`omnictl add` submits a new one")
     wait_again(tx, task)
     approval = task.approval
-    asks = needs_approval(case.caller.role, task.executor, case.context.config)
+    asks = needs_approval(case.caller.role, task.executor, task.work, case.context.config)
     if approval == "denied" or (asks and approval is None):
         approval = "needed"
     revived = journal.advance_task(

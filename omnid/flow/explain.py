@@ -124,7 +124,7 @@ def _own(task: Task, facts: Situation) -> str:
             return f"because it is paused; `omnictl resume {task.name}` lets it go on"
         case "approval":
             return (
-                f"for a person's approval, because agents may not use executor {task.executor} by themselves; "
+                f"for a person's approval, because agents may not do this on executor {task.executor} by themselves; "
                 f"`omnictl approve {task.name}` or `omnictl deny {task.name}`"
             )
         case "dependency":

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Raw
 
-from omnid.config import Config, Limits
+from omnid.config import COMMAND, Config, Limits
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
@@ -92,7 +92,7 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
     executor = choose(work, context.kinds)
     encoded = _check_limits(params, work, config.limits)
     context.executors[executor].accepts(work)
-    asks = needs_approval(caller.role, executor, config)
+    asks = needs_approval(caller.role, executor, work, config)
     return Draft(
         id=context.clock.uuid(),
         origin=_origin(caller, params),
@@ -129,9 +129,21 @@ def _body_hash(params: Submit) -> str:
     return sha256(_encode(params)).hexdigest()
 
 
-def needs_approval(role: str, executor: str, config: Config) -> bool:
-    """Tells whether a person must approve what this caller sends to this executor."""
-    return role == "agent" and executor not in config.agents.allow
+def needs_approval(role: str, executor: str, work: Work, config: Config) -> bool:
+    """Tells whether a person must approve what this caller sends to this executor.
+
+    A check is a command of its own, and a variable of the daemon may be a secret: an executor that is open to agents
+    opens neither.
+    """
+    if role != "agent":
+        return False
+    section = config.executors().get(executor)
+    passed_on = section.env if section is not None else ()
+    return (
+        executor not in config.agents.allow
+        or (work.check is not None and COMMAND not in config.agents.allow)
+        or not set(work.env).issubset(passed_on)
+    )
 
 
 def _check_limits(params: Submit, work: Work, limits: Limits) -> Raw:
