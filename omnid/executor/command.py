@@ -355,8 +355,7 @@ def _no_start(spec: Spec, step: str, number: int, said: str) -> Problem:
     if step == "chdir":
         return Problem.make("bad_cwd", cwd=spec.cwd, why=f"The system says: {said}.")
     if number == errno.EACCES and "/" not in spec.argv[0]:
-        # Also what a directory of PATH gives that this user may not look into.
-        detail = "No directory of PATH holds it, or this user may not run it or look there."
+        detail = "What is there in the directories of PATH may not be run by this user."
         return Problem.make("command_not_found", program=spec.argv[0], detail=detail)
     if number == errno.ENOENT:
         where = "It, or the interpreter that its first line names, is not there"

@@ -127,7 +127,7 @@ def _retry(case: Case) -> Effect:
     approval = task.approval
     if case.caller.role == "agent":
         loops.check_retry(tx, case.context.budget, task)
-    asks = needs_approval(case.caller.role, task.executor, case.context.config)
+    asks = needs_approval(case.caller.role, task.executor, task.work, case.context.config)
     if approval == "denied" or (asks and approval is None):
         approval = "needed"
     revived = journal.advance_task(

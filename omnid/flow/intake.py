@@ -19,7 +19,7 @@ from omnid.model import USER_ORIGIN, Problem, ReplyTo, Route, Submit, Submitted,
 from omnid.route.budget import Budget
 from omnid.route.router import choose
 from omnid.route.rules import Asked
-from omnid.settings import Config, Limits
+from omnid.settings import COMMAND, Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
 from omnid.store.interface import NOTHING, Reader, Tx
@@ -128,7 +128,7 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
     executor = route.executor
     encoded = _check_limits(params, work, config.limits)
     context.executors[executor].accepts(work)
-    asks = needs_approval(caller.role, executor, config)
+    asks = needs_approval(caller.role, executor, work, config)
     paid = executor in context.budget.paid
     exact = context.executors[executor].exact(work) if asks or paid else None
     return Draft(
@@ -183,9 +183,21 @@ def _body_hash(params: Submit) -> str:
     return sha256(_encode(params)).hexdigest()
 
 
-def needs_approval(role: str, executor: str, config: Config) -> bool:
-    """Tells whether a person must approve what this caller sends to this executor."""
-    return role == "agent" and executor not in config.agents.allow
+def needs_approval(role: str, executor: str, work: Work, config: Config) -> bool:
+    """Tells whether a person must approve what this caller sends to this executor.
+
+    A check is a command of its own, and a variable of the daemon may be a secret: an executor that is open to agents
+    opens neither.
+    """
+    if role != "agent":
+        return False
+    section = config.executors().get(executor)
+    passed_on = section.env if section is not None else ()
+    return (
+        executor not in config.agents.allow
+        or (work.check is not None and COMMAND not in config.agents.allow)
+        or not set(work.env).issubset(passed_on)
+    )
 
 
 def _check_limits(params: Submit, work: Work, limits: Limits) -> Raw:

@@ -7,6 +7,7 @@ from msgspec import structs
 
 from omnid.api.methods import Api
 from omnid.api.shapes import Get
+from omnid.config import CommandExecutor
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller
 from omnid.flow.control import Cancelling
@@ -108,3 +109,30 @@ async def test_a_full_queue_still_answers_repeats(world: World) -> None:
     with pytest.raises(Retryable) as caught:
         await world.submit(Submit(argv=("y",)))
     assert caught.value.code == "too_many_waiting"
+
+
+@pytest.mark.parametrize(
+    ("allow", "fields", "asks"),
+    [
+        (("safe",), {}, False),
+        (("safe",), {"check": ("sh", "-c", "anything")}, True),
+        (("safe", "command"), {"check": ("sh", "-c", "anything")}, False),
+        (("safe",), {"env": ("AWS_SECRET_ACCESS_KEY",)}, True),
+        (("safe", "command"), {"env": ("AWS_SECRET_ACCESS_KEY",)}, True),
+        (("safe",), {"env": ("CI",)}, False),
+        (("safe",), {"env": ("CI", "HOME_OF_SECRETS")}, True),
+        ((), {"env": ("CI",)}, True),
+    ],
+)
+async def test_an_executor_that_is_open_to_agents_opens_neither_checks_nor_the_environment(
+    world: World, allow: tuple[str, ...], fields: dict[str, Any], asks: bool
+) -> None:
+    world.set("agents", allow=allow)
+    safe = CommandExecutor(name="safe", argv=("echo",), env=("CI",))
+    world.context.config = structs.replace(world.context.config, executor=(*world.context.config.executor, safe))
+    task = await world.add("x", caller=AGENT, executor="safe", **fields)
+    assert (task.reason == "approval") == asks
+    assert (await world.add("x", executor="safe", **fields)).state == "idle", "people may"
+    await world.control(task.id, "cancel")
+    await world.control(task.id, "retry", caller=AGENT)
+    assert ((await world.task(task.id)).reason == "approval") == asks

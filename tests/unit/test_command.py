@@ -100,14 +100,17 @@ async def test_environment_is_small_and_named(monkeypatch: pytest.MonkeyPatch, t
     }
 
 
-async def test_a_directory_of_path_that_is_closed_makes_a_program_no_less_missing(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "closed").write_text("no program, whoever asks")
+async def test_what_may_not_be_run_hides_nothing_that_comes_later_in_path(tmp_path: Path) -> None:
+    (tmp_path / "bin" / "sh").mkdir(parents=True)
+    for name in ("closed", "echo"):
+        (tmp_path / "bin" / name).write_text("no program, whoever asks")
     executor = commands(tmp_path, Section(name="command", env_set={"PATH": f"{tmp_path}/bin:/bin:/usr/bin"}))
     result = await run(executor, "closed")
     assert result.problem is not None
     assert (result.outcome, result.problem.code) == ("rejected", "command_not_found")
-    assert "may not run it" in result.problem.why
+    assert "may not be run" in result.problem.why
+    assert (await run(executor, "echo", "a")).output == "a\n"
+    assert (await run(executor, "sh", "-c", "echo b")).output == "b\n"
 
 
 async def test_missing_secret_closes_the_executor(tmp_path: Path) -> None:

@@ -256,6 +256,8 @@ def test_show_tells_everything():
         attempts=[attempt(), attempt(number=2, output="x\n" * 40, output_bytes=99_999, value={"n": 1}, cost_usd=0.5)],
         attempts_total=2,
         key="k",
+        parent="t0",
+        work={"argv": ["make", "-C", "x y"], "cwd": "/work", "reply_to": {"chat": 5}},
         after=["t1"],
         deadline_ms=NOW_MS + 60_000,
     )
@@ -267,6 +269,8 @@ def test_show_tells_everything():
         "repo",
         "t1",
         "in 1 min",
+        "parent       t0",
+        'reply to     {"chat":5}',
         ID,
         PROBLEM.what,
         PROBLEM.why,

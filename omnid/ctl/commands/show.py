@@ -49,6 +49,7 @@ def _facts(view: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
         ("assignee", view["assignee"]),
         ("approval", view["approval"]),
         ("parent", view["parent"]),
+        ("reply to", views.compact(view["work"]["reply_to"]) if view["work"].get("reply_to") else None),
         ("key", view["key"]),
     ):
         if text:
