@@ -92,10 +92,9 @@ class Records:
         self.root = Path(os.path.realpath(root))
 
     def of(self, task_id: str) -> Record | None:
-        """Finds the record of a task."""
-        short = f"{task_id.replace('-', '')[-SHORT_CHARS:]}{SUFFIX}"
-        names = [name for name in self._names() if name.endswith(short)]
-        found = (self._read(name) for name in (names or self._names()))
+        """Finds the record of a task: its name ends with the end of the task's id, so that few are read."""
+        ending = f"{task_id.replace('-', '')[-SHORT_CHARS:]}{SUFFIX}"
+        found = (self._read(name) for name in self._names() if name.endswith(ending))
         return next((record for record in found if record is not None and record.task_id == task_id), None)
 
     def all(self) -> list[Record]:

@@ -387,3 +387,21 @@ def test_signal_names() -> None:
 
     assert signal_name(signal.SIGKILL) == "SIGKILL"
     assert signal_name(60) == "signal 60"
+
+
+async def test_an_attempt_is_removed_while_its_control_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, unlink = Spool(tmp_path / "spool", LIMITS), os.unlink
+    (spool.directory("a")).mkdir(parents=True)
+    for name in ("spec", "exit", "output"):
+        (spool.directory("a") / name).touch()
+
+    def gone_already(path: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        unlink(path, **options)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", gone_already)
+    await spool.remove("a")
+    assert not spool.directory("a").exists()
