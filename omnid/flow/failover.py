@@ -85,7 +85,7 @@ class Failover:
         except Rejected:
             return None  # The rules have changed, or its directory has gone: it stays where it was taken.
         role = "person" if task.origin == USER_ORIGIN else "agent"
-        if task.approval is not None or needs_approval(role, route.executor, context.config):
+        if task.approval is not None or needs_approval(role, route.executor, task.work, context.config):
             return None
         return route
 

@@ -79,8 +79,8 @@ AGENTS: dict[str, Message] = {
         "Have the person answer with the number and the code, or run omnictl.",
     ),
     "budget_reached": Message(
-        "{lid} of {limit} is used up {window}: {used}.",
-        "A run of {executor} may cost {need}, which would pass it.",
+        "{lid} of {limit} leaves too little {window}: {used}, and a run of {executor} may cost {need}.",
+        "What a run may cost is reserved before it starts, and would pass the cap.",
         "It goes on by itself when that is over, or at once when {lid} is raised in the config.",
     ),
     "budget_reserved": Message(

@@ -75,14 +75,14 @@ CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (
         task("idle"),
         facts(gate=gate("budget", "command", wake_at_ms=NOW_MS + 7_200_000, problem=MONEY)),
-        ("for money", "budget.day_usd of $5.00 is used up today", "in 2 h"),
+        ("for money", "budget.day_usd of $5.00 leaves too little today", "in 2 h"),
     ),
     (task("idle"), facts(gate=gate("budget", "command", problem=NEVER)), ("for money", "Raise l in the config")),
     (task("waiting", reason="budget", problem=OWN), facts(), ("$1.90 spent", "`omnictl budget t7 USD` raises it")),
     (
         task("waiting", reason="budget", problem=MONEY, wake_at_ms=NOW_MS + 60_000),
         facts(),
-        ("is used up", "goes on in 1 min at the latest"),
+        ("leaves too little", "goes on in 1 min at the latest"),
     ),
     (task("waiting", reason="approval", approval="needed", problem=LOOP), facts(), ("t1, t2", "`omnictl approve t7`")),
     (task("completed"), facts(cost="$1.84 spent, of at most $5.00"), ("(cost: $1.84 spent, of at most $5.00).",)),
