@@ -185,7 +185,7 @@ class Daemon:
         work.start_soon(self._kept("runner", partial(runner.run, work)))
         work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, self._link).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
-        work.start_soon(self._kept("drain", self.drain.run))
+        work.start_soon(self._kept("drain", partial(self.drain.run, work)))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         await self._listen(work, Api(context, self.gates, cancelling, self))
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
