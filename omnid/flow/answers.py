@@ -19,23 +19,19 @@ from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.flow.intake import permit_id, title_of
 from omnid.flow.notify import tell
-from omnid.flow.texts import WORDS, say
+from omnid.flow.texts import WORDS, excerpt, plain, say
 from omnid.model import Attempt, Task, Work
 from omnid.settings import Destination
 from omnid.states import RUNNING, TERMINAL
 from omnid.store import journal, outbox
 from omnid.store.interface import ASK, Reader, Tx
 
-RESULT_CHARS_MAX = 600
 TITLE_CHARS_MAX = 200
 CODE_CHARS = 10
 """Of a code: 50 bits, which can't be guessed in the time in which a question stands."""
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: nothing in it looks like something else."""
-KEPT = "\n\t\u200c\u200d"
-"""What stays of control and format characters: lines, and the joiners of scripts and emoji."""
 
-_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])")
 _ANSWER = re.compile(r"\W*(\w+)\W*(\w*)\W*")
 
 
@@ -87,21 +83,6 @@ def need_of(task: Task) -> str | None:
 def _still_asks(task: Task, asked: str) -> bool:
     """Tells whether a task waits for an approval that something else, a pause, hides for the moment."""
     return asked == "approval" and task.state == "waiting" and task.approval == "needed"
-
-
-def plain(text: str) -> str:
-    """Takes out of a text what could steer a terminal or turn the reading direction; its lines stay."""
-    text = _ESCAPE.sub("", text.replace("\r\n", "\n"))
-    return "".join(c for c in text if c in KEPT or not unicodedata.category(c).startswith("C"))
-
-
-def excerpt(text: str, chars_max: int = RESULT_CHARS_MAX) -> str:
-    """Gives a text as it may stand in a message: cleaned, and without its middle where it is too long."""
-    text = plain(text).strip()
-    if len(text) <= chars_max:
-        return text
-    half = (chars_max - 5) // 2
-    return f"{text[:half].rstrip()}\n...\n{text[-half:].lstrip()}"
 
 
 def work_text(work: Work) -> str:
@@ -199,7 +180,7 @@ class Announcer:
 
 def message(task: Task, event: str, result: str, cost_usd: float | None, *, code: str, language: str) -> str:
     """Puts an answer into words: what became of the task, its result, its cost, and what may be replied. Pure."""
-    problem = task.problem.what if task.problem else ""
+    problem = plain(task.problem.what) if task.problem else ""
     fields = {"task": task.name, "title": _title(task), "executor": task.executor, "problem": problem}
     lines = [say(language, f"answer.{event}", **fields).rstrip()]
     if result:

@@ -14,15 +14,14 @@ from omnid.flow.answers import (
     CHOICES,
     CODE_CHARS,
     NEEDS_YOU,
-    RESULT_CHARS_MAX,
     Announcer,
     event_of,
-    excerpt,
     need_of,
-    plain,
     read_answer,
+    take_code,
 )
 from omnid.flow.caller import Caller
+from omnid.flow.texts import RESULT_CHARS_MAX, excerpt, plain
 from omnid.model import Gate, Problem, ReplyTo, Task, Work
 from omnid.settings import Destination
 from omnid.states import STATES, TERMINAL
@@ -221,6 +220,24 @@ async def test_a_code_holds_for_its_task_and_once(told: World) -> None:
     assert third["task"] == "claude/t1"
     assert await refused(told, "claude/t1", f"1 {code_in(first)}", AGENT) == "bad_code"
     await told.control("claude/t1", "reply", caller=AGENT, text=f"1 {code_in(third)}")
+
+
+async def test_taking_a_code_uses_it_up(told: World) -> None:
+    body = await asked(told)
+    task = await told.task(body["task_id"])
+    await told.write(lambda tx: take_code(tx, task, code_in(body)))
+    with pytest.raises(Rejected, match="doesn't carry its code"):
+        await told.write(lambda tx: take_code(tx, task, code_in(body)))
+
+
+async def test_a_problem_is_data_too(told: World) -> None:
+    await told.add("x", reply_to=CHAT, attempts_max=1)
+    (command,) = await told.claim()
+    problem = Problem.make("reported_error", executor="x", detail="\x1b[2Jno\0\u202e", task="t1")
+    await told.finish(command, "failure", problem=problem)
+    assert (await last(told))["text"].splitlines()[1] == "x reported an error: no."
+    (row,) = await rows(told, "notice/desktop")
+    assert row["problem"] == "x reported an error: no."
 
 
 async def test_a_pause_in_between_asks_nobody_twice(told: World) -> None:
