@@ -222,6 +222,13 @@ async def test_a_code_holds_for_its_task_and_once(told: World) -> None:
     await told.control("claude/t1", "reply", caller=AGENT, text=f"1 {code_in(third)}")
 
 
+async def test_an_agent_adds_nothing_to_what_a_person_answered(told: World) -> None:
+    body = await asked(told)
+    await told.control("claude/t1", "reply", caller=AGENT, text=f"1 {code_in(body)}", always=True, output="mine")
+    assert (await told.task(body["task_id"])).state == "idle"
+    assert await told.rows("SELECT count(*) FROM permit") == [(0,)]
+
+
 async def test_taking_a_code_uses_it_up(told: World) -> None:
     body = await asked(told)
     task = await told.task(body["task_id"])
