@@ -20,7 +20,7 @@ from omnid.flow.context import Context
 from omnid.flow.intake import permit_id, title_of
 from omnid.flow.notify import tell
 from omnid.flow.texts import WORDS, excerpt, plain, say
-from omnid.model import Attempt, Task, Work
+from omnid.model import USER_ORIGIN, Attempt, Task, Work
 from omnid.settings import Destination
 from omnid.states import RUNNING, TERMINAL
 from omnid.store import journal, outbox
@@ -99,11 +99,21 @@ def work_text(work: Work) -> str:
     return "\n".join(lines)
 
 
-def reaches_a_person(section: Destination | None, reply_to: Mapping[str, Any]) -> bool:
-    """Tells whether a message goes to a person and not first through an agent, which must not see a code."""
-    if section is None or section.kind != "openclaw" or section.executor is not None:
-        return section is not None
-    return bool(reply_to.get("target") or section.target)
+def reaches_a_person(section: Destination | None, reply_to: Mapping[str, Any], origin: str) -> bool:
+    """Tells whether a message surely goes to a person, so that it may hold a code. Pure.
+
+    It mustn't go through an agent first, nor to a place that the agent has chosen which asks: that could be its own.
+    """
+    if section is None:
+        return False
+    target, session = reply_to.get("target"), reply_to.get("session")
+    straight = section.kind == "openclaw" and section.executor is None
+    if straight and not (target or section.target):
+        return False
+    if origin == USER_ORIGIN:
+        return True
+    chosen = {target} if straight else {target, session}
+    return (bool(section.target) or not straight) and chosen <= {None, section.target}
 
 
 class Announcer:
@@ -147,7 +157,7 @@ class Announcer:
             shown = work_text(exact)
             # Nobody can approve what a message doesn't show whole.
             whole = event != "approval" or shown == excerpt(shown)
-            if whole and reaches_a_person(section, reply_to):
+            if whole and reaches_a_person(section, reply_to, task.origin):
                 code = self._ask(tx, task, event, permit_id(task.origin, task.executor, exact))
         row = tx.one("attempt_by_number", task.id, task.attempt) if task.attempt else None
         last = None if row is None else journal.attempt_of(row)

@@ -45,9 +45,10 @@ def anyio_backend() -> str:
 def told(world: World) -> World:
     """A world with places to tell."""
     places = (
-        Destination(name="chat", kind="openclaw"),
+        Destination(name="chat", kind="openclaw", target="@me"),
+        Destination(name="open", kind="openclaw"),
         Destination(name="hook", kind="webhook"),
-        Destination(name="mcp", kind="openclaw", executor="x"),
+        Destination(name="mcp", kind="openclaw", executor="x", target="main"),
     )
     world.context.config = structs.replace(world.context.config, destination=places)
     world.store.set_follow(Announcer(world.context))
@@ -277,15 +278,39 @@ async def test_nobody_approves_by_chat_what_a_message_does_not_show_whole(told: 
 @pytest.mark.parametrize(
     ("reply_to", "coded"),
     [
-        (ReplyTo(channel="chat", target="@me"), True),
-        (ReplyTo(channel="chat", session="s"), False),
+        (ReplyTo(channel="chat"), True),
+        (ReplyTo(channel="chat", target="@me", session="mine"), True),
+        (ReplyTo(channel="chat", target="@mine"), False),
+        (ReplyTo(channel="open", target="@me"), False),
+        (ReplyTo(channel="open", session="s"), False),
         (ReplyTo(channel="hook"), True),
-        (ReplyTo(channel="mcp", session="s"), True),
+        (ReplyTo(channel="hook", target="mine"), False),
+        (ReplyTo(channel="hook", session="mine"), False),
+        (ReplyTo(channel="mcp"), True),
+        (ReplyTo(channel="mcp", session="main"), True),
+        (ReplyTo(channel="mcp", session="mine"), False),
     ],
 )
-async def test_a_code_never_goes_through_an_agent(told: World, reply_to: ReplyTo, coded: bool) -> None:
+async def test_a_code_goes_neither_through_an_agent_nor_where_it_chooses(
+    told: World, reply_to: ReplyTo, coded: bool
+) -> None:
     body = await asked(told, reply_to=reply_to)
     assert ("with the code" in body["text"]) == coded
+
+
+@pytest.mark.parametrize(
+    ("reply_to", "coded"),
+    [
+        (ReplyTo(channel="open", target="@anywhere"), True),
+        (ReplyTo(channel="open", session="s"), False),
+        (ReplyTo(channel="hook", session="s"), True),
+    ],
+)
+async def test_a_person_chooses_where_they_are_asked(told: World, reply_to: ReplyTo, coded: bool) -> None:
+    await told.add("x", reply_to=reply_to)
+    (command,) = await told.claim()
+    await told.finish(command, "lost", problem=PROBLEM)
+    assert ("with the code" in (await last(told, reply_to.channel))["text"]) == coded
 
 
 @pytest.mark.parametrize(("text", "state"), [("1", "completed"), ("2", "idle"), ("3", "failed")])
