@@ -181,7 +181,7 @@ class Announcer:
         outbox.put(tx, str(reply_to["channel"]), "answer", task.id, body, rows_max=rows_max)
 
     def _ask(self, tx: Tx, task: Task, event: str, about: str) -> str:
-        """Makes the code of a question; the journal keeps nothing of it but its digest."""
+        """Makes the code of a question; once its message is delivered, the journal holds but its digest."""
         drawn = int.from_bytes(hmac.new(self._key, f"{task.id} {tx.stamp()}".encode(), sha256).digest())
         code = "".join(ALPHABET[drawn >> 5 * place & 31] for place in range(CODE_CHARS))
         tx.create(ASK, _digest(code), {"task_id": task.id, "event": event, "about": about, "created_at_ms": tx.now_ms})
