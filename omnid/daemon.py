@@ -204,7 +204,7 @@ class Daemon:
         work.start_soon(self._kept("dispatcher", dispatcher.run))
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
-        work.start_soon(self._kept("drain", self.drain.run))
+        work.start_soon(self._kept("drain", partial(self.drain.run, work)))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))
         work.start_soon(self._kept("prewarm", self.workspaces.pool.run))

@@ -19,23 +19,19 @@ from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.flow.intake import permit_id, title_of
 from omnid.flow.notify import tell
-from omnid.flow.texts import WORDS, say
-from omnid.model import Attempt, Task, Work
+from omnid.flow.texts import WORDS, excerpt, plain, say
+from omnid.model import USER_ORIGIN, Attempt, Task, Work
 from omnid.settings import Destination
 from omnid.states import RUNNING, TERMINAL
 from omnid.store import journal, outbox
 from omnid.store.interface import ASK, Reader, Tx
 
-RESULT_CHARS_MAX = 600
 TITLE_CHARS_MAX = 200
 CODE_CHARS = 10
 """Of a code: 50 bits, which can't be guessed in the time in which a question stands."""
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: nothing in it looks like something else."""
-KEPT = "\n\t\u200c\u200d"
-"""What stays of control and format characters: lines, and the joiners of scripts and emoji."""
 
-_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])")
 _ANSWER = re.compile(r"\W*(\w+)\W*(\w*)\W*")
 
 
@@ -89,21 +85,6 @@ def _still_asks(task: Task, asked: str) -> bool:
     return asked == "approval" and task.state == "waiting" and task.approval == "needed"
 
 
-def plain(text: str) -> str:
-    """Takes out of a text what could steer a terminal or turn the reading direction; its lines stay."""
-    text = _ESCAPE.sub("", text.replace("\r\n", "\n"))
-    return "".join(c for c in text if c in KEPT or not unicodedata.category(c).startswith("C"))
-
-
-def excerpt(text: str, chars_max: int = RESULT_CHARS_MAX) -> str:
-    """Gives a text as it may stand in a message: cleaned, and without its middle where it is too long."""
-    text = plain(text).strip()
-    if len(text) <= chars_max:
-        return text
-    half = (chars_max - 5) // 2
-    return f"{text[:half].rstrip()}\n...\n{text[-half:].lstrip()}"
-
-
 def work_text(work: Work) -> str:
     """Gives all of what would run, as a person must see it before they approve it."""
     lines = [shlex.join(work.argv)] if work.argv else []
@@ -118,11 +99,21 @@ def work_text(work: Work) -> str:
     return "\n".join(lines)
 
 
-def reaches_a_person(section: Destination | None, reply_to: Mapping[str, Any]) -> bool:
-    """Tells whether a message goes to a person and not first through an agent, which must not see a code."""
-    if section is None or section.kind != "openclaw" or section.executor is not None:
-        return section is not None
-    return bool(reply_to.get("target") or section.target)
+def reaches_a_person(section: Destination | None, reply_to: Mapping[str, Any], origin: str) -> bool:
+    """Tells whether a message surely goes to a person, so that it may hold a code. Pure.
+
+    It mustn't go through an agent first, nor to a place that the agent has chosen which asks: that could be its own.
+    """
+    if section is None:
+        return False
+    target, session = reply_to.get("target"), reply_to.get("session")
+    straight = section.kind == "openclaw" and section.executor is None
+    if straight and not (target or section.target):
+        return False
+    if origin == USER_ORIGIN:
+        return True
+    chosen = {target} if straight else {target, session}
+    return (bool(section.target) or not straight) and chosen <= {None, section.target}
 
 
 class Announcer:
@@ -166,7 +157,7 @@ class Announcer:
             shown = work_text(exact)
             # Nobody can approve what a message doesn't show whole.
             whole = event != "approval" or shown == excerpt(shown)
-            if whole and reaches_a_person(section, reply_to):
+            if whole and reaches_a_person(section, reply_to, task.origin):
                 code = self._ask(tx, task, event, permit_id(task.origin, task.executor, exact))
         row = tx.one("attempt_by_number", task.id, task.attempt) if task.attempt else None
         last = None if row is None else journal.attempt_of(row)
@@ -190,7 +181,7 @@ class Announcer:
         outbox.put(tx, str(reply_to["channel"]), "answer", task.id, body, rows_max=rows_max)
 
     def _ask(self, tx: Tx, task: Task, event: str, about: str) -> str:
-        """Makes the code of a question; the journal keeps nothing of it but its digest."""
+        """Makes the code of a question; once its message is delivered, the journal holds but its digest."""
         drawn = int.from_bytes(hmac.new(self._key, f"{task.id} {tx.stamp()}".encode(), sha256).digest())
         code = "".join(ALPHABET[drawn >> 5 * place & 31] for place in range(CODE_CHARS))
         tx.create(ASK, _digest(code), {"task_id": task.id, "event": event, "about": about, "created_at_ms": tx.now_ms})
@@ -199,7 +190,7 @@ class Announcer:
 
 def message(task: Task, event: str, result: str, cost_usd: float | None, *, code: str, language: str) -> str:
     """Puts an answer into words: what became of the task, its result, its cost, and what may be replied. Pure."""
-    problem = task.problem.what if task.problem else ""
+    problem = plain(task.problem.what) if task.problem else ""
     fields = {"task": task.name, "title": _title(task), "executor": task.executor, "problem": problem}
     lines = [say(language, f"answer.{event}", **fields).rstrip()]
     if result:

@@ -279,7 +279,8 @@ def _reply(case: Case) -> Effect:
         if action == "approve" and shown != permit_id(task.origin, task.executor, _exact(case)):
             why = "What would run has changed since the question was asked."
             raise _refuse(task, "approve", why, "`omnictl approve` shows what it is now")
-    return _ACTIONS[action](case._replace(order=case.order._replace(action=action)))
+    # A new order: whoever passes an answer on adds nothing to it.
+    return _ACTIONS[action](case._replace(order=Order(case.order.ref, action)))
 
 
 def _short(work: Work) -> str:

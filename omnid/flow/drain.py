@@ -49,16 +49,15 @@ class Drain:
         for carrier in self._carriers.values():
             carrier.bell.ring()
 
-    async def run(self) -> None:
-        """Starts a carrier for each queue that holds something, now or later; ends when it is cancelled."""
-        async with anyio.create_task_group() as group:
-            for queue in await self._context.store.read(outbox.destinations):
+    async def run(self, group: TaskGroup) -> None:
+        """Starts a carrier in the group for each queue that holds something, now or later; ends when cancelled."""
+        for queue in await self._context.store.read(outbox.destinations):
+            self._start(group, queue)
+        while True:
+            rung, self._rung = self._rung, {}
+            for queue in rung:
                 self._start(group, queue)
-            while True:
-                rung, self._rung = self._rung, {}
-                for queue in rung:
-                    self._start(group, queue)
-                await self._bell.wait()
+            await self._bell.wait()
 
     def _start(self, group: TaskGroup, queue: str) -> None:
         if queue in self._carriers:

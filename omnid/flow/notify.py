@@ -14,7 +14,7 @@ from msgspec import structs
 from omnid import platform
 from omnid.clock import Clock
 from omnid.flow.explain import span
-from omnid.flow.texts import say
+from omnid.flow.texts import plain, say
 from omnid.link.destination import Destination
 from omnid.model import Delivery
 from omnid.settings import Config
@@ -39,9 +39,9 @@ def tell(tx: Tx, config: Config, kind: Kind, subject: str, **fields: str) -> Non
     `said` (limit); `why` with `task`, `title` and `executor`, or `what` and `do`, or `said` (needs_you); `percent`,
     `limit` and `until_ms` (budget); `task`, `title` and `problem` (failed); `mode` (mode); `text` (digest).
     """
-    body = {"event": kind, **{name: value[:FIELD_CHARS_MAX] for name, value in fields.items()}}
+    body = {"event": kind, **{name: plain(value)[:FIELD_CHARS_MAX] for name, value in fields.items()}}
     if kind == "digest":
-        body["text"] = fields.get("text", "")
+        body["text"] = plain(fields.get("text", ""))
     for place in config.notify.to:
         outbox.put(tx, f"{QUEUE}{place}", "notice", subject, body, rows_max=config.outbox.rows_max)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 
-from omnid.errors import Retryable
+from omnid.errors import Rejected, Retryable
 
 SAID_BYTES_MAX = 4096
 DETAIL_CHARS_MAX = 300
@@ -35,7 +35,7 @@ class Done(NamedTuple):
 async def run(destination: str, argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Done:
     """Runs the program to its end; where it is cancelled, the program and its children are ended.
 
-    Raises Retryable(`delivery_failed`) where it can't be started.
+    Raises Retryable(`delivery_failed`) where it can't be started, and Rejected(`delivery_refused`) where it never can.
     """
     try:
         process = await anyio.open_process(
@@ -46,7 +46,9 @@ async def run(destination: str, argv: Sequence[str], stdin: str, environ: Mappin
             env=environ,
             start_new_session=True,
         )
-    except (OSError, ValueError) as error:
+    except ValueError as error:  # A NUL in an argument, which no program can be given.
+        raise Rejected("delivery_refused", destination=destination, detail=str(error)) from error
+    except OSError as error:
         detail = f"{argv[0]} can't be started: {error}"
         raise Retryable("delivery_failed", destination=destination, detail=detail) from error
     said = bytearray()

@@ -271,6 +271,13 @@ async def test_a_program_that_is_not_there_is_down(tmp_path: Path, kind: type[Ki
     assert "can't be started" in error.what
 
 
+async def test_what_no_program_can_be_given_is_refused(tmp_path: Path) -> None:
+    kit = OpenClawKit(tmp_path)
+    with pytest.raises(Rejected):
+        await kit.destination.send([delivery(target="a\0b")])
+    kit.close()
+
+
 async def test_a_program_that_reads_nothing_is_none_the_worse_for_it(tmp_path: Path) -> None:
     kit = CommandKit(tmp_path)
     kit.behave("deaf")

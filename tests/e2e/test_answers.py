@@ -43,6 +43,7 @@ name = "home-chat"
 kind = "openclaw"
 argv = ["{openclaw}"]
 channel = "telegram"
+target = "@me"
 [[executor]]
 name = "claw"
 kind = "mcp"
@@ -264,7 +265,7 @@ def test_what_can_not_be_delivered_is_seen_retried_and_dropped(chat: Chat, home:
 
 def test_a_channel_that_is_not_there_or_has_left_is_explained(chat: Chat, home: Home) -> None:
     home.start()
-    for reply_to, code in (({"channel": "home-chta"}, "unknown_channel"), ({"channel": "home-chat"}, "no_target")):
+    for reply_to, code in (({"channel": "home-chta"}, "unknown_channel"), ({"channel": "over-mcp"}, "no_target")):
         with pytest.raises(OmnidError) as caught:
             home.sh("true", reply_to=reply_to)
         assert caught.value.code == code

@@ -14,15 +14,14 @@ from omnid.flow.answers import (
     CHOICES,
     CODE_CHARS,
     NEEDS_YOU,
-    RESULT_CHARS_MAX,
     Announcer,
     event_of,
-    excerpt,
     need_of,
-    plain,
     read_answer,
+    take_code,
 )
 from omnid.flow.caller import Caller
+from omnid.flow.texts import RESULT_CHARS_MAX, excerpt, plain
 from omnid.model import Gate, Problem, ReplyTo, Task, Work
 from omnid.settings import Destination
 from omnid.states import STATES, TERMINAL
@@ -46,9 +45,10 @@ def anyio_backend() -> str:
 def told(world: World) -> World:
     """A world with places to tell."""
     places = (
-        Destination(name="chat", kind="openclaw"),
+        Destination(name="chat", kind="openclaw", target="@me"),
+        Destination(name="open", kind="openclaw"),
         Destination(name="hook", kind="webhook"),
-        Destination(name="mcp", kind="openclaw", executor="x"),
+        Destination(name="mcp", kind="openclaw", executor="x", target="main"),
     )
     world.context.config = structs.replace(world.context.config, destination=places)
     world.store.set_follow(Announcer(world.context))
@@ -223,6 +223,31 @@ async def test_a_code_holds_for_its_task_and_once(told: World) -> None:
     await told.control("claude/t1", "reply", caller=AGENT, text=f"1 {code_in(third)}")
 
 
+async def test_an_agent_adds_nothing_to_what_a_person_answered(told: World) -> None:
+    body = await asked(told)
+    await told.control("claude/t1", "reply", caller=AGENT, text=f"1 {code_in(body)}", always=True, output="mine")
+    assert (await told.task(body["task_id"])).state == "idle"
+    assert await told.rows("SELECT count(*) FROM permit") == [(0,)]
+
+
+async def test_taking_a_code_uses_it_up(told: World) -> None:
+    body = await asked(told)
+    task = await told.task(body["task_id"])
+    await told.write(lambda tx: take_code(tx, task, code_in(body)))
+    with pytest.raises(Rejected, match="doesn't carry its code"):
+        await told.write(lambda tx: take_code(tx, task, code_in(body)))
+
+
+async def test_a_problem_is_data_too(told: World) -> None:
+    await told.add("x", reply_to=CHAT, attempts_max=1)
+    (command,) = await told.claim()
+    problem = Problem.make("reported_error", executor="x", detail="\x1b[2Jno\0\u202e", task="t1")
+    await told.finish(command, "failure", problem=problem)
+    assert (await last(told))["text"].splitlines()[1] == "x reported an error: no."
+    (row,) = await rows(told, "notice/desktop")
+    assert row["problem"] == "x reported an error: no."
+
+
 async def test_a_pause_in_between_asks_nobody_twice(told: World) -> None:
     body = await asked(told)
     for action in ("pause", "resume", "pause", "resume"):
@@ -253,15 +278,39 @@ async def test_nobody_approves_by_chat_what_a_message_does_not_show_whole(told: 
 @pytest.mark.parametrize(
     ("reply_to", "coded"),
     [
-        (ReplyTo(channel="chat", target="@me"), True),
-        (ReplyTo(channel="chat", session="s"), False),
+        (ReplyTo(channel="chat"), True),
+        (ReplyTo(channel="chat", target="@me", session="mine"), True),
+        (ReplyTo(channel="chat", target="@mine"), False),
+        (ReplyTo(channel="open", target="@me"), False),
+        (ReplyTo(channel="open", session="s"), False),
         (ReplyTo(channel="hook"), True),
-        (ReplyTo(channel="mcp", session="s"), True),
+        (ReplyTo(channel="hook", target="mine"), False),
+        (ReplyTo(channel="hook", session="mine"), False),
+        (ReplyTo(channel="mcp"), True),
+        (ReplyTo(channel="mcp", session="main"), True),
+        (ReplyTo(channel="mcp", session="mine"), False),
     ],
 )
-async def test_a_code_never_goes_through_an_agent(told: World, reply_to: ReplyTo, coded: bool) -> None:
+async def test_a_code_goes_neither_through_an_agent_nor_where_it_chooses(
+    told: World, reply_to: ReplyTo, coded: bool
+) -> None:
     body = await asked(told, reply_to=reply_to)
     assert ("with the code" in body["text"]) == coded
+
+
+@pytest.mark.parametrize(
+    ("reply_to", "coded"),
+    [
+        (ReplyTo(channel="open", target="@anywhere"), True),
+        (ReplyTo(channel="open", session="s"), False),
+        (ReplyTo(channel="hook", session="s"), True),
+    ],
+)
+async def test_a_person_chooses_where_they_are_asked(told: World, reply_to: ReplyTo, coded: bool) -> None:
+    await told.add("x", reply_to=reply_to)
+    (command,) = await told.claim()
+    await told.finish(command, "lost", problem=PROBLEM)
+    assert ("with the code" in (await last(told, reply_to.channel))["text"]) == coded
 
 
 @pytest.mark.parametrize(("text", "state"), [("1", "completed"), ("2", "idle"), ("3", "failed")])

@@ -119,7 +119,7 @@ async def draining(world: World, open: Callable[[str], Destination | None]) -> A
     drain = Drain(world.context, open)
     world.store.rung = drain.ring
     async with anyio.create_task_group() as group:
-        group.start_soon(drain.run)
+        group.start_soon(drain.run, group)
         yield drain
         group.cancel_scope.cancel()
 
