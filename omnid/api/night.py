@@ -9,6 +9,7 @@ from omnid.api.views import NEEDS_YOU_MAX, Views
 from omnid.flow import digest, receipt
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
+from omnid.flow.digest import Money
 from omnid.flow.gates import Gates
 from omnid.model import Attempt, Task
 from omnid.store.interface import Reader, Tx
@@ -41,7 +42,7 @@ class Night:
     def _digest(self, reader: Reader, *, since_ms: int | None, now_ms: int) -> shapes.AwayDigest:
         needs_you, total = self._views.needs_you(reader)
         since = _since(reader, now_ms) if since_ms is None else since_ms
-        facts = digest.gather(reader, since, now_ms, self._gates.all(), total, None)
+        facts = digest.gather(reader, since, now_ms, self._gates.all(), total, self._money(reader))
         config = self._context.config
         failed = [self._views.brief(row) for row in reader.all("failed_since", since, FAILED_SHOWN_MAX)]
         return shapes.AwayDigest(
@@ -58,6 +59,12 @@ class Night:
             limits=facts.limits,
             limits_s=facts.limits_s,
         )
+
+    def _money(self, reader: Reader) -> Money | None:
+        today = self._views.money.today(reader)
+        if today is None:
+            return None
+        return Money(today.amounts.spent_usd, today.limit_usd, today.amounts.unknown_usd)
 
     async def receipt(self, caller: Caller, params: shapes.ReceiptOf) -> shapes.Receipt:
         """Gives all that is known of a task's way."""

@@ -33,7 +33,7 @@ class Routing:
         route = choose(Asked(work, params.kind, params.labels, params.lane), context.facts())
         context.executors[route.executor].accepts(work)
         text = said(route, "goes") or f"It goes to {route.executor}: {route.reason}."
-        return RouteExplained(rules, route, text, needs_approval(caller.role, route.executor, context.config))
+        return RouteExplained(rules, route, text, needs_approval(caller.role, route.executor, work, context.config))
 
     def _rule(self, matcher: Matcher) -> RuleView:
         rule = matcher.rule

@@ -31,8 +31,8 @@ class Money(NamedTuple):
 
     spent_usd: float
     cap_usd: float | None
-    unknown: int
-    """Calls whose cost nobody knows."""
+    unknown_usd: float
+    """What calls of unknown cost may have cost."""
 
 
 class Digest(NamedTuple):
@@ -119,7 +119,7 @@ _WORDS: Mapping[Language, _Words] = {
         nothing="nothing happened",
         money="${spent}",
         of=" of ${cap}",
-        unknown=" and {n} of unknown cost",
+        unknown=" and up to ${most} unknown",
         limit="{n} limit waited out ({span})",
         limits="{n} limits waited out ({span})",
         reply=" Reply: 1 approve, 2 again, 3 drop",
@@ -138,7 +138,7 @@ _WORDS: Mapping[Language, _Words] = {
         nothing="沒有新的動靜",
         money="花費 ${spent}",
         of="／上限 ${cap}",
-        unknown="，另有 {n} 筆費用未知",
+        unknown="，另有至多 ${most} 費用未知",
         limit="等過 {n} 次額度限制（{span}）",
         limits="等過 {n} 次額度限制（{span}）",
         reply=" 回覆：1 核准、2 重試、3 放棄",
@@ -181,4 +181,4 @@ def _money_text(money: Money, words: _Words) -> str:
     line = words.money.format(spent=f"{money.spent_usd:.2f}")
     if money.cap_usd:
         line += words.of.format(cap=f"{money.cap_usd:.2f}")
-    return line + (words.unknown.format(n=money.unknown) if money.unknown else "")
+    return line + (words.unknown.format(most=f"{money.unknown_usd:.2f}") if money.unknown_usd else "")

@@ -18,7 +18,7 @@ NIGHT = Digest(
     ended={"completed": 7, "failed": 0},
     parked=(Parked("rate_limit", "claude-code", 1, 1_795_500_000_000),),
     needs_you=1,
-    money=Money(1.84, 5.0, 0),
+    money=Money(1.84, 5.0, 0.0),
     limits=2,
     limits_s=3 * 3600 + 600,
 )
@@ -43,7 +43,10 @@ def test_the_line_in_chinese() -> None:
     ("facts", "line"),
     [
         ({"ended": {}, "parked": (), "needs_you": 0, "money": None, "limits": 0}, "nothing happened."),
-        ({"parked": (), "needs_you": 0, "money": Money(0.5, None, 3), "limits": 1}, "7 done; $0.50 and 3 of unknown"),
+        (
+            {"parked": (), "needs_you": 0, "money": Money(0.5, None, 3.0), "limits": 1},
+            "7 done; $0.50 and up to $3.00 unknown; 1 limit waited",
+        ),
         (
             {"ended": {"failed": 2, "cancelled": 1}, "needs_you": 3},
             "2 failed, 1 cancelled, 1 parked until 07:00, 3 need",

@@ -1,185 +1,29 @@
-import json
 import os
 import resource
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from io import StringIO
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.abc
-import msgspec
 import pytest
 from anyio.lowlevel import checkpoint
-from anyio.streams.buffered import BufferedByteReceiveStream
-from anyio.streams.memory import MemoryObjectReceiveStream
 
 from omnid import platform, wire
 from omnid.api import socket as api_socket
-from omnid.api.socket import Connection, Request, SocketServer
-from omnid.clock import SystemClock
-from omnid.errors import Fatal, Rejected
-from omnid.log import Log
-from omnid.settings import Socket
-from omnid.store.interface import Outcome
+from omnid.errors import Fatal
+from tests.fakes.socket_server import LIMIT_BYTES, line, serving
 
 pytestmark = pytest.mark.anyio
-
-DEADLINE_S = 30.0
-LIMIT_BYTES = 64 << 10
-
-
-class Handler:
-    """Methods for every way in which a request can go."""
-
-    def __init__(self) -> None:
-        self.release = anyio.Event()
-        self.entered = anyio.Event()
-        self.cancelled = anyio.Event()
-        self.connections: list[Connection] = []
-        self.mcp_lines: list[bytes] = []
-        self.begun: list[tuple[Request, Callable[[Outcome[bytes]], None]]] = []
-
-    def waits(self, request: Request) -> bool:
-        return request.method == "omnid/wait"
-
-    def begin(self, connection: Connection, request: Request, done: Callable[[Outcome[bytes]], None]) -> bool:
-        if not request.method.startswith("omnid/write"):
-            return False
-        self.connections.append(connection)
-        self.begun.append((request, done))
-        return True
-
-    def commit(self) -> None:
-        """Answers what was begun, as the writer does after a commit."""
-        begun, self.begun = self.begun, []
-        for request, done in begun:
-            done(Written(request))
-
-    async def call(self, connection: Connection, request: Request) -> bytes:
-        self.connections.append(connection)
-        name = request.method.removeprefix("omnid/")
-        match name:
-            case "echo":
-                return bytes(request.params)
-            case "big":
-                return b'"' + b"x" * msgspec.json.decode(request.params)["bytes"] + b'"'
-            case "wait" | "held":
-                self.entered.set()
-                try:
-                    await self.release.wait()
-                except BaseException:
-                    self.cancelled.set()
-                    raise
-                return b"{}"
-            case "fault":
-                raise ZeroDivisionError
-            case "fatal":
-                raise Fatal("store_io", path="/x", detail="EIO")
-            case _:
-                raise Rejected("unknown_method", method=request.method, version="0", hint="")
-
-    async def serve_mcp(
-        self,
-        connection: Connection,
-        lines: MemoryObjectReceiveStream[bytes],
-        send: Callable[[bytes], Awaitable[None]],
-    ) -> None:
-        async for line in lines:
-            self.mcp_lines.append(line)
-            message = json.loads(line)
-            if message["method"] == "fault":
-                raise ZeroDivisionError
-            if message["method"] == "end":
-                return
-            await send(wire.line({"jsonrpc": "2.0", "id": message["id"], "result": "mcp"}))
-
-
-class Written:
-    """What became of a write: its parameters, or what its method says."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-
-    def outcome(self) -> bytes:
-        match self.request.method:
-            case "omnid/write.refused":
-                raise Rejected("unknown_task", task="t7", hint="")
-            case "omnid/write.fault":
-                raise ZeroDivisionError
-            case _:
-                return bytes(self.request.params)
-
-
-class Client:
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
-        self.stream = stream
-        self.lines = BufferedByteReceiveStream(stream)
-
-    async def ask(self, method: str, params: object = None, request_id: object = 1) -> dict[str, Any]:
-        await self.send(method, params, request_id)
-        return await self.answer()
-
-    async def send(self, method: str, params: object = None, request_id: object = 1) -> None:
-        await self.stream.send(line(method, params, request_id))
-
-    async def answer(self) -> dict[str, Any]:
-        return json.loads(await self.lines.receive_until(b"\n", 64 << 20))
-
-    async def ended(self) -> bool:
-        try:
-            await self.lines.receive()
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
-            return True
-        return False
-
-
-def line(method: str, params: object = None, request_id: object = 1) -> bytes:
-    return wire.line({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}})
-
-
-class Serving:
-    def __init__(self, path: str, server: SocketServer, handler: Handler, log: StringIO) -> None:
-        self.path = path
-        self.server = server
-        self.handler = handler
-        self._log = log
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        async with await anyio.connect_unix(self.path) as stream:
-            yield Client(stream)
-
-    def logged(self) -> list[dict[str, Any]]:
-        return [json.loads(entry) for entry in self._log.getvalue().splitlines()]
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)
-
-
-@asynccontextmanager
-async def serving(directory: Path, **settings: Any) -> AsyncIterator[Serving]:
-    path = str(directory / "run" / "s")
-    stream = StringIO()
-    log = Log(SystemClock(), lambda text: text, stream=stream).logger()
-    handler = Handler()
-    server = SocketServer(
-        Socket(**{"path": path, "message_bytes_max": LIMIT_BYTES} | settings), SystemClock(), handler, log
-    )
-    with anyio.fail_after(DEADLINE_S):
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(server.serve)
-            yield Serving(path, server, handler, stream)
-            handler.release.set()
-            server.stop()
-    assert not os.path.lexists(path)
 
 
 async def test_requests_of_one_write_are_answered_in_order(directory: Path) -> None:
@@ -408,142 +252,6 @@ async def test_what_waits_for_a_client_that_has_gone_is_cancelled(directory: Pat
             await client.send("omnid/wait")
             await serve.handler.entered.wait()
         await serve.handler.cancelled.wait()
-
-
-async def begun(serve: Serving, count: int) -> None:
-    while len(serve.handler.begun) < count:
-        await checkpoint()
-
-
-async def test_writes_of_many_clients_are_begun_together_and_answered_by_their_commit(directory: Path) -> None:
-    async with serving(directory) as serve, serve.client() as one, serve.client() as other:
-        for client, name in ((one, "one"), (other, "other")):
-            await client.stream.send(b"".join(line("omnid/write", {"of": name, "n": n}, n) for n in range(100)))
-        await begun(serve, 200)
-        serve.handler.commit()
-        for client, name in ((one, "one"), (other, "other")):
-            answers = [await client.answer() for _ in range(100)]
-            assert answers == [{"jsonrpc": "2.0", "id": n, "result": {"of": name, "n": n}} for n in range(100)]
-
-
-async def test_writes_and_what_needs_a_task_keep_their_order(directory: Path) -> None:
-    async with serving(directory) as serve, serve.client() as client:
-        methods = ["omnid/write", "omnid/echo", "no json", "omnid/write", "omnid/wait", "omnid/write"]
-        sent = [b"no json\n" if m == "no json" else line(m, {}, n) for n, m in enumerate(methods)]
-        await client.stream.send(b"".join(sent))
-        await begun(serve, 1)
-        await anyio.wait_all_tasks_blocked()
-        assert len(serve.handler.begun) == 1, "what comes behind it waits for it"
-        assert not serve.handler.entered.is_set()
-        serve.handler.release.set()
-        serve.handler.commit()
-        assert [(await client.answer())["id"] for _ in range(3)] == [0, 1, None]
-
-
-async def test_what_a_write_raises_is_its_answer(directory: Path) -> None:
-    async with serving(directory) as serve, serve.client() as client:
-        for method in ("omnid/write.refused", "omnid/write.fault", "omnid/write"):
-            await client.send(method)
-            await begun(serve, 1)
-            serve.handler.commit()
-        codes = [(await client.answer())["error"]["data"]["code"] for _ in range(2)]
-        assert codes == ["unknown_task", "internal"]
-        assert (await client.answer())["result"] == {}
-        assert [entry["event"] for entry in serve.logged()] == ["request_failed"]
-
-
-async def test_a_client_is_not_read_from_while_its_write_is_under_way(directory: Path) -> None:
-    async with serving(directory) as serve, serve.client() as client, serve.client() as other:
-        await client.send("omnid/write", {}, 1)
-        await begun(serve, 1)
-        await client.send("omnid/write", {}, 2)
-        assert (await other.ask("omnid/echo"))["result"] == {}
-        await anyio.wait_all_tasks_blocked()
-        assert len(serve.handler.begun) == 1
-        serve.handler.commit()
-        await begun(serve, 1)
-        serve.handler.commit()
-        assert [(await client.answer())["id"] for _ in range(2)] == [1, 2]
-
-
-async def test_a_client_that_goes_before_its_commit_harms_nobody(directory: Path) -> None:
-    async with serving(directory) as serve, serve.client() as other:
-        with socket.socket(socket.AF_UNIX) as rude:
-            rude.connect(serve.path)
-            rude.sendall(line("omnid/write"))
-            await begun(serve, 1)
-        assert (await other.ask("omnid/echo"))["result"] == {}
-        serve.handler.commit()
-        while serve.server.clients > 1:
-            await checkpoint()
-        assert serve.logged() == []
-
-
-async def test_a_client_that_says_all_and_shuts_its_side_gets_its_answers(directory: Path) -> None:
-    async with serving(directory) as serve, serve.client() as client:
-        await client.send("omnid/write", {"n": 1})
-        await client.stream.send_eof()
-        await begun(serve, 1)
-        await anyio.wait_all_tasks_blocked()
-        serve.handler.commit()
-        assert (await client.answer())["result"] == {"n": 1}
-        assert await client.ended()
-
-
-async def test_a_stop_lets_writes_out_that_are_under_way(directory: Path) -> None:
-    async with serving(directory) as serve, serve.client() as client:
-        await client.send("omnid/write")
-        await begun(serve, 1)
-        serve.server.stop()
-        await anyio.wait_all_tasks_blocked()
-        serve.handler.commit()
-        assert (await client.answer())["result"] == {}
-        assert await client.ended()
-
-
-async def test_a_client_that_floods_keeps_nobody_waiting(directory: Path) -> None:
-    async with (
-        serving(directory) as serve,
-        serve.client() as client,
-        serve.client() as flood,
-        anyio.create_task_group() as tasks,
-    ):
-
-        async def pour() -> None:
-            while True:
-                await flood.stream.send(line("omnid/echo") * 500)
-
-        async def drink() -> None:
-            while True:
-                await flood.stream.receive()
-
-        tasks.start_soon(pour)
-        tasks.start_soon(drink)
-        with anyio.fail_after(5):
-            for n in range(50):
-                assert (await client.ask("omnid/echo", {}, n))["id"] == n
-        tasks.cancel_scope.cancel()
-
-
-async def test_a_fault_while_a_client_is_read_ends_that_client_alone(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(directory) as serve, serve.client() as other, serve.client() as client:
-        await other.ask("omnid/echo")
-        begin = serve.handler.begin
-
-        def broken(connection: Connection, request: Request, done: Callable[[Outcome[bytes]], None]) -> bool:
-            if request.method == "omnid/write.broken":
-                raise ZeroDivisionError
-            return begin(connection, request, done)
-
-        monkeypatch.setattr(serve.handler, "begin", broken)
-        await client.send("omnid/write.broken")
-        assert await client.ended()
-        assert (await other.ask("omnid/echo"))["result"] == {}
-        while serve.server.clients > 1:
-            await checkpoint()
-        assert [entry["event"] for entry in serve.logged()] == ["client_failed", "client_cut"]
 
 
 async def test_mcp_is_passed_on_and_takes_over_the_connection(directory: Path) -> None:
