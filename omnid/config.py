@@ -17,7 +17,19 @@ from msgspec import Struct
 from omnid import platform
 from omnid.errors import Rejected
 from omnid.secrets import looks_plain
-from omnid.settings import COMMAND, MIB, Cap, CommandExecutor, Config, Destination, Executor, McpExecutor, Rule
+from omnid.settings import (
+    AGENT_PROGRAMS,
+    COMMAND,
+    MIB,
+    NO_PROFILE,
+    Cap,
+    CommandExecutor,
+    Config,
+    Destination,
+    Executor,
+    McpExecutor,
+    Rule,
+)
 
 Origin = Literal["default", "file", "env"]
 
@@ -34,6 +46,12 @@ _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecu
 _LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
+
+BUILT_IN: dict[str, Executor] = {
+    COMMAND: CommandExecutor(name=COMMAND),
+    **{name: CommandExecutor(name=name, profile=name) for name in AGENT_PROGRAMS.values()},
+}
+"""The executors that are there without any config."""
 
 _SECTIONS: dict[str, type[Any]] = {
     name: kind for name, kind in get_type_hints(Config).items() if name not in ("executor", *_LISTS)
@@ -170,13 +188,13 @@ class _Reader:
                 self.problems.append(_unknown(variable, list(known)))
 
     def executors(self, tables: object) -> tuple[Executor, ...]:
-        """Checks the executors of the file and adds the built-in one where the file doesn't override it."""
+        """Checks the executors of the file and adds the built-in ones that the file doesn't override."""
         found: dict[str, Executor] = {}
         for position, table in enumerate(self._tables("executor", tables)):
             executor = self._executor(f"executor[{position}]", table)
             if executor is not None:
                 self._found("executor", executor.name, executor, found)
-        return tuple({COMMAND: CommandExecutor(name=COMMAND), **found}.values())
+        return tuple({**BUILT_IN, **found}.values())
 
     def named(self, what: str, kind: type[Any], tables: object) -> tuple[Any, ...]:
         """Checks a list of sections that each have a name."""
@@ -228,6 +246,9 @@ class _Reader:
             low, high = (sections[section].get(key, _default(section, key)) for key in (lower, upper))
             if low > high:
                 self.problems.append(_bad(f"{section}.{lower}", low, f"it is more than {section}.{upper} = {high}"))
+        zone = sections["daemon"].get("zone", "")
+        if not platform.is_zone(zone):
+            self.problems.append(_bad("daemon.zone", zone, "the system knows no time zone of that name"))
         for section, key in (("state", "dir"), ("socket", "path")):
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
@@ -255,9 +276,19 @@ class _Reader:
             elif key != "kind":
                 self.problems.append(_unknown(f"{where}.{key}", [f"{where}.{field}" for field in (*fields, "kind")]))
         self._environment_of(where, values)
+        self._profile_of(where, given, values)
         if kind == "mcp" and not values.get("argv") and len(self.problems) == before:
             self.problems.append(_bad(f"{where}.argv", [], "an MCP server needs the command that starts it"))
         return _KINDS[kind](**values) if len(self.problems) == before else None
+
+    def _profile_of(self, where: str, given: dict[str, Any], values: dict[str, Any]) -> None:
+        """Refuses a profile that isn't known, and gives an executor of an agent's name that agent's."""
+        name, known = values.get("profile"), [*AGENT_PROGRAMS.values(), NO_PROFILE]
+        if name is not None and name not in known:
+            detail = f"it is one of {', '.join(known)}{_hint(name, known)}"
+            self.problems.append(_bad(f"{where}.profile", name, detail))
+        elif name is None and given["kind"] == COMMAND and given.get("name") in AGENT_PROGRAMS.values():
+            values["profile"] = given["name"]
 
     def _environment_of(self, where: str, values: dict[str, Any]) -> None:
         for variable, value in values.get("env_set", {}).items():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
+from zoneinfo import ZoneInfo
 
 import anyio
 import msgspec
@@ -157,7 +158,7 @@ class Daemon:
             work.start_soon(self._kept("check", self._check_database))
         else:
             await self.store.remember_boot(platform.boot_id())
-        results = Results(context)
+        results = Results(context, self.gates)
         cancelling = Cancelling(context)
         runner = Runner(context, self.gates, results, self._link)
         recovery = Recovery(context, runner, results)
@@ -209,6 +210,9 @@ class Daemon:
     def _kept(self, name: str, loop: Callable[[], Any]) -> Callable[[], Any]:
         return partial(keep, name, loop, clock=self._clock, log=self._log)
 
+    def _zone(self) -> ZoneInfo:
+        return platform.zone(self.context.config.daemon.zone)
+
     @property
     def _socket_path(self) -> str:
         return self.context.config.socket.path
@@ -231,7 +235,7 @@ class Daemon:
                     limits=wanted.limits,
                 )
             else:
-                made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ)
+                made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ, self._zone)
         return {**made, **self._given}
 
     async def _take_over(self, loaded: config.Loaded) -> None:

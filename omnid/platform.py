@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     import socket
+    from zoneinfo import ZoneInfo
 
 IS_MACOS = sys.platform == "darwin"
 
@@ -189,3 +190,34 @@ def _ask(*argv: str) -> str:
     except subprocess.SubprocessError as error:
         raise OSError(f"{argv[0]}: {error}") from error
     return done.stdout.strip()
+
+
+def zone(config_zone: str) -> "ZoneInfo":
+    """Gives the time zone of the config, else the machine's: that of ``$TZ`` or of /etc/localtime, else UTC."""
+    from zoneinfo import ZoneInfo
+
+    for name in (config_zone, os.environ.get("TZ", "").removeprefix(":"), _zone_of_link()):
+        if name and is_zone(name):
+            return ZoneInfo(name)
+    return ZoneInfo("UTC")
+
+
+def is_zone(name: str) -> bool:
+    """Tells whether the system knows a time zone of that name; "" stands for the machine's."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(name or "UTC")
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
+def _zone_of_link() -> str:
+    """Gives the zone that /etc/localtime links to, as in ``/usr/share/zoneinfo/Europe/Berlin``."""
+    try:
+        target = os.path.realpath("/etc/localtime")
+    except OSError:
+        return ""
+    _, found, name = target.partition("/zoneinfo/")
+    return name if found else ""

@@ -19,6 +19,7 @@ Hours = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
+NO_PROFILE = "none"
 AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini", "openclaw": "openclaw"}
 """Programs of agents, and the executors that are there for them without any config; each has a profile of its name."""
 

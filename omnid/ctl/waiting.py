@@ -8,7 +8,7 @@ from omnid.ctl.context import Context
 from omnid.errors import OmnidError
 from omnid.states import TERMINAL
 
-EXIT_FAILED, EXIT_TIMED_OUT = 1, 124
+EXIT_FAILED, EXIT_LOGIN, EXIT_TIMED_OUT = 1, 4, 124
 
 _WAIT_S_MAX = 50.0
 _PROGRESS_S = 1.0
@@ -18,10 +18,12 @@ _AWAY_CODES = ("daemon_down", "daemon_lost", "answer_timeout")
 
 
 class Waited(NamedTuple):
-    """The tasks as they were last seen, and whether the time ran out before all of them had ended."""
+    """The tasks as they were last seen, and why not all of them were waited for."""
 
     views: list[dict[str, Any]]
     timed_out: bool
+    login: bool = False
+    """One of them waits until a person logs in, and nobody knows when that will be."""
 
 
 def wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *, known: bool = False) -> Waited:
@@ -39,9 +41,11 @@ def wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *,
 def report(context: Context, waited: Waited) -> int:
     """Writes how the tasks ended and gives the exit code: 0 where all were completed."""
     if context.json:
-        context.give_json({"tasks": waited.views, "timed_out": waited.timed_out})
+        context.give_json({"tasks": waited.views, "timed_out": waited.timed_out, "login": waited.login})
     for view in () if context.json else waited.views:
         context.screen.paragraph(view["task"]["name"], view["why"], label_style="bold")
+    if waited.login:
+        return EXIT_LOGIN
     if waited.timed_out:
         return EXIT_TIMED_OUT
     return 0 if all(view["task"]["state"] == "completed" for view in waited.views) else EXIT_FAILED
@@ -60,6 +64,8 @@ def _wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *
             view = _get(context, name, wait_s, away_s, known=known)
             known = True
             ended = view["task"]["state"] in TERMINAL
+            if not ended and view["task"]["reason"] == "login":
+                return Waited([*seen, view], timed_out, login=True)
             if ended or (left_s is not None and left_s <= wait_s):
                 seen.append(view)
                 timed_out |= not ended

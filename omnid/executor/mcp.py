@@ -64,6 +64,7 @@ class McpExecutor:
         self.name = section.name
         self.concurrency = section.concurrency
         self.idempotent = section.idempotent
+        self.takes_prompts = False
         self._section = section
         self._supervised = supervised
         self._secrets = secrets

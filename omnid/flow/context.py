@@ -121,6 +121,7 @@ class Context:
         """Sets the executors that new attempts get."""
         self.executors = executors
         self.kinds = {name: executor.kind for name, executor in executors.items()}
+        self.prompted = frozenset(name for name, executor in executors.items() if executor.takes_prompts)
 
     def ask_cancel(self, attempt_id: str) -> None:
         """Remembers that an attempt is to end, for the moment before its executor knows it; bounded."""

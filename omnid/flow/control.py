@@ -210,8 +210,9 @@ def _assign(case: Case) -> Effect:
         raise _refuse(task, "assign", why, "cancel it, assign it, then retry it")
     fields: dict[str, Any] = {}
     if case.order.executor is not None:
-        executor = choose(structs.replace(task.work, executor=case.order.executor), case.context.kinds)
-        case.context.executors[executor].accepts(task.work)
+        work, context = structs.replace(task.work, executor=case.order.executor), case.context
+        executor = choose(work, context.kinds, context.prompted)
+        context.executors[executor].accepts(task.work)
         fields["executor"] = executor
     if case.order.assignee is not None:
         fields["assignee"] = case.order.assignee

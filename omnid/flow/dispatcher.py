@@ -2,6 +2,9 @@
 
 from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
 
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
@@ -9,13 +12,14 @@ from omnid.flow.context import Context
 from omnid.flow.dependents import settle_wait
 from omnid.flow.gates import Gates
 from omnid.flow.intake import still_granted
+from omnid.flow.limits import doors
 from omnid.link.interface import Link
 from omnid.model import Command, Task
 from omnid.route.admission import Load, first, room
 from omnid.route.router import route
 from omnid.settings import Config
 from omnid.store import journal
-from omnid.store.interface import Tx
+from omnid.store.interface import Reader, Tx
 
 
 class Dispatcher:
@@ -99,12 +103,13 @@ def claim(
 ) -> list[Command]:
     """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction."""
     # A gate that was closed while this waited for its turn holds too.
-    closed = {row[2] for row in tx.all("gates")}
+    closed, ajar = doors(tx)
     candidates: list[Task] = []
     for executor, count in free.items():
         if closed and not closed.isdisjoint(("*", executor)):
             continue
-        candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
+        most = 1 if executor in ajar else count
+        candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, most)]
     commands: list[Command] = []
     lanes: set[str] = set()
     for task in first(candidates, slots_free):
@@ -121,12 +126,41 @@ def claim(
             continue
         attempt_id = clock.uuid()
         safe = executor.idempotent
+        before = earlier(tx, task, task.attempt + 1) if task.attempt else NOTHING_EARLIER
         started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=route(task.work, task.executor))
-        commands.append(command_of(started, attempt_id, config, idempotent=safe))
+        commands.append(command_of(started, attempt_id, config, idempotent=safe, before=before))
     return commands
 
 
-def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool, recover: bool = False) -> Command:
+class Earlier(NamedTuple):
+    """What the attempts before one have left for it; see `Command`."""
+
+    begun: int = 0
+    lost: bool = False
+    session: str | None = None
+
+
+NOTHING_EARLIER = Earlier()
+
+
+def earlier(reader: Reader, task: Task, number: int) -> Earlier:
+    """Looks at the attempts of the task's executor before that number."""
+    begun = reader.one("attempts_begun", task.id, number, task.executor)
+    if begun is None or not begun[0]:
+        return NOTHING_EARLIER
+    session = reader.one("session_of_task", task.id, number, task.executor)
+    return Earlier(begun[0], bool(begun[1]), None if session is None else msgspec.json.decode(session[0]))
+
+
+def command_of(
+    task: Task,
+    attempt_id: str,
+    config: Config,
+    *,
+    idempotent: bool,
+    recover: bool = False,
+    before: Earlier = NOTHING_EARLIER,
+) -> Command:
     """Makes the command of a task's current attempt."""
     return Command(
         attempt_id=attempt_id,
@@ -138,6 +172,9 @@ def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool,
         timeout_s=timeout_s(task, config),
         recover=recover,
         idempotent=idempotent,
+        begun_before=before.begun,
+        lost_before=before.lost,
+        session=before.session,
     )
 
 

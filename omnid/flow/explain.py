@@ -1,8 +1,11 @@
 """Why a task is where it is, in one sentence: what happened, why, what comes next. Pure."""
 
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
+from omnid.flow.limits import CAUSES, is_due
 from omnid.model import Attempt, Gate, Task
+from omnid.times import local
 
 
 class Situation(NamedTuple):
@@ -19,6 +22,38 @@ class Situation(NamedTuple):
     executor_full: bool
     slots_full: bool
     running: int
+    zone: ZoneInfo = ZoneInfo("UTC")
+    """In which times of day are told."""
+
+
+def clock(at_ms: int, now_ms: int, zone: ZoneInfo) -> str:
+    """Writes an instant as local time, with its day where that is not today's: ``20:00 (Europe/Berlin)``."""
+    at, now = local(at_ms, zone), local(now_ms, zone)
+    day = "" if at.date() == now.date() else f"{at:%b} {at.day}, "
+    return f"{day}{at:%H:%M} ({zone.key})"
+
+
+def gate_text(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
+    """Says in one sentence what a gate closes, why, and what opens it."""
+    what = "everything" if gate.subject == "*" else f"executor {gate.subject}"
+    if gate.cause == "paused":
+        resume = "omnictl resume" if gate.subject == "*" else f"omnictl resume --executor {gate.subject}"
+        return f"{what} is paused; `{resume}` lets it go on."
+    if gate.cause in CAUSES:
+        return f"{_limited(gate, now_ms, zone)}."
+    reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    return f"{what} is down{reason}; it is tried again {_when(gate.wake_at_ms, now_ms)}."
+
+
+def _limited(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
+    said = _inside(gate.problem.what) if gate.problem else f"{gate.subject} has hit a limit"
+    if gate.wake_at_ms is None or is_due(gate, now_ms):
+        then = "one task tries it now, and the others follow"
+    else:
+        at = f"{clock(gate.wake_at_ms, now_ms, zone)}, {_when(gate.wake_at_ms, now_ms)}"
+        then = f"one task tries it at {at}, and the others follow"
+    person = f"; `omnictl resume --executor {gate.subject}` does it at once" if gate.cause == "login" else ""
+    return f"{said}; {then}{person}"
 
 
 def span(seconds: float) -> str:
@@ -59,9 +94,13 @@ def _ago(then_ms: int | None, facts: Situation) -> str:
 
 
 def _in(then_ms: int | None, facts: Situation) -> str:
+    return _when(then_ms, facts.now_ms)
+
+
+def _when(then_ms: int | None, now_ms: int) -> str:
     if then_ms is None:
         return "when that is settled"
-    return f"in {span((then_ms - facts.now_ms) / 1000)}" if then_ms > facts.now_ms else "now"
+    return f"in {span((then_ms - now_ms) / 1000)}" if then_ms > now_ms else "now"
 
 
 def _inside(sentence: str) -> str:
@@ -74,6 +113,9 @@ def _gated(task: Task, facts: Situation) -> str:
         whole = gate.subject == "*"
         what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
         return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
+    if gate is not None and gate.cause in CAUSES:
+        begun = "; it goes on where it was" if task.attempt else ""
+        return f"because {_limited(gate, facts.now_ms, facts.zone)}{begun}"
     if gate is not None:
         reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
         return f"because executor {gate.subject} is down{reason}; it is tried again {_in(gate.wake_at_ms, facts)}"

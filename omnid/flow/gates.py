@@ -1,11 +1,13 @@
 """Shared reasons why tasks can't start: one row per cause, opened by time, by a probe, or by a person."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError, Retryable
+from omnid.flow import limits, outages
 from omnid.flow.context import Context
 from omnid.model import Gate, Problem
 from omnid.retry import Backoff, FailureCount
@@ -35,8 +37,9 @@ class Gates:
         return sorted(self._closed.values(), key=lambda gate: (gate.closed_at_ms, gate.id))
 
     def closed(self) -> frozenset[str]:
-        """Gives the executors whose gates are closed; `*` is all of them."""
-        return frozenset(gate.subject for gate in self._closed.values())
+        """Gives the executors on which nothing starts, `*` being all of them; a limit that is due lets one task try."""
+        now_ms = self._context.clock.wall_ms()
+        return frozenset(gate.subject for gate in self._closed.values() if not limits.is_due(gate, now_ms))
 
     def of(self, executor: str) -> Gate | None:
         """Gives the gate that keeps this executor's tasks from their start: a pause first, or None."""
@@ -48,8 +51,22 @@ class Gates:
         await self._close(Gate(f"paused:{subject}", "paused", subject, self._context.clock.wall_ms(), None))
 
     async def resume(self, subject: str) -> bool:
-        """Opens the gate `paused`; tells whether it was closed."""
-        return await self._open(f"paused:{subject}")
+        """Opens the gate `paused`, and an executor's limits: a person knows better; tells whether one was closed."""
+        was_paused = await self._open(f"paused:{subject}")
+        lifted = partial(limits.open_limits, executor=subject, config=self._context.config)
+        opened = await self._context.store.write(lifted, then=self._opened)
+        return was_paused or bool(opened)
+
+    def take(self, changed: limits.Changed) -> None:
+        """Takes over what a result has done to gates, once that is committed."""
+        if changed.closed is not None:
+            self._closed = {**self._closed, changed.closed.id: changed.closed}
+            self._context.timer.ring()
+            gate = changed.closed
+            self._context.log.info("limit", executor=gate.subject, cause=gate.cause, wake_at_ms=gate.wake_at_ms)
+        if changed.opened:
+            self._opened(changed.opened)
+            self._context.log.info("limit_over", gates=changed.opened)
 
     async def executor_down(self, executor: str, error: Retryable) -> None:
         """Closes an executor's gate with the reason, until a probe succeeds; logs the first failure only."""
@@ -75,6 +92,8 @@ class Gates:
         now_ms = self._context.clock.wall_ms()
         # A time that no backoff reaches is left from before the clock was set back.
         latest_ms = now_ms + round(PROBE_BACKOFF.max_s * 1000)
+        if any(limits.is_due(gate, now_ms) for gate in self._closed.values()):
+            self._context.dispatch.ring()
         for gate in self._closed.values():
             if gate.cause != "executor" or gate.wake_at_ms is None or now_ms < gate.wake_at_ms <= latest_ms:
                 continue
@@ -83,15 +102,15 @@ class Gates:
                 group.start_soon(self._probe, gate.subject)
 
     def next_wake_at_ms(self) -> int | None:
-        """Gives when the next gate is due, or None; one that is being probed is not due."""
-        return min(
-            (
-                gate.wake_at_ms
-                for gate in self._closed.values()
-                if gate.wake_at_ms is not None and gate.subject not in self._probing
-            ),
-            default=None,
+        """Gives when the next gate is due, or None; one that is being probed, or waits for a task to try, is not."""
+        now_ms = self._context.clock.wall_ms()
+        times = (
+            gate.wake_at_ms
+            for gate in self._closed.values()
+            if gate.wake_at_ms is not None and not limits.is_due(gate, now_ms)
+            if gate.cause != "executor" or gate.subject not in self._probing
         )
+        return min(times, default=None)
 
     async def _probe(self, name: str) -> None:
         """Probes until what it found is written; a store that can't take it is tried again after a wait."""
@@ -137,18 +156,28 @@ class Gates:
             self._closed = {**self._closed, gate.id: gate}  # A copy, because readers look at it from their threads.
             self._context.timer.ring()
 
-        await self._context.store.write(partial(journal.close_gate, gate=gate), then=closed)
+        close = partial(_close_gate, gate=gate, outage_id=self._context.clock.uuid())
+        await self._context.store.write(close, then=closed)
 
     async def _open(self, id: str) -> bool:
-        def opened(_was_closed: object) -> None:
-            self._closed = {key: gate for key, gate in self._closed.items() if key != id}
-            self._context.dispatch.ring()
+        return await self._context.store.write(partial(_open_gate, id=id), then=lambda _: self._opened((id,)))
 
-        return await self._context.store.write(partial(_open_gate, id=id), then=opened)
+    def _opened(self, ids: Sequence[str]) -> None:
+        self._closed = {key: gate for key, gate in self._closed.items() if key not in ids}
+        self._context.dispatch.ring()
+
+
+def _close_gate(tx: Tx, *, gate: Gate, outage_id: str) -> None:
+    journal.close_gate(tx, gate)
+    outages.began(tx, gate, outage_id)
 
 
 def _open_gate(tx: Tx, *, id: str) -> bool:
-    return journal.open_gate(tx, id)
+    was_closed = journal.open_gate(tx, id)
+    cause, _, subject = id.partition(":")
+    if was_closed:
+        outages.over(tx, cause, subject)
+    return was_closed
 
 
 def _all(reader: Reader) -> list[Gate]:

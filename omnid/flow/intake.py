@@ -92,7 +92,7 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         only=params.only,
         cost_max_usd=params.cost_max_usd,
     )
-    executor = choose(work, context.kinds)
+    executor = choose(work, context.kinds, context.prompted)
     encoded = _check_limits(params, work, config.limits)
     context.executors[executor].accepts(work)
     asks = needs_approval(caller.role, executor, config)

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import anyio
 
 from omnid.errors import Retryable
+from omnid.flow import limits
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_dependents
+from omnid.flow.gates import Gates
 from omnid.model import Problem, Result, Task
 from omnid.retry import Backoff
 from omnid.settings import Config
@@ -43,6 +45,9 @@ def judge(
         return Verdict("cancel", task.failures, problem=result.problem)
     if task.deadline_ms is not None and task.deadline_ms <= now_ms and result.outcome != "lost":
         return Verdict("fail", task.failures, problem=Problem.make("deadline_passed"))
+    if result.outcome == "parked":
+        # Its gate keeps it from its start; an attempt that a limit stopped is none of the task's.
+        return Verdict("again", task.failures, problem=result.problem)
     if result.outcome in ("unstarted", "lost"):
         again_s = backoff.delay_s(max(1, task.attempt), chance)
         return _without_result(task, result, idempotent=idempotent, again_s=again_s)
@@ -64,11 +69,19 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
     return Verdict("again", task.failures, again_s, result.problem)
 
 
+class Finished(NamedTuple):
+    """What a result changed; nothing, where it is refused."""
+
+    touched: list[str]
+    gates: limits.Changed = limits.Changed()
+
+
 class Results:
     """Settles results in the journal, and tells those who wait."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, gates: Gates) -> None:
         self._context = context
+        self._gates = gates
 
     async def settle(self, result: Result) -> bool:
         """Writes a result; while the store can't take it (a full disk), it is kept and tried again.
@@ -79,9 +92,8 @@ class Results:
         failures = 0
         while True:
             try:
-                touched = await context.store.write(
-                    partial(finish, result=result, config=context.config, chance=context.clock.uniform)
-                )
+                settle = partial(finish, result=result, config=context.config, chance=context.clock.uniform)
+                touched = (await context.store.write(settle, then=self._take)).touched
                 break
             except Retryable as error:
                 if error.code == "store_closed":
@@ -100,20 +112,23 @@ class Results:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
         return True
 
+    def _take(self, done: Finished) -> None:
+        self._gates.take(done.gates)
 
-def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[str]:
-    """Ends the attempt and moves the task on; gives the tasks that changed, none where the result is refused.
+
+def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> Finished:
+    """Ends the attempt, moves the task on, and closes or opens the gates of limits.
 
     The fencing number: only the task's current attempt counts, and only while it is open or its end is uncertain.
     """
     head = tx.one("attempt_head", result.attempt_id)
     task = None if head is None else journal.task_by_id(tx, head[2])
     if head is None or task is None or task.attempt != head[3]:
-        return []
+        return Finished([])
     was_open = head[4] is None and task.state in RUNNING
     resolves = task.state == "uncertain" and result.outcome != "lost"
     if not was_open and not resolves:
-        return []
+        return Finished([])
     verdict = judge(
         task,
         result,
@@ -126,8 +141,9 @@ def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[st
     fields = _attempt_fields(result, tx.now_ms)
     if resolves:
         fields["problem"] = result.problem  # It takes the place of what nobody knew.
+    changed = limits.settle(tx, result, head, config)
     journal.end_attempt(tx, head, fields)
-    return move_on(tx, task, verdict)
+    return Finished(move_on(tx, task, verdict), changed)
 
 
 def backoff_of(task: Task, config: Config) -> Backoff:

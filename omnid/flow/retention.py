@@ -9,7 +9,7 @@ import anyio
 from omnid.flow.context import Context
 from omnid.states import TERMINAL
 from omnid.store import journal
-from omnid.store.interface import ANSWER, COLLECTIONS, Reader, Tx
+from omnid.store.interface import ANSWER, COLLECTIONS, OUTAGE, Reader, Tx
 
 ROUND_S = 60.0
 DAY_MS = 86_400_000
@@ -51,7 +51,10 @@ class Retention:
                 break
             await anyio.sleep(PAUSE_S)
         while True:
-            forget = partial(forget_old, now_ms=context.clock.wall_ms(), batch=settings.batch)
+            settings = context.config.retention
+            now_ms = context.clock.wall_ms()
+            before_ms = now_ms - round(settings.finished_days * DAY_MS)
+            forget = partial(forget_old, now_ms=now_ms, outages_before_ms=before_ms, batch=settings.batch)
             if not await context.store.write(forget, bulk=True):
                 break
             await anyio.sleep(PAUSE_S)
@@ -97,8 +100,8 @@ def forget_tasks(tx: Tx, *, ids: Sequence[str]) -> int:
     return count
 
 
-def forget_old(tx: Tx, *, now_ms: int, batch: int) -> int:
-    """Forgets kept answers and the history of deleted rows that are over their age; gives how many."""
+def forget_old(tx: Tx, *, now_ms: int, outages_before_ms: int, batch: int) -> int:
+    """Forgets kept answers, outages and the history of deleted rows that are over their age; gives how many."""
     before = round(now_ms - ANSWERS_DAYS * DAY_MS) << 16
     answers = tx.all("old_answers", before, batch)
     for (id,) in answers:
@@ -106,4 +109,7 @@ def forget_old(tx: Tx, *, now_ms: int, batch: int) -> int:
     tombstones = tx.all("old_tombstones", before, batch)
     for name, id in tombstones:
         tx.forget_history(COLLECTIONS[name], id)
-    return len(answers) + len(tombstones)
+    outages = tx.all("old_outages", outages_before_ms, batch)
+    for (id,) in outages:
+        tx.forget(OUTAGE, id)
+    return len(answers) + len(tombstones) + len(outages)

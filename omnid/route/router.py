@@ -1,12 +1,13 @@
 """Which executor gets a task, and why. Pure: it is given what it decides on, and its reasons are written down."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 from omnid.errors import Rejected
 from omnid.model import Work
+from omnid.settings import AGENT_PROGRAMS, COMMAND
 
-COMMAND = "command"
 WANTED = {"command": "a command (argv)", "mcp": "a tool call (server + tool)", "model": "a prompt"}
 
 DEFAULT = {kind: f"the default for {wanted}" for kind, wanted in WANTED.items()}
@@ -27,13 +28,19 @@ def says_nothing(work: Work) -> bool:
 
 
 def default_for(work: Work) -> str | None:
-    """Gives the executor that gets the work where none was asked for by name."""
+    """Gives the executor that gets the work where none was asked for by name; an agent's program has its own."""
     kind = work_kind(work)
-    return work.server if kind == "mcp" else COMMAND if kind == "command" else None
+    if kind == "mcp":
+        return work.server
+    if kind != "command" or not work.argv:
+        return None
+    return AGENT_PROGRAMS.get(os.path.basename(work.argv[0]), COMMAND)
 
 
-def choose(work: Work, kinds: Mapping[str, str]) -> str:
+def choose(work: Work, kinds: Mapping[str, str], prompted: Collection[str] = ()) -> str:
     """Chooses among executors given as {name: kind}; `work.executor` is the one asked for by name.
+
+    Those in `prompted` take prompts beside the work of their kind.
 
     Raises Rejected(`nothing_to_do`, `unknown_executor`, `wrong_executor`, `kind_missing`). An executor of a kind that
     isn't one of `WANTED` is one of the caller's own and takes whatever it accepts.
@@ -42,13 +49,16 @@ def choose(work: Work, kinds: Mapping[str, str]) -> str:
         return work.executor  # Its config says all there is to do.
     kind = work_kind(work)
     name = work.executor or default_for(work)
+    if work.executor is None and kind == "command" and name not in kinds:
+        name = COMMAND  # There is none for this agent.
     if name is None:
         raise _missing(kind, kinds)
     if name not in kinds:
         close = get_close_matches(name, kinds, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise Rejected("unknown_executor", executor=name, hint=hint, known=", ".join(sorted(kinds)))
-    if kinds[name] in WANTED and kinds[name] != kind:
+    takes = kinds[name] == kind or (kind == "model" and name in prompted)
+    if kinds[name] in WANTED and not takes:
         raise Rejected("wrong_executor", executor=name, kind=kinds[name], wanted=WANTED[kind])
     return name
 
@@ -69,7 +79,8 @@ def route(work: Work, executor: str) -> dict[str, str]:
     if executor == work.executor or says_nothing(work):
         reason = "asked for by name"
     elif executor == default_for(work):
-        reason = DEFAULT[work_kind(work)]
+        is_agent = executor in AGENT_PROGRAMS.values()
+        reason = "the program is that agent's" if is_agent else DEFAULT[work_kind(work)]
     else:
         reason = "given to it by hand"
     return {"executor": executor, "reason": reason}

@@ -115,9 +115,11 @@ class World:
 
     async def finish(self, command: Command, outcome: Any, **fields: Any) -> list[str]:
         result = Result(command.attempt_id, command.task_id, command.number, outcome, **fields)
-        return await self.write(
-            lambda tx: finish(tx, result=result, config=self.context.config, chance=self.clock.uniform)
+        done = await self.store.write(
+            lambda tx: finish(tx, result=result, config=self.context.config, chance=self.clock.uniform),
+            then=lambda done: self.gates.take(done.gates),
         )
+        return done.touched
 
     async def control(self, ref: str, action: str, caller: Caller = PERSON, **fields: Any) -> control.Effect:
         return await self.write(control.order(self.context, caller, control.Order(ref, action, **fields)))

@@ -91,7 +91,7 @@ class SimDaemon:
             set_aside=spool.set_aside,
         )
         self.gates = Gates(self.context)
-        self.results = Results(self.context)
+        self.results = Results(self.context, self.gates)
         self.cancelling = Cancelling(self.context)
 
     def view(self) -> View:

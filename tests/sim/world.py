@@ -166,6 +166,7 @@ class SimExecutor:
         self.profile = EXECUTORS[name]
         self.concurrency = self.profile.concurrency
         self.idempotent = self.profile.idempotent
+        self.takes_prompts = False
         self._daemon = daemon
         self._sim = daemon.sim
         self._world = daemon.sim.world

@@ -81,7 +81,7 @@ class Rooms:
         self.world = world
         context = world.context
         context.take_executors({**context.executors, **executors})
-        self.results = Results(context)
+        self.results = Results(context, world.gates)
         self.link = EmbeddedLink()
         self.runner = Runner(context, world.gates, self.results, self.link)
         self.recovery = Recovery(context, self.runner, self.results)

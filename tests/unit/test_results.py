@@ -334,7 +334,9 @@ async def test_a_result_is_kept_while_the_disk_is_full(world: World, monkeypatch
     Failing(world, "disk_full", "disk_full")
     event = world.context.watch.event(command.task_id)
     with anyio.fail_after(10):
-        assert await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+        assert await Results(world.context, world.gates).settle(
+            Result(command.attempt_id, command.task_id, 1, "success")
+        )
     assert event.is_set()
     assert (await world.task(command.task_id)).state == "completed"
     assert world.logged.getvalue().count('"result_waits"') == 1
@@ -344,12 +346,16 @@ async def test_a_result_is_kept_while_the_disk_is_full(world: World, monkeypatch
 async def test_a_result_that_comes_while_the_store_closes_is_left_to_recovery(world: World) -> None:
     command = await started(world)
     Failing(world, "store_closed")
-    assert not await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+    assert not await Results(world.context, world.gates).settle(
+        Result(command.attempt_id, command.task_id, 1, "success")
+    )
     assert (await world.task(command.task_id)).state == "executing"
 
 
 async def test_a_late_result_is_logged(world: World) -> None:
     command = await started(world)
     await world.finish(command, "success")
-    assert not await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+    assert not await Results(world.context, world.gates).settle(
+        Result(command.attempt_id, command.task_id, 1, "success")
+    )
     assert "late_result_refused" in world.logged.getvalue()
