@@ -73,6 +73,8 @@ class Loaded(Struct, frozen=True):
                     yield f"{section}.{key}", value, self.origins.get(f"{section}.{key}", "default")
         for kind in ("executor", *_LISTS):
             for item in getattr(self.config, kind):
+                if item.name != COMMAND and item == BUILT_IN.get(item.name):
+                    continue  # An agent that nobody has set anything of.
                 origin = self.origins.get(f"{kind}.{item.name}", "default")
                 for key, value in msgspec.to_builtins(item).items():
                     if key != "name":

@@ -216,7 +216,10 @@ class CommandExecutor:
         """Plans what runs; raises Rejected where the config's words can't be filled in."""
         before = tuple(fill(self._section.argv, command))
         if self._profile is None:
-            return Plan((*before, *(command.work.argv or ())), command.work.stdin, None)
+            argv = (*before, *(command.work.argv or ()))
+            if not argv:
+                raise Rejected("nothing_to_do", detail="no program")
+            return Plan(argv, command.work.stdin, None)
         return plan(self._profile, self._section, before, command, resume=resume)
 
     def _spec(self, command: Command, start: Plan) -> Spec:

@@ -11,13 +11,12 @@ from omnid.model import Gate, Park, Result
 from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Row, Tx
-from omnid.times import DAY
 
 CAUSES = ("login", "rate_limit")
 UNSAID_S, SOON_S, WAIT_S_MAX = 900.0, 15.0, 3600.0
 """The wait where no time was said, the one after a time that had passed already, and the most that they double to."""
-AHEAD_MS_MAX = 9 * round(DAY.total_seconds() * 1000)
-"""No limit lifts later than this; a gate that says so was closed before the clock was set back."""
+SET_BACK_MS = 1000
+"""A gate that closed further ahead than this was closed before the clock was set back: rather too early than late."""
 PROVES = frozenset({"success", "failure", "timeout", "rejected"})
 """Outcomes of a probe which show that the limit is over, though it may have failed for a reason of its own."""
 
@@ -40,7 +39,7 @@ def is_due(gate: Gate, now_ms: int) -> bool:
     """Tells whether a task may try what a limit has closed."""
     if gate.cause not in CAUSES:
         return False
-    return gate.wake_at_ms is None or not now_ms < gate.wake_at_ms <= now_ms + AHEAD_MS_MAX
+    return gate.wake_at_ms is None or gate.wake_at_ms <= now_ms or gate.closed_at_ms > now_ms + SET_BACK_MS
 
 
 def doors(tx: Tx) -> Doors:
@@ -113,7 +112,7 @@ def moved(known: Gate | None, park: Park, now_ms: int, *, is_probe: bool) -> Gat
     wake_at_ms = _wake_ms(park, failures, now_ms)
     if not is_probe and known.wake_at_ms is not None:
         wake_at_ms = known.wake_at_ms if park.wake_at_ms is None else max(wake_at_ms, known.wake_at_ms)
-    return Gate("", park.cause, "", known.closed_at_ms, wake_at_ms, None, failures)
+    return Gate("", park.cause, "", min(known.closed_at_ms, now_ms), wake_at_ms, None, failures)
 
 
 def _wake_ms(park: Park, failures: int, now_ms: int) -> int:

@@ -60,7 +60,8 @@ class Recovery:
         """
         if command.executor in self._context.executors:
             return command.executor
-        return "command" if command.work.argv and "command" in self._context.executors else None
+        is_command = bool(command.work.argv or command.work.prompt)
+        return "command" if is_command and "command" in self._context.executors else None
 
     async def tidy(self) -> None:
         """Lets go of the control files of ended attempts, and sets aside attempts that the journal doesn't know.

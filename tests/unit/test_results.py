@@ -321,10 +321,10 @@ class Failing:
         self.write_now = world.store.write
         world.store.write = self.write
 
-    async def write(self, fn: Any, *, bulk: bool = False) -> Any:
+    async def write(self, fn: Any, **options: Any) -> Any:
         if self.errors:
             raise self.errors.pop(0)
-        return await self.write_now(fn, bulk=bulk)
+        return await self.write_now(fn, **options)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
