@@ -27,6 +27,7 @@ from omnid.executor.command import CommandExecutor
 from omnid.executor.interface import Executor
 from omnid.executor.mcp import McpExecutor
 from omnid.executor.supervised import Supervised
+from omnid.flow.awake import Awake
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
@@ -167,6 +168,7 @@ class Daemon:
         work.start_soon(self._kept("runner", partial(runner.run, work)))
         work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, self._link).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
+        work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         await self._listen(work, Api(context, self.gates, cancelling, self))
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
@@ -250,6 +252,7 @@ class Daemon:
         self._supervised.kill_grace_s = loaded.config.task.kill_grace_s
         self._loaded = loaded
         context.config = loaded.config
+        context.activity.ring()
         context.take_executors(executors)
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))

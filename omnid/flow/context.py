@@ -108,6 +108,8 @@ class Context:
         """Ends an attempt that the journal doesn't know, and moves its files away."""
         self.dispatch = Bell()
         self.timer = Bell()
+        self.activity = Bell()
+        """Rings when attempts begin and when they end."""
         self.watch = Watch()
         self.running: dict[str, str] = {}
         """Open attempts of this daemon: attempt id -> executor."""
@@ -133,9 +135,15 @@ class Context:
         """Tells whether the attempt is to end."""
         return attempt_id in self._cancel_asked
 
+    def take_on(self, attempt_id: str, executor: str) -> None:
+        """Counts an attempt among those that run."""
+        self.running[attempt_id] = executor
+        self.activity.ring()
+
     def let_go(self, attempt_id: str) -> None:
         """Forgets an attempt that has ended."""
         self.running.pop(attempt_id, None)
+        self.activity.ring()
         self.active.pop(attempt_id, None)
         self._cancel_asked.pop(attempt_id, None)
 

@@ -80,7 +80,7 @@ class Dispatcher:
     def _take(self, commands: list[Command]) -> None:
         """What was claimed takes its slots as soon as that is committed, whoever still waits for it."""
         for command in commands:
-            self._context.running[command.attempt_id] = command.executor
+            self._context.take_on(command.attempt_id, command.executor)
             self._claimed.append(command)
             self._context.watch.tell((command.task_id,))
         if commands:

@@ -45,7 +45,7 @@ class Recovery:
             context.log.warning("executor_gone", executor=attempt.executor, task=task.name)
             group.start_soon(self._settle_lost, command)
             return
-        context.running[attempt.id] = attempt.executor
+        context.take_on(attempt.id, attempt.executor)
         if task.cancel:
             context.ask_cancel(attempt.id)
         self._runner.begin(group, command, name)
