@@ -56,9 +56,12 @@ def _wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *
     seen: list[dict[str, Any]] = []
     timed_out = False
     for name in names:
+        # Whoever waits for a login should hear of it at once, so that the first look waits for nothing.
+        looked = False
         while True:
             left_s = None if timeout_s is None else started_s + timeout_s - context.world.monotonic_s()
-            step_s = _PROGRESS_S if context.screen.progress_shown else _WAIT_S_MAX
+            step_s = 0.0 if not looked else _PROGRESS_S if context.screen.progress_shown else _WAIT_S_MAX
+            looked = True
             wait_s = max(0.0, step_s if left_s is None else min(step_s, left_s))
             away_s = _AWAY_S_MAX if left_s is None else min(_AWAY_S_MAX, left_s)
             view = _get(context, name, wait_s, away_s, known=known)

@@ -215,7 +215,7 @@ def test_wait_times_out_and_still_tells_of_all():
 def test_wait_goes_on_over_a_restart_and_gives_up_on_a_daemon_that_stays_away():
     assert Ran("wait", "t7", daemon=Daemon(task__get=[view(), down(), down(), ended()])).code == 0
     assert Ran("wait", "t7", daemon=Daemon(task__get=[view(), down()])).code == 3
-    bounded = Ran("wait", "t7", "--timeout", "55s", daemon=Daemon(task__get=[view(), down()]))
+    bounded = Ran("wait", "t7", "--timeout", "2s", daemon=Daemon(task__get=[view(), down()]))
     assert bounded.code == 3
     assert len(bounded.calls) < 10
     lost = errors.Retryable("daemon_lost", detail="It broke.")
@@ -228,7 +228,15 @@ def test_waiting_shows_progress_on_a_terminal_and_takes_it_away():
     ran = Ran("wait", "t7", daemon=Daemon(task__get=[view(), ended()]), terminal=True)
     assert "t7 executing" in ran.err
     assert ran.err.endswith("\r\x1b[K")
-    assert ran.calls[0][1]["wait_s"] == 1.0
+    assert [call[1]["wait_s"] for call in ran.calls] == [0.0, 1.0]
+
+
+def test_waiting_ends_where_only_a_login_helps():
+    waits = view(brief(state="idle", reason="login"), why="t7 waits because claude-code needs a person.")
+    ran = Ran("wait", "t8", "t7", daemon=Daemon(task__get=[ended(), view(), waits]))
+    assert ran.code == 4
+    assert "claude-code needs a person" in ran.out
+    assert Ran("add", "--wait", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__get=waits)).code == 4
 
 
 def test_add_and_wait():
