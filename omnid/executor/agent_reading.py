@@ -63,21 +63,25 @@ class AgentReading:
 
     def _session_verdict(self) -> tuple[Outcome, Problem] | None:
         sessions = self._profile.sessions
-        code, pattern = ("session_gone", sessions.missing) if self._agent.resume else ("session_taken", sessions.taken)
+        pattern = sessions.missing if self._agent.resume else sessions.taken
         found = None if pattern is None else re.search(pattern, self._printed, re.IGNORECASE)
         if found is None:
             return None
         said = f"It said: {shortened(_line_of(self._printed, found.start()))}"
-        return "failure", Problem.make(code, executor=self._spec.executor, said=said, task=self._command.name)
+        name, task = self._spec.executor, self._command.name
+        if self._agent.resume:
+            return "failure", Problem.make("session_gone", executor=name, said=said, task=task)
+        return "failure", Problem.make("session_taken", executor=name, said=said)
 
     def _limit_verdict(self, said: str) -> tuple[Outcome, Problem] | None:
         limit = find(self._profile.texts, said, self._exit.ended_at_ms, self._zone)
         if limit is None:
             return None
         self.park = Park(limit.cause, limit.wake_at_ms)
-        code = "agent_login" if limit.cause == "login" else "agent_limit"
-        name = self._spec.executor
-        return "parked", Problem.make(code, executor=name, said=_sentence(limit), task=self._command.name)
+        name, said = self._spec.executor, _sentence(limit)
+        if limit.cause == "login":
+            return "parked", Problem.make("agent_login", executor=name, said=said)
+        return "parked", Problem.make("agent_limit", executor=name, said=said, task=self._command.name)
 
     def _failure(self, said: str) -> tuple[Outcome, Problem]:
         text = shortened(said) if self._answered else last_line(said)

@@ -221,14 +221,15 @@ async def test_a_session_that_is_not_there_is_begun_in_the_same_attempt(agent: A
         assert len(agent.calls()) == 2
 
 
-async def test_a_session_that_was_lost_with_the_machine_is_asked_about(agent: Agent) -> None:
-    if agent.name == "openclaw":
-        pytest.skip("its sessions are begun by going on with them")
+@pytest.mark.parametrize("name", ["claude-code", "codex", "gemini"])
+async def test_a_session_that_was_lost_with_the_machine_is_asked_about(tmp_path: Path, name: str) -> None:
+    agent = Agent(tmp_path, name)
     fields = {"begun_before": 1, "session": "22222222-2222-4222-8222-222222222222", "lost_before": True}
     result = await agent.run(agent.command(prompt("success"), **fields))
     assert code(result) == ("lost", "session_gone")
     assert agent.idempotent()[-1] is False
     assert not any(agent.home.joinpath("sessions").iterdir()), "the first prompt is not repeated blindly"
+    agent.fifo.close()
 
 
 @pytest.mark.parametrize("name", ["claude-code", "gemini"])

@@ -401,6 +401,12 @@ ALONE: dict[str, Provoke] = {
 }
 
 ELSEWHERE = {
+    "agent_limit": "tests/contract/test_profile.py::test_a_limit_parks_until_it_lifts",
+    "agent_login": "tests/contract/test_profile.py::test_an_overload_and_a_missing_login_park",
+    "agent_denied": "tests/contract/test_profile.py::test_a_denied_tool_is_named_unless_a_check_knows_better",
+    "agent_silent": "tests/contract/test_profile.py::test_no_answer_is_a_failure_that_says_so",
+    "session_gone": "tests/contract/test_profile.py::test_a_session_that_was_lost_with_the_machine_is_asked_about",
+    "session_taken": "tests/contract/test_profile.py::test_a_session_that_is_there_already_is_gone_on_with",
     "disk_full": "tests/e2e/test_faults.py::test_a_full_disk_loses_nothing_and_heals",
     "disk_low": "tests/e2e/test_faults.py::test_new_tasks_are_refused_before_the_disk_is_full",
     "schema_newer": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",

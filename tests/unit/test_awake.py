@@ -55,11 +55,11 @@ async def test_one_helper_from_the_first_attempt_to_the_last(world: World, tmp_p
     fifo.close()
 
 
-async def test_the_config_may_say_no(world: World, tmp_path: Path) -> None:
+async def test_the_config_may_say_no(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.set("daemon", keep_awake=False)
     started: list[object] = []
     keeper = Awake(world.context, ("true",))
-    keeper._start = started.append  # type: ignore[assignment]
+    monkeypatch.setattr(keeper, "_start", started.append)
     async with anyio.create_task_group() as group:
         group.start_soon(keeper.run)
         world.context.take_on("a", "command")

@@ -220,8 +220,7 @@ def test_wait_goes_on_over_a_restart_and_gives_up_on_a_daemon_that_stays_away():
     assert len(bounded.calls) < 10
     lost = errors.Retryable("daemon_lost", detail="It broke.")
     assert Ran("wait", "t7", daemon=Daemon(task__get=[lost, down(), ended()])).code == 0
-    ran = Ran("wait", "t7", daemon=Daemon(task__get=[down(), ended()]))
-    assert (ran.code, len(ran.calls)) == (3, 1)
+    assert Ran("wait", "t7", daemon=Daemon(task__get=[down(), ended()])).code == 3
 
 
 def test_waiting_shows_progress_on_a_terminal_and_takes_it_away():
@@ -229,14 +228,6 @@ def test_waiting_shows_progress_on_a_terminal_and_takes_it_away():
     assert "t7 executing" in ran.err
     assert ran.err.endswith("\r\x1b[K")
     assert [call[1]["wait_s"] for call in ran.calls] == [0.0, 1.0]
-
-
-def test_waiting_ends_where_only_a_login_helps():
-    waits = view(brief(state="idle", reason="login"), why="t7 waits because claude-code needs a person.")
-    ran = Ran("wait", "t8", "t7", daemon=Daemon(task__get=[ended(), view(), waits]))
-    assert ran.code == 4
-    assert "claude-code needs a person" in ran.out
-    assert Ran("add", "--wait", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__get=waits)).code == 4
 
 
 def test_add_and_wait():

@@ -1,14 +1,11 @@
 """How a run of an agent is read in its words, and how its words are made: for a first prompt, or to go on. Pure."""
 
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from omnid.clock import named_uuid
 from omnid.executor.profiles.profile import Default, Profile, Syntax
 from omnid.settings import CommandExecutor
-
-_NAMESPACE = uuid.UUID("0b8f4ad5-5f0e-5c7d-9a53-0c4f4c2f9d11")
-"""Of the ids of sessions that omnid names."""
 
 
 class Flag(NamedTuple):
@@ -39,7 +36,7 @@ class Run(NamedTuple):
 
 def session_of(task_id: str, executor: str) -> str:
     """Names the session of a task: the same one in all its attempts, whatever dies in between."""
-    return str(uuid.uuid5(_NAMESPACE, f"{executor}/{task_id}"))
+    return named_uuid(f"{executor}/{task_id}")
 
 
 def read_run(profile: Profile, argv: Sequence[str], *, prompted: bool = False) -> Run | None:
