@@ -18,7 +18,7 @@ from omnid.executor.interface import Found, Ports
 from omnid.executor.mcp_schema import check_arguments
 from omnid.executor.spool import Spool, excerpt
 from omnid.executor.supervised import Supervised
-from omnid.executor.template import fill
+from omnid.executor.template import PROMPT, fill
 from omnid.log import Logger
 from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.retry import Backoff, FailureCount
@@ -64,7 +64,7 @@ class McpExecutor:
         self.name = section.name
         self.concurrency = section.concurrency
         self.idempotent = section.idempotent
-        self.takes_prompts = False
+        self.takes_prompts = PROMPT in repr(section.arguments)
         self._section = section
         self._supervised = supervised
         self._secrets = secrets
@@ -83,7 +83,7 @@ class McpExecutor:
 
     def accepts(self, work: Work) -> None:
         """See `Executor.accepts`; whether the tool is there and the arguments fit is known once the server runs."""
-        if work.argv is not None or work.prompt is not None:
+        if work.argv is not None or (work.prompt is not None and not self.takes_prompts):
             wanted = "a prompt" if work.argv is None else "a command"
             raise Rejected("wrong_executor", executor=self.name, kind=self.kind, wanted=wanted)
         if work.tool is None and self._section.tool is None:

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from omnid.clock import SystemClock
-from omnid.errors import Retryable
-from omnid.executor.command import CommandExecutor
+from omnid.errors import Rejected, Retryable
+from omnid.executor.command import TURNS, CommandExecutor
 from omnid.executor.interface import Found
 from omnid.executor.profiles.calls import session_of
 from omnid.executor.profiles.known import PROFILES
@@ -25,7 +25,8 @@ from omnid.model import Command, Result, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section
 from omnid.settings import Limits
-from tests.contract.executors import KILL_GRACE_S, Ports
+from tests.contract import mcp_harness
+from tests.contract.executors import KILL_GRACE_S, Ports, command_of
 from tests.fakes.signals import WAIT_S, Fifo
 
 AGENT = Path(__file__).parents[1] / "fakes" / "agent.py"
@@ -161,8 +162,9 @@ async def test_an_overload_and_a_missing_login_park(agent: Agent, turn: str, cau
     assert result.outcome == "parked"
     assert result.park is not None
     assert (result.park.cause, result.park.wake_at_ms) == (cause, None)
+    assert result.problem is not None
+    assert result.problem.code == ("agent_login" if cause == "login" else "agent_limit")
     if cause == "login":
-        assert result.problem is not None
         assert f"omnictl resume --executor {agent.name}" in result.problem.do
 
 
@@ -240,6 +242,9 @@ async def test_a_session_that_is_there_already_is_gone_on_with(tmp_path: Path, n
     again = msgspec.structs.replace(agent.next(command), begun_before=0)
     assert (await agent.run(again)).outcome == "success"
     assert agent.prompts() == [["success success first prompt", "continue"]]
+    assert (TURNS["session_taken"], len(agent.calls())) == (True, 3), (
+        "it was told that the session is taken, and went on"
+    )
     agent.fifo.close()
 
 
@@ -341,3 +346,16 @@ async def test_a_program_that_is_not_there_closes_the_executor(tmp_path: Path) -
         with pytest.raises(Retryable, match="codex was not found"):
             await attempt
     agent.fifo.close()
+
+
+async def test_an_mcp_server_takes_a_prompt_where_its_arguments_have_a_place_for_it(tmp_path: Path) -> None:
+    work = Work(prompt="mend {task.id}")
+    async with mcp_harness.executors(tmp_path, LIMITS, tool="echo", arguments={"text": "{task.prompt}!"}) as executor:
+        executor.accepts(work)
+        with anyio.fail_after(WAIT_S):
+            result = await executor.run(command_of(work), Ports())
+        assert (result.outcome, result.output) == ("success", "mend {task.id}!")
+    async with mcp_harness.executors(tmp_path, LIMITS, tool="echo") as executor:
+        assert not executor.takes_prompts
+        with pytest.raises(Rejected, match="a prompt"):
+            executor.accepts(work)
