@@ -59,11 +59,12 @@ class Gates:
 
     def take(self, changed: limits.Changed) -> None:
         """Takes over what a result has done to gates, once that is committed."""
-        if changed.closed is not None:
-            self._closed = {**self._closed, changed.closed.id: changed.closed}
+        gate = changed.closed
+        if gate is not None:
+            if gate.id not in self._closed:
+                self._context.log.info("limit", executor=gate.subject, cause=gate.cause, wake_at_ms=gate.wake_at_ms)
+            self._closed = {**self._closed, gate.id: gate}
             self._context.timer.ring()
-            gate = changed.closed
-            self._context.log.info("limit", executor=gate.subject, cause=gate.cause, wake_at_ms=gate.wake_at_ms)
         if changed.opened:
             self._opened(changed.opened)
             self._context.log.info("limit_over", gates=changed.opened)

@@ -97,3 +97,15 @@ def test_a_helper_that_fails_is_an_os_error() -> None:
     assert platform._ask("/bin/echo", "x") == "x"
     with pytest.raises(OSError, match="exit status 1"):
         platform._ask("/bin/sh", "-c", "exit 1")
+
+
+def test_the_zone_is_the_configs_else_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", ":Asia/Taipei")
+    assert platform.zone("Europe/Berlin").key == "Europe/Berlin"
+    assert platform.zone("").key == "Asia/Taipei"
+    monkeypatch.setenv("TZ", "Mars/Olympus")
+    monkeypatch.setattr(os.path, "realpath", lambda path: "/usr/share/zoneinfo/Africa/Lagos")
+    assert platform.zone("").key == "Africa/Lagos"
+    monkeypatch.setattr(os.path, "realpath", lambda path: "/etc/localtime")
+    assert platform.zone("").key == "UTC"
+    assert not platform.is_zone("../../etc/passwd")
