@@ -17,7 +17,20 @@ from msgspec import Struct
 from omnid import platform
 from omnid.errors import Rejected
 from omnid.secrets import is_reference, looks_plain
-from omnid.settings import COMMAND, DESKTOP, MIB, Cap, CommandExecutor, Config, Destination, Executor, McpExecutor, Rule
+from omnid.settings import (
+    AGENT_PROGRAMS,
+    COMMAND,
+    DESKTOP,
+    MIB,
+    NO_PROFILE,
+    Cap,
+    CommandExecutor,
+    Config,
+    Destination,
+    Executor,
+    McpExecutor,
+    Rule,
+)
 
 Origin = Literal["default", "file", "env"]
 
@@ -35,6 +48,12 @@ _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecu
 _LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
+
+BUILT_IN: dict[str, Executor] = {
+    COMMAND: CommandExecutor(name=COMMAND),
+    **{name: CommandExecutor(name=name, profile=name) for name in AGENT_PROGRAMS.values()},
+}
+"""The executors that are there without any config."""
 
 _SECTIONS: dict[str, type[Any]] = {
     name: kind for name, kind in get_type_hints(Config).items() if name not in ("executor", *_LISTS)
@@ -56,6 +75,8 @@ class Loaded(Struct, frozen=True):
                     yield f"{section}.{key}", value, self.origins.get(f"{section}.{key}", "default")
         for kind in ("executor", *_LISTS):
             for item in getattr(self.config, kind):
+                if item.name != COMMAND and item == BUILT_IN.get(item.name):
+                    continue  # An agent that nobody has set anything of.
                 origin = self.origins.get(f"{kind}.{item.name}", "default")
                 for key, value in msgspec.to_builtins(item).items():
                     if key != "name":
@@ -174,13 +195,13 @@ class _Reader:
                 self.problems.append(_unknown(variable, list(known)))
 
     def executors(self, tables: object) -> tuple[Executor, ...]:
-        """Checks the executors of the file and adds the built-in one where the file doesn't override it."""
+        """Checks the executors of the file and adds the built-in ones that the file doesn't override."""
         found: dict[str, Executor] = {}
         for position, table in enumerate(self._tables("executor", tables)):
             executor = self._executor(f"executor[{position}]", table)
             if executor is not None:
                 self._found("executor", executor.name, executor, found)
-        return tuple({COMMAND: CommandExecutor(name=COMMAND), **found}.values())
+        return tuple({**BUILT_IN, **found}.values())
 
     def named(self, what: str, kind: type[Any], tables: object) -> tuple[Any, ...]:
         """Checks a list of sections that each have a name."""
@@ -310,9 +331,19 @@ class _Reader:
             elif key != "kind":
                 self.problems.append(_unknown(f"{where}.{key}", [f"{where}.{field}" for field in (*fields, "kind")]))
         self._environment_of(where, values)
+        self._profile_of(where, given, values)
         if kind == "mcp" and not values.get("argv") and len(self.problems) == before:
             self.problems.append(_bad(f"{where}.argv", [], "an MCP server needs the command that starts it"))
         return _KINDS[kind](**values) if len(self.problems) == before else None
+
+    def _profile_of(self, where: str, given: dict[str, Any], values: dict[str, Any]) -> None:
+        """Refuses a profile that isn't known, and gives an executor of an agent's name that agent's."""
+        name, known = values.get("profile"), [*AGENT_PROGRAMS.values(), NO_PROFILE]
+        if name is not None and name not in known:
+            detail = f"it is one of {', '.join(known)}{_hint(name, known)}"
+            self.problems.append(_bad(f"{where}.profile", name, detail))
+        elif name is None and given["kind"] == COMMAND and given.get("name") in AGENT_PROGRAMS.values():
+            values["profile"] = given["name"]
 
     def _environment_of(self, where: str, values: dict[str, Any]) -> None:
         for variable, value in values.get("env_set", {}).items():

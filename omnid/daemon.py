@@ -29,6 +29,7 @@ from omnid.executor.mcp import McpExecutor
 from omnid.executor.supervised import Supervised
 from omnid.executor.workspace import Workspaces
 from omnid.flow.answers import Announcer
+from omnid.flow.awake import Awake
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
@@ -205,6 +206,7 @@ class Daemon:
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
+        work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))
         work.start_soon(self._kept("prewarm", self.workspaces.pool.run))
@@ -281,7 +283,14 @@ class Daemon:
                     limits=wanted.limits,
                 )
             else:
-                made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ, self.workspaces)
+                made[name] = CommandExecutor(
+                    section,
+                    self._supervised,
+                    self._secrets,
+                    self._environ,
+                    zone=lambda: self.context.zone,
+                    workspaces=self.workspaces,
+                )
         return {**made, **self._given}
 
     def _destination(self, section: DestinationSection) -> Destination:
@@ -321,6 +330,7 @@ class Daemon:
         self.workspaces.configure(loaded.config.workspace)
         self._loaded = loaded
         context.config = loaded.config
+        context.activity.ring()
         context.take_executors(executors)
         await self._take_budget()
         for executor in gone.values():

@@ -243,6 +243,10 @@ class Command(Struct, frozen=True):
     idempotent: bool = False
     begun_before: int = 0
     """How many earlier attempts of the task had begun: an agent's session is resumed then."""
+    session: str | None = None
+    """The session that an agent named in one of them."""
+    lost_before: bool = False
+    """Whether nobody knows how one of them ended."""
     cost_max_usd: float | None = None
     """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 

@@ -23,6 +23,8 @@ COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
 DESKTOP = "desktop"
 """The place for notices that needs no destination in the config."""
+NO_PROFILE = "none"
+PROMPT = "{task.prompt}"
 AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini", "openclaw": "openclaw"}
 """Programs of agents, and the executors that are there for them without any config; each has a profile of its name."""
 

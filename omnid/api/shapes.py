@@ -214,6 +214,8 @@ class GateView(Struct, frozen=True):
     closed_at_ms: int
     wake_at_ms: int | None
     problem: Problem | None
+    text: str
+    """What is closed, why, and what opens it."""
 
 
 class Gates(Struct, frozen=True):

@@ -1,5 +1,6 @@
 """What clients see of the journal: tasks in one line, whole tasks, the sentence why, and the state of the daemon."""
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +18,16 @@ from omnid.api.shapes import (
     TaskBrief,
     TaskView,
 )
+from omnid.config import BUILT_IN
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import find_task
 from omnid.flow.context import Context
 from omnid.flow.diskroom import DiskRoom
-from omnid.flow.explain import Situation, why
+from omnid.flow.explain import Situation, gate_text, why
 from omnid.flow.gates import Gates
 from omnid.model import USER_ORIGIN, Attempt, Gate, Problem, Task, Work
 from omnid.route.router import said
+from omnid.settings import AGENT_PROGRAMS
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
@@ -107,9 +110,10 @@ class Views:
         )
 
     def _shown(self, task: Task) -> Work:
-        """Gives the work as it was asked for, and for one that waits for approval as it would run."""
-        executor = self._context.executors.get(task.executor) if task.approval == "needed" else None
-        return task.work if executor is None else executor.exact(task.work)
+        """Gives the work as it was asked for; for an agent, and for what waits for approval, as it would run."""
+        executor = self._context.executors.get(task.executor)
+        shows = task.approval == "needed" or (executor is not None and executor.takes_prompts)
+        return executor.exact(task.work) if executor is not None and shows else task.work
 
     def sentence(self, reader: Reader, task: Task, last: Attempt | None) -> str:
         """Says why the task is where it is."""
@@ -131,6 +135,7 @@ class Views:
                 login=self._gates.login(task.executor) is not None,
                 open_before=tuple(_short(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
+                zone=context.zone,
                 lane_holder=None if holder is None or holder[0] == task.id else _short(holder[1], holder[2]),
                 executor_known=executor is not None,
                 executor_full=executor is not None
@@ -176,8 +181,12 @@ class Views:
             brief = self.brief(row)
             what = f"wants to run on {brief.executor}"
             found.append(NeedsYou(brief.name, brief.title, what, f"omnictl approve {brief.name} | deny {brief.name}"))
+        logins = [gate for gate in self._gates.all() if gate.cause == "login"]
+        for gate in logins:
+            said = gate.problem.what if gate.problem else "it is not logged in"
+            found.append(NeedsYou(gate.subject, said, "waits for you", f"omnictl resume --executor {gate.subject}"))
         tally = self._context.store.tally
-        total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0)
+        total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0) + len(logins)
         for row in reader.all("needs_money", NEEDS_YOU_MAX) if tally.get("waiting:budget") else ():
             brief = self.brief(row)
             total += 1
@@ -202,16 +211,25 @@ class Views:
         return found
 
     def executors(self) -> list[ExecutorView]:
-        """Gives the executors and what they do now."""
+        """Gives the executors and what they do now, without agents that nobody has."""
         running = self._context.running_by_executor()
         return [
             ExecutorView(name, executor.kind, running[name], executor.concurrency, executor.idempotent)
             for name, executor in sorted(self._context.executors.items())
+            if running[name] or self._is_there(name)
         ]
+
+    def _is_there(self, name: str) -> bool:
+        """Tells whether an executor is of any use: a built-in agent whose program isn't installed is not."""
+        program = next((program for program, agent in AGENT_PROGRAMS.items() if agent == name), None)
+        if program is None or self._context.config.executors().get(name) != BUILT_IN[name]:
+            return True
+        return self._gates.of(name) is not None or shutil.which(program) is not None
 
     def gates(self) -> list[GateView]:
         """Gives the closed gates."""
-        return [gate_view(gate) for gate in self._gates.all()]
+        now_ms, here = self._context.clock.wall_ms(), self._context.zone
+        return [gate_view(gate, gate_text(gate, now_ms, here)) for gate in self._gates.all()]
 
 
 def by_state(tally: Mapping[str, int]) -> dict[str, int]:
@@ -229,9 +247,9 @@ def by_reason(tally: Mapping[str, int]) -> dict[str, int]:
     return {key.partition(":")[2]: count for key, count in tally.items() if count and ":" in key}
 
 
-def gate_view(gate: Gate) -> GateView:
+def gate_view(gate: Gate, text: str) -> GateView:
     """Makes what clients see of a gate."""
-    return GateView(gate.id, gate.cause, gate.subject, gate.closed_at_ms, gate.wake_at_ms, gate.problem)
+    return GateView(gate.id, gate.cause, gate.subject, gate.closed_at_ms, gate.wake_at_ms, gate.problem, text)
 
 
 def _attempt(attempt: Attempt, *, output: bool) -> AttemptView:

@@ -23,7 +23,7 @@ from omnid.log import Logger
 from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
-from omnid.settings import Limits
+from omnid.settings import PROMPT, Limits
 from omnid.settings import McpExecutor as Section
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class McpExecutor:
         self.name = section.name
         self.concurrency = section.concurrency
         self.idempotent = section.idempotent
+        self.takes_prompts = PROMPT in repr(section.arguments)
         self._section = section
         self._supervised = supervised
         self._secrets = secrets
@@ -84,7 +85,7 @@ class McpExecutor:
 
     def accepts(self, work: Work) -> None:
         """See `Executor.accepts`; whether the tool is there and the arguments fit is known once the server runs."""
-        if work.argv is not None or work.prompt is not None:
+        if work.argv is not None or (work.prompt is not None and not self.takes_prompts):
             wanted = "a prompt" if work.argv is None else "a command"
             raise Rejected("wrong_executor", executor=self.name, kind=self.kind, wanted=wanted)
         if work.tool is None and self._section.tool is None:

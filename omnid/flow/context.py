@@ -151,6 +151,8 @@ class Context:
         self.timer = Bell()
         self.failover = Bell()
         self.alarms = Alarms(self.timer)
+        self.activity = Bell()
+        """Rings when attempts begin and when they end."""
         self.watch = Watch()
         self.running: dict[str, str] = {}
         """Open attempts of this daemon: attempt id -> executor."""
@@ -197,9 +199,15 @@ class Context:
         """Tells whether the attempt is to end."""
         return attempt_id in self._cancel_asked
 
+    def take_on(self, attempt_id: str, executor: str) -> None:
+        """Counts an attempt among those that run."""
+        self.running[attempt_id] = executor
+        self.activity.ring()
+
     def let_go(self, attempt_id: str) -> None:
         """Forgets an attempt that has ended."""
         self.running.pop(attempt_id, None)
+        self.activity.ring()
         self.active.pop(attempt_id, None)
         self.unwritten.pop(attempt_id, None)
         self.unclear.pop(attempt_id, None)

@@ -4,6 +4,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
 from omnid.flow import money
@@ -11,7 +13,8 @@ from omnid.flow.context import Context
 from omnid.flow.dependents import settle_wait
 from omnid.flow.gates import Gates
 from omnid.flow.intake import still_granted
-from omnid.flow.money import Turned
+from omnid.flow.limits import doors
+from omnid.flow.turned import Turned
 from omnid.link.interface import Link
 from omnid.model import Command, Task
 from omnid.money import MICRO
@@ -20,7 +23,7 @@ from omnid.route.budget import Budget
 from omnid.route.router import written
 from omnid.settings import Config
 from omnid.store import journal
-from omnid.store.interface import Tx
+from omnid.store.interface import Reader, Tx
 
 
 class Claimed(NamedTuple):
@@ -105,7 +108,7 @@ class Dispatcher:
         """What was claimed takes its slots as soon as that is committed, whoever still waits for it."""
         context = self._context
         for command in claimed.commands:
-            context.running[command.attempt_id] = command.executor
+            context.take_on(command.attempt_id, command.executor)
             if self._claimed or not self._link.offer(command):
                 self._claimed.append(command)
             context.watch.tell((command.task_id,))
@@ -136,12 +139,13 @@ def claim(
     Where a cap on money keeps a task from its start, a gate closes or the task waits: `Claimed.turned` has that.
     """
     # A gate that was closed while this waited for its turn holds too.
-    closed = {row[2] for row in tx.all("gates")}
+    closed, ajar = doors(tx)
     candidates: list[Task] = []
     for executor, count in free.items():
         if closed and not closed.isdisjoint(("*", executor)):
             continue
-        candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
+        most = 1 if executor in ajar else count
+        candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, most)]
     commands: list[Command] = []
     turned = Turned.nothing()
     held = False
@@ -183,13 +187,35 @@ def _start(
 ) -> Command:
     """Writes the attempt and what it reserves, and gives its command."""
     safe = executor.idempotent
+    before = earlier(tx, task, task.attempt + 1) if task.attempt else NOTHING_EARLIER
     started = journal.start_attempt(
         tx, task, attempt_id, idempotent=safe, route=written(task), reserved_microusd=reserved_microusd
     )
     if reserved_microusd is None:
-        return command_of(started, attempt_id, config, idempotent=safe)
+        return command_of(started, attempt_id, config, idempotent=safe, before=before)
     money.reserve(tx, started, attempt_id, reserved_microusd)
-    return command_of(started, attempt_id, config, idempotent=safe, reserved_usd=reserved_microusd / MICRO)
+    reserved_usd = reserved_microusd / MICRO
+    return command_of(started, attempt_id, config, idempotent=safe, before=before, reserved_usd=reserved_usd)
+
+
+class Earlier(NamedTuple):
+    """What the attempts before one have left for it; see `Command`."""
+
+    begun: int = 0
+    lost: bool = False
+    session: str | None = None
+
+
+NOTHING_EARLIER = Earlier()
+
+
+def earlier(reader: Reader, task: Task, number: int) -> Earlier:
+    """Looks at the attempts of the task's executor before that number."""
+    begun = reader.one("attempts_begun", task.id, number, task.executor)
+    if begun is None or not begun[0]:
+        return NOTHING_EARLIER
+    session = reader.one("session_of_task", task.id, number, task.executor)
+    return Earlier(begun[0], bool(begun[1]), None if session is None else msgspec.json.decode(session[0]))
 
 
 def command_of(
@@ -200,6 +226,7 @@ def command_of(
     idempotent: bool,
     recover: bool = False,
     reserved_usd: float | None = None,
+    before: Earlier = NOTHING_EARLIER,
 ) -> Command:
     """Makes the command of a task's current attempt."""
     return Command(
@@ -213,6 +240,9 @@ def command_of(
         recover=recover,
         idempotent=idempotent,
         cost_max_usd=reserved_usd,
+        begun_before=before.begun,
+        lost_before=before.lost,
+        session=before.session,
     )
 
 

@@ -1,8 +1,11 @@
 """Why a task is where it is, in one sentence: what happened, why, what comes next. Pure."""
 
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 from omnid.model import Attempt, Gate, Problem, Task
+from omnid.route.admission import LIMITS, is_ajar
+from omnid.times import local
 
 
 class Situation(NamedTuple):
@@ -31,6 +34,40 @@ class Situation(NamedTuple):
     """The name of the task from inside which it was submitted."""
     cost: str | None = None
     """What the task has cost so far, where it costs anything."""
+    zone: ZoneInfo = ZoneInfo("UTC")
+    """In which times of day are told."""
+
+
+def clock(at_ms: int, now_ms: int, zone: ZoneInfo) -> str:
+    """Writes an instant as local time, with its day where that is not today's: ``20:00 (Europe/Berlin)``."""
+    at, now = local(at_ms, zone), local(now_ms, zone)
+    day = "" if at.date() == now.date() else f"{at:%b} {at.day}, "
+    return f"{day}{at:%H:%M} ({zone.key})"
+
+
+def gate_text(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
+    """Says in one sentence what a gate closes, why, and what opens it."""
+    what = "everything" if gate.subject == "*" else f"executor {gate.subject}"
+    if gate.cause == "paused":
+        resume = "omnictl resume" if gate.subject == "*" else f"omnictl resume --executor {gate.subject}"
+        return f"{what} is paused; `{resume}` lets it go on."
+    if gate.cause in LIMITS:
+        return f"{_limited(gate, now_ms, zone)}."
+    if gate.cause in ("hours", "budget") and gate.problem is not None:
+        return f"{_inside(gate.problem.what)}; it goes on {_when(gate.wake_at_ms, now_ms)}."
+    reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    return f"{what} is down{reason}; it is tried again {_when(gate.wake_at_ms, now_ms)}."
+
+
+def _limited(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
+    said = _inside(gate.problem.what) if gate.problem else f"{gate.subject} has hit a limit"
+    if gate.wake_at_ms is None or is_ajar(gate, now_ms):
+        then = "one task tries it now, and the others follow"
+    else:
+        at = f"{clock(gate.wake_at_ms, now_ms, zone)}, {_when(gate.wake_at_ms, now_ms)}"
+        then = f"one task tries it at {at}, and the others follow"
+    person = f"; `omnictl resume --executor {gate.subject}` does it at once" if gate.cause == "login" else ""
+    return f"{said}; {then}{person}"
 
 
 def span(seconds: float) -> str:
@@ -79,9 +116,13 @@ def _ago(then_ms: int | None, facts: Situation) -> str:
 
 
 def _in(then_ms: int | None, facts: Situation) -> str:
+    return _when(then_ms, facts.now_ms)
+
+
+def _when(then_ms: int | None, now_ms: int) -> str:
     if then_ms is None:
         return "when that is settled"
-    return f"in {span((then_ms - facts.now_ms) / 1000)}" if then_ms > facts.now_ms else "now"
+    return f"in {span((then_ms - now_ms) / 1000)}" if then_ms > now_ms else "now"
 
 
 def _inside(sentence: str) -> str:
@@ -90,7 +131,7 @@ def _inside(sentence: str) -> str:
 
 def _gated(task: Task, facts: Situation) -> str:
     if facts.gate is not None:
-        return _behind(facts.gate, facts)
+        return _behind(task, facts.gate, facts)
     if facts.trouble is not None:
         return f"because nothing can be written ({_inside(facts.trouble.what)}); {_room()}, and it starts by itself"
     if not facts.executor_known:
@@ -104,11 +145,14 @@ def _gated(task: Task, facts: Situation) -> str:
     return "for its turn and starts as soon as a slot is free"
 
 
-def _behind(gate: Gate, facts: Situation) -> str:
+def _behind(task: Task, gate: Gate, facts: Situation) -> str:
     if gate.cause == "paused":
         whole = gate.subject == "*"
         what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
         return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
+    if gate.cause in LIMITS:
+        begun = "; it goes on where it was" if task.attempt else ""
+        return f"because {_limited(gate, facts.now_ms, facts.zone)}{begun}"
     if gate.cause == "hours" and gate.problem is not None:
         again = _in(gate.wake_at_ms, facts)
         return f"because its executor is outside its hours ({_inside(gate.problem.what)}); it goes on {again}"

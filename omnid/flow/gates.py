@@ -1,6 +1,6 @@
 """Shared reasons why tasks can't start: one row per cause, opened by time, by a probe, or by a person."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -8,12 +8,13 @@ from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError, Retryable
 from omnid.executor.interface import Executor
-from omnid.flow import money
+from omnid.flow import limits, money, outages
 from omnid.flow.context import Context
 from omnid.flow.hours import Hours
-from omnid.flow.money import Turned
+from omnid.flow.turned import Turned
 from omnid.model import Gate, Problem
 from omnid.retry import Backoff, FailureCount
+from omnid.route.admission import LIMITS, is_ajar
 from omnid.route.budget import Budget
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
@@ -46,9 +47,11 @@ class Gates:
         return sorted(gates, key=lambda gate: (gate.closed_at_ms, gate.id))
 
     def closed(self) -> frozenset[str]:
-        """Gives the executors whose gates are closed; `*` is all of them."""
-        hours = self._hours.closed()
-        stored = frozenset(gate.subject for gate in self._closed.values())
+        """Gives the executors on which nothing starts, `*` being all of them; a limit that is due lets one task try."""
+        hours, stored = self._hours.closed(), frozenset[str]()
+        if self._closed:
+            now_ms = self._context.clock.wall_ms()
+            stored = frozenset(gate.subject for gate in self._closed.values() if not is_ajar(gate, now_ms))
         return stored.union(hours) if hours else stored
 
     def shut(self) -> Mapping[str, Gate]:
@@ -75,8 +78,11 @@ class Gates:
         await self._close(Gate(f"paused:{subject}", "paused", subject, self._context.clock.wall_ms(), None))
 
     async def resume(self, subject: str) -> bool:
-        """Opens the gate `paused`; tells whether it was closed."""
-        return await self._open(f"paused:{subject}")
+        """Opens the gate `paused`, and an executor's limits: a person knows better; tells whether one was closed."""
+        was_paused = await self._open(f"paused:{subject}")
+        lifted = partial(limits.open_limits, executor=subject, config=self._context.config)
+        opened = await self._context.store.write(lifted, then=self._opened)
+        return was_paused or bool(opened)
 
     async def executor_down(self, executor: str, error: Retryable) -> None:
         """Closes an executor's gate with the reason, until a probe succeeds; logs the first failure only."""
@@ -96,11 +102,21 @@ class Gates:
     def took(self, turned: Turned) -> None:
         """Follows what a committed transaction did to gates, and wakes the tasks that it let go on."""
         if turned.closed or turned.opened:
+            self._log_limits(turned)
             kept = {id: gate for id, gate in self._closed.items() if id not in turned.opened}
             self._closed = {**kept, **turned.closed}
+            self._context.failover.ring()
         if any(turned):
             self._context.watch.tell(turned.tasks)
             self._context.wake()
+
+    def _log_limits(self, turned: Turned) -> None:
+        for gate in turned.closed.values():
+            if gate.cause in LIMITS and gate.id not in self._closed:
+                self._context.log.info("limit", executor=gate.subject, cause=gate.cause, wake_at_ms=gate.wake_at_ms)
+        over = [id for id in turned.opened if id in self._closed and self._closed[id].cause in LIMITS]
+        if over:
+            self._context.log.info("limit_over", gates=over)
 
     async def look_at_budget(self, *, release: bool = False) -> None:
         """Opens the gates whose caps leave room again; with `release` also lets the tasks go on that wait for caps."""
@@ -134,6 +150,8 @@ class Gates:
         if due - self._probing:
             self._probing |= due
             group.start_soon(self._budget_due, due)
+        if any(is_ajar(gate, now_ms) for gate in self._closed.values()):
+            self._context.dispatch.ring()
         for gate in self._closed.values():
             if gate.cause != "executor" or gate.wake_at_ms is None or now_ms < gate.wake_at_ms <= latest_ms:
                 continue
@@ -142,11 +160,15 @@ class Gates:
                 group.start_soon(self._probe, gate.subject)
 
     def next_wake_at_ms(self) -> int | None:
-        """Gives when the next gate is due, or None; one that is being probed is not due."""
+        """Gives when the next gate is due, or None; one that is being probed, or waits for a task to try, is not."""
+        now_ms = self._context.clock.wall_ms()
         due_ms = [
             gate.wake_at_ms
             for gate in self._closed.values()
-            if gate.wake_at_ms is not None and self._probing.isdisjoint((gate.subject, gate.id))
+            if gate.wake_at_ms is not None
+            and not is_ajar(gate, now_ms)
+            and gate.id not in self._probing
+            and (gate.cause != "executor" or gate.subject not in self._probing)
         ]
         hours_ms = self._hours.next_ms()
         return min(due_ms if hours_ms is None else [*due_ms, hours_ms], default=None)
@@ -204,14 +226,15 @@ class Gates:
             self._context.timer.ring()
             self._context.failover.ring()
 
-        await self._context.store.write(partial(journal.close_gate, gate=gate), then=closed)
+        close = partial(_close_gate, gate=gate, outage_id=self._context.clock.uuid())
+        await self._context.store.write(close, then=closed)
 
     async def _open(self, id: str) -> bool:
-        def opened(_was_closed: object) -> None:
-            self._closed = {key: gate for key, gate in self._closed.items() if key != id}
-            self._context.dispatch.ring()
+        return await self._context.store.write(partial(_open_gate, id=id), then=lambda _: self._opened((id,)))
 
-        return await self._context.store.write(partial(_open_gate, id=id), then=opened)
+    def _opened(self, ids: Sequence[str]) -> None:
+        self._closed = {key: gate for key, gate in self._closed.items() if key not in ids}
+        self._context.dispatch.ring()
 
 
 async def _ask(executor: Executor, limit_s: float) -> Retryable | None:
@@ -239,8 +262,17 @@ def _look_at_budget(tx: Tx, *, budget: Budget, turned: Turned, release: bool) ->
     return release and money.release_all(tx, turned)
 
 
+def _close_gate(tx: Tx, *, gate: Gate, outage_id: str) -> None:
+    journal.close_gate(tx, gate)
+    outages.began(tx, gate, outage_id)
+
+
 def _open_gate(tx: Tx, *, id: str) -> bool:
-    return journal.open_gate(tx, id)
+    was_closed = journal.open_gate(tx, id)
+    cause, _, subject = id.partition(":")
+    if was_closed:
+        outages.over(tx, cause, subject)
+    return was_closed
 
 
 def _all(reader: Reader) -> list[Gate]:

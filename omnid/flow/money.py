@@ -5,11 +5,11 @@ executors that cost nothing.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from omnid.flow import notify
 from omnid.flow.dependents import settle_wait
+from omnid.flow.turned import Turned
 from omnid.model import Gate, Problem, Result, Task
 from omnid.money import dollars, micro
 from omnid.route.budget import Budget, Fill, Lid, Refuse, Used, decide, window_ms
@@ -24,20 +24,6 @@ RELEASED_MAX = 8
 LOOKED_AT_MAX = 1_000
 FREE_OF_COST = frozenset({"command_not_found", "command_no_start", "bad_template", "bad_arguments", "unknown_tool"})
 """Problems with which nothing was begun, so that nothing was spent."""
-
-
-class Turned(NamedTuple):
-    """What a transaction did besides: what is kept in memory follows it after the commit."""
-
-    closed: dict[str, Gate]
-    opened: set[str]
-    tasks: list[str]
-    """Tasks that were made to wait, or let go on."""
-
-    @classmethod
-    def nothing(cls) -> "Turned":
-        """Gives an empty one, to be filled in."""
-        return cls({}, set(), [])
 
 
 def zone(reader: Reader) -> ZoneInfo:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import anyio
 
 from omnid.errors import Retryable
-from omnid.flow import money
+from omnid.flow import limits, money
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_dependents
 from omnid.flow.gates import Gates
-from omnid.flow.money import Turned
+from omnid.flow.turned import Turned
 from omnid.model import Problem, Result, Task
 from omnid.money import micro
 from omnid.retry import Backoff
@@ -48,6 +48,9 @@ def judge(
         return Verdict("cancel", task.failures, problem=result.problem)
     if task.deadline_ms is not None and task.deadline_ms <= now_ms and result.outcome != "lost":
         return Verdict("fail", task.failures, problem=Problem.make("deadline_passed"))
+    if result.outcome == "parked":
+        # Its gate keeps it from its start; an attempt that a limit stopped is none of the task's.
+        return Verdict("again", task.failures, problem=result.problem)
     if result.outcome in ("unstarted", "lost"):
         again_s = backoff.delay_s(max(1, task.attempt), chance)
         return _without_result(task, result, idempotent=idempotent, again_s=again_s)
@@ -134,7 +137,9 @@ class Results:
 
 
 def finish(tx: Tx, *, result: Result, config: Config, chance: Chance, budget: Budget, turned: Turned) -> list[str]:
-    """Ends the attempt and moves the task on; gives the tasks that changed, none where the result is refused.
+    """Ends the attempt, moves the task on, and closes or opens the gates of limits.
+
+    Gives the tasks that changed, none where the result is refused.
 
     Its calls are settled; `turned` takes down the gates that this opens, and the tasks that it lets go on.
 
@@ -160,6 +165,7 @@ def finish(tx: Tx, *, result: Result, config: Config, chance: Chance, budget: Bu
     fields = _attempt_fields(result, tx.now_ms)
     if resolves:
         fields["problem"] = result.problem  # It takes the place of what nobody knew.
+    limits.settle(tx, result, head, config, turned)
     journal.end_attempt(tx, head, fields)
     touched = move_on(tx, task, verdict)
     if head[7] is not None:

@@ -11,7 +11,7 @@ from omnid.settings import Retention as Settings
 from omnid.states import TERMINAL
 from omnid.store import journal
 from omnid.store.calls import call_of, forget_call, zone_of
-from omnid.store.interface import ANSWER, COLLECTIONS, Reader, Tx
+from omnid.store.interface import ANSWER, COLLECTIONS, OUTAGE, Reader, Tx
 from omnid.store.log import HLC_COUNTER_BITS
 
 ROUND_S = 60.0
@@ -127,7 +127,10 @@ def forget_old(tx: Tx, *, now_ms: int, settings: Settings) -> int:
     tombstones = tx.all("old_tombstones", before, settings.batch)
     for name, id in tombstones:
         tx.forget_history(COLLECTIONS[name], id, before)
-    return len(answers) + len(tombstones)
+    outages = tx.all("old_outages", round(now_ms - settings.finished_days * DAY_MS), settings.batch)
+    for (id,) in outages:
+        tx.forget(OUTAGE, id)
+    return len(answers) + len(tombstones) + len(outages)
 
 
 def _hlc(now_ms: int, days: float) -> int:

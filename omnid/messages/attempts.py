@@ -90,7 +90,7 @@ ATTEMPTS: dict[str, Message] = {
     ),
     "bad_template": Message(
         "The template {template} can't be filled in: {detail}.",
-        "Templates know {{task.id}}, {{task.name}}, {{attempt.id}} and {{attempt.number}}.",
+        "Templates know {{task.id}}, {{task.name}}, {{task.prompt}}, {{attempt.id}} and {{attempt.number}}.",
         "Correct the arguments or the executor's config.",
     ),
     "uncertain": Message(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from os.path import basename
 from typing import Literal, NamedTuple
 
-from omnid.settings import AGENT_PROGRAMS, CommandExecutor, Executor
+from omnid.settings import AGENT_PROGRAMS, NO_PROFILE, PROMPT, CommandExecutor, Executor, McpExecutor
 from omnid.times import Window
 
 Sort = Literal["command", "mcp", "model"]
@@ -43,12 +43,13 @@ def way_of(kind: str, section: Executor | None) -> Way:
     A kind of the caller's own takes whatever its executor accepts.
     """
     profile = None
-    if isinstance(section, CommandExecutor):
+    if isinstance(section, CommandExecutor) and section.profile != NO_PROFILE:
         profile = section.profile or agent_of(section.argv)
     takes: Iterable[Sort] = [sort for sort in EVERY if sort == kind] or EVERY
+    prompted = profile is not None or (isinstance(section, McpExecutor) and PROMPT in repr(section.arguments))
     return Way(
         kind=kind,
-        takes=frozenset([*takes, "model"] if profile else takes),
+        takes=frozenset([*takes, "model"] if prompted else takes),
         profile=profile,
         local=profile is None and kind != "model",
         only="" if section is None else section.only,

@@ -242,7 +242,7 @@ def close_gate(tx: Tx, gate: Gate) -> None:
         tx.create(GATE, gate.id, fields)
         return
     now = gate_of(row)
-    same = {"cause", "subject", "closed_at_ms"}
+    same = {"cause", "subject"}
     changed = {n: v for n, v in fields.items() if n not in same and v != (getattr(now, n) or None)}
     if changed:
         tx.edit(GATE, gate.id, At(row[8], now.heads), changed)

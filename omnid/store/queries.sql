@@ -139,9 +139,24 @@ SELECT count(*), count(cost_microusd), sum(cost_microusd) FROM attempt WHERE tas
 -- name: attempt_ids
 SELECT id FROM attempt WHERE task_id = $1
 -- name: attempt_head
-SELECT ord, id, task_id, number, ended_at_ms, idempotent, heads, reserved_microusd FROM attempt WHERE id = $1
+SELECT ord, id, task_id, number, ended_at_ms, idempotent, heads, reserved_microusd, executor
+FROM attempt WHERE id = $1
 -- name: open_attempts
 SELECT {attempt_row} FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 ORDER BY ord LIMIT $2
+
+-- name: attempts_begun
+SELECT count(*), max(CASE WHEN outcome = 'lost' AND idempotent = 1 THEN 1 ELSE 0 END) FROM attempt
+WHERE task_id = $1 AND number < $2 AND executor = $3 AND coalesce(outcome, '') <> 'unstarted'
+-- name: session_of_task
+SELECT n.body FROM attempt a JOIN note n ON n.attempt_id = a.id
+WHERE a.task_id = $1 AND a.number < $2 AND a.executor = $3 AND n.kind = 'session' ORDER BY n.ord DESC LIMIT 1
+-- name: attempt_since
+SELECT 1 FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 AND executor = $2 LIMIT 1
+
+-- name: open_outage
+SELECT ord, id, parked, heads FROM outage WHERE cause = $1 AND subject = $2 AND ended_at_ms IS NULL LIMIT 1
+-- name: old_outages
+SELECT id FROM outage WHERE ended_at_ms < $1 ORDER BY began_at_ms LIMIT $2
 
 -- name: notes_of
 SELECT body FROM note WHERE attempt_id = $1 AND kind = $2 ORDER BY ord

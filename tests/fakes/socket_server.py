@@ -18,9 +18,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from omnid import wire
 from omnid.api.socket import Connection, Request, SocketServer
 from omnid.clock import SystemClock
-from omnid.config import Socket
 from omnid.errors import Fatal, Rejected
 from omnid.log import Log
+from omnid.settings import Socket
 from omnid.store.interface import Outcome
 
 DEADLINE_S = 30.0

@@ -17,9 +17,9 @@ from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import claim
 from omnid.flow.gates import Gates
-from omnid.flow.money import Turned
 from omnid.flow.results import finish
 from omnid.flow.retention import Retention
+from omnid.flow.turned import Turned
 from omnid.flow.wakeup import Wakeup
 from omnid.log import Log
 from omnid.model import Command, Result, Submit, Submitted, Task

@@ -11,7 +11,7 @@ import pytest
 from omnid.errors import Retryable
 from omnid.executor.interface import Executor, Found
 from omnid.flow import dispatcher, intake, results, runner
-from omnid.model import Command, Problem, Result
+from omnid.model import Command, Problem, Result, Task
 from omnid.store import journal
 from omnid.store.sqlite import SqliteUnit
 from tests.sim.run import run
@@ -133,6 +133,21 @@ def takes_silence_for_unbegun(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runner.Runner, "_recovered", recovered)
 
 
+def counts_what_was_parked(patch: pytest.MonkeyPatch) -> None:
+    judge = results.judge
+
+    def count(task: Task, result: Result, **kwargs: object) -> results.Verdict:
+        verdict = judge(task, result, **kwargs)
+        return verdict._replace(failures=task.failures + 1) if result.outcome == "parked" else verdict
+
+    patch.setattr(results, "judge", count)
+
+
+def lets_all_try_at_once(patch: pytest.MonkeyPatch) -> None:
+    doors = dispatcher.doors
+    patch.setattr(dispatcher, "doors", lambda tx: doors(tx)._replace(ajar=frozenset()))
+
+
 def loses_what_a_batch_names(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(intake, "_id_of", lambda tx, draft: draft.id)
 
@@ -142,6 +157,8 @@ def loses_what_a_batch_names(patch: pytest.MonkeyPatch) -> None:
     [
         takes_silence_for_unbegun,
         loses_what_a_batch_names,
+        counts_what_was_parked,
+        lets_all_try_at_once,
         runs_lost_work_again,
         forgets_the_fencing_number,
         ignores_priority,

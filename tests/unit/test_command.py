@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from omnid.clock import SystemClock
 from omnid.errors import Rejected, Retryable
 from omnid.executor import command as module
+from omnid.executor import reading
 from omnid.executor.command import CommandExecutor
 from omnid.executor.spool import Spool, excerpt, printable
 from omnid.executor.supervised import Supervised
@@ -281,7 +282,7 @@ async def test_unreadable_result_is_a_failure(tmp_path: Path, document: str) -> 
 
 
 async def test_result_over_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "RESULT_BYTES_MAX", 1000)
+    monkeypatch.setattr(reading, "RESULT_BYTES_MAX", 1000)
     result = await reported(tmp_path, {"result": "x" * 1000})
     assert result.problem is not None
     assert "1000 bytes" in result.problem.what

@@ -56,8 +56,17 @@ def test_a_missing_and_an_empty_file_give_the_defaults(tmp_path: Path, environ: 
     assert missing.config.state.dir == str(tmp_path / ".local/state/omnid")
     assert missing.config.socket.path == str(tmp_path / ".local/state/omnid/omnid.sock")
     assert missing.config.daemon.slots_max >= 4
-    assert missing.config.executors() == {"command": CommandExecutor(name="command")}
+    agents = {name: CommandExecutor(name=name, profile=name) for name in ("claude-code", "codex", "gemini", "openclaw")}
+    assert missing.config.executors() == {"command": CommandExecutor(name="command"), **agents}
+    assert not any(key.startswith("executor.codex") for key, _, _ in missing.rows()), "nobody asked for it"
     assert {origin for _, _, origin in missing.rows()} == {"default"}
+
+
+def test_an_executor_of_an_agents_name_has_its_profile(tmp_path: Path, environ: dict[str, str]) -> None:
+    text = "[[executor]]\nname = 'codex'\nkind = 'command'\nconcurrency = 2\n"
+    loaded = config.load(environ, written(tmp_path, text))
+    assert loaded.config.executors()["codex"] == CommandExecutor(name="codex", profile="codex", concurrency=2)
+    assert ("executor.codex.concurrency", 2, "file") in list(loaded.rows())
 
 
 def test_the_shipped_config_is_the_defaults(tmp_path: Path, environ: dict[str, str]) -> None:
@@ -162,6 +171,11 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[[executor]]\nname = 'a'\nkind = 'command'\nidempotnt = true", "did you mean executor.a.idempotent?"),
         ("[[executor]]\nname = 'a'\nkind = 'command'\nresult.outpt = 'x'", "executor.a.result = {'outpt': 'x'}"),
         ("[[executor]]\nname = 'a'\nkind = 'command'\n" * 2, "another executor has that name"),
+        ("[[executor]]\nname = 'a'\nkind = 'command'\nprofile = 'claude'", "it is one of claude-code, codex, gemini"),
+        (
+            "[daemon]\nzone = 'Mars/Olympus'",
+            "daemon.zone = 'Mars/Olympus' can't be used: the system knows no time zone",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:

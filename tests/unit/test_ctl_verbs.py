@@ -287,7 +287,9 @@ def test_show_tells_everything():
 
 
 def test_status_is_one_screen():
-    gate = shapes.GateView("executor:e", "executor", "e", NOW_MS - 60_000, NOW_MS + 120_000, PROBLEM)
+    gate = shapes.GateView(
+        "executor:e", "executor", "e", NOW_MS - 60_000, NOW_MS + 120_000, PROBLEM, "executor e is down."
+    )
     now = status(
         tasks={"executing": 1, "idle": 1, "waiting": 2, "completed": 5},
         running=1,

@@ -121,7 +121,7 @@ async def test_a_changed_config_is_taken_over_whole_or_not_at_all(home: Home) ->
     async with home.daemon() as daemon:
         home.file.write_text('[[executor]]\nname = "sh"\nkind = "command"\nargv = ["sh"]\n[retry]\nattempts_max = 7\n')
         assert await daemon.reload() == []
-        assert set(daemon.context.executors) == {"command", "sh", "mine"}
+        assert set(daemon.context.executors) == {*config.BUILT_IN, "sh", "mine"}
         assert daemon.context.config.retry.attempts_max == 7
         kept = daemon.context.executors["sh"]
         home.file.write_text("[retry]\nattempts_max = 8\nodd = 1\n")

@@ -11,10 +11,10 @@ from omnid.flow import money
 from omnid.flow.caller import Caller
 from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.doctor import Doctor
-from omnid.flow.money import Turned
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.runner import Runner
+from omnid.flow.turned import Turned
 from omnid.link.embedded import EmbeddedLink
 from omnid.model import Command, Problem, Result, Submit
 from omnid.retry import Backoff

@@ -27,6 +27,7 @@ class Scripted:
     kind = "in_process"
     concurrency: int | None = None
     idempotent = False
+    takes_prompts = False
 
     def __init__(self, name: str, *, found: Any = Found.NEVER_RAN, run: Any = "success") -> None:
         self.name = name

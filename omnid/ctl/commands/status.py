@@ -13,6 +13,8 @@ from omnid.states import RUNNING, STATES, TERMINAL
 _RUNNING_SHOWN_MAX = 8
 _WAITING_LOOKED_AT_MAX = 200
 _LABEL_COLUMNS = 11
+LIMITS = ("login", "rate_limit")
+"""Causes of gates whose text also says until when, in local time."""
 _ENDED = tuple(state for state in STATES if state in TERMINAL)
 
 
@@ -93,7 +95,7 @@ def _gates(context: Context, status: Mapping[str, Any]) -> None:
             again = f"{what} {times.distance(gate['wake_at_ms'], status['now_ms'])}"
         text = f"{gate['cause']}: {subject}, closed {times.distance(gate['closed_at_ms'], status['now_ms'])}, {again}"
         if gate["problem"]:
-            text += f". {gate['problem']['what']}"
+            text += f". {gate['text'] if gate['cause'] in LIMITS else gate['problem']['what']}"
         context.screen.paragraph("" if number else "gates", text, _LABEL_COLUMNS, "yellow")
 
 
