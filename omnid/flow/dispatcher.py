@@ -125,6 +125,7 @@ def claim(
             continue
         candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, count)]
     commands: list[Command] = []
+    turned_away = 0
     lanes: set[str] = set()
     chosen = first(candidates, slots_free)
     for task in chosen:
@@ -138,12 +139,14 @@ def claim(
         if task.approval is not None and not still_granted(task, executor.exact(task.work)):
             # Its executor's config has changed since a person approved what would run.
             settle_wait(tx, journal.edit_task(tx, task, approval="needed"))
+            turned_away += 1
             continue
         attempt_id = clock.uuid()
         safe = executor.idempotent
         started = journal.start_attempt(tx, task, attempt_id, idempotent=safe, route=route(task.work, task.executor))
         commands.append(command_of(started, attempt_id, config, idempotent=safe))
-    return Claimed(commands, 0 < len(commands) < len(chosen))
+    # Whoever was passed over had a slot that another may take; but those who stay where they are come again next time.
+    return Claimed(commands, more=bool(commands or turned_away) and len(commands) < len(chosen))
 
 
 def command_of(task: Task, attempt_id: str, config: Config, *, idempotent: bool, recover: bool = False) -> Command:
