@@ -170,6 +170,7 @@ def claim(
             if reserved is None:
                 continue
         commands.append(_start(tx, task, executor, clock.uuid(), config, reserved))
+    # Whoever was passed over had a slot that another may take; but those who stay where they are come again next time.
     return Claimed(commands, held or any(turned) or 0 < len(commands) < len(chosen), turned)
 
 

@@ -11,6 +11,8 @@ from omnid.config import CommandExecutor
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller
 from omnid.flow.control import Cancelling
+from omnid.flow.dispatcher import Dispatcher
+from omnid.link.embedded import EmbeddedLink
 from omnid.model import Submit, Work
 from tests.fakes.world import AGENT, World
 from tests.unit.test_handler import Host
@@ -56,6 +58,20 @@ async def test_what_was_approved_does_not_run_as_something_else(world: World) ->
     assert await world.claim() == []
     task = await world.task(id)
     assert (task.state, task.reason, task.approval) == ("waiting", "approval", "needed")
+
+
+async def test_a_task_that_is_turned_away_leaves_its_slot_to_the_next(world: World) -> None:
+    world.set("daemon", slots_max=1)
+    add_prefix(world, "echo")
+    id = await waiting(world, "reboot")
+    await world.control(id, "approve")
+    later = await world.add("x")
+    add_prefix(world, "sudo")
+    dispatcher = Dispatcher(world.context, world.gates, EmbeddedLink())
+    world.context.paused_starts = False
+    assert await dispatcher.start_some(), "there may be more"
+    await dispatcher.start_some()
+    assert [(await world.task(one)).state for one in (id, later.id)] == ["waiting", "executing"]
 
 
 async def test_always_holds_for_exactly_what_was_shown(world: World) -> None:

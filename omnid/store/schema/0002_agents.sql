@@ -1,4 +1,4 @@
--- Schema 3: money, outages, and what is to be delivered. Frozen like all schema files; columns as in schema 1.
+-- Schema 2: money, outages, and what is to be delivered. Frozen like all schema files; columns as in schema 1.
 
 -- One paid request inside an attempt, or one run of an agent: reserved before it is made, settled after.
 CREATE TABLE call (
