@@ -21,13 +21,8 @@ from omnid.api.methods import Api
 from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
 from omnid.api.socket import SocketServer
 from omnid.clock import Clock, SystemClock
-from omnid.errors import Fatal, OmnidError, Rejected, Retryable
-from omnid.executor.command import CommandExecutor
-from omnid.executor.environment import BASE_ENVIRONMENT
+from omnid.errors import Fatal, OmnidError, Rejected
 from omnid.executor.interface import Executor
-from omnid.executor.mcp import McpExecutor
-from omnid.executor.supervised import Supervised
-from omnid.executor.workspace import Workspaces
 from omnid.flow.answers import Announcer
 from omnid.flow.awake import Awake
 from omnid.flow.context import Context
@@ -38,28 +33,20 @@ from omnid.flow.failover import Failover
 from omnid.flow.gates import PROBE_S_MAX, Gates
 from omnid.flow.guard import first
 from omnid.flow.keep import keep
-from omnid.flow.places import Places
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.retention import Retention
 from omnid.flow.runner import Runner
 from omnid.flow.wakeup import Wakeup
-from omnid.link.apprise import AppriseDestination
-from omnid.link.command import CommandDestination
-from omnid.link.desktop import VARIABLES, DesktopDestination, find_desktop
-from omnid.link.destination import Destination
 from omnid.link.embedded import EmbeddedLink
-from omnid.link.openclaw import OpenClawDestination
-from omnid.link.webhook import WebhookDestination
 from omnid.log import Log, Logger
 from omnid.model import Problem
+from omnid.parts import Parts
 from omnid.route.rules import remarks
 from omnid.route.ways import way_of
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as CommandSection
 from omnid.settings import Config
-from omnid.settings import Destination as DestinationSection
-from omnid.settings import McpExecutor as McpSection
 from omnid.store import journal
 from omnid.store.calls import set_zone
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
@@ -68,8 +55,6 @@ from omnid.store.statedir import StateDir
 
 EXECUTOR_CLOSE_S = 10.0
 DAMAGE_SHOWN_MAX = 5
-_OF_PROGRAMS = frozenset({*BASE_ENVIRONMENT, *VARIABLES})
-"""What of the daemon's environment goes to the programs that deliver answers and notices."""
 
 
 class Daemon:
@@ -96,28 +81,24 @@ class Daemon:
         self._stop = anyio.Event()
         self.pid = os.getpid()
         self.started_at_ms = clock.wall_ms()
-        state = Path(settings.state.dir)
-        self._supervised = Supervised(state / "spool", clock, settings.limits, settings.task.kill_grace_s)
-        self.store = SqliteStore(state / DATABASE_NAME, clock, store_settings(settings))
+        self._parts = Parts(settings, environ, clock, log, secrets)
+        supervised = self._parts.supervised
+        self.store = SqliteStore(Path(settings.state.dir) / DATABASE_NAME, clock, store_settings(settings))
         self.context = Context(
             store=self.store,
             clock=clock,
             log=log,
             config=settings,
             executors=self._given,
-            spool=self._supervised.spool,
-            set_aside=self._supervised.set_aside,
+            spool=supervised.spool,
+            set_aside=supervised.set_aside,
         )
+        self._parts.context = self.context
         self.gates = Gates(self.context)
-        self._program_environ = {name: value for name, value in environ.items() if name in _OF_PROGRAMS}
-        desktop = DesktopDestination(find_desktop(environ), self._program_environ, log)
-        places = Places(lambda: self.context.config, clock, self._destination, desktop)
-        self.drain = Drain(self.context, places.open)
+        self.drain = Drain(self.context, self._parts.places().open)
         self.store.rung = self.drain.ring
         self.store.set_follow(Announcer(self.context))
-        given = settings.workspace.dir
-        places = Path(platform.absolute(given, environ)) if given else state / "workspaces"
-        self.workspaces = Workspaces(places, settings.workspace, environ, clock, log, self._states)
+        self.workspaces = self._parts.make_workspaces(settings, self._states)
         self._link = EmbeddedLink()
         self._server: SocketServer | None = None
         self._work: TaskGroup | None = None
@@ -186,7 +167,7 @@ class Daemon:
         """Starts everything in order: recovery before anything new, the socket last."""
         context = self.context
         self._work = work
-        context.take_executors(self._executors(context.config, work, {}))
+        context.take_executors({**self._parts.executors(context.config, work, {}), **self._given})
         await self.gates.load()
         await self._take_budget()
         if await self.store.booted_since(platform.boot_id()):
@@ -265,58 +246,6 @@ class Daemon:
     def _socket_path(self) -> str:
         return self.context.config.socket.path
 
-    def _executors(self, wanted: Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
-        """Makes the executors of a config; those in `kept` are unchanged and go on."""
-        made: dict[str, Executor] = {}
-        for name, section in wanted.executors().items():
-            if name in kept:
-                made[name] = kept[name]
-            elif isinstance(section, McpSection):
-                made[name] = McpExecutor(
-                    section,
-                    self._supervised,
-                    self._secrets,
-                    self._environ,
-                    tasks=work,
-                    clock=self._clock,
-                    log=self._log,
-                    limits=wanted.limits,
-                )
-            else:
-                made[name] = CommandExecutor(
-                    section,
-                    self._supervised,
-                    self._secrets,
-                    self._environ,
-                    zone=lambda: self.context.zone,
-                    workspaces=self.workspaces,
-                )
-        return {**made, **self._given}
-
-    def _destination(self, section: DestinationSection) -> Destination:
-        """Makes the destination of a section of the config."""
-        environ = self._program_environ
-        match section.kind:
-            case "webhook":
-                return WebhookDestination(section, self._secrets, self._clock)
-            case "openclaw":
-                return OpenClawDestination(section, environ, self._call_tool)
-            case "apprise":
-                return AppriseDestination(section, self._secrets, environ)
-            case "command":
-                return CommandDestination(section, environ)
-
-    async def _call_tool(self, name: str, tool: str, arguments: dict[str, Any], id: str) -> None:
-        """See `openclaw.Call`: calls a tool of an mcp executor."""
-        executor = self.context.executors.get(name)
-        if not isinstance(executor, McpExecutor):
-            raise Rejected("delivery_refused", destination=name, detail="the config has no mcp executor of that name")
-        answer = await executor.call_tool(tool, arguments, id)
-        if answer.kind == "refused":
-            raise Rejected("delivery_refused", destination=name, detail=answer.text)
-        if answer.kind != "done":
-            raise Retryable("delivery_failed", destination=name, detail=answer.text)
-
     async def _take_over(self, loaded: config.Loaded) -> None:
         context, work = self.context, self._work
         if work is None:
@@ -324,10 +253,8 @@ class Daemon:
         before, after = context.config.executors(), loaded.config.executors()
         kept = {name: context.executors[name] for name in before if before[name] == after.get(name)}
         gone = {name: context.executors[name] for name in before if name not in kept and name not in self._given}
-        executors = self._executors(loaded.config, work, kept)
-        self._supervised.spool.configure(loaded.config.limits)
-        self._supervised.kill_grace_s = loaded.config.task.kill_grace_s
-        self.workspaces.configure(loaded.config.workspace)
+        executors = {**self._parts.executors(loaded.config, work, kept), **self._given}
+        self._parts.configure(loaded.config)
         self._loaded = loaded
         context.config = loaded.config
         context.activity.ring()

@@ -16,6 +16,8 @@ from omnid.store.interface import Row, Tx
 
 UNSAID_S, SOON_S, WAIT_S_MAX = 900.0, 15.0, 3600.0
 """The wait where no time was said, the one after a time that had passed already, and the most that they double to."""
+PROVEN_MS = 300_000
+"""How long a task may try while the others wait: one that runs for so long has got through."""
 PROVES = frozenset({"success", "failure", "timeout", "rejected"})
 """Outcomes of a probe which show that the limit is over, though it may have failed for a reason of its own."""
 
@@ -37,8 +39,15 @@ def doors(tx: Tx) -> Doors:
             due[gate.subject] = max(due.get(gate.subject, 0), row[8])
         else:
             closed.add(gate.subject)
-    closed |= {subject for subject, ord in due.items() if tx.one("attempt_since", ord, subject) is not None}
-    return Doors(frozenset(closed), frozenset(due))
+    ajar: set[str] = set()
+    for subject, ord in due.items():
+        row = tx.one("attempt_since", ord, subject)
+        since_ms: int | None = None if row is None else row[0]
+        if since_ms is None:
+            ajar.add(subject)
+        elif since_ms > tx.now_ms - PROVEN_MS:
+            closed.add(subject)
+    return Doors(frozenset(closed), frozenset(ajar))
 
 
 def settle(tx: Tx, result: Result, head: Row, config: Config, turned: Turned) -> None:

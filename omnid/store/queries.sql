@@ -151,7 +151,7 @@ WHERE task_id = $1 AND number < $2 AND executor = $3 AND coalesce(outcome, '') <
 SELECT n.body FROM attempt a JOIN note n ON n.attempt_id = a.id
 WHERE a.task_id = $1 AND a.number < $2 AND a.executor = $3 AND n.kind = 'session' ORDER BY n.ord DESC LIMIT 1
 -- name: attempt_since
-SELECT 1 FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 AND executor = $2 LIMIT 1
+SELECT min(started_at_ms) FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 AND executor = $2
 
 -- name: open_outage
 SELECT ord, id, parked, heads FROM outage WHERE cause = $1 AND subject = $2 AND ended_at_ms IS NULL LIMIT 1

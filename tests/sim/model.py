@@ -26,6 +26,7 @@ TIMED = ("not_before", "backoff")
 REPEATABLE = ("failure", "timeout", "unstarted", "parked")
 LIMITS = ("login", "rate_limit")
 SET_BACK_MS = 1000
+PROVEN_MS = 300_000
 
 
 class View(NamedTuple):
@@ -305,24 +306,34 @@ class Model:
             starts = [self.name(id) for id in ids if self.tasks[id]["executor"] == gate["subject"]]
             if starts and not self.is_due(gate, now_ms):
                 self._fail(f"{starts} start on {gate['subject']}, whose limit lifts at {gate['wake_at_ms']}")
-            if starts and len(starts) + len(self._probes(gate)) > 1:
+            if starts and len(starts) + len(self._probes(gate)) > 1 and not self._got_through(gate, now_ms):
                 self._fail(f"{starts} try {gate['subject']} beside {self._probes(gate)}")
 
     def is_due(self, gate: Row, now_ms: int) -> bool:
         """Tells whether a task may try what a limit has closed."""
         return gate["wake_at_ms"] <= now_ms or gate["closed_at_ms"] > now_ms + SET_BACK_MS
 
-    def _probes(self, gate: Row) -> list[str]:
+    def _tries(self, gate: Row) -> list[Row]:
         return [
-            self.name(a["task_id"])
-            for a in self.attempts.values()
-            if a["executor"] == gate["subject"] and a.get("ended_at_ms") is None and a["ord"] > gate["ord"]
+            attempt
+            for attempt in self.attempts.values()
+            if attempt["executor"] == gate["subject"] and attempt["ord"] > gate["ord"]
+            if attempt.get("ended_at_ms") is None
         ]
+
+    def _probes(self, gate: Row) -> list[str]:
+        return [self.name(attempt["task_id"]) for attempt in self._tries(gate)]
+
+    def _got_through(self, gate: Row, now_ms: int) -> bool:
+        """Tells whether a task has tried for so long that the limit must be over."""
+        return any(attempt["started_at_ms"] <= now_ms - PROVEN_MS for attempt in self._tries(gate))
 
     def _shut(self, gate: Row, started: Iterable[Row], now_ms: int) -> bool:
         """Tells whether a gate keeps a task from its start beside those that start now."""
         if gate["cause"] not in LIMITS or not self.is_due(gate, now_ms):
             return True
+        if self._got_through(gate, now_ms):
+            return False
         return bool(self._probes(gate)) or any(task["executor"] == gate["subject"] for task in started)
 
     def _check_start(self, task: Row, now_ms: int) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.gates import Gates
-from omnid.flow.limits import UNSAID_S, WAIT_S_MAX, moved
+from omnid.flow.limits import PROVEN_MS, UNSAID_S, WAIT_S_MAX, moved
 from omnid.link.embedded import EmbeddedLink
 from omnid.model import Command, Gate, Park, Problem
 from omnid.store import journal
@@ -88,6 +88,19 @@ async def test_one_task_tries_and_the_others_follow(world: World, clock: FakeClo
     assert world.gates.all() == []
     assert await outages(world) == [("rate_limit", "safe", began_ms, clock.now_ms, 1, 1)]
     assert len(await world.claim()) == 1
+
+
+async def test_one_that_runs_for_long_has_got_through(world: World, clock: FakeClock) -> None:
+    first, *_ = await started(world, 1)
+    for _ in range(3):
+        await world.add("x", executor="safe")
+    await park(world, first, clock.now_ms + HOUR_MS)
+    clock.now_ms += HOUR_MS
+    await world.claim()
+    clock.now_ms += PROVEN_MS - 1
+    assert await world.claim() == []
+    clock.now_ms += 1
+    assert len(await world.claim()) == 3, "work that takes hours doesn't hold up all others"
 
 
 @pytest.mark.parametrize("outcome", ["failure", "timeout", "rejected"])
