@@ -25,6 +25,7 @@ from omnid.errors import OmnidError, Rejected
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.doctor import Doctor
+from omnid.flow.present import is_present
 from omnid.model import Attempt, Change, Problem, Task
 from omnid.store import journal
 from omnid.store.interface import Reader, tally_key
@@ -138,7 +139,8 @@ class JournalViews:
             if scope.cancelled_caught:
                 wrong[name] = f"its probe gave no answer within {PROBE_S_MAX:.0f} s"
 
-        names = sorted(self._context.executors)
+        context = self._context
+        names = sorted(name for name in context.executors if is_present(context.config, name))
         async with anyio.create_task_group() as group:
             for name in names:
                 group.start_soon(probe, name)
