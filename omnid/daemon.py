@@ -297,8 +297,12 @@ class Daemon:
 
 
 def _commands(wanted: Config) -> set[str]:
-    """Names the executors whose probe is cheap: that of an MCP server would start it."""
-    return {name for name, section in wanted.executors().items() if isinstance(section, CommandSection)}
+    """Names the executors whose probe is cheap (that of an MCP server would start it), and that somebody wants."""
+    return {
+        name
+        for name, section in wanted.executors().items()
+        if isinstance(section, CommandSection) and section != config.BUILT_IN.get(name)
+    }
 
 
 def config_remarks(environ: Mapping[str, str], path: str) -> list[Problem]:

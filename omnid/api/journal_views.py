@@ -27,6 +27,7 @@ from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
+from omnid.flow.present import is_present
 from omnid.model import Attempt, Change, Problem, Task
 from omnid.store import journal
 from omnid.store.interface import Reader, tally_key
@@ -160,7 +161,8 @@ class JournalViews:
             if error is not None:
                 wrong[name] = error.what
 
-        names = sorted(self._context.executors)
+        context = self._context
+        names = sorted(name for name in context.executors if is_present(context.config, name))
         async with anyio.create_task_group() as group:
             for name in names:
                 group.start_soon(probe, name)

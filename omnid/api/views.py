@@ -1,6 +1,5 @@
 """What clients see of the journal: tasks in one line, whole tasks, the sentence why, and the state of the daemon."""
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,16 +17,15 @@ from omnid.api.shapes import (
     TaskBrief,
     TaskView,
 )
-from omnid.config import BUILT_IN
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import find_task
 from omnid.flow.context import Context
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.explain import Situation, gate_text, why
 from omnid.flow.gates import Gates
+from omnid.flow.present import is_present
 from omnid.model import USER_ORIGIN, Attempt, Gate, Problem, Task, Work
 from omnid.route.router import said
-from omnid.settings import AGENT_PROGRAMS
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
@@ -216,15 +214,8 @@ class Views:
         return [
             ExecutorView(name, executor.kind, running[name], executor.concurrency, executor.idempotent)
             for name, executor in sorted(self._context.executors.items())
-            if running[name] or self._is_there(name)
+            if running[name] or self._gates.of(name) is not None or is_present(self._context.config, name)
         ]
-
-    def _is_there(self, name: str) -> bool:
-        """Tells whether an executor is of any use: a built-in agent whose program isn't installed is not."""
-        program = next((program for program, agent in AGENT_PROGRAMS.items() if agent == name), None)
-        if program is None or self._context.config.executors().get(name) != BUILT_IN[name]:
-            return True
-        return self._gates.of(name) is not None or shutil.which(program) is not None
 
     def gates(self) -> list[GateView]:
         """Gives the closed gates."""

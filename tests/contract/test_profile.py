@@ -64,7 +64,7 @@ class Agent:
         """Makes the executor of the next daemon."""
         supervised = Supervised(self.spool, SystemClock(), LIMITS, KILL_GRACE_S)
         zone = ZoneInfo("Europe/Berlin")
-        return CommandExecutor(self.section, supervised, Secrets(self.environ), self.environ, lambda: zone)
+        return CommandExecutor(self.section, supervised, Secrets(self.environ), self.environ, zone=lambda: zone)
 
     def command(self, work: Work, **fields: Any) -> Command:
         clock = SystemClock()

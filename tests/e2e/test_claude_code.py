@@ -85,6 +85,9 @@ def test_killed_in_the_middle_with_the_daemon_it_goes_on_in_its_session(home: Ho
     home.start()
     task = home.submit(["claude", "-p", "fix the login bug"])
     assert reached.wait(LONG_S), home.client.why(task)
+    # It writes its session down a moment after it has asked; what was lost before that would be asked about.
+    sessions = home.root / ".claude" / "projects"
+    until(lambda: any("tool_result" in path.read_text() for path in sessions.glob("*/*.jsonl")), "its session", LONG_S)
     kill_all(home)
     released.set()
     home.start()

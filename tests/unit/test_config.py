@@ -174,7 +174,7 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[[executor]]\nname = 'a'\nkind = 'command'\nprofile = 'claude'", "it is one of claude-code, codex, gemini"),
         (
             "[daemon]\nzone = 'Mars/Olympus'",
-            "daemon.zone = 'Mars/Olympus' can't be used: the system knows no time zone",
+            "daemon.zone = 'Mars/Olympus' can't be used: there is no time zone Mars/Olympus",
         ),
     ],
 )

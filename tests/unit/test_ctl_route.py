@@ -36,7 +36,7 @@ def test_route_shows_the_rules_and_what_it_would_decide():
 
 
 def test_status_says_when_hours_begin():
-    gate = shapes.GateView("hours:night", "hours", "night", NOW_MS - 7_200_000, NOW_MS + 3_600_000, None)
+    gate = shapes.GateView("hours:night", "hours", "night", NOW_MS - 7_200_000, NOW_MS + 3_600_000, None, "x")
     ran = Ran("status", daemon=Daemon(status=status(gates=[gate]), task__list=shapes.Page([], None)))
     assert "hours: night, closed 2 h ago, opens in 1 h" in ran.out, ran.out
 

@@ -304,7 +304,7 @@ async def test_the_slot_of_an_attempt_goes_to_the_next_in_the_transaction_that_e
     started = Started(world)
     first, second = await world.add("x"), await world.add("x")
     command = await started.link.receive()
-    assert await Results(world.context).settle(Result(command.attempt_id, first.id, 1, "success"))
+    assert await Results(world.context, world.gates).settle(Result(command.attempt_id, first.id, 1, "success"))
     assert (await world.task(second.id)).state == "executing"
     assert len(world.context.running) == 1
     assert await started.start() == ["t2"]

@@ -165,7 +165,7 @@ def test_other_words_are_no_limit(profile: str, text: str) -> None:
         # The night in which clocks go back (25 October 2026, 03:00 CEST) and the one in which they go forward.
         ("2026-10-24 22:00 UTC", "resets 4am (Europe/Berlin)", "2026-10-25 04:00 Europe/Berlin"),
         ("2026-10-24 22:00 UTC", "resets 2:30am (Europe/Berlin)", "2026-10-25 00:30 UTC"),
-        ("2027-03-27 23:00 UTC", "resets 2:30am (Europe/Berlin)", "2027-03-28 01:30 UTC"),
+        ("2027-03-27 23:00 UTC", "resets 2:30am (Europe/Berlin)", "2027-03-28 01:00 UTC"),
         # A time that has just passed is not tomorrow's, and a date that has passed not next year's.
         ("2026-11-21 16:00:20 UTC", "resets 4pm (UTC)", "2026-11-21 16:00:35 UTC"),
         ("2026-11-21 16:50 UTC", "resets 4pm (UTC)", "2026-11-21 16:50:15 UTC"),

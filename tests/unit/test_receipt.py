@@ -1,7 +1,7 @@
 """The receipt of a task: its way, its cost, and a hash that changes with any of its entries."""
 
 from omnid.flow import receipt
-from omnid.store.interface import CALL
+from omnid.store.calls import add_call, zone_of
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
@@ -21,7 +21,7 @@ async def test_it_adds_up_what_the_journal_knows(world: World, clock: FakeClock)
         for id, attempt, spent, settled in (
             ("a", first, 250_000, clock.now_ms),
             ("b", second, None, clock.now_ms),
-            ("c", second, None, None),
+            ("c", second, None, clock.now_ms),
         ):
             fields = {
                 "task_id": task.id,
@@ -32,13 +32,13 @@ async def test_it_adds_up_what_the_journal_knows(world: World, clock: FakeClock)
                 "started_at_ms": clock.now_ms,
                 "settled_at_ms": settled,
             }
-            tx.create(CALL, id, fields)
+            add_call(tx, id, fields, zone_of(tx))
 
     await world.write(calls)
     facts = await world.store.read(lambda reader: receipt.gather(reader, task))
     assert [attempt.outcome for attempt in facts.attempts] == ["failure", "success"]
     assert facts.restarts == {first.attempt_id: 0, second.attempt_id: 2}
-    assert (facts.calls, facts.unknown) == (3, 1)
+    assert (facts.calls, facts.unknown) == (3, 2)
     assert (facts.spent_microusd, facts.reserved_microusd) == (250_000, 2_000_000)
     assert await world.differences() == []
 

@@ -363,7 +363,9 @@ async def test_while_a_result_waits_for_room_why_says_so(world: World, monkeypat
 
     world.store.write = look
     with anyio.fail_after(10):
-        assert await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+        assert await Results(world.context, world.gates).settle(
+            Result(command.attempt_id, command.task_id, 1, "success")
+        )
     (why,) = said
     assert why.startswith("t1 has ended on command (attempt 1), but its result can't be written yet: The disk is full")
     assert "free some space" in why

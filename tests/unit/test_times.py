@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnid.times import Window, day_ms, instant_ms, local, month_ms, next_ms
+from omnid.times import DAY, Window, day_ms, instant_ms, local, month_ms, next_ms
 
 BERLIN = ZoneInfo("Europe/Berlin")
 """2026: 02:00 to 03:00 never comes on March 29th, and comes twice on October 25th."""
@@ -75,7 +75,9 @@ def test_an_instant_has_the_local_time_or_the_first_after_it(day: date, at: time
 def test_the_next_time_comes_within_a_day_and_a_gap(after_ms: int, at: time, zone: ZoneInfo) -> None:
     found = next_ms(after_ms, at, zone)
     assert after_ms < found <= after_ms + 50 * HOUR_MS
-    assert found == instant_ms(local(found, zone).date(), at, zone)
+    day = local(found, zone).date()
+    # Where a whole day is left out, the end of the gap is on the next.
+    assert found in (instant_ms(day, at, zone), instant_ms(day - DAY, at, zone))
 
 
 @given(instants, zones)
