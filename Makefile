@@ -60,7 +60,7 @@ bench: venv ## the figures of docs/
 	@$(PY) -m bench
 
 LOCK := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
-	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
+	--no-emit-index-url --custom-compile-command "make lock" pyproject.toml
 
 lock: ## newest versions into the locks, for all platforms (needs uv)
 	@$(LOCK) -o requirements.txt
