@@ -40,6 +40,8 @@ class Profile(Struct, frozen=True, kw_only=True):
     """How the wire's requests name the most that may be answered."""
     reports_cost: bool = False
     """Whether an answer says what it cost, if it is asked to."""
+    probe_path: str = "/models"
+    """What can be asked, after the base URL, without spending anything."""
     litellm: str = "openai"
     """The provider by which LiteLLM knows the wire."""
 
@@ -51,7 +53,9 @@ def _claude(name: str, alias: str, input_usd: float, output_usd: float) -> Chann
 
 PROFILES: dict[ProfileName, Profile] = {
     "cliproxyapi": Profile(base_url="http://127.0.0.1:8317/v1", free=True, needs_opt_in=True),
-    "openrouter": Profile(base_url="https://openrouter.ai/api/v1", expected_latency_s=1.5, reports_cost=True),
+    "openrouter": Profile(
+        base_url="https://openrouter.ai/api/v1", expected_latency_s=1.5, reports_cost=True, probe_path="/key"
+    ),
     "anthropic": Profile(
         base_url="https://api.anthropic.com",
         wire="anthropic",
