@@ -361,8 +361,9 @@ async def serve(path: str) -> None:
     await warm(gateway)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    os.umask(0o077)
+    os.umask(0o177)
     server = await asyncio.start_unix_server(gateway.serve_one, path, limit=LINE_BYTES_MAX)
+    os.umask(0o077)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     async with server:
