@@ -287,6 +287,8 @@ def load() -> tuple[Any, Any]:
     # A redirect would take the key to wherever it points; without it the answer is an error like any other.
     setattr(httpx.Response, "has_redirect_location", property(lambda _: False))  # noqa: B010 - Read-only by its type.
     litellm.suppress_debug_info = True
+    # Providers count tokens themselves; its own tokenizer would cost 50 MB at the first call to Anthropic.
+    litellm.main.__dict__["encoding"] = None
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "openai", "aiohttp", "asyncio"):
         # What goes wrong is told over the socket; a library's own words about it may hold a key.
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -294,38 +296,36 @@ def load() -> tuple[Any, Any]:
 
 
 async def warm(gateway: Gateway) -> None:
-    """Makes one call of each wire to a provider of its own, which loads what LiteLLM loads only then."""
+    """Makes one call to a provider of its own, which loads what LiteLLM loads only then.
+
+    Over OpenAI's wire, which all channels but Anthropic's own speak; that one is loaded when it is first needed.
+    """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
-            await reader.readexactly(length)
-            body = json.dumps(_WARM["anthropic" if b"/messages" in head.split(b"\r\n")[0] else "openai"]).encode()
+            await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0] or 0))
+            body = json.dumps(_WARM).encode()
             head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
             writer.write(head + body)
             await writer.drain()
         writer.close()
 
-    async def call(wire: str, port: int) -> None:
-        ask = {
-            "model": f"{wire}/warm",
-            "api_base": f"http://127.0.0.1:{port}",
-            "api_key": "warm",
-            "messages": [{"role": "user", "content": "warm"}],
-            "stream": False,
-            "extra": {"max_tokens": 1},
-            "silence_s": WARM_S,
-            "connect_s": WARM_S,
-            "answer_bytes_max": LINE_BYTES_MAX,
-        }
-        # A call that fails here will fail where somebody hears of it.
-        with contextlib.suppress(Exception):
-            await gateway.complete(ask, _nobody)
-
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    await asyncio.gather(*(call(wire, port) for wire in _WARM))
+    ask = {
+        "model": "openai/warm",
+        "api_base": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+        "api_key": "warm",
+        "messages": [{"role": "user", "content": "warm"}],
+        "stream": False,
+        "extra": {"max_tokens": 1},
+        "silence_s": WARM_S,
+        "connect_s": WARM_S,
+        "answer_bytes_max": LINE_BYTES_MAX,
+    }
+    # A call that fails here will fail where somebody hears of it.
+    with contextlib.suppress(Exception):
+        await gateway.complete(ask, _nobody)
     server.close()
 
 
@@ -333,25 +333,13 @@ async def _nobody(_: str) -> None:
     """Hears a stream of which nobody wants to hear."""
 
 
-_WARM: dict[str, Record] = {
-    "openai": {
-        "id": "w",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "warm",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "w"}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-    },
-    "anthropic": {
-        "id": "w",
-        "type": "message",
-        "role": "assistant",
-        "model": "warm",
-        "content": [{"type": "text", "text": "w"}],
-        "stop_reason": "end_turn",
-        "stop_sequence": None,
-        "usage": {"input_tokens": 1, "output_tokens": 1},
-    },
+_WARM: Record = {
+    "id": "w",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "warm",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "w"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
 }
 
 
