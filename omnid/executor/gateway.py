@@ -191,6 +191,7 @@ class Gateway:
         scope.cancel()
 
     async def _end(self, child: "_Child") -> None:
+        await child.client.aclose()
         if child.server is not None:
             try:
                 await child.server.terminate()

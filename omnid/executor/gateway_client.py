@@ -18,6 +18,7 @@ from omnid.settings import Channel, Models
 from omnid.wire import LineSplitter
 from omnid.worker.gateway import LINE_BYTES_MAX
 
+KEPT_MAX = 16
 OVERTIME_S = 0.5
 """How long a gateway may be late with the end of a call, before it counts as stuck."""
 
@@ -44,6 +45,7 @@ class GatewayClient:
         """What the gateway held when its last call ended."""
         self._clock = clock
         self._models = models
+        self._kept: list[_Lines] = []
 
     async def call(
         self, channel: Channel, key: str, ask: Ask, deadline_s: float, on_text: OnText | None = None
@@ -89,14 +91,21 @@ class GatewayClient:
             # TimeoutError is an OSError.
             return None
 
+    async def aclose(self) -> None:
+        """Closes the connections that were kept for the next calls."""
+        while self._kept:
+            await self._kept.pop().aclose()
+
     async def _exchange(self, message: Mapping[str, Any], take: OnText, sent: list[bool]) -> Mapping[str, Any]:
         """Sends a call and gives its end; leaving early closes the connection, which cancels the call."""
-        async with await anyio.connect_unix(self.path) as stream:
+        lines = self._kept.pop() if self._kept else _Lines(await anyio.connect_unix(self.path))
+        whole = False
+        try:
             sent[0] = True
-            await stream.send(msgspec.json.encode(message) + b"\n")
-            lines = _Lines(stream)
+            await lines.stream.send(msgspec.json.encode(message) + b"\n")
             while True:
                 said = msgspec.json.decode(await lines.next(), type=dict[str, Any])
+                whole = "failed" in said or "done" in said
                 if "failed" in said:
                     raise CallFailed(msgspec.convert(said["failed"], Signs))
                 if "done" in said:
@@ -104,6 +113,11 @@ class GatewayClient:
                     self.memory_bytes = int(done.get("memory_bytes") or 0)
                     return done
                 take(str(said.get("text")))
+        finally:
+            if whole and len(self._kept) < KEPT_MAX:
+                self._kept.append(lines)
+            else:
+                await lines.aclose()
 
     def _message(self, channel: Channel, key: str, ask: Ask, deadline_s: float) -> dict[str, Any]:
         return {
@@ -143,12 +157,16 @@ class _Lines:
     """The lines that come over a stream."""
 
     def __init__(self, stream: anyio.abc.SocketStream) -> None:
-        self._stream = stream
+        self.stream = stream
         self._splitter = LineSplitter(LINE_BYTES_MAX)
         self._ready: deque[bytes] = deque()
 
     async def next(self) -> bytes:
         """Gives the next line; raises anyio.EndOfStream, or Rejected for one that is too long."""
         while not self._ready:
-            self._ready.extend(self._splitter.feed(await self._stream.receive()))
+            self._ready.extend(self._splitter.feed(await self.stream.receive()))
         return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        """Closes the stream."""
+        await self.stream.aclose()

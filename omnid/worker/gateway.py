@@ -30,6 +30,7 @@ from typing import Any, Literal
 LINE_BYTES_MAX = 32 << 20
 BODY_CHARS_MAX = 64 * 1024
 WARM_S = 10.0
+MEMORY_S = 1.0
 LITELLM_OWN = 500
 """The status of errors to which no provider gave one."""
 SETTINGS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
@@ -153,6 +154,71 @@ def memory_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+class Connection(asyncio.Protocol):
+    """One connection of the other side: probes, and one call at a time. Its loss cancels the call."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._begun = bytearray()
+        self._call: asyncio.Task[None] | None = None
+        self._transport: Any = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - Why it went makes no difference.
+        """See asyncio.Protocol: nobody is left who wants the answer."""
+        if self._call is not None:
+            self._call.cancel()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol: the other side reads more slowly than the provider writes."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            whole = bytes(self._begun) + line
+            self._begun.clear()
+            self._take(whole)
+        self._begun += rest
+        if len(self._begun) > LINE_BYTES_MAX:
+            self._transport.abort()
+
+    def _take(self, line: bytes) -> None:
+        try:
+            ask = json.loads(line)
+            probe = ask["op"] == "probe"
+        except (ValueError, KeyError, TypeError):
+            # The other side speaks nothing that is known here.
+            self._transport.abort()
+            return
+        if probe:
+            self._write(self._gateway.state())
+        elif self._call is not None and not self._call.done():
+            self._transport.abort()
+        else:
+            self._call = asyncio.get_running_loop().create_task(self._answer(ask))
+
+    async def _answer(self, ask: Record) -> None:
+        self._write(await self._gateway.call(ask, self._say))
+
+    async def _say(self, text: str) -> None:
+        self._write({"text": text})
+        await self._writable.wait()
+
+    def _write(self, message: Record) -> None:
+        self._transport.write(json.dumps(message).encode() + b"\n")
+
+
 class Gateway:
     """What is behind the socket."""
 
@@ -161,60 +227,42 @@ class Gateway:
         self._httpx = httpx
         self._running = 0
         self._calls = 0
-
-    async def serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serves one connection until it is closed."""
-        try:
-            while line := await reader.readline():
-                ask = json.loads(line)
-                if ask.get("op") == "probe":
-                    await _write(writer, {"ok": True, **self.state()})
-                    continue
-                await self._until_closed(self._call(ask, writer), reader)
-                return
-        except (OSError, ValueError):
-            # The other side has gone, or it speaks nothing that is known here.
-            return
-        finally:
-            writer.close()
+        self._memory, self._memory_at_s = 0, 0.0
 
     def state(self) -> Record:
         """Says how the process is."""
         return {"pid": os.getpid(), "memory_bytes": memory_bytes(), "running": self._running, "calls": self._calls}
 
-    async def _until_closed(self, call: Any, reader: asyncio.StreamReader) -> None:
-        """Runs a call, and cancels it where the other side closes the connection."""
-        working, closing = asyncio.ensure_future(call), asyncio.ensure_future(reader.read(1))
-        try:
-            await asyncio.wait({working, closing}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (working, closing):
-                task.cancel()
-            await asyncio.gather(working, closing, return_exceptions=True)
-
-    async def _call(self, ask: Record, writer: asyncio.StreamWriter) -> None:
+    async def call(self, ask: Record, say: Say) -> Record:
+        """Makes a call within its deadline, and gives the message that ends it."""
         self._running += 1
         self._calls += 1
         quiet_since_s, began = time.monotonic(), False
 
-        async def say(text: str) -> None:
+        async def heard(text: str) -> None:
             nonlocal quiet_since_s, began
             quiet_since_s, began = time.monotonic(), True
-            await _write(writer, {"text": text})
+            await say(text)
 
         try:
             async with asyncio.timeout(ask["deadline_s"]):
-                done = await self.complete(ask, say)
-            message = {"done": {**done, "memory_bytes": memory_bytes()}}
+                done = await self.complete(ask, heard)
         except TimeoutError:
-            message = {"failed": {"what": "deadline", "began": began}}
+            return {"failed": {"what": "deadline", "began": began}}
         except TooLargeError:
-            message = {"failed": {"what": "too_large", "began": began}}
+            return {"failed": {"what": "too_large", "began": began}}
         except Exception as error:  # noqa: BLE001 - LiteLLM raises whatever its libraries do: it is told as it is seen.
-            message = {"failed": {**signs_of(error), "began": began, "waited_s": time.monotonic() - quiet_since_s}}
+            return {"failed": {**signs_of(error), "began": began, "waited_s": time.monotonic() - quiet_since_s}}
         finally:
             self._running -= 1
-        await _write(writer, message)
+        return {"done": {**done, "memory_bytes": self._about_memory()}}
+
+    def _about_memory(self) -> int:
+        """Gives the memory as it was lately: each look costs a call some time."""
+        now_s = time.monotonic()
+        if now_s - self._memory_at_s >= MEMORY_S:
+            self._memory, self._memory_at_s = memory_bytes(), now_s
+        return self._memory
 
     async def complete(self, ask: Record, say: Say) -> Record:
         """Makes a call by LiteLLM; the pieces of a stream are said, and only its end is given."""
@@ -268,11 +316,6 @@ def _beside(answer: Any, finish: str | None, counted: Any) -> Record:
     names = ("prompt_tokens", "completion_tokens", "cost")
     told = None if usage is None else {name: getattr(usage, name, None) for name in names}
     return {"finish": finish, "model": getattr(answer, "model", None), "usage": told}
-
-
-async def _write(writer: asyncio.StreamWriter, message: Record) -> None:
-    writer.write(json.dumps(message).encode() + b"\n")
-    await writer.drain()
 
 
 def load() -> tuple[Any, Any]:
@@ -350,7 +393,7 @@ async def serve(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     os.umask(0o177)
-    server = await asyncio.start_unix_server(gateway.serve_one, path, limit=LINE_BYTES_MAX)
+    server = await asyncio.get_running_loop().create_unix_server(lambda: Connection(gateway), path)
     os.umask(0o077)
     sys.stdout.write("ready\n")
     sys.stdout.flush()

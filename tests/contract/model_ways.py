@@ -70,7 +70,11 @@ def gateway_process(directory: Path) -> Iterator[str]:
 @asynccontextmanager
 async def way(name: str, models: Models, gateway_path: str) -> AsyncGenerator[Way]:
     if name == "gateway":
-        yield GatewayClient(gateway_path, Clock(), models)
+        client = GatewayClient(gateway_path, Clock(), models)
+        try:
+            yield client
+        finally:
+            await client.aclose()
         return
     direct = Direct(Clock(), models)
     try:

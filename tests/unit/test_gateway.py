@@ -42,7 +42,7 @@ class World:
     def gateway(self, *behaviour: str, **section: float) -> Gateway:
         program = (sys.executable, "-I", str(WORKER), *behaviour, str(self.directory))
         made = Gateway(
-            Config(gateway=Section(**section)),  # type: ignore[arg-type]
+            Config(gateway=Section(**section)),
             str(self.directory / "gw.sock"),
             self.supervised,
             {"PATH": os.environ["PATH"], "SECRET": KEY},

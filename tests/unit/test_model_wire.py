@@ -18,7 +18,7 @@ KEY = "sk-planted"
 
 
 def channel(profile: str, **fields: object) -> Channel:
-    return whole(Channel(name=profile, key="env:K", models=("m",), **fields))  # type: ignore[arg-type]
+    return whole(Channel(name=profile, key="env:K", models=("m",), **fields))
 
 
 def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
