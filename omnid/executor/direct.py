@@ -56,7 +56,8 @@ class Direct:
             with anyio.fail_after(deadline_s):
                 return await self._call(channel, build(channel, key, ask), heard)
         except TimeoutError:
-            signs = Signs(what="deadline", sent=heard.sent, began=heard.began)
+            waited_s = self._clock.monotonic_s() - heard.quiet_since_s
+            signs = Signs(what="deadline", waited_s=waited_s, sent=heard.sent, began=heard.began)
         except CallFailed as error:
             signs = error.signs
         return self._failure(signs, key)

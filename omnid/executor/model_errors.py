@@ -170,6 +170,8 @@ CODES: dict[str, Kind] = {
 """What ``type`` or ``code`` inside an error says, where it says more than the status."""
 
 _OTHERS: dict[What, Kind] = {
+    "connect_timeout": "silent",
+    "silence": "silent",
     "dns": "cloud",
     "refused": "cloud",
     "unreachable": "cloud",
@@ -230,8 +232,8 @@ def classify(signs: Signs, now_ms: int, secret: str = "", cloud_timeout_s: float
 
 
 def _kind(signs: Signs, said: "_Said", cloud_timeout_s: float) -> Kind:
-    if signs.what in ("connect_timeout", "silence"):
-        return "cloud" if signs.waited_s >= cloud_timeout_s else "silent"
+    if signs.what in ("connect_timeout", "silence", "deadline") and signs.waited_s >= cloud_timeout_s:
+        return "cloud"
     if signs.what != "status":
         return _OTHERS[signs.what]
     status = signs.status if signs.status is not None else said.status

@@ -248,7 +248,8 @@ class Gateway:
             async with asyncio.timeout(ask["deadline_s"]):
                 done = await self.complete(ask, heard)
         except TimeoutError:
-            return {"failed": {"what": "deadline", "began": began}}
+            waited_s = time.monotonic() - quiet_since_s
+            return {"failed": {"what": "deadline", "began": began, "waited_s": waited_s}}
         except TooLargeError:
             return {"failed": {"what": "too_large", "began": began}}
         except Exception as error:  # noqa: BLE001 - LiteLLM raises whatever its libraries do: it is told as it is seen.

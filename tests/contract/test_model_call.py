@@ -8,6 +8,7 @@ from typing import NamedTuple
 import anyio
 import pytest
 
+from omnid.executor.direct import Direct
 from omnid.executor.model_errors import Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
 from omnid.settings import Models
@@ -159,3 +160,15 @@ async def test_a_cancelled_call_closes_its_connection(way_name: str, gateway_pat
             with anyio.fail_after(PATIENT_S):
                 await fake.closed.wait()
             fake.closed = anyio.Event()
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("ok", None), ("key_refused", "key"), ("hang_before", "silent")])
+async def test_a_probe_spends_nothing(mode: str, kind: Kind | None) -> None:
+    async with cloud() as fake, model_ways.way("direct", Models(), "") as way:
+        assert isinstance(way, Direct)
+        for wire in WIRES:
+            found = await way.probe(
+                channel(fake.base_url(mode, wire), wire), KEY, PATIENT_S if kind != "silent" else 0.3
+            )
+            assert (None if found is None else found.kind) == kind
+            assert fake.seen[-1].body == {}

@@ -111,7 +111,8 @@ def test_a_limit_of_openai_is_none_of_its_requests_only() -> None:
         ("unreachable", 0.0, "cloud"),
         ("tls", 0.0, "cloud"),
         ("cut", 99.0, "cut"),
-        ("deadline", 99.0, "deadline"),
+        ("deadline", 9.0, "deadline"),
+        ("deadline", 10.0, "cloud"),
         ("gateway", 99.0, "gateway"),
     ],
 )
