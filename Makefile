@@ -8,7 +8,7 @@ KILLS ?= 1000
 PROGRAMS := redis-server rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs demo test check format cover kills sim bench lock clean
+.PHONY: help setup venv programs agents demo test check format cover kills sim bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,10 +22,13 @@ venv: ## what its tests and checks need too
 programs:
 	@sh scripts/packages.sh $(PROGRAMS) || echo "The tests that need them will fail." >&2
 
+agents:
+	@sh scripts/agents.sh || echo "The tests that need them will fail." >&2
+
 demo: setup ## twelve real tasks, a killed daemon, and a count of what was lost
 	@.venv/bin/omnictl demo
 
-test: venv programs ## all tests, with the gate on coverage
+test: venv programs agents ## all tests, with the gate on coverage
 	@rm -rf .coverage
 	@mkdir -p .coverage
 	@$(PY) -m coverage run -m pytest
@@ -43,7 +46,7 @@ format: venv ## lets ruff format and mend what it can
 	@.venv/bin/ruff format
 	@.venv/bin/ruff check --fix
 
-cover: venv ## all tests, then what they don't reach
+cover: venv agents ## all tests, then what they don't reach
 	@rm -rf .coverage
 	@mkdir -p .coverage
 	@$(PY) -m coverage run -m pytest
@@ -66,7 +69,11 @@ lock: ## newest versions into the locks, for all platforms (needs uv)
 	@$(LOCK) -o requirements.txt
 	@$(LOCK) --extra models -c requirements.txt -o requirements-models.txt
 	@$(LOCK) --extra models --group dev -c requirements-models.txt -o requirements-dev.txt
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --custom-compile-command "make lock" --group build -c requirements-dev.txt \
+		-o requirements-build.txt
 
 clean: ## removes all that the targets above made
+	rm -rf tests/agents/node_modules
 	rm -rf .venv .venv.lock .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

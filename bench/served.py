@@ -33,6 +33,7 @@ class NoopExecutor:
     kind = "in_process"
     concurrency: int | None = None
     idempotent = True
+    takes_prompts = False
 
     def __init__(self, stamps: mmap.mmap) -> None:
         self._stamps = stamps

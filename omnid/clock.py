@@ -4,7 +4,10 @@ import os
 import random
 import time
 from typing import Protocol
-from uuid import UUID
+from uuid import UUID, uuid5
+
+NAMESPACE = UUID("0b8f4ad5-5f0e-5c7d-9a53-0c4f4c2f9d11")
+"""Of the UUIDs that stand for names of omnid's."""
 
 
 class Clock(Protocol):
@@ -34,6 +37,11 @@ def uuid7(wall_ms: int, random_bits: int) -> str:
     value = (wall_ms & ((1 << 48) - 1)) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def named_uuid(name: str) -> str:
+    """Gives the UUIDv5 (RFC 9562 section 5.5) that stands for a name of omnid's: always the same one."""
+    return str(uuid5(NAMESPACE, name))
 
 
 def is_uuid(text: str) -> bool:

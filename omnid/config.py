@@ -18,8 +18,11 @@ from omnid import channels, platform
 from omnid.errors import Rejected
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
+    AGENT_PROGRAMS,
     COMMAND,
+    DESKTOP,
     MIB,
+    NO_PROFILE,
     Cap,
     Channel,
     CommandExecutor,
@@ -41,10 +44,17 @@ LIVE = frozenset({"store.free_bytes_min"})
 
 _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
+_WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor}
 _LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination, "channel": Channel}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
+
+BUILT_IN: dict[str, Executor] = {
+    COMMAND: CommandExecutor(name=COMMAND),
+    **{name: CommandExecutor(name=name, profile=name) for name in AGENT_PROGRAMS.values()},
+}
+"""The executors that are there without any config."""
 
 _SECTIONS: dict[str, type[Any]] = {
     name: kind for name, kind in get_type_hints(Config).items() if name not in ("executor", *_LISTS)
@@ -66,6 +76,8 @@ class Loaded(Struct, frozen=True):
                     yield f"{section}.{key}", value, self.origins.get(f"{section}.{key}", "default")
         for kind in ("executor", *_LISTS):
             for item in getattr(self.config, kind):
+                if item.name != COMMAND and item == BUILT_IN.get(item.name):
+                    continue  # An agent that nobody has set anything of.
                 origin = self.origins.get(f"{kind}.{item.name}", "default")
                 for key, value in msgspec.to_builtins(item).items():
                     if key != "name":
@@ -125,6 +137,8 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     lists["channel"] = reader.channels(lists["channel"])
     reader.environment(environ, sections)
     reader.together(sections, executors)
+    reader.places(sections["notify"], lists["destination"], executors)
+    reader.money(executors, lists["cap"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -143,7 +157,8 @@ def _parse(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise Rejected("config_unreadable", path=path, detail=str(error)) from error
+        detail = (isinstance(error, OSError) and error.strerror) or error
+        raise Rejected("config_unreadable", path=path, detail=detail) from error
 
 
 class _Reader:
@@ -182,13 +197,13 @@ class _Reader:
                 self.problems.append(_unknown(variable, list(known)))
 
     def executors(self, tables: object) -> tuple[Executor, ...]:
-        """Checks the executors of the file and adds the built-in one where the file doesn't override it."""
+        """Checks the executors of the file and adds the built-in ones that the file doesn't override."""
         found: dict[str, Executor] = {}
         for position, table in enumerate(self._tables("executor", tables)):
             executor = self._executor(f"executor[{position}]", table)
             if executor is not None:
                 self._found("executor", executor.name, executor, found)
-        return tuple({COMMAND: CommandExecutor(name=COMMAND), **found}.values())
+        return tuple({**BUILT_IN, **found}.values())
 
     def named(self, what: str, kind: type[Any], tables: object) -> tuple[Any, ...]:
         """Checks a list of sections that each have a name."""
@@ -253,10 +268,61 @@ class _Reader:
             low, high = (sections[section].get(key, _default(section, key)) for key in (lower, upper))
             if low > high:
                 self.problems.append(_bad(f"{section}.{lower}", low, f"it is more than {section}.{upper} = {high}"))
-        for section, key in (("state", "dir"), ("socket", "path")):
+        zone = sections["daemon"].get("zone", "")
+        try:
+            platform.zone(zone)
+        except ValueError as error:
+            self.problems.append(_bad("daemon.zone", zone, f"{error}{_hint(zone, platform.zones())}"))
+            del sections["daemon"]["zone"]
+        for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir")):
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
+
+    def places(
+        self, notify: dict[str, Any], destinations: tuple[Destination, ...], executors: tuple[Executor, ...]
+    ) -> None:
+        """Checks where answers and notices go."""
+        names = [DESKTOP, *(section.name for section in destinations)]
+        for name in notify.get("to", ()):
+            if name not in names:
+                detail = f"there is no destination of that name{_hint(name, names)}"
+                self.problems.append(_bad("notify.to", name, detail))
+        mcp = [executor.name for executor in executors if isinstance(executor, McpExecutor)]
+        for section in destinations:
+            where = f"destination.{section.name}"
+            if section.kind == "command" and not section.argv:
+                self.problems.append(_bad(f"{where}.argv", [], "a command needs its program"))
+            if section.kind in ("webhook", "apprise"):
+                self._url_of(section, where)
+            if section.secret and not is_reference(section.secret):
+                self.problems.append(Rejected("secret_plain", key=f"{where}.secret"))
+            if section.executor is not None and section.executor not in mcp:
+                detail = f"there is no mcp executor of that name{_hint(section.executor, mcp)}"
+                self.problems.append(_bad(f"{where}.executor", section.executor, detail))
+
+    def _url_of(self, section: Destination, where: str) -> None:
+        """Checks an URL: those of Apprise hold keys, and a webhook's goes over TLS unless it stays on the machine."""
+        if is_reference(section.url):
+            return
+        if section.kind == "apprise" and section.url:
+            self.problems.append(Rejected("secret_plain", key=f"{where}.url"))
+        elif not _WEBHOOK.fullmatch(section.url):
+            detail = "it begins with https:// (or http:// and a loopback address), and holds no password"
+            self.problems.append(_bad(f"{where}.url", section.url or None, detail))
+
+    def money(self, executors: tuple[Executor, ...], caps: tuple[Cap, ...]) -> None:
+        """Checks that each cap holds for one thing that is there."""
+        names = [executor.name for executor in executors]
+        for cap in caps:
+            where = f"cap.{cap.name}"
+            if (cap.label is None) == (cap.executor is None):
+                self.problems.append(_bad(f"{where}.label", cap.label, "a cap holds for one label or for one executor"))
+            elif cap.executor is not None and cap.executor not in names:
+                detail = f"there is no executor of that name{_hint(cap.executor, names)}"
+                self.problems.append(_bad(f"{where}.executor", cap.executor, detail))
+            if not cap.day_usd and not cap.month_usd:
+                self.problems.append(_bad(f"{where}.day_usd", cap.day_usd, "a cap needs day_usd or month_usd"))
 
     def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""
@@ -280,9 +346,19 @@ class _Reader:
             elif key != "kind":
                 self.problems.append(_unknown(f"{where}.{key}", [f"{where}.{field}" for field in (*fields, "kind")]))
         self._environment_of(where, values)
+        self._profile_of(where, given, values)
         if kind == "mcp" and not values.get("argv") and len(self.problems) == before:
             self.problems.append(_bad(f"{where}.argv", [], "an MCP server needs the command that starts it"))
         return _KINDS[kind](**values) if len(self.problems) == before else None
+
+    def _profile_of(self, where: str, given: dict[str, Any], values: dict[str, Any]) -> None:
+        """Refuses a profile that isn't known, and gives an executor of an agent's name that agent's."""
+        name, known = values.get("profile"), [*AGENT_PROGRAMS.values(), NO_PROFILE]
+        if name is not None and name not in known:
+            detail = f"it is one of {', '.join(known)}{_hint(name, known)}"
+            self.problems.append(_bad(f"{where}.profile", name, detail))
+        elif name is None and given["kind"] == COMMAND and given.get("name") in AGENT_PROGRAMS.values():
+            values["profile"] = given["name"]
 
     def _environment_of(self, where: str, values: dict[str, Any]) -> None:
         for variable, value in values.get("env_set", {}).items():
@@ -299,6 +375,8 @@ class _Reader:
             detail = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
             self.problems.append(_bad(key, value, detail.replace(" - at $", " at ")))
             return
+        if _holds_nul(value):
+            self.problems.append(_bad(key, value, "it holds a NUL character, which no program takes"))
         if origin is not None:
             self.origins[key] = origin
 
@@ -306,6 +384,14 @@ class _Reader:
 def _fields(kind: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     return {name: hints[name] for name in kind.__struct_fields__}
+
+
+def _holds_nul(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_nul(part) for pair in cast(dict[str, Any], value).items() for part in pair)
+    if isinstance(value, list):
+        return any(map(_holds_nul, cast(list[Any], value)))
+    return isinstance(value, str) and "\0" in value
 
 
 def _default(section: str, key: str) -> Any:
@@ -324,7 +410,7 @@ def _value_of(text: str, hint: Any) -> Any:
 
 def _hint(name: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _unknown(key: str, known: list[str]) -> Rejected:

@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -22,14 +22,16 @@ from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
 from omnid.api.socket import SocketServer
 from omnid.clock import Clock, SystemClock
 from omnid.errors import Fatal, OmnidError, Rejected
-from omnid.executor.command import CommandExecutor
 from omnid.executor.interface import Executor
-from omnid.executor.mcp import McpExecutor
-from omnid.executor.supervised import Supervised
+from omnid.flow.answers import Announcer
+from omnid.flow.awake import Awake
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
-from omnid.flow.gates import Gates
+from omnid.flow.drain import Drain
+from omnid.flow.failover import Failover
+from omnid.flow.gates import PROBE_S_MAX, Gates
+from omnid.flow.guard import first
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
@@ -39,15 +41,20 @@ from omnid.flow.wakeup import Wakeup
 from omnid.link.embedded import EmbeddedLink
 from omnid.log import Log, Logger
 from omnid.model import Problem
+from omnid.parts import Parts
+from omnid.route.rules import remarks
+from omnid.route.ways import way_of
 from omnid.secrets import Secrets
+from omnid.settings import CommandExecutor as CommandSection
 from omnid.settings import Config
-from omnid.settings import McpExecutor as McpSection
+from omnid.store import journal
+from omnid.store.calls import set_zone
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
-from omnid.store.interface import COLLECTIONS
+from omnid.store.interface import COLLECTIONS, Reader
 from omnid.store.statedir import StateDir
 
 EXECUTOR_CLOSE_S = 10.0
-RETIRED_LOOK_S = 1.0
+DAMAGE_SHOWN_MAX = 5
 
 
 class Daemon:
@@ -74,19 +81,24 @@ class Daemon:
         self._stop = anyio.Event()
         self.pid = os.getpid()
         self.started_at_ms = clock.wall_ms()
-        state = Path(settings.state.dir)
-        self._supervised = Supervised(state / "spool", clock, settings.limits, settings.task.kill_grace_s)
-        self.store = SqliteStore(state / DATABASE_NAME, clock, store_settings(settings))
+        self._parts = Parts(settings, environ, clock, log, secrets)
+        supervised = self._parts.supervised
+        self.store = SqliteStore(Path(settings.state.dir) / DATABASE_NAME, clock, store_settings(settings))
         self.context = Context(
             store=self.store,
             clock=clock,
             log=log,
             config=settings,
             executors=self._given,
-            spool=self._supervised.spool,
-            set_aside=self._supervised.set_aside,
+            spool=supervised.spool,
+            set_aside=supervised.set_aside,
         )
+        self._parts.context = self.context
         self.gates = Gates(self.context)
+        self.drain = Drain(self.context, self._parts.places().open)
+        self.store.rung = self.drain.ring
+        self.store.set_follow(Announcer(self.context))
+        self.workspaces = self._parts.make_workspaces(settings, self._states)
         self._link = EmbeddedLink()
         self._server: SocketServer | None = None
         self._work: TaskGroup | None = None
@@ -128,6 +140,10 @@ class Daemon:
         """See `methods.Host.config_problems`."""
         return [Problem.of(error) for error in config.check(self._environ, self._loaded.path)]
 
+    def config_remarks(self) -> list[Problem]:
+        """See `methods.Host.config_remarks`."""
+        return config_remarks(self._environ, self._loaded.path)
+
     def config_problem(self) -> Problem | None:
         """See `methods.Host.config_problem`."""
         return self._problem
@@ -151,24 +167,40 @@ class Daemon:
         """Starts everything in order: recovery before anything new, the socket last."""
         context = self.context
         self._work = work
-        context.take_executors(self._executors(context.config, work, {}))
+        context.take_executors({**self._parts.executors(context.config, work, {}), **self._given})
         await self.gates.load()
+        await self._take_budget()
         if await self.store.booted_since(platform.boot_id()):
             work.start_soon(self._kept("check", self._check_database))
         else:
             await self.store.remember_boot(platform.boot_id())
-        results = Results(context)
+        results = Results(context, self.gates)
         cancelling = Cancelling(context)
         runner = Runner(context, self.gates, results, self._link)
         recovery = Recovery(context, runner, results)
         recovered = await recovery.run(work)
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work)))
-        work.start_soon(self._kept("dispatcher", Dispatcher(context, self.gates, self._link).run))
+        work.start_soon(self._kept("probe", partial(self._probe, _commands(context.config))))
+        dispatcher = Dispatcher(context, self.gates, self._link)
+        work.start_soon(self._kept("dispatcher", dispatcher.run))
+        work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
+        work.start_soon(self._kept("drain", partial(self.drain.run, work)))
+        work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
-        await self._listen(work, Api(context, self.gates, cancelling, self))
+        work.start_soon(self._kept("workspaces", self.workspaces.run))
+        work.start_soon(self._kept("prewarm", self.workspaces.pool.run))
+        await self._listen(work, Api(context, self.gates, cancelling, self, self.workspaces))
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
+
+    async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
+        """Gives the states of those tasks that the journal knows."""
+
+        def find(reader: Reader) -> dict[str, str]:
+            return {id: task.state for id in task_ids if (task := journal.task_by_id(reader, id)) is not None}
+
+        return await self.store.read(find)
 
     async def _clean_up(self, recovery: Recovery, retention: Retention) -> None:
         """Lets go of what is no longer needed; in this order, or what retention forgets would count as unknown."""
@@ -205,6 +237,7 @@ class Daemon:
             self._server.stop()
             with anyio.move_on_after(self.context.config.daemon.stop_grace_s):
                 await self._closed.wait()
+                await self.drain.finish()
 
     def _kept(self, name: str, loop: Callable[[], Any]) -> Callable[[], Any]:
         return partial(keep, name, loop, clock=self._clock, log=self._log)
@@ -213,27 +246,6 @@ class Daemon:
     def _socket_path(self) -> str:
         return self.context.config.socket.path
 
-    def _executors(self, wanted: Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
-        """Makes the executors of a config; those in `kept` are unchanged and go on."""
-        made: dict[str, Executor] = {}
-        for name, section in wanted.executors().items():
-            if name in kept:
-                made[name] = kept[name]
-            elif isinstance(section, McpSection):
-                made[name] = McpExecutor(
-                    section,
-                    self._supervised,
-                    self._secrets,
-                    self._environ,
-                    tasks=work,
-                    clock=self._clock,
-                    log=self._log,
-                    limits=wanted.limits,
-                )
-            else:
-                made[name] = CommandExecutor(section, self._supervised, self._secrets, self._environ)
-        return {**made, **self._given}
-
     async def _take_over(self, loaded: config.Loaded) -> None:
         context, work = self.context, self._work
         if work is None:
@@ -241,21 +253,35 @@ class Daemon:
         before, after = context.config.executors(), loaded.config.executors()
         kept = {name: context.executors[name] for name in before if before[name] == after.get(name)}
         gone = {name: context.executors[name] for name in before if name not in kept and name not in self._given}
-        executors = self._executors(loaded.config, work, kept)
-        self._supervised.spool.configure(loaded.config.limits)
-        self._supervised.kill_grace_s = loaded.config.task.kill_grace_s
+        executors = {**self._parts.executors(loaded.config, work, kept), **self._given}
+        self._parts.configure(loaded.config)
         self._loaded = loaded
         context.config = loaded.config
+        context.activity.ring()
         context.take_executors(executors)
+        await self._take_budget()
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
+        work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
         context.wake()
+        self.drain.ring_all()
         self._log.info("config_taken_over", path=loaded.path)
+
+    async def _probe(self, names: Collection[str]) -> None:
+        """Looks whether executors can be used before a task finds out; one that is down waits for its next probe."""
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(self._kept("probe", partial(self.gates.probe, name, PROBE_S_MAX)))
+
+    async def _take_budget(self) -> None:
+        """Takes over the zone of days and months, and what the caps of the config allow now."""
+        zone = platform.zone(self.context.config.daemon.zone)
+        await self.store.write(lambda tx: set_zone(tx, zone), bulk=True)
+        await self.gates.look_at_budget(release=True)
 
     async def _retire(self, executor: Executor) -> None:
         """Closes an executor of an earlier config when its last attempt has ended."""
-        while executor in self.context.active.values():  # noqa: ASYNC110 - rare, and nobody else waits for it.
-            await anyio.sleep(RETIRED_LOOK_S)
+        await self.context.out_of_use(executor)
         await executor.aclose()
 
     async def _check_database(self) -> None:
@@ -263,9 +289,26 @@ class Daemon:
         for name in (*COLLECTIONS, "change", "blob"):
             found = await self.store.read(lambda reader, name=name: reader.all(f"check_{name}"))
             if found != [("ok",)]:
-                self._log.error("database_damaged", table=name, found=[row[0] for row in found][:5])
+                lines = [row[0] for row in found][:DAMAGE_SHOWN_MAX]
+                self._log.error("database_damaged", table=name, found=lines)
+                self.context.damage.append(Problem.make("database_damaged", table=name, detail="; ".join(lines)))
         await self.store.remember_boot(platform.boot_id())
         self._log.info("database_checked")
+
+
+def _commands(wanted: Config) -> set[str]:
+    """Names the executors whose probe is cheap: that of an MCP server would start it."""
+    return {name for name, section in wanted.executors().items() if isinstance(section, CommandSection)}
+
+
+def config_remarks(environ: Mapping[str, str], path: str) -> list[Problem]:
+    """Gives what is strange about a config that can be used; nothing for one that can't."""
+    try:
+        wanted = config.load(environ, path).config
+    except Rejected:
+        return []
+    ways = {section.name: way_of(section.kind, section) for section in wanted.executor}
+    return remarks(wanted.rule, ways)
 
 
 def store_settings(wanted: Config) -> StoreSettings:
@@ -321,7 +364,7 @@ def main(argv: Sequence[str]) -> int:
     clock = SystemClock()
     try:
         loaded = config.load(environ)
-        with StateDir(Path(loaded.config.state.dir)):
+        with StateDir(Path(loaded.config.state.dir), loaded.config.socket.path):
             return _run(loaded, environ, clock)
     except OmnidError as error:
         return _say(error)
@@ -333,7 +376,8 @@ def config_without_daemon(action: str) -> int:
     path = platform.config_path(environ)
     answer: Struct
     if action == "check":
-        answer = ConfigChecked(path, [Problem.of(error) for error in config.check(environ, path)])
+        problems = [Problem.of(error) for error in config.check(environ, path)]
+        answer = ConfigChecked(path, problems, remarks=config_remarks(environ, path))
     else:
         try:
             answer = ConfigShown(path, [ConfigRow(*row) for row in config.load(environ, path).rows()])
@@ -359,16 +403,14 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
         try:
             anyio.run(partial(_serve_with_signals, loaded, environ, clock, log.logger(), secrets))
         except BaseExceptionGroup as group:
-            error = _first(group)
+            error = _of_omnid(first(group))
             log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)
             raise error from None
     return 0
 
 
-def _first(error: BaseException) -> OmnidError:
-    """Gives the error of omnid's in a group; any other is a fault in omnid."""
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+def _of_omnid(error: BaseException) -> OmnidError:
+    """Gives an error of omnid's as it is; any other is a fault in omnid."""
     return error if isinstance(error, OmnidError) else Fatal("internal", detail=f"{type(error).__name__}: {error}")
 
 

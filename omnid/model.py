@@ -132,6 +132,27 @@ class Work(Struct, frozen=True, omit_defaults=True):
     cost_max_usd: float | None = None
 
 
+class TurnedDown(Struct, frozen=True, omit_defaults=True):
+    """An executor that a rule named and that didn't get the work."""
+
+    executor: str
+    cause: str
+    """``missing``, ``kind``, ``local``, ``cloud``, ``order``, or the cause of its closed gate (``rate_limit``, ...)."""
+    why: str
+    """The rest of a sentence that begins with the executor's name."""
+    rule: str | None = None
+
+
+class Route(Struct, frozen=True, omit_defaults=True):
+    """The executor that gets the work, why, and what was turned down for it; written down when it is decided."""
+
+    executor: str
+    reason: str
+    rule: str | None = None
+    """The rule that decided; None: there was nothing to choose from."""
+    turned_down: tuple[TurnedDown, ...] = ()
+
+
 class Task(Struct, frozen=True):
     """A task as the journal holds it. `ord` is the order of submission; `heads` the log's heads per field."""
 
@@ -168,7 +189,11 @@ class Task(Struct, frozen=True):
     """Attempts that failed and count against `attempts_max`."""
     finished_at_ms: int | None = None
     problem: Problem | None = None
+    route: Route | None = None
+    """What the router decided, where it had a choice."""
     heads: dict[str, int] = {}
+    budget_at_ms: int | None = None
+    """Until when a cap keeps it from its start; `states.NEVER_MS`: until a person raises its own."""
 
     @property
     def name(self) -> str:
@@ -199,6 +224,8 @@ class Attempt(Struct, frozen=True):
     """None is unknown, never 0."""
     route: dict[str, Any] | None = None
     heads: dict[str, int] = {}
+    reserved_usd: float | None = None
+    """What was reserved for it at its start; None: it costs nothing."""
 
 
 class Command(Struct, frozen=True):
@@ -216,6 +243,10 @@ class Command(Struct, frozen=True):
     idempotent: bool = False
     begun_before: int = 0
     """How many earlier attempts of the task had begun: an agent's session is resumed then."""
+    session: str | None = None
+    """The session that an agent named in one of them."""
+    lost_before: bool = False
+    """Whether nobody knows how one of them ended."""
     cost_max_usd: float | None = None
     """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 
@@ -249,6 +280,27 @@ class Result(Struct, frozen=True):
     cost_usd: float | None = None
     park: Park | None = None
     """With the outcome `parked`, what closes the executor's gate."""
+
+
+class Delivery(Struct, frozen=True):
+    """Something in an outbox, on its way to one destination. Its `id` lets the receiver drop a second one."""
+
+    ord: int
+    id: str
+    destination: str
+    kind: str
+    """What it is: ``answer`` or ``notice``."""
+    subject: str | None
+    """What it is about: the id of a task, the name of an executor."""
+    body: dict[str, Any]
+    created_at_ms: int
+    tries: int = 0
+    retry_at_ms: int | None = None
+    dead_at_ms: int | None = None
+    """Since when it is given up, and waits for a person."""
+    problem: Problem | None = None
+    """Why the last try failed."""
+    heads: dict[str, int] = {}
 
 
 class Gate(Struct, frozen=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     import socket
+    from zoneinfo import ZoneInfo
 
 IS_MACOS = sys.platform == "darwin"
 
@@ -22,6 +23,8 @@ FULL_FSYNC = IS_MACOS
 """Whether a sync must ask for more than fsync(2) to reach the disk: on macOS only F_FULLFSYNC empties its cache."""
 
 HELPER_TIMEOUT_S = 5.0
+UUID_CHARS = 36
+LOCALTIME = "/etc/localtime"
 
 
 class Paths(NamedTuple):
@@ -143,6 +146,12 @@ def process_start(pid: int) -> str | None:
     return stat.rpartition(")")[2].split()[19]
 
 
+def attempt_of(environ: Mapping[str, str]) -> str | None:
+    """Gives the attempt that a process belongs to, by the variable that every command carries; None outside of any."""
+    attempt = environ.get("OMNID_ATTEMPT", "")
+    return attempt if len(attempt) == UUID_CHARS else None
+
+
 def peer_uid(connection: "socket.socket") -> int:
     """Tells which user is at the other end of a connected Unix socket; raises OSError where it can't be told."""
     import socket
@@ -154,6 +163,44 @@ def peer_uid(connection: "socket.socket") -> int:
         return int(struct.unpack_from("=II", credentials)[1])
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
+
+
+def zone(name: str, environ: Mapping[str, str] = os.environ, localtime: str = LOCALTIME) -> "ZoneInfo":
+    """Gives a time zone by its IANA name; ``""`` is the machine's: ``$TZ``, else where /etc/localtime leads, else UTC.
+
+    Raises ValueError for a name that this system doesn't know.
+    """
+    import contextlib
+    import io
+    import struct
+    from zoneinfo import ZoneInfo
+
+    if name:
+        return _zone(name)
+    _, _, linked = os.path.realpath(localtime).rpartition("/zoneinfo/")
+    for found in (environ.get("TZ", "").removeprefix(":").rpartition("/zoneinfo/")[2], linked, "UTC"):
+        with contextlib.suppress(ValueError):
+            return _zone(found)
+    # A system without any zones still knows this one: RFC 9636, a file of version 1 with a single local time type.
+    content = b"TZif" + bytes(16) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + struct.pack(">lBB", 0, 0, 0) + b"UTC\0"
+    return ZoneInfo.from_file(io.BytesIO(content), key="UTC")
+
+
+def zones() -> list[str]:
+    """Gives the names of all time zones that this system knows."""
+    from zoneinfo import available_timezones
+
+    return sorted(available_timezones())
+
+
+def _zone(name: str) -> "ZoneInfo":
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (OSError, KeyError, ValueError) as error:
+        # What is a directory there, leads out of it or isn't there at all; zoneinfo tells each in another way.
+        raise ValueError(f"there is no time zone {name}") from error
 
 
 def free_bytes(path: str) -> int:

@@ -239,7 +239,8 @@ def main(environ: Mapping[str, str]) -> int:
         if length > platform.SOCKET_PATH_BYTES_MAX:
             raise Rejected("path_too_long", path=path, length=length, limit=platform.SOCKET_PATH_BYTES_MAX)
         away_s = float(environ.get("OMNID_RELAY_AWAY_S") or AWAY_S)
-        session = Session(_session_id(os.urandom(16)), path, away_s, note, time.monotonic())
+        attempt = platform.attempt_of(environ)
+        session = Session(_session_id(os.urandom(16)), path, away_s, note, time.monotonic(), attempt)
         return Relay(session, path, lambda: _start_daemon(environ)).run()
     except OmnidError as error:
         note(str(error))

@@ -48,7 +48,16 @@ class Session:
     without an answer. `to_client` and `to_daemon` are what has to be written; the caller takes it away from the front.
     """
 
-    def __init__(self, session: str, path: str, away_s: float, note: Callable[[str], None], now_s: float) -> None:
+    def __init__(
+        self,
+        session: str,
+        path: str,
+        away_s: float,
+        note: Callable[[str], None],
+        now_s: float,
+        attempt: str | None = None,
+    ) -> None:
+        """`attempt` is the one from inside which the client works, if any."""
         self.to_client = bytearray()
         self.to_daemon = bytearray()
         self.open: dict[int | str, _Request] = {}
@@ -56,6 +65,7 @@ class Session:
         self.problem: OmnidError | None = None
         """Why the daemon can't be had, as far as it is known."""
         self._session = session
+        self._attempt = attempt
         self._path = path
         self._away_s = away_s
         self._note = note
@@ -93,6 +103,8 @@ class Session:
         self.phase = "greeting"
         self._dialled += 1
         hello = {"session": self._session, "role": "agent", "version": __version__}
+        if self._attempt is not None:
+            hello["attempt"] = self._attempt
         self.to_daemon += wire.request(_HELLO_ID, "omnid/hello", hello)
 
     def lost(self, now_s: float) -> None:

@@ -71,7 +71,8 @@ class Secrets:
         except TimeoutError:
             raise Rejected("secret_missing", reference=reference, detail=f"no answer in {EXEC_TIMEOUT_S} s") from None
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            raise Rejected("secret_missing", reference=reference, detail=str(error)) from error
+            detail = (isinstance(error, OSError) and error.strerror) or error
+            raise Rejected("secret_missing", reference=reference, detail=detail) from error
         if not secret:
             raise Rejected("secret_missing", reference=reference, detail="it is empty")
         self._remember(secret, reference)

@@ -15,10 +15,16 @@ ExitCode = Annotated[int, Meta(ge=0, le=255)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Hours = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
+Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200)]
+"""A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
+DESKTOP = "desktop"
+"""The place for notices that needs no destination in the config."""
+NO_PROFILE = "none"
+PROMPT = "{task.prompt}"
 AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini", "openclaw": "openclaw"}
 """Programs of agents, and the executors that are there for them without any config; each has a profile of its name."""
 
@@ -65,6 +71,7 @@ class Limits(_Section, frozen=True, kw_only=True):
     batch_tasks_max: Count = 10_000
     labels_max: Count = 32
     after_max: Count = 256
+    notes_max: Count = 1_000
 
 
 class Store(_Section, frozen=True, kw_only=True):
@@ -77,10 +84,14 @@ class Store(_Section, frozen=True, kw_only=True):
 
 
 class Retention(_Section, frozen=True, kw_only=True):
-    """How long finished tasks are kept."""
+    """How long finished tasks, answers to sessions, and the history of what was deleted are kept."""
 
     finished_days: Annotated[float, Meta(gt=0, le=36_500)] = 30.0
     finished_max: Count = 100_000
+    answers_days: Annotated[float, Meta(gt=0, le=36_500)] = 2.0
+    answers_max: Count = 100_000
+    deleted_days: Annotated[float, Meta(gt=0, le=36_500)] = 2.0
+    calls_days: Annotated[float, Meta(ge=32, le=36_500)] = 93.0
     batch: Count = 500
 
 
@@ -121,7 +132,7 @@ class Workspace(_Section, frozen=True, kw_only=True):
 class Budget(_Section, frozen=True, kw_only=True):
     """The lid on money; a cap of 0 is none. Days and months are those of `daemon.zone`."""
 
-    run_usd: Usd = 5.0
+    run_usd: Annotated[float, Meta(gt=0, le=1e9)] = 5.0
     task_usd: Usd = 0.0
     day_usd: Usd = 0.0
     month_usd: Usd = 0.0
@@ -249,10 +260,10 @@ class Rule(_Section, frozen=True, kw_only=True):
     """Sends tasks that fit to the first of its executors that can be used; all that it names must fit."""
 
     name: Name
-    executor: tuple[str, ...]
+    executor: Annotated[tuple[str, ...], Meta(min_length=1)]
     kind: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    text: tuple[str, ...] = ()
+    text: tuple[Words, ...] = ()
     bytes_min: Annotated[int, Meta(ge=0)] = 0
     bytes_max: Annotated[int, Meta(ge=0)] | None = None
     lane: tuple[str, ...] = ()
@@ -307,7 +318,7 @@ class Channel(_Section, frozen=True, kw_only=True):
 
 
 class Destination(_Section, frozen=True, kw_only=True):
-    """A place that answers and notices can be delivered to."""
+    """A place that answers and notices can be delivered to; `target` is where at it, unless the answer names one."""
 
     name: Name
     kind: Literal["command", "webhook", "openclaw", "apprise"]
@@ -315,6 +326,8 @@ class Destination(_Section, frozen=True, kw_only=True):
     url: str = ""
     secret: str = ""
     executor: str | None = None
+    channel: str = ""
+    target: str = ""
     timeout_s: Seconds = 30.0
 
 

@@ -25,6 +25,9 @@ REASONS = ("paused", "approval", "dependency", "not_before", "hours", "budget", 
 GATES = ("paused", "login", "executor", "cloud", "link", "rate_limit", "budget", "hours")
 """Causes of gates that are stored; `lane` and `slots` are computed from what runs."""
 
+NEVER_MS = 253_402_300_799_999
+"""The last millisecond that a time may name: what waits until then waits for a person."""
+
 TABLE: dict[tuple[str, str], str] = {
     ("idle", "hold"): "waiting",
     ("idle", "start"): "executing",
@@ -87,6 +90,9 @@ class Facts(NamedTuple):
     open_dependencies: int
     not_before_ms: int | None
     retry_at_ms: int | None
+    opens_ms: int | None = None
+    """When its hours begin next; None: it has none. Within them it is not later than `now_ms`."""
+    budget_at_ms: int | None = None
 
 
 class Wait(NamedTuple):
@@ -106,6 +112,10 @@ def own_wait(facts: Facts) -> Wait | None:
         return Wait("dependency", None)
     if facts.not_before_ms is not None and facts.not_before_ms > facts.now_ms:
         return Wait("not_before", facts.not_before_ms)
+    if facts.opens_ms is not None and facts.opens_ms > facts.now_ms:
+        return Wait("hours", facts.opens_ms)
+    if facts.budget_at_ms is not None and facts.budget_at_ms > facts.now_ms:
+        return Wait("budget", None if facts.budget_at_ms == NEVER_MS else facts.budget_at_ms)
     if facts.retry_at_ms is not None and facts.retry_at_ms > facts.now_ms:
         return Wait("backoff", facts.retry_at_ms)
     return None

@@ -1,14 +1,16 @@
 """Days, months and daily windows in a time zone, as instants. Pure.
 
 Instants are Unix milliseconds. Where the clocks go forward, a local time that never comes means the moment after the
-gap; where they go back, one that comes twice means the first (PEP 495, fold 0).
+gap; where they go back, one that comes twice means the first (PEP 495, fold 0). So a window opens at most once a day.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 DAY = timedelta(days=1)
+SECOND = timedelta(seconds=1)
 
 
 def local(at_ms: int, zone: ZoneInfo) -> datetime:
@@ -18,7 +20,23 @@ def local(at_ms: int, zone: ZoneInfo) -> datetime:
 
 def instant_ms(day: date, at: time, zone: ZoneInfo) -> int:
     """Gives the instant of a local time."""
-    return round(datetime.combine(day, at, zone).timestamp() * 1000)
+    wanted = datetime.combine(day, at)
+    moment = wanted.replace(tzinfo=zone).astimezone(UTC)
+    if moment.astimezone(zone).replace(tzinfo=None) != wanted:
+        moment = _after_gap(wanted.replace(tzinfo=zone, fold=1).astimezone(UTC), moment, zone)
+    return round(moment.timestamp() * 1000)
+
+
+def _after_gap(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
+    """Finds the second between the two, both in UTC, from which on the zone's clocks are ahead."""
+    offset = before.astimezone(zone).utcoffset()
+    while after - before > SECOND:
+        middle = before + timedelta(seconds=(after - before) // SECOND // 2)
+        if middle.astimezone(zone).utcoffset() == offset:
+            before = middle
+        else:
+            after = middle
+    return after
 
 
 def next_ms(after_ms: int, at: time, zone: ZoneInfo) -> int:
@@ -56,11 +74,29 @@ class Window(NamedTuple):
 
     def holds(self, at_ms: int, zone: ZoneInfo) -> bool:
         """Tells whether the instant lies in the window; one that begins when it ends is the whole day."""
-        now = local(at_ms, zone).time().replace(tzinfo=None)
-        if self.begin < self.end:
-            return self.begin <= now < self.end
-        return now >= self.begin or now < self.end
+        return self.begin == self.end or any(begin <= at_ms < end for begin, end in self._around(at_ms, zone))
 
     def opens_ms(self, at_ms: int, zone: ZoneInfo) -> int:
         """Gives when the window is open next: `at_ms` itself inside it."""
-        return at_ms if self.holds(at_ms, zone) else next_ms(at_ms, self.begin, zone)
+        if self.holds(at_ms, zone):
+            return at_ms
+        return next(begin for begin, end in self._around(at_ms, zone) if at_ms < begin < end)
+
+    def closes_ms(self, at_ms: int, zone: ZoneInfo) -> int | None:
+        """Gives when the window that holds the instant ends; None outside it, and for the whole day."""
+        if self.begin == self.end:
+            return None
+        return next((end for begin, end in self._around(at_ms, zone) if begin <= at_ms < end), None)
+
+    def closed_ms(self, at_ms: int, zone: ZoneInfo) -> int:
+        """Gives when the window closed that was the last before the instant: `at_ms` itself where there was none."""
+        ended = [end for begin, end in self._around(at_ms, zone) if begin < end <= at_ms]
+        return max(ended, default=at_ms)
+
+    def _around(self, at_ms: int, zone: ZoneInfo) -> Iterator[tuple[int, int]]:
+        """Gives the windows of the days around the instant; one that falls into a gap of the clocks is empty."""
+        today = local(at_ms, zone).date()
+        for k in range(-2, 4):
+            day = today + k * DAY
+            last = day if self.begin < self.end else day + DAY
+            yield instant_ms(day, self.begin, zone), instant_ms(last, self.end, zone)

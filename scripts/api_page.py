@@ -2,13 +2,13 @@
 
 import ast
 import inspect
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from omnid.api import shapes
 from omnid.api.methods import METHODS, Method
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
@@ -31,7 +31,8 @@ sizes bytes (`_bytes`). A `task` is a UUID, a short name (`t7`) of the caller's 
 
 A connection may begin with `omnid/hello`, which says who is on it: `role` (`person` or `agent`), `origin`, and
 `session`. Within a session the request ids make mutations repeatable: one that is sent again with the same id is
-answered with the answer of then, and not done again.
+answered with the answer of then, and not done again. `attempt` is what a command finds in its `OMNID_ATTEMPT`: the
+task of that attempt is the parent of what is submitted.
 
 An error is -32602 where parameters don't fit, -32601 where there is no such operation, and -32000 otherwise. Its `data`
 holds `code`, `what`, `why`, `do`, and `kind`: `retryable` (it may work later, unchanged), `rejected` (never) or `fatal`
@@ -91,6 +92,12 @@ _OPERATION_OF = {method.params.__name__: method.name for method in reversed(METH
 """The operation whose parameters a struct holds; the first, where there are several."""
 
 
+_MODULES = {
+    sys.modules[kind.__module__]: None for method in METHODS.values() for kind in (method.params, method.result)
+}
+"""Where the structs are defined, or imported."""
+
+
 def _type(part: dict[str, Any]) -> str:
     if "$ref" in part:
         return _link(part["$ref"].rpartition("/")[2])
@@ -110,7 +117,7 @@ def _link(name: str) -> str:
 
 def _comments(name: str) -> dict[str, str]:
     """Gives the sentences that stand below the fields of a struct in its source."""
-    kind = getattr(shapes, name, None)
+    kind = next((getattr(module, name) for module in _MODULES if hasattr(module, name)), None)
     if kind is None:
         return {}
     (struct,) = ast.parse(inspect.getsource(kind)).body

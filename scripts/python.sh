@@ -20,15 +20,22 @@ if command -v uv >/dev/null 2>&1; then
 fi
 
 echo "omnid needs Python 3.11 to 3.14, and there is none here. This brings one:" >&2
-if [ "$(uname -s)" = Darwin ]; then
-    if command -v brew >/dev/null 2>&1; then
-        echo "    brew install python@3.13" >&2
-    else
-        echo "    curl -LsSf https://astral.sh/uv/install.sh | sh" >&2
-    fi
-elif command -v apt-get >/dev/null 2>&1; then
-    echo "    sudo apt-get install python3 python3-venv" >&2
+# Debian 11 and Ubuntu 22.04 have a python3 that is too old, and so has who knows what else.
+if command -v apt-cache >/dev/null 2>&1; then
+    packaged=$(apt-cache policy python3 2>/dev/null | sed -n 's/^ *Candidate: *\(3\.[0-9]*\).*/\1/p')
 else
-    echo "    curl -LsSf https://astral.sh/uv/install.sh | sh" >&2
+    packaged=
 fi
+case "$(uname -s) $packaged" in
+    Linux\ 3.11 | Linux\ 3.12 | Linux\ 3.13 | Linux\ 3.14) echo "    sudo apt-get install python3 python3-venv" >&2 ;;
+    *)
+        if command -v brew >/dev/null 2>&1; then
+            echo "    brew install python@3.13" >&2
+        elif command -v curl >/dev/null 2>&1 || ! command -v wget >/dev/null 2>&1; then
+            echo "    curl -LsSf https://astral.sh/uv/install.sh | sh" >&2
+        else
+            echo "    wget -qO- https://astral.sh/uv/install.sh | sh" >&2
+        fi
+        ;;
+esac
 exit 1

@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "omnid-setup"
-LOCKS = {"runtime": ROOT / "requirements.txt", "dev": ROOT / "requirements-dev.txt"}
+LOCKS = {"runtime": ("requirements.txt", "requirements-build.txt"), "dev": ("requirements-dev.txt",)}
+"""What each profile installs: all of it by hash, what builds omnid itself too, so nothing else is ever fetched."""
 WAIT_S = 900
 STEP_TIMEOUT_S = 900
 
@@ -59,7 +60,8 @@ def _taken(descriptor: int) -> bool:
 
 def _digest(profile: str) -> str:
     """Names all that the environment depends on."""
-    parts = [LOCKS[profile].read_bytes(), (ROOT / "pyproject.toml").read_bytes(), str(ROOT).encode(), profile.encode()]
+    files = [(ROOT / name).read_bytes() for name in (*LOCKS[profile], "pyproject.toml")]
+    parts = [*files, str(ROOT).encode(), profile.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -98,9 +100,8 @@ def _install(profile: str) -> None:
     python = str(VENV / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     pip += ["--progress-bar", "off"]
-    _run([*pip, "--require-hashes", "-r", str(LOCKS[profile])])
-    # The build backend is in the lock for development only.
-    _run([*pip, "--no-deps", *(["--no-build-isolation"] if profile == "dev" else []), "-e", str(ROOT)])
+    _run([*pip, "--require-hashes", *(part for name in LOCKS[profile] for part in ("-r", str(ROOT / name)))])
+    _run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)])
 
 
 def _run(argv: list[str], hint: str = "") -> None:

@@ -82,7 +82,9 @@ def texts(path: Path) -> Iterator[str]:
 def tracked() -> Iterator[Path]:
     """Every file of the project, without what tools leave behind."""
     for folder, below, names in os.walk(ROOT):
-        below[:] = [name for name in below if name == ".ci" or not name.startswith((".", "__pycache__"))]
+        below[:] = [
+            name for name in below if name == ".ci" or not name.startswith((".", "__pycache__", "node_modules"))
+        ]
         yield from (
             Path(folder, name) for name in names if not name.startswith(".venv") and Path(folder, name) != ROOT / ".git"
         )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
-from omnid import platform, wire
+from omnid import __version__, platform, wire
 from omnid.errors import OmnidError, Rejected, Retryable
 
 BUSY_PAUSE_S = 0.02
@@ -21,6 +21,7 @@ WAIT_S_MAX = 50.0
 """The longest wait that the daemon takes in one request."""
 
 ANSWER_BYTES_MAX = 256 << 20
+_HELLO_ID = "hello"
 _READ_BYTES = 64 << 10
 
 
@@ -29,7 +30,8 @@ class Client:
 
     Every method raises the error that the daemon answered with (Rejected, Retryable), Retryable(`daemon_down`)
     where nobody listens, Retryable(`daemon_lost`) where the connection ended before the answer, and
-    Retryable(`answer_timeout`) after `timeout_s`. Parameters and results are those of omnid/api/shapes.py as dicts.
+    Retryable(`answer_timeout`) after `timeout_s`. What is submitted from inside an attempt (``OMNID_ATTEMPT`` in the
+    environment) is a child of its task. Parameters and results are those of omnid/api/shapes.py as dicts.
     """
 
     def __init__(
@@ -64,6 +66,10 @@ class Client:
         message = wire.request(self._id, method, params)
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         until_s = self._monotonic_s() + timeout_s
+        attempt = platform.attempt_of(os.environ)
+        if attempt is not None and self._socket is None:
+            # Its answer needn't be waited for: it comes before the one that is.
+            message = wire.request(_HELLO_ID, "omnid/hello", {"attempt": attempt, "version": __version__}) + message
         connection = self._connected()
         try:
             answer = self._answer(connection, message, until_s)
@@ -99,7 +105,10 @@ class Client:
         return self.call("omnid/task.submit", fields)
 
     def wait(self, task: str, timeout_s: float) -> dict[str, Any]:
-        """Waits at most `timeout_s` for the end of a task and gives its view; `timed_out` there: it goes on."""
+        """Waits at most `timeout_s` for the end of a task and gives its view; `timed_out` there: it goes on.
+
+        A task that only a key or a login helps on (reason `login`) is not waited for.
+        """
         until_s = self._monotonic_s() + timeout_s
         while True:
             wait_s = min(WAIT_S_MAX, max(0.0, until_s - self._monotonic_s()))

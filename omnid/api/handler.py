@@ -12,10 +12,12 @@ from omnid.api.mcp_server import McpServer
 from omnid.api.methods import METHODS, Api, Method
 from omnid.api.shapes import Hello, Welcome
 from omnid.api.socket import PREFIX, Connection, Request
+from omnid.api.texts import NUL_IN_JSON, refuse_nul
 from omnid.clock import is_uuid
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller
 from omnid.model import USER_ORIGIN
+from omnid.store.interface import Outcome
 
 T = TypeVar("T")
 
@@ -49,12 +51,23 @@ class SocketHandler:
         operation = self._operations.get(request.method)
         return operation is not None and operation.method.waits
 
+    def begin(self, connection: Connection, request: Request, done: Callable[[Outcome[bytes]], None]) -> bool:
+        """See `socket.Handler.begin`."""
+        operation = self._operations.get(request.method)
+        if operation is None or operation.method.begin is None:
+            return False
+        try:
+            params = _decoded(operation.decode, request.params, request.method)
+        except Rejected:
+            return False  # `call` says what is wrong with them.
+        return self._api.begin(_caller(connection, request), operation.method, params, self._encode, done)
+
     async def call(self, connection: Connection, request: Request) -> bytes:
         """See `socket.Handler.call`; raises Rejected(`unknown_method`, `bad_request`) and what the operation raises."""
         operation = self._operations.get(request.method)
         if operation is None:
             if request.method == HELLO:
-                return self._welcome(connection, request)
+                return await self._welcome(connection, request)
             raise Rejected("unknown_method", method=request.method, version=__version__, hint="")
         params = _decoded(operation.decode, request.params, request.method)
         result = await self._api.call(_caller(connection, request), operation.method.name, params)
@@ -70,7 +83,7 @@ class SocketHandler:
         connection.role = "agent"
         await self._mcp.serve(connection, lines, send)
 
-    def _welcome(self, connection: Connection, request: Request) -> bytes:
+    async def _welcome(self, connection: Connection, request: Request) -> bytes:
         hello: Hello = _decoded(self._hello, request.params, request.method)
         if hello.session is not None and not is_uuid(hello.session):
             raise Rejected("bad_request", detail="session is a UUID", where=request.method)
@@ -79,6 +92,7 @@ class SocketHandler:
         connection.role = hello.role
         connection.origin = _origin(hello)
         connection.session = hello.session
+        connection.parent = None if hello.attempt is None else await self._api.task_of(hello.attempt)
         if hello.role == "agent":
             connection.tasks.start_soon(self._mcp.preload)
         return self._encode(Welcome(__version__, self._pid, self._incarnation, self._message_bytes_max))
@@ -92,15 +106,20 @@ def _origin(hello: Hello) -> str | None:
 def _caller(connection: Connection, request: Request) -> Caller:
     origin = connection.origin or (USER_ORIGIN if connection.role == "person" else AGENT_ORIGIN)
     if connection.session is None:
-        return Caller(connection.role, origin)
-    return Caller(connection.role, origin, connection.session, bytes(request.id).decode(errors="replace"))
+        return Caller(connection.role, origin, parent=connection.parent)
+    request_id = bytes(request.id).decode(errors="replace")
+    return Caller(connection.role, origin, connection.session, request_id, connection.parent)
 
 
 def _decoded(decode: Callable[[bytes | Raw], T], params: Raw, method: str) -> T:
+    text = bytes(params)
     try:
-        return decode(params if bytes(params) else b"{}")
+        value = decode(text or b"{}")
     except msgspec.ValidationError as error:
         detail = str(error).replace(" - at `$.", ", at `")
         raise Rejected("bad_request", detail=detail, where=f"the parameters of {method}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("bad_request", detail=str(error), where=f"the parameters of {method}") from error
+    if NUL_IN_JSON in text:
+        refuse_nul(value, f"the parameters of {method}")
+    return value

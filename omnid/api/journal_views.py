@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import anyio
+import msgspec
 
 from omnid import platform
 from omnid.api.shapes import (
@@ -25,6 +26,7 @@ from omnid.errors import OmnidError, Rejected
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.doctor import Doctor
+from omnid.flow.gates import Gates
 from omnid.model import Attempt, Change, Problem, Task
 from omnid.store import journal
 from omnid.store.interface import Reader, tally_key
@@ -32,7 +34,7 @@ from omnid.store.log import HLC_COUNTER_BITS, hlc_wall_ms
 from omnid.store.replay import change_of
 
 LOOK_AGAIN_S = 0.2
-"""How often a log is looked at while somebody follows it: files tell nobody that they grow."""
+"""How often the file is looked at while somebody follows it: files tell nobody that they grow. Its end is told."""
 FIELD_CHARS_MAX = 2_000
 PROBE_S_MAX = 15.0
 
@@ -40,8 +42,9 @@ PROBE_S_MAX = 15.0
 class JournalViews:
     """Builds what clients see of the past."""
 
-    def __init__(self, context: Context, views: Views, doctor: Doctor) -> None:
+    def __init__(self, context: Context, gates: Gates, views: Views, doctor: Doctor) -> None:
         self._context = context
+        self._gates = gates
         self._views = views
         self._doctor = doctor
 
@@ -50,7 +53,8 @@ class JournalViews:
         task = journal.need_task(reader, task_id)
         last = _attempt(reader, task, task.attempt)
         text = self._views.sentence(reader, task, last)
-        return WhyAnswer(task.name, task.state, text, None if last is None else last.route)
+        chosen = None if task.route is None else msgspec.to_builtins(task.route)
+        return WhyAnswer(task.name, task.state, text, chosen if last is None else last.route)
 
     async def log(self, caller: Caller, params: Log) -> LogPart:
         """Gives a piece of an attempt's output; waits for more where the attempt runs."""
@@ -63,16 +67,35 @@ class JournalViews:
                 return LogPart("", params.offset_bytes, 0, True)
             raise Rejected("unknown_attempt", number=number, task=task.name, last=task.attempt)
         data = await spool.read(attempt.id, params.offset_bytes, params.limit_bytes)
-        with anyio.move_on_after(params.wait_s):
-            while not data and attempt.ended_at_ms is None:
-                await anyio.sleep(LOOK_AGAIN_S)
-                # First whether it has ended, then what it printed: the other way round its last words could be missed.
-                seen = await store.read(partial(_attempt, task=task, number=number)) or attempt
-                data = await spool.read(attempt.id, params.offset_bytes, params.limit_bytes)
-                attempt = seen
+        if params.wait_s and not data and attempt.ended_at_ms is None:
+            attempt, data = await self._more(params, task, attempt)
         if not data and params.offset_bytes == 0 and attempt.output:
             return LogPart(attempt.output, len(attempt.output.encode()), number, True)
         return self._part(params, attempt, data)
+
+    async def _more(self, params: Log, task: Task, attempt: Attempt) -> tuple[Attempt, bytes]:
+        """Waits until the attempt has printed more or ended, for at most `wait_s`; gives it as it is then."""
+        context, watch = self._context, self._context.watch
+        data = b""
+        event = watch.event(task.id)
+        changed = True
+        try:
+            with anyio.move_on_after(params.wait_s):
+                while not data:
+                    if changed:
+                        # First whether it has ended, then what it printed: else its last words could be missed.
+                        attempt = await context.store.read(partial(_again, attempt=attempt)) or attempt
+                    data = await context.spool.read(attempt.id, params.offset_bytes, params.limit_bytes)
+                    if data or attempt.ended_at_ms is not None:
+                        break
+                    with anyio.move_on_after(LOOK_AGAIN_S):
+                        await event.wait()
+                    changed = event.is_set()
+                    if changed:
+                        event = watch.event(task.id)
+        finally:
+            watch.forget(task.id, event)
+        return attempt, data
 
     def _part(self, params: Log, attempt: Attempt, data: bytes) -> LogPart:
         ended = attempt.ended_at_ms is not None
@@ -126,17 +149,16 @@ class JournalViews:
         return DoctorAnswer(all(finding.ok for finding in findings), findings)
 
     async def _executors(self) -> list[Finding]:
-        """Probes every executor, side by side."""
+        """Probes every executor, side by side; the gates follow what is found."""
         wrong: dict[str, str] = {}
 
         async def probe(name: str) -> None:
-            with anyio.move_on_after(PROBE_S_MAX) as scope:
-                try:
-                    await self._context.executors[name].probe()
-                except OmnidError as error:
-                    wrong[name] = error.what
-            if scope.cancelled_caught:
-                wrong[name] = f"its probe gave no answer within {PROBE_S_MAX:.0f} s"
+            try:
+                error = await self._gates.probe(name, PROBE_S_MAX)
+            except OmnidError as unwritten:
+                error = unwritten
+            if error is not None:
+                wrong[name] = error.what
 
         names = sorted(self._context.executors)
         async with anyio.create_task_group() as group:
@@ -173,6 +195,11 @@ def _finding(name: str, wrong: Sequence[str], fine: str, do: str) -> Finding:
 
 def _attempt(reader: Reader, task: Task, number: int) -> Attempt | None:
     row = reader.one("attempt_by_number", task.id, number)
+    return None if row is None else journal.attempt_of(row)
+
+
+def _again(reader: Reader, *, attempt: Attempt) -> Attempt | None:
+    row = reader.one("attempt_by_number", attempt.task_id, attempt.number)
     return None if row is None else journal.attempt_of(row)
 
 

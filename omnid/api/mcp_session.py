@@ -290,6 +290,7 @@ def _caller(context: Context) -> Caller:
         session=connection.session,
         # As JSON, because the ids 1 and "1" are two.
         request_id=_id_json(context.request_id).decode(),
+        parent=connection.parent,
     )
 
 

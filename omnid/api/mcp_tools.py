@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from omnid.api.methods import METHODS, Method
 from omnid.api.shapes import TaskView
+from omnid.api.texts import refuse_nul
 from omnid.errors import Rejected
 from omnid.flow.control import AGENT_ACTIONS
 
@@ -32,12 +33,12 @@ ATTEMPTS_MAX = 3
 
 HIDDEN: Mapping[str, frozenset[str]] = {
     "Submit": frozenset({"origin", "ref"}),
-    "Control": frozenset({"executor", "assignee", "output", "always"}),
+    "Control": frozenset({"executor", "assignee", "output", "always", "cost_max_usd"}),
     "TaskBrief": frozenset({"origin"}),
     "TaskView": frozenset({"work", "parent"}),
     "AttemptView": frozenset({"id"}),
     "GateView": frozenset({"id"}),
-    "Status": frozenset({"pid", "started_at_ms", "state_dir", "clients", "config_problem"}),
+    "Status": frozenset({"pid", "started_at_ms", "state_dir", "clients", "config_problem", "outbox"}),
 }
 """Fields of the structs that an agent neither sets nor sees: they are for people, or the agent knows them."""
 
@@ -74,9 +75,11 @@ class Tool(NamedTuple):
             detail = f"Object contains unknown field `{min(refused)}`"
             raise Rejected("bad_request", detail=detail, where=where)
         try:
-            return msgspec.convert(arguments, self.method.params)
+            params = msgspec.convert(arguments, self.method.params)
         except msgspec.ValidationError as error:
             raise Rejected("bad_request", detail=error, where=where) from error
+        refuse_nul(params, where)
+        return params
 
 
 TOOLS: Mapping[str, Tool] = {
@@ -117,8 +120,9 @@ TOOLS: Mapping[str, Tool] = {
         Tool(
             "task_control",
             "Control a task",
-            "Cancel, retry, pause or resume a task, or change its `priority` (-10 to 10). The answer says what happens "
-            "next: a running task is cancelled when its attempt has ended.",
+            "Cancel, retry, pause or resume a task, or change its `priority` (-10 to 10). `reply` passes on in `text`, "
+            "word for word, what a person answered to a message about it. The answer says what happens next: a "
+            "running task is cancelled when its attempt has ended.",
             METHODS["task.control"],
             read_only=False,
             destructive=True,

@@ -11,10 +11,17 @@ import anyio
 from msgspec import Struct
 
 from omnid import __version__
-from omnid.api import shapes
+from omnid.api import shapes, shapes_money, shapes_night, shapes_outbox
+from omnid.api import shapes_workspaces as places
 from omnid.api.journal_views import JournalViews
+from omnid.api.night import Night
+from omnid.api.outbox_views import OutboxViews
+from omnid.api.routing import Routing
+from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.views import Views, by_reason, by_state
+from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
+from omnid.executor.workspace import Workspaces
 from omnid.flow import control, intake
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
@@ -25,7 +32,7 @@ from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
 from omnid.model import Problem, Submit, Submitted
 from omnid.states import TERMINAL
-from omnid.store.interface import Reader, Tx
+from omnid.store.interface import Outcome, Reader, Tx
 
 T = TypeVar("T")
 
@@ -52,6 +59,10 @@ class Host(Protocol):
         """Gives what is wrong with the config file on disk."""
         ...
 
+    def config_remarks(self) -> list[Problem]:
+        """Gives what is strange about the config file on disk and keeps it from nothing."""
+        ...
+
     async def reload(self) -> list[Problem]:
         """Takes the config file over, whole or (with problems) not at all."""
         ...
@@ -65,6 +76,10 @@ class Host(Protocol):
         ...
 
 
+Write = tuple[Callable[[Tx], Any], Callable[[Any], None] | None]
+"""A function of the transaction, and what follows its commit."""
+
+
 class Method(NamedTuple):
     """One operation."""
 
@@ -76,18 +91,26 @@ class Method(NamedTuple):
     """Who may call it: `person`, `agent`."""
     waits: bool = False
     """Whether it may take longer than a write to the store."""
+    begin: Callable[["Api", Caller, Any], "Write"] | None = None
+    """Where it is one write: checks what was asked and gives the write and what follows it; raises what is wrong."""
 
 
 class Api:
     """Carries out the operations; one serves all surfaces."""
 
-    def __init__(self, context: Context, gates: Gates, cancelling: Cancelling, host: Host) -> None:
+    def __init__(
+        self, context: Context, gates: Gates, cancelling: Cancelling, host: Host, workspaces: Workspaces | None = None
+    ) -> None:
         self._context = context
         self._gates = gates
         self._cancelling = cancelling
         self._host = host
         self._views = Views(context, gates)
-        self._history = JournalViews(context, self._views, Doctor(context))
+        self._history = JournalViews(context, gates, self._views, Doctor(context))
+        self._night = Night(context, gates, self._views)
+        self._routing = Routing(context)
+        self._outbox = OutboxViews(context)
+        self._workspaces = WorkspaceViews(context, gates, workspaces)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -97,17 +120,49 @@ class Api:
             raise Rejected("not_allowed", method=name, role=caller.role)
         return await method.handler(self, caller, params)
 
+    def begin(
+        self,
+        caller: Caller,
+        method: Method,
+        params: Struct,
+        encode: Callable[[Struct], bytes],
+        done: Callable[[Outcome[bytes]], None],
+    ) -> bool:
+        """Does an operation for a caller without a task, where it is one write and nothing speaks against it.
+
+        `done` gets the encoded result. Where it gives False nothing was begun, and `call` says what is wrong.
+        """
+        if method.begin is None or caller.role not in method.roles:
+            return False
+        try:
+            fn, then = method.begin(self, caller, params)
+        except OmnidError:
+            return False
+        self._context.store.post(lambda tx: encode(fn(tx)), done, then=then)
+        return True
+
+    def begin_submit(self, caller: Caller, params: Submit) -> "Write":
+        """Checks one task and gives the function that writes it, and what follows; raises what is wrong with it."""
+        self._room.check(self._context.config.store.free_bytes_min)
+        write = intake.plan_one(self._context, caller, params)
+        timed = params.not_before_ms is not None or params.deadline_ms is not None
+        return once(caller, "task.submit", params, write, Submitted), self._timed if timed else None
+
+    async def task_of(self, attempt_id: str) -> str | None:
+        """Gives the task of an attempt; None where the journal doesn't know it."""
+        row = await self._context.store.read(lambda reader: reader.one("attempt_head", attempt_id))
+        return None if row is None else row[2]
+
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""
         try:
-            write = self._plan(caller, (params,))
+            fn, then = self.begin_submit(caller, params)
         except OmnidError:
             before = await self._answered(caller, "task.submit", params, (params,), lambda found: found[0], Submitted)
             if before is None:
                 raise
             return before
-        fn = once(caller, "task.submit", params, lambda tx: write(tx)[0], Submitted)
-        return await self._context.store.write(fn, then=lambda _: self._taken(params))
+        return await self._context.store.write(fn, then=then)
 
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
@@ -121,7 +176,8 @@ class Api:
             return before
         fn = once(caller, name, params, lambda tx: answer(write(tx)), answer)
         bulk = len(params.tasks) > BULK_TASKS
-        return await self._context.store.write(fn, bulk=bulk, then=lambda _: self._taken(*params.tasks))
+        timed = any(task.not_before_ms is not None or task.deadline_ms is not None for task in params.tasks)
+        return await self._context.store.write(fn, bulk=bulk, then=self._timed if timed else None)
 
     def _plan(self, caller: Caller, asked: Sequence[Submit]) -> Callable[[Tx], list[Submitted]]:
         self._room.check(self._context.config.store.free_bytes_min)
@@ -147,31 +203,30 @@ class Api:
 
         return await self._context.store.read(find)
 
-    def _taken(self, *tasks: Submit) -> None:
-        """Wakes the dispatcher, and the timer where a new task has a time of its own."""
-        self._context.dispatch.ring()
-        if any(task.not_before_ms is not None or task.deadline_ms is not None for task in tasks):
-            self._context.timer.ring()
+    def _timed(self, _written: object) -> None:
+        """Wakes the timer where a new task has a time of its own."""
+        self._context.timer.ring()
 
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
-        """Gives a task, after waiting for its end for at most `wait_s`."""
+        """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on."""
         store = self._context.store
         task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
         timed_out = False
         if params.wait_s and task.state not in TERMINAL:
             with anyio.move_on_after(params.wait_s) as scope:
-                await self._ended(task.id)
+                await self._settled(task.id)
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
-        return await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
+        view = await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
+        return self._workspaces.shown(view)
 
-    async def _ended(self, task_id: str) -> None:
+    async def _settled(self, task_id: str) -> None:
         watch = self._context.watch
         while True:
             event = watch.event(task_id)
             try:
                 task = await self._context.store.read(lambda reader: find_task(reader, task_id, ""))
-                if task.state in TERMINAL:
+                if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
                     return
                 await event.wait()
             finally:
@@ -195,6 +250,8 @@ class Api:
             params.priority,
             params.output,
             params.always,
+            params.text,
+            params.cost_max_usd,
         )
         act = control.order(self._context, caller, what)
         effects: list[Effect] = []
@@ -230,11 +287,17 @@ class Api:
         return shapes.Controlled(brief, self._history.why(reader, task_id).text)
 
     async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
-        """Says in one sentence why a task is where it is."""
-        store = self._context.store
-        return await store.read(
-            lambda reader: self._history.why(reader, find_task(reader, params.task, caller.origin).id)
-        )
+        """Says in one sentence why a task is where it is, and in another where its work lies."""
+
+        def find(reader: Reader) -> tuple[shapes.WhyAnswer, str]:
+            task = find_task(reader, params.task, caller.origin)
+            return self._history.why(reader, task.id), task.id
+
+        return self._workspaces.told(*await self._context.store.read(find))
+
+    async def route(self, caller: Caller, params: RouteExplain) -> RouteExplained:
+        """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
+        return self._routing.explain(caller, params)
 
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
@@ -254,6 +317,7 @@ class Api:
         context, host = self._context, self._host
         needs_you, total = await context.store.read(self._views.needs_you)
         wake_at_ms = await context.store.read(_next_wake)
+        today = await context.store.read(self._views.money.today)
         return shapes.Status(
             version=__version__,
             pid=host.pid,
@@ -270,9 +334,24 @@ class Api:
             needs_you=needs_you,
             needs_you_total=total,
             next_wake_at_ms=wake_at_ms,
+            today=today,
             clients=host.clients(),
+            problems=self._views.problems(),
             config_problem=host.config_problem(),
+            outbox=await context.store.read(self._outbox.waiting),
         )
+
+    async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:
+        """Says what happened while nobody looked."""
+        return await self._night.away(caller, params)
+
+    async def receipt(self, caller: Caller, params: shapes_night.ReceiptOf) -> shapes_night.Receipt:
+        """Gives all that is known of a task's way."""
+        return await self._night.receipt(caller, params)
+
+    async def spend(self, _caller: Caller, params: shapes_money.Spend) -> shapes_money.Spent:
+        """Gives what was spent, and the caps."""
+        return await self._context.store.read(partial(self._views.money.spent, params=params))
 
     async def operations(self, caller: Caller, params: shapes.Operations) -> shapes.OperationsPage:
         """Gives a part of the log."""
@@ -286,6 +365,22 @@ class Api:
         """Checks the journal, the disk, the executors and the config."""
         return await self._history.examine(self._host.config_problems())
 
+    async def dead_list(self, _caller: Caller, params: shapes_outbox.DeadList) -> shapes_outbox.DeadPage:
+        """Gives what could not be delivered and was given up."""
+        return await self._outbox.list(params)
+
+    async def dead_show(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
+        """Gives one dead delivery."""
+        return await self._outbox.show(params)
+
+    async def dead_retry(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
+        """Has a dead delivery tried again."""
+        return await self._outbox.retry(params)
+
+    async def dead_drop(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
+        """Forgets a dead delivery."""
+        return await self._outbox.drop(params)
+
     async def config_show(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigShown:
         """Gives the config in use."""
         path, rows = self._host.config_rows()
@@ -293,12 +388,30 @@ class Api:
 
     async def config_check(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigChecked:
         """Checks the config file on disk."""
-        return shapes.ConfigChecked(self._host.config_rows()[0], self._host.config_problems())
+        path, problems = self._host.config_rows()[0], self._host.config_problems()
+        return shapes.ConfigChecked(path, problems, remarks=self._host.config_remarks())
 
     async def config_reload(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigChecked:
         """Takes the config file over, whole or not at all."""
         problems = await self._host.reload()
-        return shapes.ConfigChecked(self._host.config_rows()[0], problems, not problems)
+        path = self._host.config_rows()[0]
+        return shapes.ConfigChecked(path, problems, not problems, self._host.config_remarks())
+
+    async def workspace_list(self, _caller: Caller, _params: shapes.Empty) -> places.WorkspaceList:
+        """Gives the workspaces of agents' tasks."""
+        return await self._workspaces.list()
+
+    async def workspace_diff(self, caller: Caller, params: places.Diff) -> places.DiffPart:
+        """Gives a piece of what a task has changed in its workspace."""
+        return await self._workspaces.diff(caller, params)
+
+    async def workspace_merge(self, caller: Caller, params: places.WorkspaceOf) -> places.WorkspaceMerged:
+        """Merges a task's work into the branch that is checked out where it came from, and removes the workspace."""
+        return await self._workspaces.merge(caller, params)
+
+    async def workspace_remove(self, caller: Caller, params: places.WorkspaceOf) -> places.WorkspaceRemoved:
+        """Removes a task's workspace with all that is in it, and its branch."""
+        return await self._workspaces.remove(caller, params)
 
     async def stop(self, _caller: Caller, _params: shapes.Stop) -> shapes.Stopping:
         """Makes the daemon end; running commands go on under their supervisors."""
@@ -317,22 +430,36 @@ _ALL = frozenset({"person", "agent"})
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("task.submit", Submit, Submitted, Api.submit, _ALL),
+        Method("task.submit", Submit, Submitted, Api.submit, _ALL, begin=Api.begin_submit),
         Method("task.submit_batch", shapes.SubmitBatch, shapes.SubmittedBatch, Api.submit_batch, _ALL),
         Method("task.get", shapes.Get, shapes.TaskView, Api.get, _ALL, waits=True),
         Method("task.list", shapes.Search, shapes.Page, Api.search, _ALL, waits=True),
         Method("task.log", shapes.Log, shapes.LogPart, Api.log, _ALL, waits=True),
         Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
+        Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
+        Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True),
+        Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),
+        Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL),
         Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _PERSON, waits=True),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
+        Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, Api.dead_list, _PERSON),
+        Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_show, _PERSON),
+        Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_retry, _PERSON),
+        Method("dead.drop", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_drop, _PERSON),
         Method("config.show", shapes.Empty, shapes.ConfigShown, Api.config_show, _PERSON),
         Method("config.check", shapes.Empty, shapes.ConfigChecked, Api.config_check, _PERSON),
         Method("config.reload", shapes.Empty, shapes.ConfigChecked, Api.config_reload, _PERSON),
+        Method("workspace.list", shapes.Empty, places.WorkspaceList, Api.workspace_list, _PERSON, waits=True),
+        Method("workspace.diff", places.Diff, places.DiffPart, Api.workspace_diff, _PERSON, waits=True),
+        Method("workspace.merge", places.WorkspaceOf, places.WorkspaceMerged, Api.workspace_merge, _PERSON, waits=True),
+        Method(
+            "workspace.remove", places.WorkspaceOf, places.WorkspaceRemoved, Api.workspace_remove, _PERSON, waits=True
+        ),
         Method("daemon.stop", shapes.Stop, shapes.Stopping, Api.stop, _PERSON),
     )
 }

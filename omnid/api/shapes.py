@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from omnid.api.shapes_money import TaskMoney, Today
+from omnid.api.shapes_outbox import OutboxView
 from omnid.model import Millis, Name, Ordinal, Params, Priority, Problem, Submit, Submitted
 
 TaskRef = Annotated[str, Meta(min_length=1, max_length=200, description="UUID, t7, or origin/t7")]
@@ -68,6 +70,8 @@ class AttemptView(Struct, frozen=True):
     output_bytes: int | None
     value: Any
     cost_usd: float | None
+    reserved_usd: float | None = None
+    """What was reserved for it at its start; None: it costs nothing."""
 
 
 class TaskView(Struct, frozen=True):
@@ -79,6 +83,7 @@ class TaskView(Struct, frozen=True):
     key: str | None
     assignee: str | None
     parent: str | None
+    """The task from inside whose attempt it was submitted."""
     not_before_ms: int | None
     deadline_ms: int | None
     approval: str | None
@@ -87,6 +92,10 @@ class TaskView(Struct, frozen=True):
     attempts_total: int
     timed_out: bool
     """True where `wait_s` passed before the task ended."""
+    workspace: dict[str, Any] | None = None
+    """Where its work lies, if it has a place of its own: kind, path, branch, base, repository, notes."""
+    money: TaskMoney | None = None
+    """What it has cost; None: it costs nothing."""
 
 
 class Get(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,18 +156,23 @@ Action = Literal[
     "complete",
     "assign",
     "priority",
+    "budget",
     "delete",
     "approve",
     "deny",
     "done",
     "again",
     "fail",
+    "reply",
 ]
-"""`done`, `again` and `fail` resolve an uncertain task."""
+"""`done`, `again` and `fail` resolve an uncertain task; `reply` does what an answer to its message means."""
 
 
 class Control(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to do with a task. Agents may cancel, retry, pause, resume and change the priority; people everything."""
+    """What to do with a task.
+
+    Agents may cancel, retry, pause, resume, change the priority, and pass on a person's answer; people everything.
+    """
 
     task: TaskRef
     action: Action
@@ -169,8 +183,13 @@ class Control(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     priority: Priority | None = None
     output: Annotated[str, Meta(max_length=65536)] | None = None
     """For `complete` and `done`: what came out of it."""
+    cost_max_usd: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    """For `budget`: the most that all its attempts may cost from now on."""
     always: bool = False
     """For `approve` and `deny`: the same argv in the same directory needs no further answer."""
+    text: Annotated[str, Meta(max_length=200, description="For `reply`: the person's answer, word for word")] | None = (
+        None
+    )
 
 
 class Controlled(Struct, frozen=True):
@@ -195,6 +214,8 @@ class GateView(Struct, frozen=True):
     closed_at_ms: int
     wake_at_ms: int | None
     problem: Problem | None
+    text: str
+    """What is closed, why, and what opens it."""
 
 
 class Gates(Struct, frozen=True):
@@ -243,8 +264,14 @@ class Status(Struct, frozen=True):
     needs_you_total: int
     next_wake_at_ms: int | None
     clients: int
+    problems: list[Problem]
+    """What a person must mend besides: a full disk, a damaged database, a missing key."""
     config_problem: Problem | None
     """Why the changed config on disk was not taken over, if so."""
+    outbox: list[OutboxView] = []
+    """What waits to be delivered, and what was given up."""
+    today: Today | None = None
+    """What today has cost, where there is a cap or a cost."""
 
 
 class Why(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -344,6 +371,8 @@ class ConfigChecked(Struct, frozen=True):
     path: str
     problems: list[Problem]
     reloaded: bool = False
+    remarks: list[Problem] = []
+    """What is strange about it, and keeps it from nothing."""
 
 
 class Stop(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -364,6 +393,8 @@ class Hello(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     role: Literal["person", "agent"] = "person"
     origin: Name | None = None
     version: str = ""
+    attempt: Annotated[str, Meta(max_length=64, description="OMNID_ATTEMPT of the caller's environment")] | None = None
+    """The attempt from inside which the client calls: its task is the parent of what is submitted."""
 
 
 class Welcome(Struct, frozen=True):

@@ -1,14 +1,15 @@
 """The Unix socket that clients connect to: JSON-RPC 2.0, one message a line, omnid's own methods and MCP.
 
-A request costs no task and no cancel scope: each connection has one reader, which handles the lines of one read one
-after the other and sends their answers together, straight to the socket. Only methods that may wait get a task. What
-one client does, or fails to do, ends its own connection at most.
+A request costs no task and no cancel scope: one task reads from all clients that have sent something, begins what they
+ask for, and each answer is sent by whoever makes it, straight to the socket. What is more than one write to the store
+gets a task. What one client does, or fails to do, ends its own connection at most.
 """
 
 import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Literal, Protocol
 
 import anyio
@@ -19,12 +20,15 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from msgspec import Raw, Struct
 
 from omnid import platform, wire
+from omnid.api.connection import Connection, SlowReaders
 from omnid.api.listen import Bound
+from omnid.api.poller import Poller
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.flow.guard import guard
 from omnid.log import Logger
 from omnid.settings import Socket as Settings
+from omnid.store.interface import Outcome
 
 PREFIX = "omnid/"
 """How the names of omnid's own methods start; a connection that calls any other speaks MCP from then on."""
@@ -33,9 +37,6 @@ MCP_LINES_MAX = 64
 STOP_S = 5.0
 """How long a stop waits for answers that are being made or sent."""
 
-_READ_BYTES = 64 << 10
-_BATCH_BYTES = 64 << 10
-_SEND_BYTES = 256 << 10
 _ACCEPT_PAUSE_S = 0.1
 _ID_STARTS = frozenset(b'"-0123456789n')
 
@@ -56,13 +57,20 @@ class Handler(Protocol):
         """Tells whether the request may take longer than a write to the store: then it gets a task of its own."""
         ...
 
-    async def call(self, connection: "Connection", request: Request) -> bytes:
+    def begin(self, connection: Connection, request: Request, done: Callable[[Outcome[bytes]], None]) -> bool:
+        """Begins a request that is one write to the store, if this is one; `done` is called, once, with its result.
+
+        False: nothing was begun, and `call` does it or says why not.
+        """
+        ...
+
+    async def call(self, connection: Connection, request: Request) -> bytes:
         """Does one of omnid's own methods and gives its result as JSON; raises OmnidError where it can't."""
         ...
 
     async def serve_mcp(
         self,
-        connection: "Connection",
+        connection: Connection,
         lines: MemoryObjectReceiveStream[bytes],
         send: Callable[[bytes], Awaitable[None]],
     ) -> None:
@@ -73,115 +81,6 @@ class Handler(Protocol):
         ...
 
 
-class Connection:
-    """One client. `role`, `origin` and `session` are what it said in its hello, and are the handler's to set."""
-
-    def __init__(self, number: int, uid: int, raw: socket.socket, tasks: TaskGroup, slow: "_SlowReaders") -> None:
-        self.id = number
-        self.uid = uid
-        self.role: Literal["person", "agent"] = "person"
-        self.origin: str | None = None
-        self.session: str | None = None
-        self.closed = anyio.Event()
-        self.tasks = tasks
-        """What goes on for this client; it is cancelled when the client goes."""
-        self.waiting = 0
-        """How many of its requests have a task of their own now."""
-        self.mcp_lines: MemoryObjectSendStream[bytes] | None = None
-        """Takes its lines once it speaks MCP."""
-        self.cut_because: str | None = None
-        self._socket = raw
-        self._slow = slow
-        self._unsent = bytearray()
-        self._drained = anyio.Event()
-        self._reading = False
-        self._ending = False
-
-    async def send(self, line: bytes) -> None:
-        """Sends a whole line and waits until the client has taken what was sent; a client that doesn't is cut off."""
-        self.put(line)
-        await self.drain()
-
-    def put(self, data: bytes) -> None:
-        """Sends what the socket takes now; the rest follows as the client reads."""
-        if self.closed.is_set():
-            return
-        if not self._unsent:
-            data = data[self._sent(data) :]
-            if not data:
-                return
-            self._drained = anyio.Event()
-            self._slow.watch(self)
-            self.tasks.start_soon(self._flush)
-        self._unsent += data
-        if len(self._unsent) > self._slow.unsent_bytes_max:
-            self.cut("it doesn't read its answers")
-
-    async def drain(self) -> None:
-        """Waits until nothing is left to send."""
-        while self._unsent:
-            await self._drained.wait()
-
-    async def read(self) -> bytes | None:
-        """Waits for bytes from the client; None when it has gone or is to end."""
-        if self._ending:
-            return None
-        self._reading = True
-        try:
-            # Under load the next request is there once the others had their turn: that saves asking the system to wait.
-            await checkpoint()
-            while True:
-                try:
-                    return self._socket.recv(_READ_BYTES) or None
-                except BlockingIOError:
-                    await anyio.wait_readable(self._socket)
-        except OSError:
-            return None
-        finally:
-            self._reading = False
-
-    def cut(self, because: str | None = None) -> None:
-        """Ends the connection now, with whatever goes on in it; a reason is for the log."""
-        if not self.closed.is_set():
-            self.cut_because = because
-            self.close()
-            self.tasks.cancel_scope.cancel()
-
-    def end(self) -> None:
-        """Ends the connection as soon as the requests that it has read are answered."""
-        self._ending = True
-        if self._reading:
-            self.tasks.cancel_scope.cancel()
-
-    def close(self) -> None:
-        """Drops what is unsent; from here on nothing can be sent."""
-        self.closed.set()
-        self._unsent.clear()
-        self._drained.set()
-        self._slow.forget(self)
-        if self.mcp_lines is not None:
-            self.mcp_lines.close()
-
-    async def _flush(self) -> None:
-        while self._unsent:
-            await anyio.wait_writable(self._socket)
-            sent = self._sent(bytes(self._unsent[:_SEND_BYTES]))
-            if sent:
-                del self._unsent[:sent]
-                self._slow.watch(self)
-        self._slow.forget(self)
-        self._drained.set()
-
-    def _sent(self, data: bytes) -> int:
-        try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self.cut()
-            return len(data)
-
-
 class SocketServer:
     """Listens on a Unix socket and serves the clients of its own user."""
 
@@ -189,7 +88,8 @@ class SocketServer:
         self._settings = settings
         self._handler = handler
         self._log = log
-        self._slow = _SlowReaders(settings.stall_s, settings.write_buffer_bytes_max, clock)
+        self._slow = SlowReaders(settings.stall_s, settings.write_buffer_bytes_max, clock)
+        self._poller: Poller[Connection] = Poller(self._readable)
         self._connections: dict[int, Connection] = {}
         self._accepted = 0
         self._clients = 0
@@ -214,6 +114,7 @@ class SocketServer:
         with Bound(self._settings.path) as bound:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._slow.run)
+                tasks.start_soon(self._poller.run)
                 accepting = await tasks.start(self._accept, bound.socket, tasks)
                 task_status.started()
                 await self._stopping.wait()
@@ -284,42 +185,107 @@ class SocketServer:
 
     async def _serve_client(self, raw: socket.socket, number: int) -> None:
         async with anyio.create_task_group() as tasks:
-            connection = Connection(number, os.getuid(), raw, tasks, self._slow)
+            connection = Connection(
+                number,
+                os.getuid(),
+                raw,
+                tasks,
+                slow=self._slow,
+                poller=self._poller,
+                line_bytes_max=self._settings.message_bytes_max,
+            )
             self._connections[number] = connection
+            self._poller.add(connection, raw)
             if self._stopping.is_set():
                 connection.end()
             try:
-                await self._read(connection)
-                await connection.drain()
+                await connection.finished()
             finally:
                 del self._connections[number]
                 connection.close()
+                self._poller.remove(connection)
                 tasks.cancel_scope.cancel()
                 if connection.cut_because is not None:
                     self._log.info("client_cut", client=number, origin=connection.origin, why=connection.cut_because)
 
-    async def _read(self, connection: Connection) -> None:
-        """Reads lines and handles them until the client goes."""
-        splitter = wire.LineSplitter(self._settings.message_bytes_max)
-        while (data := await connection.read()) is not None:
-            answers = bytearray()
-            try:
-                for line in splitter.feed(data):
-                    answer = await self._take(connection, line)
-                    if answer is not None:
-                        answers += answer
-                        if len(answers) > _BATCH_BYTES:
-                            # Many small lines with large answers: neither their memory nor their time is one client's.
-                            await connection.send(bytes(answers))
-                            answers.clear()
-                            await checkpoint()
-            except Rejected as error:
-                connection.put(bytes(answers) + wire.error_answer(b"null", error, wire.INVALID_REQUEST))
+    def _readable(self, connection: Connection) -> None:
+        """Reads from a client and begins what it asks for; whatever goes wrong there is that client's alone."""
+        try:
+            self._read(connection)
+        except Fatal:
+            raise
+        except Exception as error:  # noqa: BLE001 - the others are read by the same task.
+            self._log.error("client_failed", client=connection.id, exc_info=error)
+            connection.cut("a fault in omnid")
+
+    def _read(self, connection: Connection) -> None:
+        data = connection.receive()
+        if data is None:
+            connection.finish()
+            return
+        try:
+            connection.lines.extend(connection.splitter.feed(data))
+        except Rejected as error:
+            connection.last_words = wire.error_answer(b"null", error, wire.INVALID_REQUEST)
+        self._begin_lines(connection)
+
+    def _begin_lines(self, connection: Connection) -> None:
+        """Begins as many requests as need no task; a task works off the rest, so that all keep their order."""
+        lines = connection.lines
+        while lines:
+            line = lines.popleft()
+            if not self._begin(connection, line):
+                lines.appendleft(line)
+                connection.working = True
+                connection.tasks.start_soon(self._work_off, connection)
                 return
-            if answers:
-                connection.put(bytes(answers))
-            # Whoever doesn't read its answers is not read from either.
-            await connection.drain()
+        if not connection.begun:
+            connection.settle()
+
+    def _begin(self, connection: Connection, line: bytes) -> bool:
+        """Begins one request that is a write; tells whether it was one."""
+        if connection.mcp_lines is not None:
+            return _passed_on(connection.mcp_lines, line)
+        try:
+            request = self._decode(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return False
+        request_id = bytes(request.id)
+        if not request_id or request_id[0] not in _ID_STARTS:
+            return False
+        connection.begun += 1
+        if self._handler.begin(connection, request, partial(self._done, connection, request, request_id)):
+            return True
+        connection.begun -= 1
+        return False
+
+    def _done(self, connection: Connection, request: Request, request_id: bytes, outcome: Outcome[bytes]) -> None:
+        """Sends the answer to a request that had no task."""
+        try:
+            answer: bytes | None = _answered(request_id, outcome.outcome())
+        except Fatal:
+            answer = None  # The daemon ends with it.
+        except Exception as error:  # noqa: BLE001 - a fault in one method must not end the client's other requests.
+            answer = self._failed(connection, request, request_id, error)
+        connection.has_answered()
+        if answer is not None and connection.answer(answer):
+            connection.send_answers()
+        connection.settle()
+
+    async def _work_off(self, connection: Connection) -> None:
+        """Handles lines one after the other."""
+        try:
+            await connection.quiet()
+            while connection.lines:
+                answer = await self._take(connection, connection.lines.popleft())
+                if answer is not None and connection.answer(answer):
+                    # Many small lines with large answers: neither their memory nor their time is one client's.
+                    connection.send_answers()
+                    await connection.drain()
+                    await checkpoint()
+        finally:
+            connection.working = False
+        connection.settle()
 
     async def _take(self, connection: Connection, line: bytes) -> bytes | None:
         """Handles one line and gives its answer, if it has one now."""
@@ -363,15 +329,16 @@ class SocketServer:
             result = await self._handler.call(connection, request)
         except Fatal:
             raise
-        except OmnidError as error:
-            return wire.error_answer(request_id, error) if request_id else None
         except Exception as error:  # noqa: BLE001 - a fault in one method must not end the client's other requests.
+            return self._failed(connection, request, request_id, error)
+        return _answered(request_id, result) if request_id else None
+
+    def _failed(self, connection: Connection, request: Request, request_id: bytes, error: Exception) -> bytes | None:
+        """Gives the line that answers a request with an error; what isn't one of ours is a fault, and logged."""
+        if not isinstance(error, OmnidError):
             self._log.error("request_failed", method=request.method, client=connection.id, exc_info=error)
-            fault = Rejected("internal", detail=f"{request.method} broke off ({type(error).__name__})")
-            return wire.error_answer(request_id, fault) if request_id else None
-        if not request_id:
-            return None
-        return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (request_id, result)
+            error = Rejected("internal", detail=f"{request.method} broke off ({type(error).__name__})")
+        return wire.error_answer(request_id, error) if request_id else None
 
     def _start_mcp(self, connection: Connection) -> MemoryObjectSendStream[bytes]:
         send, receive = anyio.create_memory_object_stream[bytes](MCP_LINES_MAX)
@@ -385,38 +352,17 @@ class SocketServer:
         connection.cut("its MCP session ended")
 
 
-class _SlowReaders:
-    """Cuts off clients to whom nothing could be sent for `stall_s`: one timer for all of them."""
+def _answered(request_id: bytes, result: bytes) -> bytes:
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (request_id, result)
 
-    def __init__(self, stall_s: float, unsent_bytes_max: int, clock: Clock) -> None:
-        self.unsent_bytes_max = unsent_bytes_max
-        self._stall_s = stall_s
-        self._clock = clock
-        self._deadlines_s: dict[Connection, float] = {}
-        self._wanted = anyio.Event()
 
-    def watch(self, connection: Connection) -> None:
-        """Gives the connection `stall_s` from now."""
-        self._deadlines_s[connection] = self._clock.monotonic_s() + self._stall_s
-        self._wanted.set()
-
-    def forget(self, connection: Connection) -> None:
-        """Nothing is left to send."""
-        self._deadlines_s.pop(connection, None)
-
-    async def run(self) -> None:
-        """Watches for ever; sleeps while there is nobody to watch."""
-        while True:
-            await self._wanted.wait()
-            now_s = self._clock.monotonic_s()
-            for connection, deadline_s in list(self._deadlines_s.items()):
-                if deadline_s <= now_s:
-                    self.forget(connection)
-                    connection.cut("it doesn't read its answers")
-            if self._deadlines_s:
-                await anyio.sleep(max(0.0, min(self._deadlines_s.values()) - now_s))
-            else:
-                self._wanted = anyio.Event()
+def _passed_on(lines: MemoryObjectSendStream[bytes], line: bytes) -> bool:
+    """Passes a line on if the MCP session can take it now."""
+    try:
+        lines.send_nowait(line)
+    except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        return False
+    return True
 
 
 async def _pass_on(connection: Connection, lines: MemoryObjectSendStream[bytes], line: bytes) -> None:

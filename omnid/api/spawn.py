@@ -3,14 +3,16 @@
 Standard library only, and without `subprocess`: the relay stays small even when it has to start a daemon.
 """
 
+import contextlib
 import fcntl
 import os
 import select
+import signal
 import socket
 import sys
 import time
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from omnid import platform
 from omnid.errors import Rejected, Retryable
@@ -27,6 +29,7 @@ _DAEMON_LOCK_NAME = "lock"
 
 _DELAY_S_MIN, _DELAY_S_MAX = 0.005, 0.1
 _TAIL_BYTES_MAX = 500
+_LOCK_BYTES_MAX = 8192
 _DESCRIPTORS_MAX = 65_536
 
 
@@ -82,6 +85,50 @@ def wait_for_socket(path: str, deadline_s: float, gone: int | None = None) -> bo
         ended = bool(select.select([] if gone is None else [gone], [], [], delay_s)[0])
         delay_s = min(delay_s * 2, _DELAY_S_MAX)
     return True
+
+
+class Holder(NamedTuple):
+    """A daemon that lives and holds its state directory."""
+
+    pid: int
+    start: str
+    """When it started, as `platform.process_start` tells it."""
+    socket: str
+    """Where it listens, or did, or will."""
+
+
+def holder(state_dir: str) -> Holder | None:
+    """Gives the daemon that holds the state directory, by what it wrote into the lock; None where there is none."""
+    try:
+        lock = os.open(os.path.join(state_dir, _DAEMON_LOCK_NAME), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        lines = os.fsdecode(os.pread(lock, _LOCK_BYTES_MAX, 0)).splitlines()
+        said = dict(line.split(" ", 1) for line in lines if " " in line)
+        pid, start = said.get("pid", ""), said.get("start", "")
+        # A pid alone may belong to another process by now. The lock is tried last, so that nobody who starts meets it.
+        if not pid.isdecimal() or platform.process_start(int(pid)) != start or _locked(lock, fcntl.LOCK_SH):
+            return None
+        return Holder(int(pid), start, said.get("socket", ""))
+    finally:
+        os.close(lock)
+
+
+def terminate(daemon: Holder) -> None:
+    """Sends SIGTERM to a daemon, where it still is the one that was found."""
+    with contextlib.suppress(ProcessLookupError):
+        if platform.IS_MACOS:
+            if platform.process_start(daemon.pid) == daemon.start:
+                os.kill(daemon.pid, signal.SIGTERM)
+            return
+        descriptor = os.pidfd_open(daemon.pid)
+        try:
+            # From here on the pid can't pass to another process unseen.
+            if platform.process_start(daemon.pid) == daemon.start:
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        finally:
+            os.close(descriptor)
 
 
 def wait_for_end(state_dir: str, deadline_s: float) -> bool:
@@ -175,9 +222,9 @@ def _open(path: str, flags: int) -> int:
         raise Rejected("state_unwritable", path=os.path.dirname(path), detail=error.strerror) from error
 
 
-def _locked(lock: int) -> bool:
+def _locked(lock: int, how: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -1,10 +1,12 @@
 """What clients see of the journal: tasks in one line, whole tasks, the sentence why, and the state of the daemon."""
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from omnid.api.money_views import MoneyViews
 from omnid.api.shapes import (
     AttemptView,
     ExecutorView,
@@ -16,12 +18,16 @@ from omnid.api.shapes import (
     TaskBrief,
     TaskView,
 )
-from omnid.errors import Rejected
+from omnid.config import BUILT_IN
+from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import find_task
 from omnid.flow.context import Context
-from omnid.flow.explain import Situation, why
+from omnid.flow.diskroom import DiskRoom
+from omnid.flow.explain import Situation, gate_text, why
 from omnid.flow.gates import Gates
-from omnid.model import USER_ORIGIN, Attempt, Gate, Task, Work
+from omnid.model import USER_ORIGIN, Attempt, Gate, Problem, Task, Work
+from omnid.route.router import said
+from omnid.settings import AGENT_PROGRAMS
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
@@ -39,6 +45,7 @@ class Views:
     def __init__(self, context: Context, gates: Gates) -> None:
         self._context = context
         self._gates = gates
+        self.money = MoneyViews(context)
 
     def brief(self, row: Row, *, now: bool = True) -> TaskBrief:
         """Makes a line of a row of the fragment `brief_row`; `now` is false for a row of the past, without gates."""
@@ -69,7 +76,7 @@ class Views:
     def _shared_reason(self, executor: str, *, ready: bool) -> tuple[str | None, int | None]:
         gate = self._gates.of(executor)
         if gate is not None:
-            return gate.cause, gate.wake_at_ms
+            return ("login" if self._gates.login(executor) else gate.cause), gate.wake_at_ms
         return ("slots" if ready else "lane"), None
 
     def brief_of(self, reader: Reader, task_id: str) -> TaskBrief:
@@ -91,20 +98,22 @@ class Views:
             work=msgspec.to_builtins(self._shown(task)),
             key=task.key,
             assignee=task.assignee,
-            parent=task.parent,
+            parent=task.parent and _name(reader, task.parent),
             not_before_ms=task.not_before_ms,
             deadline_ms=task.deadline_ms,
             approval=task.approval and task.approval.partition(":")[0],
             after=after,
             attempts=[_attempt(attempt, output=params.output) for attempt in reversed(attempts)],
             attempts_total=total[0] if total else 0,
+            money=self.money.task(reader, task),
             timed_out=timed_out,
         )
 
     def _shown(self, task: Task) -> Work:
-        """Gives the work as it was asked for, and for one that waits for approval as it would run."""
-        executor = self._context.executors.get(task.executor) if task.approval == "needed" else None
-        return task.work if executor is None else executor.exact(task.work)
+        """Gives the work as it was asked for; for an agent, and for what waits for approval, as it would run."""
+        executor = self._context.executors.get(task.executor)
+        shows = task.approval == "needed" or (executor is not None and executor.takes_prompts)
+        return executor.exact(task.work) if executor is not None and shows else task.work
 
     def sentence(self, reader: Reader, task: Task, last: Attempt | None) -> str:
         """Says why the task is where it is."""
@@ -112,14 +121,21 @@ class Views:
         executor = context.executors.get(task.executor)
         holder = None if task.lane is None else reader.one("lane_holder", task.lane)
         running = context.running_by_executor()
-        return why(
+        chosen = "" if task.route is None else said(task.route, "went" if task.attempt else "goes")
+        text = why(
             task,
             Situation(
                 now_ms=context.clock.wall_ms(),
                 last=last,
                 attempts_max=task.work.attempts_max or context.config.retry.attempts_max,
+                parent=task.parent and _name(reader, task.parent),
+                trouble=context.trouble(),
+                unclear=None if last is None else context.unclear.get(last.id),
+                unwritten=None if last is None else context.unwritten.get(last.id),
+                login=self._gates.login(task.executor) is not None,
                 open_before=tuple(_short(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
+                zone=context.zone,
                 lane_holder=None if holder is None or holder[0] == task.id else _short(holder[1], holder[2]),
                 executor_known=executor is not None,
                 executor_full=executor is not None
@@ -127,8 +143,10 @@ class Views:
                 and running[task.executor] >= executor.concurrency,
                 slots_full=len(context.running) >= context.config.daemon.slots_max,
                 running=len(context.running),
+                cost=self.money.sentence(reader, task),
             ),
         )
+        return f"{text} {chosen}" if chosen else text
 
     def page(self, reader: Reader, params: Search) -> Page:
         """Gives the newest tasks that fit the filter; raises Rejected(`bad_cursor`, `bad_request`)."""
@@ -163,21 +181,55 @@ class Views:
             brief = self.brief(row)
             what = f"wants to run on {brief.executor}"
             found.append(NeedsYou(brief.name, brief.title, what, f"omnictl approve {brief.name} | deny {brief.name}"))
+        logins = [gate for gate in self._gates.all() if gate.cause == "login"]
+        for gate in logins:
+            said = gate.problem.what if gate.problem else "it is not logged in"
+            found.append(NeedsYou(gate.subject, said, "waits for you", f"omnictl resume --executor {gate.subject}"))
         tally = self._context.store.tally
-        total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0)
+        total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0) + len(logins)
+        for row in reader.all("needs_money", NEEDS_YOU_MAX) if tally.get("waiting:budget") else ():
+            brief = self.brief(row)
+            total += 1
+            what = "has used what it may cost"
+            found.append(
+                NeedsYou(brief.name, brief.title, what, f"omnictl budget {brief.name} USD | cancel {brief.name}")
+            )
         return found[:NEEDS_YOU_MAX], total
 
+    def problems(self) -> list[Problem]:
+        """Gives what a person must mend, besides the tasks that need one: disk, database, and missing keys."""
+        context = self._context
+        gates = (gate for gate in self._gates.all() if self._gates.login(gate.subject) is gate)
+        found = [*context.damage, *(gate.problem for gate in gates if gate.problem is not None)]
+        trouble = context.trouble()
+        if trouble is not None:
+            return [trouble, *found]
+        try:
+            DiskRoom(context.config.state.dir, context.clock).check(context.config.store.free_bytes_min)
+        except Retryable as error:
+            return [Problem.of(error), *found]
+        return found
+
     def executors(self) -> list[ExecutorView]:
-        """Gives the executors and what they do now."""
+        """Gives the executors and what they do now, without agents that nobody has."""
         running = self._context.running_by_executor()
         return [
             ExecutorView(name, executor.kind, running[name], executor.concurrency, executor.idempotent)
             for name, executor in sorted(self._context.executors.items())
+            if running[name] or self._is_there(name)
         ]
+
+    def _is_there(self, name: str) -> bool:
+        """Tells whether an executor is of any use: a built-in agent whose program isn't installed is not."""
+        program = next((program for program, agent in AGENT_PROGRAMS.items() if agent == name), None)
+        if program is None or self._context.config.executors().get(name) != BUILT_IN[name]:
+            return True
+        return self._gates.of(name) is not None or shutil.which(program) is not None
 
     def gates(self) -> list[GateView]:
         """Gives the closed gates."""
-        return [gate_view(gate) for gate in self._gates.all()]
+        now_ms, here = self._context.clock.wall_ms(), self._context.zone
+        return [gate_view(gate, gate_text(gate, now_ms, here)) for gate in self._gates.all()]
 
 
 def by_state(tally: Mapping[str, int]) -> dict[str, int]:
@@ -195,9 +247,9 @@ def by_reason(tally: Mapping[str, int]) -> dict[str, int]:
     return {key.partition(":")[2]: count for key, count in tally.items() if count and ":" in key}
 
 
-def gate_view(gate: Gate) -> GateView:
+def gate_view(gate: Gate, text: str) -> GateView:
     """Makes what clients see of a gate."""
-    return GateView(gate.id, gate.cause, gate.subject, gate.closed_at_ms, gate.wake_at_ms, gate.problem)
+    return GateView(gate.id, gate.cause, gate.subject, gate.closed_at_ms, gate.wake_at_ms, gate.problem, text)
 
 
 def _attempt(attempt: Attempt, *, output: bool) -> AttemptView:
@@ -214,6 +266,7 @@ def _attempt(attempt: Attempt, *, output: bool) -> AttemptView:
         output_bytes=attempt.output_bytes,
         value=attempt.value,
         cost_usd=attempt.cost_usd,
+        reserved_usd=attempt.reserved_usd,
     )
 
 

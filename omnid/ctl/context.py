@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TextIO
 
 from omnid.ctl.options import Given
 from omnid.ctl.render import Screen, clean
-from omnid.errors import OmnidError
+from omnid.errors import OmnidError, Retryable
+
+if TYPE_CHECKING:
+    from omnid.api.spawn import Holder
 
 JSON_VERSION = 1
 """``v`` of every JSON answer; it changes when something that scripts may rely on goes or changes its meaning."""
@@ -52,7 +55,24 @@ class Context:
         if self._caller is None:
             self._caller = self.world.connect()
         given = {key: value for key, value in params.items() if value is not None}
-        return self._caller.call(f"omnid/{method}", given, self.answer_s + float(given.get("wait_s", 0)))
+        try:
+            return self._caller.call(f"omnid/{method}", given, self.answer_s + float(given.get("wait_s", 0)))
+        except OmnidError as error:
+            daemon = self.unheard() if error.code == "daemon_down" else None
+            if daemon is None:
+                raise
+            raise Retryable("daemon_unheard", pid=daemon.pid, path=daemon.socket) from error
+
+    def unheard(self) -> "Holder | None":
+        """Gives the daemon that lives although nobody answers at its socket; None where there is none."""
+        # Only here: it costs time, and is needed when something is wrong.
+        from omnid import platform
+        from omnid.api.spawn import holder
+
+        places = platform.locate(self.world.environ)
+        daemon = holder(places.state_dir)
+        # One that listens elsewhere is not the one that was asked.
+        return daemon if daemon is not None and daemon.socket == places.socket_path else None
 
     def give_json(self, result: Mapping[str, Any]) -> None:
         """Writes a result in its envelope, one line."""

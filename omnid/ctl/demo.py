@@ -109,7 +109,7 @@ class Daemon:
                 raise Retryable("demo_failed", detail=f"the daemon that uses {self.state_dir} doesn't end")
             with open(os.path.join(self.state_dir, "lock"), encoding="ascii") as file:
                 # Whoever takes the lock writes "pid 4711" into it, a moment later.
-                _, _, pid = file.read().partition("pid ")
+                pid = file.readline().removeprefix("pid ")
             # It may end by itself in between.
             with contextlib.suppress(ProcessLookupError):
                 if pid:

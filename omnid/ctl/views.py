@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omnid.ctl import times
-from omnid.ctl.render import Cell, Screen
+from omnid.ctl.render import Cell, Screen, clean, pad, width
+from omnid.money import dollars, micro
 from omnid.states import RUNNING
 
 HEADER = ("TASK", "STATE", "WHEN", "EXECUTOR", "TITLE")
@@ -71,6 +72,25 @@ def problem(screen: Screen, given: Mapping[str, Any], indent: int = 0) -> None:
         screen.paragraph(" " * indent + label, given[key], indent + 6, style)
 
 
+def usd(amount_usd: float) -> str:
+    """Writes an amount of dollars."""
+    return dollars(micro(amount_usd))
+
+
+def amounts(given: Mapping[str, Any]) -> str:
+    """Says what was spent, and what is reserved and unknown where there is any."""
+    parts = [usd(given["spent_usd"])]
+    parts += [f"{usd(given[f'{name}_usd'])} {name}" for name in ("reserved", "unknown") if given[f"{name}_usd"]]
+    return ", ".join(parts)
+
+
+def today(given: Mapping[str, Any]) -> str:
+    """Says what today has cost: ``$1.84 of $5.00 today, $2.00 reserved``."""
+    spent, *rest = amounts(given["amounts"]).split(", ")
+    limit = "" if given["limit_usd"] is None else f" of {usd(given['limit_usd'])}"
+    return ", ".join([f"{spent}{limit} today", *rest])
+
+
 def command(argv: Sequence[str]) -> str:
     """Writes a command so that a shell would read it back."""
     import shlex
@@ -108,3 +128,30 @@ def _excerpt(text: str) -> str:
 def compact(value: Any) -> str:
     """Writes a value as JSON without spare spaces, in the characters that it has."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def headline(screen: Screen, task: Mapping[str, Any]) -> None:
+    """Writes a task's name, title and state in one line."""
+    shown = state(task)
+    name, text = clean(task["name"]), clean(shown.text)
+    title = pad(clean(task["title"]), max(screen.columns - width(name) - width(text) - 4, 1))
+    screen.put(Cell(name, "bold"), f"  {title}  ", Cell(text, shown.style))
+
+
+def needs_you(screen: Screen, answer: Mapping[str, Any]) -> None:
+    """Writes what waits for a person, and how it is answered; nothing where there is nothing."""
+    problems = answer.get("problems", ())
+    total = answer["needs_you_total"] + len(problems)
+    if not total:
+        return
+    screen.put()
+    screen.put(Cell(f"Needs you ({total})", "yellow"))
+    for one in problems:
+        screen.paragraph("  !", one["what"], label_style="red")
+        screen.paragraph("", one["do"], 6)
+    for need in answer["needs_you"]:
+        screen.paragraph(f"  {need['task']}", f"{need['what']}: {need['title']}", label_style="bold")
+        screen.put("      ", Cell(need["do"], "cyan"))
+    more = answer["needs_you_total"] - len(answer["needs_you"])
+    if more > 0:
+        screen.put(f"  and {more} more: omnictl list --state waiting,uncertain,input_required")

@@ -8,13 +8,13 @@ from omnid.ctl.context import Context
 from omnid.errors import OmnidError
 from omnid.states import TERMINAL
 
-EXIT_FAILED, EXIT_TIMED_OUT = 1, 124
+EXIT_FAILED, EXIT_LOGIN, EXIT_TIMED_OUT = 1, 4, 124
 
 _WAIT_S_MAX = 50.0
 _PROGRESS_S = 1.0
 _AWAY_S_MAX = 60.0
 _AWAY_RETRY_S = 0.25
-_AWAY_CODES = ("daemon_down", "daemon_lost", "answer_timeout")
+_AWAY_CODES = ("daemon_down", "daemon_unheard", "daemon_lost", "answer_timeout")
 
 
 class Waited(NamedTuple):
@@ -27,6 +27,8 @@ class Waited(NamedTuple):
 def wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *, known: bool = False) -> Waited:
     """Waits until all tasks have ended or `timeout_s` has passed (None: as long as it takes), with a line of progress.
 
+    A task that only a key or a login helps on is not waited for.
+
     A daemon that goes away is waited for, too (`_AWAY_S_MAX`), once it has been there: `known` says that it has.
     Raises what `Context.call` raises.
     """
@@ -37,11 +39,13 @@ def wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *,
 
 
 def report(context: Context, waited: Waited) -> int:
-    """Writes how the tasks ended and gives the exit code: 0 where all were completed."""
+    """Writes how the tasks ended and gives the exit code: 0 where all were completed, 4 where one needs a login."""
     if context.json:
         context.give_json({"tasks": waited.views, "timed_out": waited.timed_out})
     for view in () if context.json else waited.views:
         context.screen.paragraph(view["task"]["name"], view["why"], label_style="bold")
+    if any(map(_needs_login, waited.views)):
+        return EXIT_LOGIN
     if waited.timed_out:
         return EXIT_TIMED_OUT
     return 0 if all(view["task"]["state"] == "completed" for view in waited.views) else EXIT_FAILED
@@ -59,13 +63,17 @@ def _wait_for(context: Context, names: Sequence[str], timeout_s: float | None, *
             away_s = _AWAY_S_MAX if left_s is None else min(_AWAY_S_MAX, left_s)
             view = _get(context, name, wait_s, away_s, known=known)
             known = True
-            ended = view["task"]["state"] in TERMINAL
+            ended = view["task"]["state"] in TERMINAL or _needs_login(view)
             if ended or (left_s is not None and left_s <= wait_s):
                 seen.append(view)
                 timed_out |= not ended
                 break
             _show(context, view, len(seen), len(names), context.world.monotonic_s() - started_s)
     return Waited(seen, timed_out)
+
+
+def _needs_login(view: dict[str, Any]) -> bool:
+    return view["task"]["state"] not in TERMINAL and view["task"]["reason"] == "login"
 
 
 def _get(context: Context, name: str, wait_s: float, away_s: float, *, known: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def names_for(section: Section, environ: Mapping[str, str]) -> tuple[str, ...]:
 async def gather(
     section: Section, names: Iterable[str], environ: Mapping[str, str], secrets: Secrets
 ) -> dict[str, str]:
-    """Gathers the values of these variables; raises Retryable ``executor_down`` where a secret can't be had."""
+    """Gathers the values of these variables; raises Retryable ``secret_missing`` where one can't be had now."""
     environment = {name: environ[name] for name in names if name in environ}
     if getattr(sys, "frozen", False):
         # It names the libraries that omnid was packed with, which are not those of other programs.
@@ -29,6 +29,7 @@ async def gather(
         try:
             environment[name] = await secrets.resolve(value) if is_reference(value) else value
         except Rejected as error:
-            detail = f"{name} can't be set: {error.what}"
-            raise Retryable("executor_down", executor=section.name, detail=detail) from error
+            # A person can provide it, so the work waits for that.
+            detail = f"{error.fields['detail']} (it is {name} of executor {section.name})"
+            raise Retryable("secret_missing", reference=error.fields["reference"], detail=detail) from error
     return environment

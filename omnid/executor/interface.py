@@ -47,6 +47,8 @@ class Executor(Protocol):
     """How many attempts it takes at once; None: as many as the daemon has slots."""
     idempotent: bool
     """Whether its work may be repeated after a crash (promise 3), unless a note says otherwise."""
+    takes_prompts: bool
+    """Whether a task may be a prompt for it."""
 
     def accepts(self, work: Work) -> None:
         """Looks at the work when it is submitted; raises Rejected where it can never run here."""
@@ -57,7 +59,7 @@ class Executor(Protocol):
         ...
 
     async def probe(self) -> None:
-        """Raises Retryable(`executor_down`) while it can't be used; bounded in time."""
+        """Raises Retryable(`executor_down`, `secret_missing`) while it can't be used; bounded in time."""
         ...
 
     async def run(self, command: Command, ports: Ports) -> Result:

@@ -177,7 +177,7 @@ def mapped(executor: str, directory: Path) -> Generator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Retryable("disk_full", detail=str(error), path=str(directory.parent)) from error
-        raise Retryable("executor_down", executor=executor, detail=str(error)) from error
+            raise Retryable("disk_full", detail=error.strerror or error, path=str(directory.parent)) from error
+        raise Retryable("executor_down", executor=executor, detail=error.strerror or error) from error
     except ValueError as error:
         raise Retryable("executor_down", executor=executor, detail=f"the system can't take it: {error}") from error

@@ -23,7 +23,7 @@ from omnid.log import Logger
 from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
-from omnid.settings import Limits
+from omnid.settings import PROMPT, Limits
 from omnid.settings import McpExecutor as Section
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class McpExecutor:
         self.name = section.name
         self.concurrency = section.concurrency
         self.idempotent = section.idempotent
+        self.takes_prompts = PROMPT in repr(section.arguments)
         self._section = section
         self._supervised = supervised
         self._secrets = secrets
@@ -77,12 +78,14 @@ class McpExecutor:
         self._backoff = Backoff(section.restart_base_s, section.restart_max_s)
         self._next_start_s = 0.0
         self._closed = False
+        self._legacy = False
+        """Whether the server is known to ignore ``server/discover``."""
         self._clearing, self._cleared = anyio.Lock(), False
         self._attempts: dict[str, _Attempt] = {}
 
     def accepts(self, work: Work) -> None:
         """See `Executor.accepts`; whether the tool is there and the arguments fit is known once the server runs."""
-        if work.argv is not None or work.prompt is not None:
+        if work.argv is not None or (work.prompt is not None and not self.takes_prompts):
             wanted = "a prompt" if work.argv is None else "a command"
             raise Rejected("wrong_executor", executor=self.name, kind=self.kind, wanted=wanted)
         if work.tool is None and self._section.tool is None:
@@ -133,6 +136,15 @@ class McpExecutor:
     async def adopt(self, command: Command, ports: Ports) -> Result:  # noqa: ARG002 - there is nothing to wait for.
         """See `Executor.adopt`: servers end with their daemon, so `recover` never finds an attempt running."""
         return _unknown(command, "servers end with their daemon", repeatable=command.idempotent)
+
+    async def call_tool(self, tool: str, arguments: dict[str, Any], id: str) -> "Answer":
+        """Calls a tool outside of any attempt, starting the server if need be; `id` names the call.
+
+        Raises Retryable(`executor_down`). Whoever calls it has a deadline.
+        """
+        session = await self._session()
+        with session.held(id, lambda _: None):
+            return await session.call(tool, arguments, id)
 
     async def cancel(self, attempt_id: str) -> None:
         """See `Executor.cancel`."""
@@ -195,9 +207,11 @@ class McpExecutor:
 
     async def _fitting(self, session: "McpSession", name: str, arguments: dict[str, Any]) -> "Tool":
         tool = session.tools.get(name)
+        if tool is None and name in session.unusable:
+            raise Rejected("bad_tool", server=self.name, tool=name, detail=session.unusable[name])
         if tool is None:
             near = get_close_matches(name, session.tools, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f" (did you mean {near[0]}?)" if near else ""
             known = ", ".join(sorted(session.tools)[:KNOWN_MAX]) or "none"
             raise Rejected("unknown_tool", server=self.name, tool=name, hint=hint, known=known)
         await anyio.to_thread.run_sync(check_arguments, name, tool.schema, arguments)
@@ -251,7 +265,7 @@ class McpExecutor:
         )
 
     async def _session(self) -> "McpSession":
-        """Gives the session, and starts the server where none runs; raises Retryable ``executor_down``."""
+        """Gives the session, and starts the server where none runs; raises Retryable as `Executor.probe` does."""
         with anyio.move_on_after(self._section.start_timeout_s + START_SLACK_S):
             while not self._closed:
                 host = self._host
@@ -268,7 +282,7 @@ class McpExecutor:
                 else:
                     await host.ready.wait()
                     if host.why is not None:
-                        raise self._down(host.why)
+                        raise host.lacks or self._down(host.why)
             raise self._down("it is being closed")
         raise self._down(f"it was not ready within {self._section.start_timeout_s:g} s")
 
@@ -289,6 +303,9 @@ class McpExecutor:
                 broken, why = await self._serve(host)
         except Retryable as error:
             broken, why = True, str(error.fields.get("detail", error.what))
+            if error.code == "secret_missing":
+                # The server is not at fault, so it is started as soon as somebody asks again.
+                broken, host.lacks = False, error
         except Exception as error:  # noqa: BLE001 - It is logged, and must not end what else lives in the group.
             self._log.exception("mcp_fault", server=self.name)
             broken, why = True, f"{type(error).__name__}: {error}"
@@ -310,11 +327,13 @@ class McpExecutor:
         await self._clear_old()
         server = await self._supervised.start_server(self.name, self._section.argv, cwd, environment)
         try:
-            host.session = session = session_type(self.name, server, self._log)
+            host.session = session = session_type(self.name, server, self._log, legacy=self._legacy)
             async with anyio.create_task_group() as group:
                 group.start_soon(self._announce, host, session)
                 await session.serve(self._section.start_timeout_s, self._section.idle_s)
                 group.cancel_scope.cancel()
+            # What it ignored once needn't be asked again, until a start fails for that.
+            self._legacy = session.started.is_set() and (session.legacy or session.ignores_discover)
             why = session.why_ended or "it was retired"
             # Those who wait for the start need not wait for the end.
             host.fail(why)
@@ -346,6 +365,8 @@ class _Host:
         self.scope = anyio.CancelScope()
         self.session: McpSession | None = None
         self.why: str | None = None
+        self.lacks: Retryable | None = None
+        """The error where it lacks a secret, which only a person can provide."""
         self.ready = anyio.Event()
         self.gone = anyio.Event()
 

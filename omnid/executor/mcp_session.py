@@ -22,12 +22,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from omnid import __version__
 from omnid.errors import Rejected, Retryable
+from omnid.executor import mcp_listing
 from omnid.executor.supervised import Server
 from omnid.log import Logger
 from omnid.wire import LineSplitter
 
 MESSAGE_BYTES_MAX = 4 << 20
 """The longest line that a server may send."""
+DISCOVER_S = 2.0
+"""How long a server may take to answer ``server/discover``, which servers of the older era may ignore."""
 PAGES_MAX = 100
 """How many pages of tools/list are read."""
 GARBAGE_MAX = 1000
@@ -92,9 +95,13 @@ class McpSession:
     It is `usable` once it has started, until it breaks, idles or is retired; `why_ended` then tells why.
     """
 
-    def __init__(self, name: str, server: Server, log: Logger) -> None:
+    def __init__(self, name: str, server: Server, log: Logger, *, legacy: bool = False) -> None:
+        """`legacy`: the server is known to ignore ``server/discover``, so the session begins with ``initialize``."""
         self.name = name
+        self.legacy = legacy
         self.tools: dict[str, Tool] = {}
+        self.unusable: dict[str, str] = {}
+        """Tools that the server describes in a way that the protocol doesn't allow, and what is wrong with them."""
         self.started = anyio.Event()
         self.why_ended: str | None = None
         self.broken = False
@@ -108,6 +115,9 @@ class McpSession:
         self._inward, self._to_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         self._from_client, self._outward = anyio.create_memory_object_stream[SessionMessage](0)
         self._client: ClientSession | None = None
+        self._discover_id: int | str | None = None
+        self._discovering, self._discovered = anyio.Event(), anyio.Event()
+        self._listings: set[int | str] = set()
         self._garbage = 0
         self._unpaced, self._paced_at_s = 0, 0.0
 
@@ -124,10 +134,12 @@ class McpSession:
         async with anyio.create_task_group() as group:
             group.start_soon(self._read)
             group.start_soon(self._write)
+            group.start_soon(self._bound_discover)
             with anyio.CancelScope(deadline=anyio.current_time() + start_timeout_s) as starting:
                 try:
                     async with Client(
                         self._transport(),
+                        mode="legacy" if self.legacy else "auto",
                         log_level="info",
                         cache=None,
                         client_info=types.Implementation(name="omnid", version=__version__),
@@ -157,6 +169,7 @@ class McpSession:
     async def list_tools(self) -> None:
         """Reads the server's tools anew, page by page; raises Retryable ``executor_down`` where that fails."""
         tools: dict[str, Tool] = {}
+        self.unusable = {}
         cursor: str | None = None
         try:
             for _ in range(PAGES_MAX):
@@ -259,6 +272,8 @@ class McpSession:
     async def _write(self) -> None:
         async with self._outward:
             async for message in self._outward:
+                if isinstance(message.message, types.JSONRPCRequest):
+                    self._asks(message.message)
                 line = message.message.model_dump_json(by_alias=True, exclude_unset=True)
                 try:
                     await self._server.send(line.encode() + b"\n")
@@ -283,12 +298,57 @@ class McpSession:
         except ValueError:
             self._count_garbage(line)
             return
+        if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
+            message = self._answered(message)
         if isinstance(message, types.JSONRPCNotification):
             self._count_garbage(line)
         elif self._from_client.statistics().tasks_waiting_send > UNSENT_MAX:
             self._break("it asks on and on without reading the answers")
         else:
             await self._inward.send(SessionMessage(message))
+
+    def _asks(self, request: types.JSONRPCRequest) -> None:
+        """Remembers requests whose answers are looked at before the SDK gets them."""
+        if request.method == "server/discover" and self._discover_id is None:
+            self._discover_id = request.id
+            self._discovering.set()
+        elif request.method == mcp_listing.METHOD:
+            self._listings.add(request.id)
+
+    def _answered(self, message: types.JSONRPCResponse | types.JSONRPCError) -> types.JSONRPCMessage:
+        """Looks at an answer; from a list of tools those go that can't be used, or the SDK would refuse all of it."""
+        if message.id is not None and message.id == self._discover_id:
+            self._discovered.set()
+        if message.id not in self._listings:
+            return message
+        self._listings.remove(message.id)
+        version = self._client.protocol_version if self._client is not None else None
+        if isinstance(message, types.JSONRPCError) or version is None:
+            return message
+        result, faults = mcp_listing.usable(message.result, version)
+        for name, fault in faults.items():
+            self.unusable[name] = _leaf(fault)
+            self._log.warning("mcp_tool_refused", server=self.name, tool=name, why=self.unusable[name])
+        return message.model_copy(update={"result": result})
+
+    @property
+    def ignores_discover(self) -> bool:
+        """Whether the server has left ``server/discover`` without an answer, as servers of the older era may."""
+        return self._discovering.is_set() and not self._discovered.is_set()
+
+    async def _bound_discover(self) -> None:
+        """Answers ``server/discover`` for a server that doesn't: the SDK would wait ten seconds before it goes on.
+
+        It then sends ``initialize``; a server that was only slow to start answers both, and the SDK finds its era.
+        """
+        await self._discovering.wait()
+        with anyio.move_on_after(DISCOVER_S):
+            await self._discovered.wait()
+        if self.ignores_discover:
+            nothing = types.ErrorData(code=types.METHOD_NOT_FOUND, message=f"no answer within {DISCOVER_S:g} s")
+            error = types.JSONRPCError(jsonrpc="2.0", id=self._discover_id, error=nothing)
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await self._inward.send(SessionMessage(error))
 
     def _notice(self, envelope: _Envelope) -> None:
         """Gives progress to its call; a log notice names no call, so that it goes to all that are open."""

@@ -17,6 +17,19 @@ from omnid.worker import supervisor
 SETTLE_S, SETTLE_S_MAX = 0.002, 0.5
 
 
+class Agent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the reading of an agent's output needs, as it was when the agent was started."""
+
+    profile: str
+    session: str | None = None
+    """The session that it was told to begin or to go on with."""
+    resume: bool = False
+    resumable: bool = False
+    """Whether a later attempt can go on with its session."""
+    structured: bool = True
+    """Whether it prints JSON."""
+
+
 class Spec(Struct, frozen=True, kw_only=True):
     """What a supervisor shall run; it lies in the spool, so that it holds names of variables and never their values."""
 
@@ -35,6 +48,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     stdin: bool = False
     stdout: bool = False
     server: bool = False
+    agent: Agent | None = None
+    """What was started is a run of an agent; None also in specs of before there were agents."""
     v: int = supervisor.FORMAT
 
 

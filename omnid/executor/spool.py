@@ -1,5 +1,6 @@
 """The spool: one directory an attempt, holding what it printed and what its supervisor wrote down."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -178,12 +179,15 @@ def _forget(directory: Path) -> None:
     for name in set(names) - _KEPT:
         (directory / name).unlink(missing_ok=True)
     if not set(names) & _KEPT:
-        directory.rmdir()
+        with contextlib.suppress(FileNotFoundError):
+            directory.rmdir()
 
 
 def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
+    while directory.exists():
+        # Its control files may be forgotten at the same moment: a task can be deleted as soon as it has ended.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
 
 
 def _total_bytes(root: Path) -> int:

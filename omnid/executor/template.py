@@ -10,13 +10,14 @@ _FIELD = re.compile(r"\{((?:task|attempt)\.[^{}]*)\}")
 
 
 def fill(template: Any, command: Command) -> Any:
-    """Replaces ``{task.id}``, ``{task.name}``, ``{attempt.id}`` and ``{attempt.number}`` in every text of a JSON value.
+    """Replaces ``{task.id}``, ``{task.name}``, ``{task.prompt}``, ``{attempt.id}`` and ``{attempt.number}`` in texts.
 
     Keys and all other braces stay. Raises Rejected ``bad_template`` for any other name of a task or attempt.
     """
     names = {
         "task.id": command.task_id,
         "task.name": command.name,
+        "task.prompt": command.work.prompt or "",
         "attempt.id": command.attempt_id,
         "attempt.number": str(command.number),
     }

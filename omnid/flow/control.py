@@ -7,19 +7,22 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from omnid.errors import Rejected
+from omnid.flow import loops
+from omnid.flow.answers import action_of, read_answer, take_code
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
 from omnid.flow.intake import granted, needs_approval, permit_id
 from omnid.model import Problem, Task, Work
 from omnid.route.router import choose
+from omnid.route.rules import Asked
 from omnid.states import RUNNING, TERMINAL, advance
 from omnid.store import journal
 from omnid.store.interface import PERMIT, TASK, At, Tx, tally_key
 from omnid.store.log import decode_heads
 
-AGENT_ACTIONS = frozenset({"cancel", "retry", "pause", "resume", "priority"})
-"""What an agent may do; the rest is a person's to decide."""
+AGENT_ACTIONS = frozenset({"cancel", "retry", "pause", "resume", "priority", "reply"})
+"""What an agent may do; the rest is a person's to decide. A `reply` passes on what a person said, with its code."""
 
 
 class Order(NamedTuple):
@@ -32,6 +35,8 @@ class Order(NamedTuple):
     priority: int | None = None
     output: str | None = None
     always: bool = False
+    text: str | None = None
+    cost_max_usd: float | None = None
 
 
 class Effect(NamedTuple):
@@ -120,7 +125,9 @@ def _retry(case: Case) -> Effect:
         raise _refuse(task, "retry", why, "`omnictl add` submits a new one")
     wait_again(tx, task)
     approval = task.approval
-    asks = needs_approval(case.caller.role, task.executor, case.context.config)
+    if case.caller.role == "agent":
+        loops.check_retry(tx, case.context.budget, task)
+    asks = needs_approval(case.caller.role, task.executor, task.work, case.context.config)
     if approval == "denied" or (asks and approval is None):
         approval = "needed"
     revived = journal.advance_task(
@@ -132,6 +139,7 @@ def _retry(case: Case) -> Effect:
         cancel=False,
         problem=None,
         retry_at_ms=None,
+        budget_at_ms=None,
         deadline_ms=None if task.deadline_ms is not None and task.deadline_ms <= tx.now_ms else task.deadline_ms,
         approval=approval,
     )
@@ -165,6 +173,18 @@ def _priority(case: Case) -> Effect:
     return Effect(task.id, [task.id])
 
 
+def _budget(case: Case) -> Effect:
+    """Sets the task's own lid anew; a task that waits because it was used up goes on."""
+    tx, task = case.tx, case.task
+    if case.order.cost_max_usd is None:
+        raise Rejected("bad_request", detail="the action budget needs `cost_max_usd`", where="the parameters")
+    if task.state in TERMINAL:
+        raise _refuse(task, "budget", "It has ended already.", "`omnictl retry` runs it again")
+    work = structs.replace(task.work, cost_max_usd=case.order.cost_max_usd)
+    settle_wait(tx, journal.edit_task(tx, task, work=work, budget_at_ms=None))
+    return Effect(task.id, [task.id])
+
+
 def _finish(case: Case) -> Effect:
     """Ends a task by hand as completed: `complete`, and `done` for an uncertain one."""
     tx, task = case.tx, case.task
@@ -179,7 +199,9 @@ def _finish(case: Case) -> Effect:
     if task.attempt:
         head = tx.one("attempt_by_number", task.id, task.attempt)
         if head is not None:
-            journal.add_note(tx, head[1], "finished_by_hand", {"output": text}, notes_max=10_000)
+            # One more than an executor may write, so that there is always room for it.
+            notes_max = case.context.config.limits.notes_max + 1
+            journal.add_note(tx, head[1], "finished_by_hand", {"output": text}, notes_max=notes_max)
     journal.advance_task(tx, task, "finish", finished_at_ms=tx.now_ms, reason=None, wake_at_ms=None, problem=None)
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
 
@@ -210,9 +232,10 @@ def _assign(case: Case) -> Effect:
         raise _refuse(task, "assign", why, "cancel it, assign it, then retry it")
     fields: dict[str, Any] = {}
     if case.order.executor is not None:
-        executor = choose(structs.replace(task.work, executor=case.order.executor), case.context.kinds)
+        named = Asked(structs.replace(task.work, executor=case.order.executor))
+        executor = choose(named, case.context.facts()).executor
         case.context.executors[executor].accepts(task.work)
-        fields["executor"] = executor
+        fields |= {"executor": executor, "route": None}
     if case.order.assignee is not None:
         fields["assignee"] = case.order.assignee
     journal.edit_task(tx, task, **fields)
@@ -226,7 +249,10 @@ def _approve(case: Case) -> Effect:
     exact = _exact(case)
     if case.order.always:
         _permit(tx, task, exact, allowed=True)
-    settle_wait(tx, journal.edit_task(tx, task, approval=granted(permit_id(task.origin, task.executor, exact))))
+    # What it was held for is answered by that.
+    problem = None if task.problem is not None and task.problem.code == "loop" else task.problem
+    approval = granted(permit_id(task.origin, task.executor, exact))
+    settle_wait(tx, journal.edit_task(tx, task, approval=approval, problem=problem))
     return Effect(task.id, [task.id])
 
 
@@ -239,6 +265,22 @@ def _deny(case: Case) -> Effect:
     denied = journal.edit_task(tx, task, approval="denied")
     give_up(tx, denied, Problem.make("not_approved", detail=f"It asked to run: {_short(task.work)}"))
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
+
+
+def _reply(case: Case) -> Effect:
+    """Does what an answer means; from an agent, what only a person decides needs the code of the question."""
+    if case.order.text is None:
+        raise Rejected("bad_request", detail="the action reply needs `text`", where="the parameters")
+    answer = read_answer(case.order.text)
+    action = action_of(case.task, answer)
+    if answer.code or (case.caller.role == "agent" and action not in AGENT_ACTIONS):
+        shown = take_code(case.tx, case.task, answer.code)
+        task = case.task
+        if action == "approve" and shown != permit_id(task.origin, task.executor, _exact(case)):
+            why = "What would run has changed since the question was asked."
+            raise _refuse(task, "approve", why, "`omnictl approve` shows what it is now")
+    # A new order: whoever passes an answer on adds nothing to it.
+    return _ACTIONS[action](case._replace(order=Order(case.order.ref, action)))
 
 
 def _short(work: Work) -> str:
@@ -302,10 +344,12 @@ _ACTIONS: dict[str, Callable[[Case], Effect]] = {
     "complete": _finish,
     "assign": _assign,
     "priority": _priority,
+    "budget": _budget,
     "delete": _delete,
     "approve": _approve,
     "deny": _deny,
     "done": _finish,
     "again": _again,
     "fail": _fail,
+    "reply": _reply,
 }

@@ -5,6 +5,7 @@ from omnid.model import Problem, Task
 from omnid.states import TERMINAL, Facts, advance, own_wait
 from omnid.store import journal
 from omnid.store.interface import Tx
+from omnid.times import Window
 
 CASCADE_MAX = 20
 """How many tasks a transaction on the event loop settles; the timer settles the rest in larger batches."""
@@ -79,13 +80,27 @@ def give_up(tx: Tx, task: Task, problem: Problem) -> Task:
     return journal.advance_task(tx, task, "give_up", **fields)
 
 
+def opens_ms(tx: Tx, only: str | None) -> int | None:
+    """Gives when the hours of a task begin next, or None where it has none."""
+    return None if only is None else Window.parse(only).opens_ms(tx.now_ms, tx.zone)
+
+
 def settle_wait(tx: Tx, task: Task) -> Task:
     """Decides anew whether an idle or waiting task waits for a reason of its own, and writes what changed."""
     if task.state not in ("idle", "waiting"):
         return task
     row = tx.one("count_dependencies", task.id)
     wait = own_wait(
-        Facts(tx.now_ms, task.paused, task.approval, row[0] if row else 0, task.not_before_ms, task.retry_at_ms)
+        Facts(
+            tx.now_ms,
+            task.paused,
+            task.approval,
+            row[0] if row else 0,
+            task.not_before_ms,
+            task.retry_at_ms,
+            opens_ms(tx, task.work.only),
+            task.budget_at_ms,
+        )
     )
     if wait is None:
         if task.state == "idle":

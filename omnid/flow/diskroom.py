@@ -17,10 +17,13 @@ class DiskRoom:
         self._free_bytes = 0
 
     def check(self, needed_bytes: int) -> None:
-        """Raises Retryable(`disk_low`) where less than `needed_bytes` are free."""
+        """Raises Retryable(`disk_low`, `state_unwritable`) where less than `needed_bytes` are free, or none at all."""
         now_s = self._clock.monotonic_s()
         if now_s - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = now_s
-            self._free_bytes = platform.free_bytes(self._path)
+            try:
+                self._free_bytes = platform.free_bytes(self._path)
+            except OSError as error:
+                raise Retryable("state_unwritable", path=self._path, detail=error.strerror or error) from error
         if self._free_bytes < needed_bytes:
             raise Retryable("disk_low", free_bytes=self._free_bytes, path=self._path, needed_bytes=needed_bytes)

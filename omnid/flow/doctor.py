@@ -11,13 +11,14 @@ import anyio
 
 from omnid.errors import Rejected
 from omnid.flow.context import Context
+from omnid.store import derived
+from omnid.store.calls import check_spend, zone_of
 from omnid.store.interface import COLLECTIONS, Reader
 from omnid.store.replay import (
     DIFFERENCES_MAX,
     Difference,
     Replica,
     apply_page,
-    check_queue,
     check_table,
     compare_page,
     derive,
@@ -45,14 +46,26 @@ class Doctor:
         damage: list[str] = []
         for name in (*COLLECTIONS, "change", "blob"):
             damage += await self._context.store.read(partial(check_table, name=name))
-        queue = await self._context.store.read(check_queue)
+        wrong = await self._derived()
         async with self._replica() as replica:
             try:
-                return await self._compare(replica, damage, queue)
+                return await self._compare(replica, damage, wrong)
             except Rejected as error:
-                return Report(replica.seq, 0, [error.what, *queue], damage)
+                return Report(replica.seq, 0, [error.what, *wrong], damage)
 
-    async def _compare(self, replica: Replica, damage: list[str], queue: list[str]) -> Report:
+    async def _derived(self) -> list[str]:
+        """Compares what is derived from the tables with them."""
+        store = self._context.store
+        found = [*await store.read(derived.queue), *await store.read(check_spend)]
+        for check, first in derived.CHECKS:
+            after: derived.Cursor | None = first
+            while after is not None and len(found) < DIFFERENCES_MAX:
+                at: derived.Cursor = after
+                page, after = await store.read(lambda reader, check=check, at=at: check(reader, at))
+                found += page
+        return found[:DIFFERENCES_MAX]
+
+    async def _compare(self, replica: Replica, damage: list[str], wrong: list[str]) -> Report:
         store = self._context.store
         until = await store.read(_last_seq)
         while await store.read(partial(apply_page, replica=replica, until=until)):
@@ -65,7 +78,7 @@ class Doctor:
                 page, after = await store.read(partial(compare_page, replica=replica, name=name, after=after))
                 found += page
         lines = [f"{d.collection} {d.id} {d.detail}" for d in found[:DIFFERENCES_MAX]]
-        return Report(until, replica.rows(), [*lines, *queue], damage)
+        return Report(until, replica.rows(), [*lines, *wrong], damage)
 
     @asynccontextmanager
     async def state_at(self, until: int) -> AsyncGenerator[Replica]:
@@ -73,7 +86,7 @@ class Doctor:
         async with self._replica() as replica:
             while await self._context.store.read(partial(apply_page, replica=replica, until=until)):
                 pass
-            await self._context.store.read(lambda _: derive(replica))
+            await self._context.store.read(lambda reader: derive(replica, zone_of(reader)))
             yield replica
 
     @asynccontextmanager

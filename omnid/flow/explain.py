@@ -1,8 +1,11 @@
 """Why a task is where it is, in one sentence: what happened, why, what comes next. Pure."""
 
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
-from omnid.model import Attempt, Gate, Task
+from omnid.model import Attempt, Gate, Problem, Task
+from omnid.route.admission import LIMITS, is_ajar
+from omnid.times import local
 
 
 class Situation(NamedTuple):
@@ -19,6 +22,52 @@ class Situation(NamedTuple):
     executor_full: bool
     slots_full: bool
     running: int
+    trouble: Problem | None = None
+    """Why nothing can be written now."""
+    unclear: Problem | None = None
+    """Why nobody can tell yet what became of its attempt, which an earlier daemon began."""
+    unwritten: Problem | None = None
+    """Why the result of its attempt, which has ended, isn't written yet."""
+    login: bool = False
+    """Whether the gate is closed because the executor lacks a key or a login."""
+    parent: str | None = None
+    """The name of the task from inside which it was submitted."""
+    cost: str | None = None
+    """What the task has cost so far, where it costs anything."""
+    zone: ZoneInfo = ZoneInfo("UTC")
+    """In which times of day are told."""
+
+
+def clock(at_ms: int, now_ms: int, zone: ZoneInfo) -> str:
+    """Writes an instant as local time, with its day where that is not today's: ``20:00 (Europe/Berlin)``."""
+    at, now = local(at_ms, zone), local(now_ms, zone)
+    day = "" if at.date() == now.date() else f"{at:%b} {at.day}, "
+    return f"{day}{at:%H:%M} ({zone.key})"
+
+
+def gate_text(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
+    """Says in one sentence what a gate closes, why, and what opens it."""
+    what = "everything" if gate.subject == "*" else f"executor {gate.subject}"
+    if gate.cause == "paused":
+        resume = "omnictl resume" if gate.subject == "*" else f"omnictl resume --executor {gate.subject}"
+        return f"{what} is paused; `{resume}` lets it go on."
+    if gate.cause in LIMITS:
+        return f"{_limited(gate, now_ms, zone)}."
+    if gate.cause in ("hours", "budget") and gate.problem is not None:
+        return f"{_inside(gate.problem.what)}; it goes on {_when(gate.wake_at_ms, now_ms)}."
+    reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    return f"{what} is down{reason}; it is tried again {_when(gate.wake_at_ms, now_ms)}."
+
+
+def _limited(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
+    said = _inside(gate.problem.what) if gate.problem else f"{gate.subject} has hit a limit"
+    if gate.wake_at_ms is None or is_ajar(gate, now_ms):
+        then = "one task tries it now, and the others follow"
+    else:
+        at = f"{clock(gate.wake_at_ms, now_ms, zone)}, {_when(gate.wake_at_ms, now_ms)}"
+        then = f"one task tries it at {at}, and the others follow"
+    person = f"; `omnictl resume --executor {gate.subject}` does it at once" if gate.cause == "login" else ""
+    return f"{said}; {then}{person}"
 
 
 def span(seconds: float) -> str:
@@ -37,6 +86,14 @@ def span(seconds: float) -> str:
 
 def why(task: Task, facts: Situation) -> str:
     """Gives the sentence."""
+    sentence = _sentence(task, facts)
+    if facts.parent is not None:
+        sentence = f"{task.name} (submitted by {facts.parent}){sentence.removeprefix(task.name)}"
+    return sentence if facts.cost is None else f"{_inside(sentence)} (cost: {facts.cost})."
+
+
+def _sentence(task: Task, facts: Situation) -> str:
+    """Gives the sentence, which begins with the task's name."""
     match task.state:
         case "idle":
             return f"{task.name} waits {_gated(task, facts)}."
@@ -59,9 +116,13 @@ def _ago(then_ms: int | None, facts: Situation) -> str:
 
 
 def _in(then_ms: int | None, facts: Situation) -> str:
+    return _when(then_ms, facts.now_ms)
+
+
+def _when(then_ms: int | None, now_ms: int) -> str:
     if then_ms is None:
         return "when that is settled"
-    return f"in {span((then_ms - facts.now_ms) / 1000)}" if then_ms > facts.now_ms else "now"
+    return f"in {span((then_ms - now_ms) / 1000)}" if then_ms > now_ms else "now"
 
 
 def _inside(sentence: str) -> str:
@@ -69,14 +130,10 @@ def _inside(sentence: str) -> str:
 
 
 def _gated(task: Task, facts: Situation) -> str:
-    gate = facts.gate
-    if gate is not None and gate.cause == "paused":
-        whole = gate.subject == "*"
-        what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
-        return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
-    if gate is not None:
-        reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
-        return f"because executor {gate.subject} is down{reason}; it is tried again {_in(gate.wake_at_ms, facts)}"
+    if facts.gate is not None:
+        return _behind(task, facts.gate, facts)
+    if facts.trouble is not None:
+        return f"because nothing can be written ({_inside(facts.trouble.what)}); {_room()}, and it starts by itself"
     if not facts.executor_known:
         return f"because the config has no executor {task.executor} any more; add it, or `omnictl assign {task.name}`"
     if facts.lane_holder is not None:
@@ -88,6 +145,31 @@ def _gated(task: Task, facts: Situation) -> str:
     return "for its turn and starts as soon as a slot is free"
 
 
+def _behind(task: Task, gate: Gate, facts: Situation) -> str:
+    if gate.cause == "paused":
+        whole = gate.subject == "*"
+        what = "because everything is paused" if whole else f"because executor {gate.subject} is paused"
+        return f"{what}; `omnictl resume{'' if whole else f' --executor {gate.subject}'}` lets it go on"
+    if gate.cause in LIMITS:
+        begun = "; it goes on where it was" if task.attempt else ""
+        return f"because {_limited(gate, facts.now_ms, facts.zone)}{begun}"
+    if gate.cause == "hours" and gate.problem is not None:
+        again = _in(gate.wake_at_ms, facts)
+        return f"because its executor is outside its hours ({_inside(gate.problem.what)}); it goes on {again}"
+    if gate.cause == "budget" and gate.problem is not None:
+        return f"for money: {_inside(gate.problem.what)}; {_money_next(gate.wake_at_ms, gate.problem, facts)}"
+    reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    again = f"it is tried again {_in(gate.wake_at_ms, facts)}"
+    if facts.login:
+        needs = f"because executor {gate.subject} needs a key or a login{reason}"
+        return f"{needs}; provide it: {again}, or at once by `omnictl doctor`"
+    return f"because executor {gate.subject} is down{reason}; {again}"
+
+
+def _money_next(wake_at_ms: int | None, problem: Problem, facts: Situation) -> str:
+    return _inside(problem.do) if wake_at_ms is None else f"it goes on {_in(wake_at_ms, facts)} at the latest"
+
+
 def _own(task: Task, facts: Situation) -> str:
     last = ""
     if facts.last is not None and facts.last.problem is not None:
@@ -96,14 +178,15 @@ def _own(task: Task, facts: Situation) -> str:
         case "paused":
             return f"because it is paused; `omnictl resume {task.name}` lets it go on"
         case "approval":
-            return (
-                f"for a person's approval, because agents may not use executor {task.executor} by themselves; "
-                f"`omnictl approve {task.name}` or `omnictl deny {task.name}`"
-            )
+            return _approval(task)
+        case "budget" if task.problem is not None:
+            return f"for money: {_inside(task.problem.what)}; {_money_next(task.wake_at_ms, task.problem, facts)}"
         case "dependency":
             return f"for {', '.join(facts.open_before)} to succeed; it starts then"
         case "not_before":
             return f"for its time (not before); it starts {_in(task.wake_at_ms, facts)}"
+        case "hours":
+            return f"for its hours ({task.work.only}); it starts {_in(task.wake_at_ms, facts)}"
         case "backoff":
             tried = f"{task.failures} of {facts.attempts_max} attempts failed" if task.failures else "it did not start"
             return f"before it tries again {_in(task.wake_at_ms, facts)}; {tried}{last}"
@@ -111,7 +194,29 @@ def _own(task: Task, facts: Situation) -> str:
             return f"({task.reason}) and goes on {_in(task.wake_at_ms, facts)}"
 
 
+def _approval(task: Task) -> str:
+    why = f", because agents may not do this on executor {task.executor} by themselves"
+    if task.problem is not None and task.problem.code == "loop":
+        why = f": {_inside(task.problem.what)}"
+    return f"for a person's approval{why}; `omnictl approve {task.name}` or `omnictl deny {task.name}`"
+
+
+def _room() -> str:
+    return "free some space under the state directory that `omnictl status` names"
+
+
 def _running(task: Task, facts: Situation) -> str:
+    if facts.unwritten is not None:
+        do = _room() if facts.unwritten.code == "disk_full" else "`omnictl doctor` checks the store"
+        return (
+            f"{task.name} has ended on {task.executor} (attempt {task.attempt}), but its result can't be written yet: "
+            f"{_inside(facts.unwritten.what)}; {do}, and it is written by itself."
+        )
+    if facts.unclear is not None:
+        return (
+            f"{task.name} was running on {task.executor} (attempt {task.attempt}) when omnid ended, and what became of "
+            f"it can't be told yet: {_inside(facts.unclear.what)}; that is looked at again by itself."
+        )
     begun = _ago(facts.last.started_at_ms if facts.last else None, facts)
     text = f"{task.name} runs on {task.executor} (attempt {task.attempt}, started{begun})"
     if task.cancel:

@@ -1,19 +1,28 @@
 """Shared reasons why tasks can't start: one row per cause, opened by time, by a probe, or by a person."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError, Retryable
+from omnid.executor.interface import Executor
+from omnid.flow import limits, money, outages
 from omnid.flow.context import Context
+from omnid.flow.hours import Hours
+from omnid.flow.turned import Turned
 from omnid.model import Gate, Problem
 from omnid.retry import Backoff, FailureCount
+from omnid.route.admission import LIMITS, is_ajar
+from omnid.route.budget import Budget
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
 
 PROBE_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
 PROBE_S_MAX = 60.0
+LOGIN_CODES = frozenset({"secret_missing"})
+"""Errors of an executor that a person ends, with a key or a login: the tasks behind its gate wait for `login`."""
 
 
 class Gates:
@@ -25,6 +34,8 @@ class Gates:
         self._probing: set[str] = set()
         self._counts: dict[str, FailureCount] = {}
         """Failures of each executor; a probe that succeeds doesn't end the count, so that flapping slows down."""
+        self._hours = Hours(context)
+        context.shut = self.shut
 
     async def load(self) -> None:
         """Reads the gates that were closed when the daemon ended."""
@@ -32,24 +43,46 @@ class Gates:
 
     def all(self) -> list[Gate]:
         """Gives the closed gates, the oldest first."""
-        return sorted(self._closed.values(), key=lambda gate: (gate.closed_at_ms, gate.id))
+        gates = [*self._closed.values(), *self._hours.closed().values()]
+        return sorted(gates, key=lambda gate: (gate.closed_at_ms, gate.id))
 
     def closed(self) -> frozenset[str]:
-        """Gives the executors whose gates are closed; `*` is all of them."""
-        return frozenset(gate.subject for gate in self._closed.values())
+        """Gives the executors on which nothing starts, `*` being all of them; a limit that is due lets one task try."""
+        hours, stored = self._hours.closed(), frozenset[str]()
+        if self._closed:
+            now_ms = self._context.clock.wall_ms()
+            stored = frozenset(gate.subject for gate in self._closed.values() if not is_ajar(gate, now_ms))
+        return stored.union(hours) if hours else stored
+
+    def shut(self) -> Mapping[str, Gate]:
+        """Gives the closed gates by what they close, a pause before all others."""
+        stored = self._closed
+        if not stored:
+            return self._hours.closed()
+        last = sorted(stored.values(), key=lambda gate: gate.cause == "paused")
+        return {**self._hours.closed(), **{gate.subject: gate for gate in last}}
 
     def of(self, executor: str) -> Gate | None:
         """Gives the gate that keeps this executor's tasks from their start: a pause first, or None."""
         found = [gate for gate in self._closed.values() if gate.subject in ("*", executor)]
+        found += [gate for gate in (self._hours.closed().get(executor),) if gate is not None]
         return min(found, key=lambda gate: (gate.cause != "paused", gate.id)) if found else None
+
+    def login(self, executor: str) -> Gate | None:
+        """Gives the gate that is closed for lack of a key or a login; None where there is none, or a pause first."""
+        gate = self.of(executor)
+        return gate if gate is not None and gate.problem is not None and gate.problem.code in LOGIN_CODES else None
 
     async def pause(self, subject: str) -> None:
         """Closes the gate `paused` for an executor or, with `*`, for all; it stays until `resume`."""
         await self._close(Gate(f"paused:{subject}", "paused", subject, self._context.clock.wall_ms(), None))
 
     async def resume(self, subject: str) -> bool:
-        """Opens the gate `paused`; tells whether it was closed."""
-        return await self._open(f"paused:{subject}")
+        """Opens the gate `paused`, and an executor's limits: a person knows better; tells whether one was closed."""
+        was_paused = await self._open(f"paused:{subject}")
+        lifted = partial(limits.open_limits, executor=subject, config=self._context.config)
+        opened = await self._context.store.write(lifted, then=self._opened)
+        return was_paused or bool(opened)
 
     async def executor_down(self, executor: str, error: Retryable) -> None:
         """Closes an executor's gate with the reason, until a probe succeeds; logs the first failure only."""
@@ -66,15 +99,59 @@ class Gates:
         problem = Problem.of(error)
         await self._close(Gate(f"executor:{executor}", "executor", executor, since_ms, wake_at_ms, problem, failures))
 
+    def took(self, turned: Turned) -> None:
+        """Follows what a committed transaction did to gates, and wakes the tasks that it let go on."""
+        if turned.closed or turned.opened:
+            self._log_limits(turned)
+            kept = {id: gate for id, gate in self._closed.items() if id not in turned.opened}
+            self._closed = {**kept, **turned.closed}
+            self._context.failover.ring()
+        if any(turned):
+            self._context.watch.tell(turned.tasks)
+            self._context.wake()
+
+    def _log_limits(self, turned: Turned) -> None:
+        for gate in turned.closed.values():
+            if gate.cause in LIMITS and gate.id not in self._closed:
+                self._context.log.info("limit", executor=gate.subject, cause=gate.cause, wake_at_ms=gate.wake_at_ms)
+        over = [id for id in turned.opened if id in self._closed and self._closed[id].cause in LIMITS]
+        if over:
+            self._context.log.info("limit_over", gates=over)
+
+    async def look_at_budget(self, *, release: bool = False) -> None:
+        """Opens the gates whose caps leave room again; with `release` also lets the tasks go on that wait for caps."""
+        more = True
+        while more:
+            turned = Turned.nothing()
+            look = partial(_look_at_budget, budget=self._context.budget, turned=turned, release=release)
+            more = await self._context.store.write(look, bulk=release, then=lambda _, turned=turned: self.took(turned))
+
     def executor_worked(self, executor: str) -> None:
         """Forgets an executor's failures: it has brought an attempt to its end."""
         self._counts.pop(executor, None)
 
+    async def room_made(self) -> None:
+        """Opens the gates of executors that found no room for a workspace, because one went."""
+        for gate in self.all():
+            if gate.problem is not None and gate.problem.code == "workspace_full":
+                await self._open(gate.id)
+
     def probe_due(self, group: TaskGroup) -> None:
-        """Probes the executors whose gates are due, side by side in the group; opens those that are well again."""
+        """Probes the executors whose gates are due, side by side in the group; opens those that are well again.
+
+        Where the hours of one have begun, its tasks are looked at.
+        """
+        if self._hours.changed():
+            self._context.dispatch.ring()
         now_ms = self._context.clock.wall_ms()
         # A time that no backoff reaches is left from before the clock was set back.
         latest_ms = now_ms + round(PROBE_BACKOFF.max_s * 1000)
+        due = {gate.id for gate in self._closed.values() if gate.cause == money.GATE and _is_due(gate, now_ms)}
+        if due - self._probing:
+            self._probing |= due
+            group.start_soon(self._budget_due, due)
+        if any(is_ajar(gate, now_ms) for gate in self._closed.values()):
+            self._context.dispatch.ring()
         for gate in self._closed.values():
             if gate.cause != "executor" or gate.wake_at_ms is None or now_ms < gate.wake_at_ms <= latest_ms:
                 continue
@@ -83,15 +160,29 @@ class Gates:
                 group.start_soon(self._probe, gate.subject)
 
     def next_wake_at_ms(self) -> int | None:
-        """Gives when the next gate is due, or None; one that is being probed is not due."""
-        return min(
-            (
-                gate.wake_at_ms
-                for gate in self._closed.values()
-                if gate.wake_at_ms is not None and gate.subject not in self._probing
-            ),
-            default=None,
-        )
+        """Gives when the next gate is due, or None; one that is being probed, or waits for a task to try, is not."""
+        now_ms = self._context.clock.wall_ms()
+        due_ms = [
+            gate.wake_at_ms
+            for gate in self._closed.values()
+            if gate.wake_at_ms is not None
+            and not is_ajar(gate, now_ms)
+            and gate.id not in self._probing
+            and (gate.cause != "executor" or gate.subject not in self._probing)
+        ]
+        hours_ms = self._hours.next_ms()
+        return min(due_ms if hours_ms is None else [*due_ms, hours_ms], default=None)
+
+    async def _budget_due(self, ids: set[str]) -> None:
+        """Looks at gates whose window has ended; a store that can't take it is tried again by the timer."""
+        try:
+            await self.look_at_budget()
+        except Retryable as error:
+            self._context.log.warning("budget_waits", **error.as_dict())
+            await anyio.sleep(PROBE_BACKOFF.delay_s(1, self._context.clock.uniform))
+        finally:
+            self._probing -= ids
+            self._context.timer.ring()
 
     async def _probe(self, name: str) -> None:
         """Probes until what it found is written; a store that can't take it is tried again after a wait."""
@@ -100,55 +191,88 @@ class Gates:
         try:
             while True:
                 try:
-                    return await self._probe_once(name)
+                    await self.probe(name, PROBE_S_MAX)
                 except Retryable as error:
                     failures += 1
                     if failures == 1:
                         context.log.warning("probe_waits", executor=name, **error.as_dict())
+                else:
+                    return
                 await anyio.sleep(PROBE_BACKOFF.delay_s(failures, context.clock.uniform))
         finally:
             self._probing.discard(name)
             context.timer.ring()
 
-    async def _probe_once(self, name: str) -> None:
+    async def probe(self, name: str, limit_s: float) -> Retryable | None:
+        """Probes an executor, closes or opens its gate by what was found, and gives what is wrong.
+
+        Raises Retryable where the gate can't be written.
+        """
         executor = self._context.executors.get(name)
-        if executor is None:
-            await self._open(f"executor:{name}")
-            return
-        try:
-            with anyio.fail_after(PROBE_S_MAX):
-                await executor.probe()
-        except TimeoutError:
-            detail = f"its probe gave no answer within {PROBE_S_MAX:.0f} s"
-            await self.executor_down(name, Retryable("executor_down", executor=name, detail=detail))
-        except Retryable as error:
+        error = None if executor is None else await _ask(executor, limit_s)
+        if error is not None:
             await self.executor_down(name, error)
-        except OmnidError as error:
-            await self.executor_down(name, Retryable("executor_down", executor=name, detail=error.what))
-        else:
-            gate = self._closed.get(f"executor:{name}")
-            await self._open(f"executor:{name}")
-            if gate is not None:
-                down_s = (self._context.clock.wall_ms() - gate.closed_at_ms) / 1000
-                self._context.log.info("executor_up", executor=name, down_s=round(down_s, 1))
+            return error
+        gate = self._closed.get(f"executor:{name}")
+        if gate is not None:
+            await self._open(gate.id)
+            down_s = (self._context.clock.wall_ms() - gate.closed_at_ms) / 1000
+            self._context.log.info("executor_up", executor=name, down_s=round(down_s, 1))
+        return None
 
     async def _close(self, gate: Gate) -> None:
         def closed(_: None) -> None:
             self._closed = {**self._closed, gate.id: gate}  # A copy, because readers look at it from their threads.
             self._context.timer.ring()
+            self._context.failover.ring()
 
-        await self._context.store.write(partial(journal.close_gate, gate=gate), then=closed)
+        close = partial(_close_gate, gate=gate, outage_id=self._context.clock.uuid())
+        await self._context.store.write(close, then=closed)
 
     async def _open(self, id: str) -> bool:
-        def opened(_was_closed: object) -> None:
-            self._closed = {key: gate for key, gate in self._closed.items() if key != id}
-            self._context.dispatch.ring()
+        return await self._context.store.write(partial(_open_gate, id=id), then=lambda _: self._opened((id,)))
 
-        return await self._context.store.write(partial(_open_gate, id=id), then=opened)
+    def _opened(self, ids: Sequence[str]) -> None:
+        self._closed = {key: gate for key, gate in self._closed.items() if key not in ids}
+        self._context.dispatch.ring()
+
+
+async def _ask(executor: Executor, limit_s: float) -> Retryable | None:
+    """Gives what an executor's probe finds wrong."""
+    name = executor.name
+    try:
+        with anyio.fail_after(limit_s):
+            await executor.probe()
+    except TimeoutError:
+        detail = f"its probe gave no answer within {limit_s:.0f} s"
+        return Retryable("executor_down", executor=name, detail=detail)
+    except Retryable as error:
+        return error
+    except OmnidError as error:
+        return Retryable("executor_down", executor=name, detail=error.what)
+    return None
+
+
+def _is_due(gate: Gate, now_ms: int) -> bool:
+    return gate.wake_at_ms is not None and gate.wake_at_ms <= now_ms
+
+
+def _look_at_budget(tx: Tx, *, budget: Budget, turned: Turned, release: bool) -> bool:
+    money.look_again(tx, budget, turned)
+    return release and money.release_all(tx, turned)
+
+
+def _close_gate(tx: Tx, *, gate: Gate, outage_id: str) -> None:
+    journal.close_gate(tx, gate)
+    outages.began(tx, gate, outage_id)
 
 
 def _open_gate(tx: Tx, *, id: str) -> bool:
-    return journal.open_gate(tx, id)
+    was_closed = journal.open_gate(tx, id)
+    cause, _, subject = id.partition(":")
+    if was_closed:
+        outages.over(tx, cause, subject)
+    return was_closed
 
 
 def _all(reader: Reader) -> list[Gate]:

@@ -30,18 +30,31 @@ async def guard(name: str, fn: Callable[[*Args], Awaitable[object]], *args: *Arg
 
 def _settle(name: str, error: Exception, log: Logger) -> None:
     """Raises the Fatal that is in the error, if there is one; logs the error otherwise."""
-    leaves = _leaves(error)
-    for leaf in leaves:
-        if isinstance(leaf, Fatal):
-            raise leaf
-    if len(leaves) == 1 and isinstance(leaves[0], OmnidError):
-        log.error("guard_ended", name=name, problem=leaves[0].as_dict())
+    worst = first(error)
+    if isinstance(worst, Fatal):
+        raise worst
+    if isinstance(worst, OmnidError) and len(_leaves(error)) == 1:
+        log.error("guard_ended", name=name, problem=worst.as_dict())
     else:
         log.error("guard_ended", name=name, exc_info=error)
 
 
-def _leaves(error: Exception) -> list[Exception]:
-    if not isinstance(error, ExceptionGroup):
+def first(error: BaseException) -> BaseException:
+    """Gives the error inside a group that decides: a Fatal, else a fault, else the first of omnid's own.
+
+    Cancellation, which only trio puts into groups, comes last.
+    """
+    return min(_leaves(error), key=_rank)
+
+
+def _rank(leaf: BaseException) -> int:
+    if isinstance(leaf, OmnidError):
+        return 0 if isinstance(leaf, Fatal) else 2
+    return 1 if isinstance(leaf, Exception) else 3
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
         return [error]
-    parts = cast("ExceptionGroup[Exception]", error).exceptions
+    parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
     return [leaf for part in parts for leaf in _leaves(part)]

@@ -1,6 +1,7 @@
 """Takes tasks: checks what was sent before anything is written, then writes all of it or nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
@@ -10,14 +11,18 @@ import msgspec
 from msgspec import Raw
 
 from omnid.errors import Rejected, Retryable
+from omnid.flow import loops
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
-from omnid.model import USER_ORIGIN, Submit, Submitted, Task, Work
+from omnid.flow.dependents import opens_ms
+from omnid.model import USER_ORIGIN, Problem, ReplyTo, Route, Submit, Submitted, Task, Work
+from omnid.route.budget import Budget
 from omnid.route.router import choose
-from omnid.settings import Config, Limits
+from omnid.route.rules import Asked
+from omnid.settings import COMMAND, Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
-from omnid.store.interface import Reader, Tx
+from omnid.store.interface import NOTHING, Reader, Tx
 
 T = TypeVar("T")
 
@@ -39,8 +44,14 @@ class Draft(NamedTuple):
     encoded: Raw
     """The work as JSON, as the journal keeps it."""
     exact: Work | None
-    """For an agent that must ask: what would run, with all that the executor's config adds."""
+    """What would run, with all that the config adds: for an agent that must ask, and where it costs money."""
+    asks: bool
+    """Whether a person must approve it in any case."""
+    input_hash: str | None
+    """Of what would run, where it costs money."""
     executor: str
+    route: Route | None
+    """What the router decided, where it had a choice."""
     body_hash: str | None
     parent: str | None
 
@@ -65,13 +76,34 @@ def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[
     else:
         _check_refs(asked)
         drafts = [_of_batch(index, partial(_draft, context, caller, params)) for index, params in enumerate(asked)]
+    return partial(_write, drafts=drafts, caller=caller, budget=context.budget, tally=context.store.tally)
+
+
+def plan_one(context: Context, caller: Caller, params: Submit) -> Callable[[Tx], Submitted]:
+    """Does what `plan` does for a single task, without what only a batch needs."""
+    if params.ref is not None:
+        write = plan(context, caller, (params,))
+        return lambda tx: write(tx)[0]
+    draft = _draft(context, caller, params)
     return partial(
-        _write, drafts=drafts, caller=caller, limit=config.limits.waiting_tasks_max, tally=context.store.tally
+        _write_single,
+        draft=draft,
+        caller=caller,
+        budget=context.budget,
+        tally=context.store.tally,
     )
+
+
+def _write_single(tx: Tx, *, draft: Draft, caller: Caller, budget: Budget, tally: Mapping[str, int]) -> Submitted:
+    written = _write_one(tx, draft, caller, NOTHING, budget)
+    _check_room(written.created, budget.config.limits.waiting_tasks_max, tally)
+    return written
 
 
 def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
     config = context.config
+    if params.reply_to is not None:
+        check_reply_to(params.reply_to, config)
     work = Work(
         argv=params.argv or None,
         stdin=params.stdin,
@@ -92,10 +124,13 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         only=params.only,
         cost_max_usd=params.cost_max_usd,
     )
-    executor = choose(work, context.kinds)
+    route = choose(Asked(work, params.kind, params.labels, params.lane), context.facts())
+    executor = route.executor
     encoded = _check_limits(params, work, config.limits)
     context.executors[executor].accepts(work)
-    asks = needs_approval(caller.role, executor, config)
+    asks = needs_approval(caller.role, executor, work, config)
+    paid = executor in context.budget.paid
+    exact = context.executors[executor].exact(work) if asks or paid else None
     return Draft(
         id=context.clock.uuid(),
         origin=_origin(caller, params),
@@ -103,10 +138,26 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         work=work,
         encoded=encoded,
         executor=executor,
+        route=route if route.rule or route.turned_down else None,
         body_hash=_body_hash(params) if params.key else None,
-        exact=context.executors[executor].exact(work) if asks else None,
+        exact=exact,
+        asks=asks,
+        input_hash=permit_id("", executor, exact) if paid and exact is not None else None,
         parent=caller.parent,
     )
+
+
+def check_reply_to(reply_to: ReplyTo, config: Config) -> None:
+    """Refuses an answer to a place that the config doesn't have: Rejected(`unknown_channel`, `no_target`)."""
+    known = {section.name: section for section in config.destination}
+    section = known.get(reply_to.channel)
+    if section is None:
+        near = get_close_matches(reply_to.channel, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        names = f"these are there: {', '.join(sorted(known))}" if known else "there is none yet"
+        raise Rejected("unknown_channel", channel=reply_to.channel, hint=hint, known=names)
+    if section.kind == "openclaw" and not (reply_to.target or reply_to.session or section.target):
+        raise Rejected("no_target", channel=reply_to.channel)
 
 
 def known(reader: Reader, caller: Caller, asked: Sequence[Submit]) -> list[Submitted] | None:
@@ -132,9 +183,21 @@ def _body_hash(params: Submit) -> str:
     return sha256(_encode(params)).hexdigest()
 
 
-def needs_approval(role: str, executor: str, config: Config) -> bool:
-    """Tells whether a person must approve what this caller sends to this executor."""
-    return role == "agent" and executor not in config.agents.allow
+def needs_approval(role: str, executor: str, work: Work, config: Config) -> bool:
+    """Tells whether a person must approve what this caller sends to this executor.
+
+    A check is a command of its own, and a variable of the daemon may be a secret: an executor that is open to agents
+    opens neither.
+    """
+    if role != "agent":
+        return False
+    section = config.executors().get(executor)
+    passed_on = section.env if section is not None else ()
+    return (
+        executor not in config.agents.allow
+        or (work.check is not None and COMMAND not in config.agents.allow)
+        or not set(work.env).issubset(passed_on)
+    )
 
 
 def _check_limits(params: Submit, work: Work, limits: Limits) -> Raw:
@@ -171,13 +234,16 @@ def _check_refs(asked: Sequence[Submit]) -> None:
         raise Rejected("dependency_cycle", cycle=" -> ".join(error.args[1])) from error
 
 
-def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, limit: int, tally: Mapping[str, int]) -> list[Submitted]:
+def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, budget: Budget, tally: Mapping[str, int]) -> list[Submitted]:
     """Writes all drafts, or raises and leaves nothing."""
+    limit = budget.config.limits.waiting_tasks_max
     refs = {draft.params.ref: _id_of(tx, draft) for draft in drafts if draft.params.ref is not None}
     if len(drafts) == 1:
-        written = [_write_one(tx, drafts[0], caller, refs)]
+        written = [_write_one(tx, drafts[0], caller, refs, budget)]
     else:
-        written = [_of_batch(index, partial(_write_one, tx, draft, caller, refs)) for index, draft in enumerate(drafts)]
+        written = [
+            _of_batch(index, partial(_write_one, tx, draft, caller, refs, budget)) for index, draft in enumerate(drafts)
+        ]
     _check_room(sum(task.created for task in written), limit, tally)
     return written
 
@@ -197,7 +263,7 @@ def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:
         raise Retryable("too_many_waiting", count=waiting, limit=limit)
 
 
-def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) -> Submitted:
+def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], budget: Budget) -> Submitted:
     params = draft.params
     if params.key is not None:
         known = tx.one("task_by_key", draft.origin, params.key)
@@ -206,6 +272,8 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
     # Only a new task can be too late: one that was taken in time is what its repeat gets.
     if params.deadline_ms is not None and params.deadline_ms <= tx.now_ms:
         raise Rejected("deadline_passed")
+    if draft.parent is not None:
+        loops.check_tree(tx, budget.config.agents, draft.parent)
     work, encoded = draft.work, draft.encoded
     waits_for: tuple[str, ...] = ()
     if work.after:
@@ -213,8 +281,9 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         work = msgspec.structs.replace(work, after=ids)
         encoded = Raw(_encode_work(work))
     number = journal.take_number(tx, draft.origin)
-    approval = None if draft.exact is None else approval_of(tx, draft.origin, draft.executor, draft.exact)
-    wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None))
+    approval, problem = _approval(tx, draft, caller, budget)
+    opens = opens_ms(tx, params.only)
+    wait = own_wait(Facts(tx.now_ms, False, approval, len(waits_for), params.not_before_ms, None, opens))
     state = "idle" if wait is None else "waiting"
     fields: dict[str, Any] = {
         "origin": draft.origin,
@@ -237,10 +306,32 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str]) ->
         "not_before_ms": params.not_before_ms,
         "deadline_ms": params.deadline_ms,
         "approval": approval,
+        "route": draft.route,
+        "problem": problem,
+        "input_hash": draft.input_hash,
     }
     journal.create_task(tx, draft.id, fields, waits_for)
     name = f"t{number}" if draft.origin == USER_ORIGIN else f"{draft.origin}/t{number}"
     return Submitted(draft.id, name, state, True)
+
+
+def _approval(tx: Tx, draft: Draft, caller: Caller, budget: Budget) -> tuple[str | None, Problem | None]:
+    """Gives the approval that a new task needs, and why where that isn't plain.
+
+    What was asked for too often waits for a person's approval where a person has submitted it; an agent is refused
+    with Rejected(`loop`).
+    """
+    if draft.exact is None:
+        return None, None
+    looped = None
+    if draft.input_hash is not None:
+        looped = loops.repeated(tx, budget, draft.executor, draft.input_hash, tx.now_ms)
+        if looped is not None and caller.role == "agent":
+            raise looped.refusal()
+    if looped is None and not draft.asks:
+        return None, None
+    approval = approval_of(tx, draft.origin, draft.executor, draft.exact)
+    return approval, looped.problem() if looped is not None and approval == "needed" else None
 
 
 def _id_of(tx: Tx, draft: Draft) -> str:
@@ -293,7 +384,9 @@ def permit_id(origin: str, executor: str, work: Work) -> str:
     `work` is what `Executor.exact` gave.
     """
     exact = (origin, executor, work.argv, work.stdin, work.cwd, work.env, work.check, work.server, work.tool)
-    return sha256(_encode([*exact, work.arguments, work.prompt])).hexdigest()
+    # A workspace of its own choice is part of it: an agent that may run something aside may not run it in place.
+    asked = [] if work.workspace is None else [work.workspace]
+    return sha256(_encode([*exact, work.arguments, work.prompt, *asked])).hexdigest()
 
 
 def granted(permit: str) -> str:

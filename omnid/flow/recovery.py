@@ -6,7 +6,7 @@ from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError
 from omnid.flow.context import Context
-from omnid.flow.dispatcher import command_of
+from omnid.flow.dispatcher import Earlier, command_of, earlier
 from omnid.flow.results import Results
 from omnid.flow.runner import Runner, lost
 from omnid.model import Attempt, Command, Task
@@ -30,21 +30,29 @@ class Recovery:
         count = 0
         after = 0
         while page := await context.store.read(partial(_open_attempts, after=after)):
-            for ord, task, attempt in page:
+            for ord, task, attempt, before in page:
                 after = ord
                 count += 1
-                await self._one(group, task, attempt)
+                await self._one(group, task, attempt, before)
         return count
 
-    async def _one(self, group: TaskGroup, task: Task, attempt: Attempt) -> None:
+    async def _one(self, group: TaskGroup, task: Task, attempt: Attempt, before: Earlier) -> None:
         context = self._context
-        command = command_of(task, attempt.id, context.config, idempotent=attempt.idempotent, recover=True)
+        command = command_of(
+            task,
+            attempt.id,
+            context.config,
+            idempotent=attempt.idempotent,
+            recover=True,
+            before=before,
+            reserved_usd=attempt.reserved_usd,
+        )
         name = self._executor_for(command)
         if name is None:
             context.log.warning("executor_gone", executor=attempt.executor, task=task.name)
             group.start_soon(self._settle_lost, command)
             return
-        context.running[attempt.id] = attempt.executor
+        context.take_on(attempt.id, attempt.executor)
         if task.cancel:
             context.ask_cancel(attempt.id)
         self._runner.begin(group, command, name)
@@ -59,7 +67,8 @@ class Recovery:
         """
         if command.executor in self._context.executors:
             return command.executor
-        return "command" if command.work.argv and "command" in self._context.executors else None
+        is_command = bool(command.work.argv or command.work.prompt)
+        return "command" if is_command and "command" in self._context.executors else None
 
     async def tidy(self) -> None:
         """Lets go of the control files of ended attempts, and sets aside attempts that the journal doesn't know.
@@ -79,11 +88,12 @@ class Recovery:
                 context.log.warning("spool_not_tidied", attempt=attempt_id, detail=str(error))
 
 
-def _open_attempts(reader: Reader, *, after: int) -> list[tuple[int, Task, Attempt]]:
-    found: list[tuple[int, Task, Attempt]] = []
+def _open_attempts(reader: Reader, *, after: int) -> list[tuple[int, Task, Attempt, Earlier]]:
+    found: list[tuple[int, Task, Attempt, Earlier]] = []
     for row in reader.all("open_attempts", after, PAGE_MAX):
         attempt = journal.attempt_of(row)
-        found.append((row[0], journal.need_task(reader, attempt.task_id), attempt))
+        task = journal.need_task(reader, attempt.task_id)
+        found.append((row[0], task, attempt, earlier(reader, task, attempt.number)))
     return found
 
 

@@ -7,10 +7,15 @@ from typing import Any, NamedTuple
 import anyio
 
 from omnid.errors import Retryable
+from omnid.flow import limits, money
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_dependents
+from omnid.flow.gates import Gates
+from omnid.flow.turned import Turned
 from omnid.model import Problem, Result, Task
+from omnid.money import micro
 from omnid.retry import Backoff
+from omnid.route.budget import Budget
 from omnid.settings import Config
 from omnid.states import RUNNING, advance
 from omnid.store import journal
@@ -43,6 +48,9 @@ def judge(
         return Verdict("cancel", task.failures, problem=result.problem)
     if task.deadline_ms is not None and task.deadline_ms <= now_ms and result.outcome != "lost":
         return Verdict("fail", task.failures, problem=Problem.make("deadline_passed"))
+    if result.outcome == "parked":
+        # Its gate keeps it from its start; an attempt that a limit stopped is none of the task's.
+        return Verdict("again", task.failures, problem=result.problem)
     if result.outcome in ("unstarted", "lost"):
         again_s = backoff.delay_s(max(1, task.attempt), chance)
         return _without_result(task, result, idempotent=idempotent, again_s=again_s)
@@ -58,7 +66,11 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
     A crash is no failure of the task, so it isn't counted; but each attempt waits longer than the one before.
     """
     if result.outcome == "unstarted":
-        return Verdict("again", task.failures, UNSTARTED_WAIT_S, result.problem)
+        # Most of them closed the gate that they wait behind; for want of a workspace a task may wait alone.
+        alone = result.problem is not None and result.problem.code in ("workspace_full", "workspace_down")
+        return Verdict(
+            "again", task.failures, max(again_s, UNSTARTED_WAIT_S) if alone else UNSTARTED_WAIT_S, result.problem
+        )
     if not idempotent:
         return Verdict("lose", task.failures, problem=result.problem)
     return Verdict("again", task.failures, again_s, result.problem)
@@ -67,8 +79,9 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
 class Results:
     """Settles results in the journal, and tells those who wait."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, gates: Gates) -> None:
         self._context = context
+        self._gates = gates
 
     async def settle(self, result: Result) -> bool:
         """Writes a result; while the store can't take it (a full disk), it is kept and tried again.
@@ -79,18 +92,20 @@ class Results:
         failures = 0
         while True:
             try:
-                touched = await context.store.write(
-                    partial(finish, result=result, config=context.config, chance=context.clock.uniform)
+                touched, _ = await context.store.write(
+                    partial(self._finish, result=result), then=partial(self._free, result.attempt_id)
                 )
                 break
             except Retryable as error:
                 if error.code == "store_closed":
                     return False  # The next start recovers it: its exit record or its open attempt is still there.
                 failures += 1
+                context.unwritten[result.attempt_id] = Problem.of(error)
                 if failures == 1:
                     context.log.warning("result_waits", attempt=result.attempt_id, **error.as_dict())
                 await anyio.sleep(SETTLE_BACKOFF.delay_s(failures, context.clock.uniform))
         if failures:
+            del context.unwritten[result.attempt_id]
             context.log.info("result_written", attempt=result.attempt_id, tries=failures + 1)
         if not touched:
             context.log.warning("late_result_refused", attempt=result.attempt_id, outcome=result.outcome)
@@ -100,9 +115,33 @@ class Results:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
         return True
 
+    def _finish(self, tx: Tx, *, result: Result) -> tuple[list[str], Turned]:
+        context = self._context
+        turned = Turned.nothing()  # Here and not outside, because the function may be run twice.
+        touched = finish(
+            tx,
+            result=result,
+            config=context.config,
+            chance=context.clock.uniform,
+            budget=context.budget,
+            turned=turned,
+        )
+        return touched, turned
 
-def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[str]:
-    """Ends the attempt and moves the task on; gives the tasks that changed, none where the result is refused.
+    def _free(self, attempt_id: str, done: tuple[list[str], Turned]) -> None:
+        """The slot goes with the commit: the dispatcher has looked in that transaction, and counted on it."""
+        touched, turned = done
+        if touched:
+            self._context.running.pop(attempt_id, None)
+        self._gates.took(turned)
+
+
+def finish(tx: Tx, *, result: Result, config: Config, chance: Chance, budget: Budget, turned: Turned) -> list[str]:
+    """Ends the attempt, moves the task on, and closes or opens the gates of limits.
+
+    Gives the tasks that changed, none where the result is refused.
+
+    Its calls are settled; `turned` takes down the gates that this opens, and the tasks that it lets go on.
 
     The fencing number: only the task's current attempt counts, and only while it is open or its end is uncertain.
     """
@@ -126,8 +165,12 @@ def finish(tx: Tx, *, result: Result, config: Config, chance: Chance) -> list[st
     fields = _attempt_fields(result, tx.now_ms)
     if resolves:
         fields["problem"] = result.problem  # It takes the place of what nobody knew.
+    limits.settle(tx, result, head, config, turned)
     journal.end_attempt(tx, head, fields)
-    return move_on(tx, task, verdict)
+    touched = move_on(tx, task, verdict)
+    if head[7] is not None:
+        money.settle(tx, budget, result, turned)
+    return touched
 
 
 def backoff_of(task: Task, config: Config) -> Backoff:
@@ -160,6 +203,6 @@ def _attempt_fields(result: Result, now_ms: int) -> dict[str, Any]:
         "output": result.output,
         "output_bytes": result.output_bytes,
         "value": result.value,
-        "cost_microusd": None if result.cost_usd is None else round(result.cost_usd * journal.MICRO),
+        "cost_microusd": None if result.cost_usd is None else micro(result.cost_usd),
     }
     return {name: value for name, value in fields.items() if value is not None}

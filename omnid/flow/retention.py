@@ -7,13 +7,15 @@ from typing import NamedTuple
 import anyio
 
 from omnid.flow.context import Context
+from omnid.settings import Retention as Settings
 from omnid.states import TERMINAL
 from omnid.store import journal
-from omnid.store.interface import ANSWER, COLLECTIONS, Reader, Tx
+from omnid.store.calls import call_of, forget_call, zone_of
+from omnid.store.interface import ANSWER, COLLECTIONS, OUTAGE, Reader, Tx
+from omnid.store.log import HLC_COUNTER_BITS
 
 ROUND_S = 60.0
 DAY_MS = 86_400_000
-ANSWERS_DAYS = 2.0
 PAUSE_S = 0.05
 """Between two batches, so that submits go on at their usual pace."""
 
@@ -51,7 +53,13 @@ class Retention:
                 break
             await anyio.sleep(PAUSE_S)
         while True:
-            forget = partial(forget_old, now_ms=context.clock.wall_ms(), batch=settings.batch)
+            forget = partial(forget_old, now_ms=context.clock.wall_ms(), settings=context.config.retention)
+            if not await context.store.write(forget, bulk=True):
+                break
+            await anyio.sleep(PAUSE_S)
+        while True:
+            before_ms = context.clock.wall_ms() - round(context.config.retention.calls_days * DAY_MS)
+            forget = partial(forget_calls, before_ms=before_ms, batch=settings.batch)
             if not await context.store.write(forget, bulk=True):
                 break
             await anyio.sleep(PAUSE_S)
@@ -97,13 +105,33 @@ def forget_tasks(tx: Tx, *, ids: Sequence[str]) -> int:
     return count
 
 
-def forget_old(tx: Tx, *, now_ms: int, batch: int) -> int:
-    """Forgets kept answers and the history of deleted rows that are over their age; gives how many."""
-    before = round(now_ms - ANSWERS_DAYS * DAY_MS) << 16
-    answers = tx.all("old_answers", before, batch)
+def forget_calls(tx: Tx, *, before_ms: int, batch: int) -> int:
+    """Forgets calls that are settled and over their age, with what they add up to; gives how many."""
+    zone = zone_of(tx)
+    rows = tx.all("old_calls", before_ms, batch)
+    for row in rows:
+        forget_call(tx, call_of(row), zone)
+    return len(rows)
+
+
+def forget_old(tx: Tx, *, now_ms: int, settings: Settings) -> int:
+    """Forgets a batch of kept answers and of the history of deleted rows that are over their limits; gives how many."""
+    before = _hlc(now_ms, settings.answers_days)
+    surplus = tx.one("answer_at", settings.answers_max)
+    if surplus is not None:
+        before = max(before, surplus[0] + 1)
+    answers = tx.all("old_answers", before, settings.batch)
     for (id,) in answers:
         tx.forget(ANSWER, id)
-    tombstones = tx.all("old_tombstones", before, batch)
+    before = _hlc(now_ms, settings.deleted_days)
+    tombstones = tx.all("old_tombstones", before, settings.batch)
     for name, id in tombstones:
-        tx.forget_history(COLLECTIONS[name], id)
-    return len(answers) + len(tombstones)
+        tx.forget_history(COLLECTIONS[name], id, before)
+    outages = tx.all("old_outages", round(now_ms - settings.finished_days * DAY_MS), settings.batch)
+    for (id,) in outages:
+        tx.forget(OUTAGE, id)
+    return len(answers) + len(tombstones) + len(outages)
+
+
+def _hlc(now_ms: int, days: float) -> int:
+    return max(0, round(now_ms - days * DAY_MS)) << HLC_COUNTER_BITS

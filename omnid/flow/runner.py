@@ -1,5 +1,6 @@
 """Takes commands from a link, calls their executors, and hands the results on. One task per attempt, guarded."""
 
+from collections import deque
 from typing import Any
 
 import anyio
@@ -15,7 +16,8 @@ from omnid.link.interface import Link
 from omnid.model import Command, Problem, Result
 from omnid.store import journal
 
-NOTES_MAX = 1000
+IDLE_MAX = 64
+"""How many tasks are kept for the next attempts, once `run` has begun."""
 OVERRUN_S = 60.0
 """How much longer than its timeout an executor may take to give a result before the runner gives up on it."""
 
@@ -28,15 +30,21 @@ class JournalPorts:
 
     async def note(self, attempt_id: str, kind: str, body: Any) -> None:
         """See `Ports.note`."""
-        await self._context.store.write(lambda tx: journal.add_note(tx, attempt_id, kind, body, notes_max=NOTES_MAX))
+        limit = self._context.config.limits.notes_max
+        await self._context.store.write(lambda tx: journal.add_note(tx, attempt_id, kind, body, notes_max=limit))
 
     async def notes(self, attempt_id: str, kind: str) -> list[Any]:
         """See `Ports.notes`."""
-        return await self._context.store.read(lambda reader: journal.notes(reader, attempt_id, kind, NOTES_MAX))
+        # All of them: the limit may have been a higher one when they were written.
+        return await self._context.store.read(lambda reader: journal.notes(reader, attempt_id, kind))
 
 
 class Runner:
-    """Runs the commands of one link, side by side; the dispatcher decides how many there are."""
+    """Runs the commands of one link, side by side; the dispatcher decides how many there are.
+
+    An attempt runs in a task, and a task that has ended its attempt takes the next one: to start a task costs more than
+    to wake one.
+    """
 
     def __init__(self, context: Context, gates: Gates, results: Results, link: Link) -> None:
         self._context = context
@@ -44,9 +52,15 @@ class Runner:
         self._results = results
         self._link = link
         self._ports = JournalPorts(context)
+        self._begun: deque[tuple[Executor, Command]] = deque()
+        """Waits for its task, which is about to run."""
+        self._idle: list[anyio.Event] = []
+        """Wakes the tasks that have nothing to do."""
+        self._idle_max = 0
 
     async def run(self, group: TaskGroup) -> None:
         """Starts each command that arrives in the group; ends when it is cancelled."""
+        self._idle_max = IDLE_MAX
         while True:
             self.begin(group, await self._link.receive())
 
@@ -57,7 +71,11 @@ class Runner:
             group.start_soon(self._without_executor, command)
             return
         self._context.active[command.attempt_id] = executor
-        group.start_soon(self._guarded, executor, command)
+        self._begun.append((executor, command))
+        if self._idle:
+            self._idle.pop().set()
+        else:
+            group.start_soon(self._work)
 
     async def _without_executor(self, command: Command) -> None:
         """Takes back an attempt whose executor left the config between its claim and its start."""
@@ -65,13 +83,24 @@ class Runner:
         settle = self._results.settle(ended(command, "unstarted", problem))
         await guard(f"attempt {command.name}", lambda: settle, log=self._context.log)
         self._context.let_go(command.attempt_id)
+        self._context.dispatch.ring()
 
-    async def _guarded(self, executor: Executor, command: Command) -> None:
-        await guard(f"attempt {command.name}", self._one, executor, command, log=self._context.log)
+    async def _work(self) -> None:
+        """Runs one attempt after the other, and waits for more unless enough others do."""
+        while True:
+            while self._begun:
+                executor, command = self._begun.popleft()
+                await guard(f"attempt {command.name}", self._one, executor, command, log=self._context.log)
+            if len(self._idle) >= self._idle_max:
+                return
+            woken = anyio.Event()
+            self._idle.append(woken)
+            await woken.wait()
 
     async def _one(self, executor: Executor, command: Command) -> None:
         """Brings one attempt to its result; the result is settled even when the executor is at fault."""
         context = self._context
+        settled = False
         try:
             result = None
             with anyio.move_on_after(command.timeout_s + OVERRUN_S):
@@ -82,11 +111,13 @@ class Runner:
                 result = failed(command, problem)
             if result.outcome != "unstarted":
                 self._gates.executor_worked(command.executor)
-            if await self._results.settle(result):
+            settled = await self._results.settle(result)
+            if settled:
                 await executor.settled(command.attempt_id)
         finally:
             context.let_go(command.attempt_id)
-            context.dispatch.ring()
+            if not settled:
+                context.dispatch.ring()  # Else the dispatcher has looked when the attempt ended.
 
     async def _call(self, executor: Executor, command: Command) -> Result:
         try:
@@ -94,7 +125,8 @@ class Runner:
             if recovered is not None:
                 return recovered
             if self._context.cancel_was_asked(command.attempt_id):
-                return ended(command, "cancelled", Problem.make("cancelled", detail="It had not begun."))
+                problem = Problem.make("cancelled", detail="It had not begun.")
+                return ended(command, "cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
             return await executor.run(command, self._ports)
         except Retryable as error:
             await self._close_gate(command, error)
@@ -123,11 +155,13 @@ class Runner:
         while True:
             try:
                 found = await executor.recover(command, self._ports)
+                self._context.unclear.pop(command.attempt_id, None)
                 if found is Found.RUNNING:
                     return await self._adopt(executor, command)
                 return lost(command) if found is Found.LOST else None
             except Retryable as error:
                 failures += 1
+                self._context.unclear[command.attempt_id] = Problem.of(error)
                 if failures == 1:
                     self._context.log.warning("recovery_waits", task=command.name, **error.as_dict())
             await anyio.sleep(SETTLE_BACKOFF.delay_s(failures, self._context.clock.uniform))
@@ -139,9 +173,9 @@ class Runner:
         return await executor.adopt(command, self._ports)
 
 
-def ended(command: Command, outcome: Any, problem: Problem) -> Result:
+def ended(command: Command, outcome: Any, problem: Problem, *, cost_usd: float | None = None) -> Result:
     """Makes a result without output."""
-    return Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem)
+    return Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem, cost_usd=cost_usd)
 
 
 def failed(command: Command, problem: Problem) -> Result:

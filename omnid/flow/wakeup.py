@@ -1,7 +1,7 @@
 """The one timer: sleeps until the smallest time at which something is due, and sets it going."""
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -10,6 +10,7 @@ from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.dependents import give_up, settle_dependents, settle_leftovers, settle_wait
 from omnid.flow.gates import Gates
+from omnid.flow.guard import first
 from omnid.model import Problem
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
@@ -39,6 +40,7 @@ class Wakeup:
         self._cancelling = cancelling
         self._overdue: set[str] = set()
         self._ahead_ms = self._wall_ahead_ms()
+        self._zone = context.zone
 
     async def run(self) -> None:
         """Works off what is due, then sleeps until the next time or the bell; ends when it is cancelled."""
@@ -46,7 +48,8 @@ class Wakeup:
             async with anyio.create_task_group() as probes:
                 await self._go_on(probes)
         except ExceptionGroup as group:
-            raise _first(group) from group
+            # Whoever keeps the timer going looks at the error's class.
+            raise first(group) from group
 
     async def _go_on(self, probes: TaskGroup) -> None:
         while True:
@@ -65,7 +68,12 @@ class Wakeup:
             while touched := await context.store.write(end_backoffs, bulk=True):
                 context.watch.tell(touched)
                 context.dispatch.ring()
+            context.alarms.ring_due(None)
+        if self._ahead_ms - ahead_ms > SET_BACK_MS or self._zone is not context.zone:
+            await self._look_at_hours()
+        self._zone = context.zone
         self._ahead_ms = ahead_ms
+        context.alarms.ring_due(context.clock.wall_ms())
         more = True
         while more:
             due = await context.store.read(partial(_anything_due, now_ms=context.clock.wall_ms()))
@@ -80,6 +88,15 @@ class Wakeup:
             self._overdue = set(done.overdue)
             more = done.more
 
+    async def _look_at_hours(self) -> None:
+        """Decides anew about the tasks that wait for their hours, because it is another time or in another zone."""
+        context = self._context
+        after: int | None = 0
+        while after is not None:
+            touched, after = await context.store.write(partial(settle_hours, after=after), bulk=True)
+            context.watch.tell(touched)
+            context.dispatch.ring()
+
     def _wall_ahead_ms(self) -> float:
         clock = self._context.clock
         return clock.wall_ms() - 1000 * clock.monotonic_s()
@@ -89,15 +106,9 @@ class Wakeup:
         now_ms = self._context.clock.wall_ms()
         times = await self._context.store.read(partial(_next_times, now_ms=now_ms))
         gate_ms = self._gates.next_wake_at_ms()
-        due_ms = min((time for time in (*times, gate_ms) if time is not None), default=None)
+        others = (gate_ms, self._context.alarms.next_ms())
+        due_ms = min((time for time in (*times, *others) if time is not None), default=None)
         return NAP_S_MAX if due_ms is None else min(NAP_S_MAX, max(0.0, (due_ms - now_ms) / 1000))
-
-
-def _first(error: Exception) -> Exception:
-    """Gives the error inside a group: whoever keeps the timer going looks at its class."""
-    while isinstance(error, ExceptionGroup):
-        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
-    return error
 
 
 def _next_times(reader: Reader, *, now_ms: int) -> tuple[int | None, int | None]:
@@ -120,6 +131,14 @@ def end_backoffs(tx: Tx) -> list[str]:
     for id in ids:
         settle_wait(tx, journal.edit_task(tx, journal.need_task(tx, id), retry_at_ms=None))
     return ids
+
+
+def settle_hours(tx: Tx, *, after: int) -> tuple[list[str], int | None]:
+    """Settles a batch of the tasks that wait for their hours; gives them, and after which `ord` to go on."""
+    rows = tx.all("waiting_after", "hours", after, BATCH_MAX)
+    for id, _ in rows:
+        settle_wait(tx, journal.need_task(tx, id))
+    return [row[0] for row in rows], rows[-1][1] if len(rows) == BATCH_MAX else None
 
 
 def wake_due(tx: Tx) -> Done:

@@ -11,6 +11,7 @@ from omnid.messages.requests import REQUESTS
 from omnid.messages.settings import SETTINGS
 from omnid.messages.storage import STORAGE
 from omnid.messages.terminal import TERMINAL
+from omnid.messages.workspaces import WORKSPACES
 
 CATALOGUE: dict[str, Message] = {
     **REQUESTS,
@@ -20,4 +21,5 @@ CATALOGUE: dict[str, Message] = {
     **CONNECTIONS,
     **ATTEMPTS,
     **AGENTS,
+    **WORKSPACES,
 }

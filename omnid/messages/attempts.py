@@ -78,6 +78,11 @@ ATTEMPTS: dict[str, Message] = {
         "Its tools/list names what it has: {known}.",
         "Use one of these, or update the server.",
     ),
+    "bad_tool": Message(
+        "Server {server} describes its tool {tool} in a way that can't be used: {detail}.",
+        "The protocol says how a tool is described; the server's other tools are not affected.",
+        "Update the server, or report it to whoever makes it.",
+    ),
     "bad_arguments": Message(
         "The arguments don't fit the tool {tool}: {detail}.",
         "They are checked against the tool's input schema before the call.",
@@ -85,7 +90,7 @@ ATTEMPTS: dict[str, Message] = {
     ),
     "bad_template": Message(
         "The template {template} can't be filled in: {detail}.",
-        "Templates know {{task.id}}, {{task.name}}, {{attempt.id}} and {{attempt.number}}.",
+        "Templates know {{task.id}}, {{task.name}}, {{task.prompt}}, {{attempt.id}} and {{attempt.number}}.",
         "Correct the arguments or the executor's config.",
     ),
     "uncertain": Message(

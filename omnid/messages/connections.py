@@ -8,6 +8,11 @@ CONNECTIONS: dict[str, Message] = {
         "{detail}",
         "Start it with `omnictl up` (or `omnid run` in a terminal).",
     ),
+    "daemon_unheard": Message(
+        "The daemon (pid {pid}) runs, but doesn't listen at {path}.",
+        "It is still starting, or something has removed the file of its socket.",
+        "Try again in a moment. If it stays so, `omnictl down` ends it and `omnictl up` starts it; what runs goes on.",
+    ),
     "daemon_lost": Message(
         "The daemon went away before it answered.",
         "{detail}",

@@ -38,6 +38,11 @@ STORAGE: dict[str, Message] = {
         "The file is of another program, or it is damaged.",
         "Move it away, or restore a backup; nothing in it was changed.",
     ),
+    "database_damaged": Message(
+        "The table {table} of the journal is damaged: {detail}.",
+        "The check that follows a start of the machine found it; a disk that fails or loses what it wrote does that.",
+        "Look into the system's log for the disk, keep a copy of the state directory, and restore a backup.",
+    ),
     "already_running": Message(
         "Another omnid already uses {path} ({holder}).",
         "One daemon per state directory, or they would run the same tasks.",

@@ -1,19 +1,46 @@
 """Which executor gets a task, and why. Pure: it is given what it decides on, and its reasons are written down."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 from omnid.errors import Rejected
-from omnid.model import Work
+from omnid.model import Gate, Route, Task, TurnedDown, Work
+from omnid.route.rules import COMMANDS, Asked, Matcher, Rules
+from omnid.route.ways import Sort, Way
+from omnid.settings import COMMAND
 
-COMMAND = "command"
-WANTED = {"command": "a command (argv)", "mcp": "a tool call (server + tool)", "model": "a prompt"}
+WANTED: Mapping[Sort, str] = {"command": "a command (argv)", "mcp": "a tool call (server + tool)", "model": "a prompt"}
+DEFAULT = {sort: f"the default for {wanted}" for sort, wanted in WANTED.items()}
+BY_NAME = "asked for by name"
+BY_HAND = "given to it by hand"
+LOCAL = "local"
+"""The label of tasks that the built-in rules send to nothing that works in the cloud."""
 
-DEFAULT = {kind: f"the default for {wanted}" for kind, wanted in WANTED.items()}
+
+class Facts(NamedTuple):
+    """What the router decides on, besides the work."""
+
+    ways: Mapping[str, Way]
+    """The executors, by name."""
+    rules: Rules
+    now_ms: int
+    zone: ZoneInfo
+    closed: Mapping[str, Gate] = MappingProxyType({})
+    """Closed gates by what they close. A pause holds tasks back and sends none elsewhere, so it counts as open."""
 
 
-def work_kind(work: Work) -> str:
-    """Gives the kind of executor that the work asks for; raises Rejected(`nothing_to_do`)."""
+Against = tuple[str, str] | None
+"""The cause and the words why an executor doesn't get the work; None: it can take it."""
+
+_NEVER = frozenset({"missing", "kind", LOCAL})
+"""Causes for which an executor can't take the work at all."""
+
+
+def work_sort(work: Work) -> Sort:
+    """Gives what kind of work is asked for; raises Rejected(`nothing_to_do`)."""
     is_call = bool(work.tool or work.server)
     count = bool(work.argv) + is_call + bool(work.prompt)
     if count != 1:
@@ -26,50 +53,131 @@ def says_nothing(work: Work) -> bool:
     return not (work.argv or work.tool or work.server or work.prompt)
 
 
-def default_for(work: Work) -> str | None:
-    """Gives the executor that gets the work where none was asked for by name."""
-    kind = work_kind(work)
-    return work.server if kind == "mcp" else COMMAND if kind == "command" else None
+def choose(asked: Asked, facts: Facts) -> Route:
+    """Chooses the executor: the one asked for by name, else the first that can be used of the first rule that fits.
 
-
-def choose(work: Work, kinds: Mapping[str, str]) -> str:
-    """Chooses among executors given as {name: kind}; `work.executor` is the one asked for by name.
-
-    Raises Rejected(`nothing_to_do`, `unknown_executor`, `wrong_executor`, `kind_missing`). An executor of a kind that
-    isn't one of `WANTED` is one of the caller's own and takes whatever it accepts.
+    A rule is passed over where none of its executors is for this kind of work. Raises Rejected(`nothing_to_do`,
+    `unknown_executor`, `wrong_executor`, `kind_missing`, `rule_unusable`).
     """
-    if work.executor is not None and work.executor in kinds and says_nothing(work):
-        return work.executor  # Its config says all there is to do.
-    kind = work_kind(work)
-    name = work.executor or default_for(work)
-    if name is None:
-        raise _missing(kind, kinds)
-    if name not in kinds:
-        close = get_close_matches(name, kinds, 1)
+    work = asked.work
+    if work.executor is not None:
+        return _by_name(work, work.executor, facts.ways)
+    sort = work_sort(work)
+    if sort == "mcp" and work.server is not None:
+        return Route(_by_name(work, work.server, facts.ways).executor, DEFAULT["mcp"])
+    passed_over: list[TurnedDown] = []
+    for matcher in facts.rules.of[sort]:
+        if matcher.fits(asked, facts.now_ms, facts.zone):
+            found = [(name, _against(name, asked, sort, matcher, facts)) for name in matcher.candidates(asked)]
+            if any(one is None or one[0] not in _NEVER for _, one in found):
+                return _decided(matcher, found, passed_over)
+            passed_over += _passed_over(matcher, found)
+    raise _nobody(sort, facts.ways, passed_over)
+
+
+def _by_name(work: Work, name: str, ways: Mapping[str, Way]) -> Route:
+    if name in ways and says_nothing(work):
+        return Route(name, BY_NAME)  # Its config says all there is to do.
+    sort = work_sort(work)
+    if name not in ways:
+        close = get_close_matches(name, ways, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise Rejected("unknown_executor", executor=name, hint=hint, known=", ".join(sorted(kinds)))
-    if kinds[name] in WANTED and kinds[name] != kind:
-        raise Rejected("wrong_executor", executor=name, kind=kinds[name], wanted=WANTED[kind])
-    return name
+        raise Rejected("unknown_executor", executor=name, hint=hint, known=", ".join(sorted(ways)))
+    if sort not in ways[name].takes:
+        raise Rejected("wrong_executor", executor=name, kind=ways[name].kind, wanted=WANTED[sort])
+    return Route(name, BY_NAME)
 
 
-def _missing(kind: str, kinds: Mapping[str, str]) -> Rejected:
+def _against(name: str, asked: Asked, sort: Sort, matcher: Matcher, facts: Facts) -> Against:
+    """Gives why an executor doesn't get the work: what never changes comes first."""
+    way = facts.ways.get(name)
+    if way is None:
+        return "missing", "isn't in the config"
+    if sort not in way.takes:
+        return "kind", f"doesn't take {WANTED[sort]}"
+    if sort == "command" and way.profile is not None and way.profile != asked.agent:
+        return "kind", f"runs nothing but the agent {way.profile}"
+    if not way.local and matcher.built_in and LOCAL in asked.labels:
+        return LOCAL, "works in the cloud, and the task is labelled local"
+    return _shut(name, way, facts.closed) if facts.closed else None
+
+
+def shut(facts: Facts) -> list[str]:
+    """Gives the executors that can't be used now, and whose tasks may go elsewhere therefore."""
+    return [name for name, way in facts.ways.items() if facts.closed and _shut(name, way, facts.closed)]
+
+
+def _shut(name: str, way: Way, closed: Mapping[str, Gate]) -> Against:
+    """Gives why an executor can't take the work now."""
+    gate = closed.get(name)
+    if gate is not None and gate.cause == "hours":
+        return gate.cause, f"works within {way.only} only"
+    if gate is not None and gate.cause != "paused":
+        return gate.cause, f"can't be used now ({gate.problem.what.rstrip('.') if gate.problem else gate.cause})"
+    if not way.local and any(one.cause == "cloud" for one in closed.values()):
+        return "cloud", "needs the cloud, which is gone"
+    return None
+
+
+def _decided(matcher: Matcher, found: list[tuple[str, Against]], passed_over: list[TurnedDown]) -> Route:
+    """Takes the first that can be used now; where none can, the first that can be used at all."""
+    rule = matcher.rule.name
+    usable = [(name, one) for name, one in found if one is None or one[0] not in _NEVER]
+    executor, against = next(((name, one) for name, one in usable if one is None), usable[0])
+    others = [(name, one) for name, one in found if name != executor]
+    after = ("order", f"comes after {executor}")
+    turned_down = (*passed_over, *(TurnedDown(name, *(one or after), rule) for name, one in others))
+    if matcher.built_in and rule == COMMANDS:
+        return Route(executor, DEFAULT["command"], None, turned_down)
+    reason = f"rule {rule}" if against is None else f"rule {rule}, though it {against[1]}"
+    return Route(executor, reason, rule, turned_down)
+
+
+def _passed_over(matcher: Matcher, found: list[tuple[str, Against]]) -> list[TurnedDown]:
+    """Gives what is worth telling of a rule that leads to nobody.
+
+    Raises Rejected(`rule_unusable`) where the rule is the config's and might be meant for this work.
+    """
+    told = [TurnedDown(name, *one, matcher.rule.name) for name, one in found if one is not None]
+    if matcher.built_in:
+        return told
+    missing = [one for one in told if one.cause == "missing"]
+    if missing:
+        raise Rejected("rule_unusable", rule=matcher.rule.name, detail=_each(missing))
+    return []
+
+
+def _each(turned_down: Iterable[TurnedDown]) -> str:
+    """Names what was turned down, each once."""
+    return ", ".join(dict.fromkeys(f"{one.executor} {one.why}" for one in turned_down))
+
+
+def _nobody(sort: Sort, ways: Mapping[str, Way], turned_down: list[TurnedDown]) -> Rejected:
     """Says which executor is missing, and what could be used instead."""
-    if kind == "mcp":
-        servers = ", ".join(sorted(name for name, of in kinds.items() if of == "mcp")) or "none yet"
+    if sort == "mcp":
+        servers = ", ".join(sorted(name for name, way in ways.items() if way.kind == "mcp")) or "none yet"
         why = f"A tool call names its server; the config has: {servers}."
-        return Rejected("kind_missing", kind=kind, why=why, remedy="Name the server (`--server`).")
-    why = "The config names no executor for prompts."
-    remedy = "Wrap the prompt in a command (argv) or an MCP tool that runs it."
-    return Rejected("kind_missing", kind=kind, why=why, remedy=remedy)
+        return Rejected("kind_missing", kind=sort, why=why, remedy="Name the server (`--server`).")
+    why = f"The rules for {WANTED[sort].removeprefix('a ')}s lead nowhere: {_each(turned_down)}."
+    remedy = "Add one of them to the config (docs/routing.md), or wrap the prompt in a command (argv)."
+    return Rejected("kind_missing", kind=sort, why=why, remedy=remedy)
 
 
-def route(work: Work, executor: str) -> dict[str, str]:
-    """Writes down why the work goes to the executor, at the moment when it goes there."""
-    if executor == work.executor or says_nothing(work):
-        reason = "asked for by name"
-    elif executor == default_for(work):
-        reason = DEFAULT[work_kind(work)]
-    else:
-        reason = "given to it by hand"
-    return {"executor": executor, "reason": reason}
+def written(task: Task) -> Route:
+    """Gives the route of a task as its attempt keeps it: what was decided, or why there was nothing to decide."""
+    if task.route is not None:
+        return task.route
+    work = task.work
+    if task.executor == work.executor or says_nothing(work):
+        return Route(task.executor, BY_NAME)
+    default = COMMAND if work.argv else work.server
+    return Route(task.executor, DEFAULT[work_sort(work)] if task.executor == default else BY_HAND)
+
+
+def said(route: Route, went: str = "went") -> str:
+    """Says in words why the executor got the task and what was turned down; empty where there was no choice."""
+    passed_over = [one for one in route.turned_down if one.cause != "order"]
+    if route.rule is None and not passed_over:
+        return ""
+    text = f"It {went} to {route.executor} by {route.reason}"
+    return f"{text}; turned down: {_each(passed_over)}." if passed_over else f"{text}."

@@ -1,27 +1,35 @@
 """The store on SQLite: one writer, a few short-lived readers, and the facts of this node."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from zoneinfo import ZoneInfo
 
 import anyio
 import anyio.to_thread
 import apsw
 
 from omnid.clock import Clock
+from omnid.errors import Retryable
+from omnid.model import Problem
 from omnid.states import REASONS, STATES
-from omnid.store.interface import Reader, Tx, tally_key
+from omnid.store.interface import Follow, Outcome, Reader, Trouble, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
-from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, mapped, open_connection
-from omnid.store.writer import GroupWriter, InlineWriter
+from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, lengthen_wal, mapped, open_connection
+from omnid.store.writer import GroupWriter, InlineWriter, Job
 
 T = TypeVar("T")
 
 READERS_MAX = 4
 READ_S_MAX = 30.0
-READ_SWEEP_S = 1.0
+READ_PRESSED_S_MAX = 5.0
+"""How long a read may take while the WAL is over its limit, which no reader may keep it from going below."""
+SWEEP_S = 1.0
+CHECKPOINT_MS = 500
+"""How long a checkpoint of the whole WAL waits for readers, while writers wait for it."""
 DATABASE_NAME = "journal.db"
 TALLY_KEYS = (*STATES, *(tally_key("waiting", reason) for reason in REASONS))
 
@@ -54,6 +62,8 @@ class SqliteStore:
             self.incarnation = position.incarnation
             unit = SqliteUnit(self._connection, path, position, clock)
             unit.tally.update(dict.fromkeys(TALLY_KEYS, 0))  # Complete, so that it can be read while it changes.
+            if not settings.inline:
+                lengthen_wal(self._connection, path, wal_bytes_max=settings.wal_bytes_max)
             for state, reason, count in self._connection.execute(queries()["count_by_state"]):
                 unit.tally[tally_key(state, reason)] = count
         except apsw.Error as error:
@@ -63,20 +73,66 @@ class SqliteStore:
             self._connection.close()
             raise
         self.tally = unit.tally
+        self.rung: Callable[[str], None] | None = None
+        self._unit = unit
+        self._tx = unit.tx
         self._writer = (
-            InlineWriter(unit)
+            InlineWriter(unit, self._tell)
             if settings.inline
-            else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s)
+            else GroupWriter(unit, clock, group_max=settings.group_max, group_s=settings.group_s, after=self._tell)
         )
         self._clock = clock
+        self.trouble: Trouble | None = None
         self._readers: list[apsw.Connection] = []
         self._busy: dict[apsw.Connection, float] = {}
         """Connections that read now, and since when."""
+        self._checkpointer: apsw.Connection | None = None
         self._reading = anyio.CapacityLimiter(READERS_MAX)
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """See `interface.Store.zone`."""
+        return self._tx.zone
+
+    @zone.setter
+    def zone(self, zone: ZoneInfo) -> None:
+        self._tx.zone = zone
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """See `interface.Store.write`."""
-        return await self._writer.submit(fn, bulk=bulk, then=then)
+        try:
+            value = await self._writer.submit(fn, bulk=bulk, then=then)
+        except Retryable as error:
+            if error.code == "disk_full":
+                self.trouble = Trouble(self._clock.monotonic_s(), Problem.of(error))
+            raise
+        self.trouble = None
+        return value
+
+    def post(
+        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+    ) -> None:
+        """See `interface.Store.post`."""
+        self._writer.post(Job(fn, self._clock.monotonic_s(), then, done))
+
+    def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
+        """See `interface.Store.attend`."""
+
+        def done(job: Job) -> None:
+            if job.error is not None:
+                failed()
+
+        self._writer.look = lambda: Job(look, self._clock.monotonic_s(), then, done)
+
+    def set_follow(self, follow: Follow) -> None:
+        """See `interface.Store.set_follow`."""
+        self._unit.set_follow(follow)
+
+    def _tell(self) -> None:
+        """After each batch, on the event loop: passes on what committed transactions rang."""
+        for name in self._unit.take_rung():
+            if self.rung is not None:
+                self.rung(name)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """See `interface.Store.read`; raises Retryable(`store_busy`) after `READ_S_MAX`."""
@@ -96,7 +152,7 @@ class SqliteStore:
     async def serve(self) -> None:
         """Runs the part of the writer that belongs to the event loop; raises Fatal when the disk failed."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._sweep_reads)
+            group.start_soon(self._sweep)
             await self._writer.serve()
 
     def interrupt(self) -> None:
@@ -104,20 +160,48 @@ class SqliteStore:
         for connection in tuple(self._busy):
             connection.interrupt()
 
-    async def _sweep_reads(self) -> None:
-        """Breaks off reads that take too long; they raise Retryable(`store_busy`)."""
+    async def _sweep(self) -> None:
+        """Breaks off reads that take too long (Retryable(`store_busy`) for them), and keeps the WAL in its limit."""
         while True:
-            await anyio.sleep(READ_SWEEP_S)
-            limit_s = self._clock.monotonic_s() - READ_S_MAX
+            await anyio.sleep(SWEEP_S)
+            pressed = self._wal_bytes() > self._settings.wal_bytes_max
+            limit_s = self._clock.monotonic_s() - (READ_PRESSED_S_MAX if pressed else READ_S_MAX)
             for connection, since_s in tuple(self._busy.items()):
                 if since_s < limit_s:
                     connection.interrupt()
+            if pressed:
+                await anyio.to_thread.run_sync(self._empty_wal)
+
+    def _wal_bytes(self) -> int:
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def _empty_wal(self) -> None:
+        """Checkpoints all of the WAL and cuts it off.
+
+        SQLite does so by itself only in a moment in which nobody reads, and readers that overlap leave none. Here it
+        holds up writers for a moment, waits for the readers from before, and those that come then don't need the WAL.
+        Where one of them takes too long, or there is no room, the next round tries again. Raises Fatal as a write does.
+        """
+        if self._checkpointer is None:
+            self._checkpointer = self._open()
+            self._checkpointer.set_busy_timeout(CHECKPOINT_MS)
+        try:
+            self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.Error as error:
+            failure = mapped(error, self.path)
+            if not isinstance(failure, Retryable):
+                raise failure from error
 
     def close(self) -> None:
         """Finishes what is queued and closes all connections."""
         self._writer.close()
         for reader in self._readers:
             reader.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
         self._connection.close()
 
     def _read(self, fn: Callable[[Reader], Any]) -> Any:

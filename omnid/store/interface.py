@@ -3,8 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
+from zoneinfo import ZoneInfo
+
+from omnid.model import Problem, Task
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Row = Sequence[Any]
 
@@ -64,8 +68,11 @@ TASK = Collection(
         "failures",
         "finished_at_ms",
         "problem",
+        "route",
+        "budget_at_ms",
+        "input_hash",
     ),
-    json=frozenset({"work", "labels", "problem"}),
+    json=frozenset({"work", "labels", "problem", "route"}),
     large=frozenset({"work"}),
 )
 ATTEMPT = Collection(
@@ -85,6 +92,7 @@ ATTEMPT = Collection(
         "value",
         "cost_microusd",
         "route",
+        "reserved_microusd",
     ),
     json=frozenset({"problem", "value", "route"}),
     large=frozenset({"output", "value"}),
@@ -125,9 +133,10 @@ OUTBOX = Collection(
     ("destination", "kind", "subject", "body", "created_at_ms", "tries", "retry_at_ms", "dead_at_ms", "problem"),
     json=frozenset({"body", "problem"}),
 )
+ASK = Collection("ask", ("task_id", "event", "about", "created_at_ms"))
 
 COLLECTIONS: Mapping[str, Collection] = {
-    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX)
+    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX, ASK)
 }
 
 
@@ -161,8 +170,18 @@ class Tx(Tables, Protocol):
 
     now_ms: int
     """The wall time of the transaction."""
+    zone: ZoneInfo
+    """The zone of days and hours."""
     memory: dict[str, Any]
     """What is worth knowing from one transaction to the next; empty again whenever one was rolled back."""
+    stirred: bool
+    """Whether something in the transaction may let a task start; see `Store.attend`."""
+    ended: list[str]
+    """The attempts that ended in the transaction."""
+    begun: list[str]
+    """The executors of the attempts that began in it."""
+    follow: "Follow | None"
+    """See `Store.follow`."""
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -195,13 +214,40 @@ class Tx(Tables, Protocol):
         """Removes a row together with its whole history, as if it had never been."""
         ...
 
-    def forget_history(self, collection: Collection, id: str) -> None:
-        """Removes the history of a row up to its last deletion; a row made anew under that id keeps its own."""
+    def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
+        """Removes the history of a row up to its last deletion before an HLC; what came since then stays."""
         ...
 
     def moved(self, before: str | None, after: str | None) -> None:
         """Counts a task that went from one `tally_key` to another (None: not there) into `Store.tally` on commit."""
         ...
+
+    def ring(self, name: str) -> None:
+        """Lets `Store.rung` hear the name once this is committed."""
+        ...
+
+    def stamp(self) -> int:
+        """Gives a number that grows with every row that is created: the HLC of the next one."""
+        ...
+
+
+Follow = Callable[[Tx, Task | None, Task], None]
+
+
+class Outcome(Protocol[T_co]):
+    """What became of a function that was posted."""
+
+    def outcome(self) -> T_co:
+        """Gives its value, or raises what it raised or what kept it from being written."""
+        ...
+
+
+class Trouble(NamedTuple):
+    """Why the last write failed although it was a good one."""
+
+    at_s: float
+    """When (monotonic)."""
+    problem: Problem
 
 
 class Store(Protocol):
@@ -213,6 +259,26 @@ class Store(Protocol):
     """Grows by one at every start."""
     node: str
     """The UUID of this node."""
+    trouble: Trouble | None
+    """Set while the disk is full; the next write that succeeds ends it."""
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone of days and hours that transactions get; UTC until it is set."""
+        ...
+
+    @zone.setter
+    def zone(self, zone: ZoneInfo) -> None: ...
+
+    rung: Callable[[str], None] | None
+    """Hears on the event loop each name that a committed transaction rang."""
+
+    def set_follow(self, follow: Follow) -> None:
+        """Has `follow` called inside each transaction that changes the state of a task or why it waits.
+
+        It is handed the task before (None: it is new) and after, may write, and may run on another thread.
+        """
+        ...
 
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.
@@ -222,6 +288,23 @@ class Store(Protocol):
         a millisecond; one that touches many rows is `bulk` and runs on the writer's thread. `then` is called with the
         value on the event loop once that is committed, even where the caller was cancelled or given up meanwhile: what
         is kept in memory of the journal is set there. It must not raise.
+        """
+        ...
+
+    def post(
+        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+    ) -> None:
+        """Does what `write` does for a caller without a task: `done` is called, once, where `write` would return.
+
+        It is called on the event loop, at once where the store is closed, and must not raise.
+        """
+        ...
+
+    def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
+        """Has `look` run, as by `write`, whenever a transaction has stirred something up (`Tx.stirred`).
+
+        It runs behind all that gathered, in their own transaction: it sees what they leave, and needs no commit of its
+        own. Only behind a `bulk` function it has one. `failed` is called on the loop where it raised or isn't written.
         """
         ...
 

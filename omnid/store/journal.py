@@ -7,17 +7,18 @@ import msgspec
 from msgspec import structs
 
 from omnid.errors import Rejected
-from omnid.model import Attempt, Gate, Problem, Task, Work
+from omnid.model import Attempt, Gate, Problem, Route, Task, Work
+from omnid.money import MICRO
 from omnid.states import advance
 from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader, Row, Tables, Tx, tally_key
 from omnid.store.log import decode_heads
 
-MICRO = 1_000_000
 ORIGINS_KEPT_MAX = 1_000
 
 _work = msgspec.json.Decoder(Work)
 _labels = msgspec.json.Decoder(tuple[str, ...])
 _problem = msgspec.json.Decoder(Problem)
+_route = msgspec.json.Decoder(Route)
 _READY = {"ready": 1}
 _NOT_READY = {"ready": None}
 _LANE_FIELDS = frozenset({"state", "priority", "executor"})
@@ -43,7 +44,8 @@ def task_of(row: Row) -> Task:
     values[24] = row[24] or 0
     values[25] = row[25] or 0
     values[27] = problem_of(row[27])
-    values[28] = decode_heads(row[28])
+    values[28] = _route.decode(row[28]) if row[28] else None
+    values[29] = decode_heads(row[29])
     return Task(*values)
 
 
@@ -56,6 +58,7 @@ def attempt_of(row: Row) -> Attempt:
     values[13] = None if row[14] is None else row[14] / MICRO
     values[14] = None if row[15] is None else msgspec.json.decode(row[15])
     values[15] = decode_heads(row[16])
+    values[16] = None if row[17] is None else row[17] / MICRO
     return Attempt(*values)
 
 
@@ -105,8 +108,11 @@ def create_task(tx: Tx, id: str, fields: Mapping[str, Any], after: tuple[str, ..
     for label in fields.get("labels") or ():
         tx.run("add_label", label, ord)
     tx.moved(None, tally_key(state, fields.get("reason")))
+    tx.stirred = True
     if lane is not None and state == "idle":
         refresh_lane(tx, lane)
+    if state == "waiting" and tx.follow is not None:
+        tx.follow(tx, None, need_task(tx, id))
 
 
 def edit_task(tx: Tx, task: Task, **fields: Any) -> Task:
@@ -120,10 +126,14 @@ def edit_task(tx: Tx, task: Task, **fields: Any) -> Task:
         derived = _READY if after.state == "idle" else _NOT_READY
     elif after.state != "idle" and task.state == "idle":
         derived = _NOT_READY
+    if "state" in changed or "executor" in changed:
+        tx.stirred = True
     heads = tx.edit(TASK, task.id, At(task.ord, task.heads), _columns(changed), derived)
     after = structs.replace(after, heads=heads)
     if after.state != task.state or after.reason != task.reason:
         tx.moved(tally_key(task.state, task.reason), tally_key(after.state, after.reason))
+        if tx.follow is not None:
+            tx.follow(tx, task, after)
     if after.lane is not None and not _LANE_FIELDS.isdisjoint(changed):
         refresh_lane(tx, after.lane)
     return after
@@ -147,14 +157,20 @@ def work_of(text: str) -> Work:
     return _work.decode(text)
 
 
-def refresh_lane(tx: Tables, lane: str) -> None:
-    """Makes ready what may start in the lane: nothing while one of its tasks runs, else the first of each executor."""
+def lane_wanted(reader: Reader, lane: str) -> set[int]:
+    """Gives what may start in the lane: nothing while one of its tasks runs, else the first of each executor."""
     wanted: set[int] = set()
-    if tx.one("lane_busy", lane) is None:
+    if reader.one("lane_busy", lane) is None:
         executor = ""
-        while (row := tx.one("lane_next", lane, executor)) is not None:
+        while (row := reader.one("lane_next", lane, executor)) is not None:
             executor = row[0]
             wanted.add(row[1])
+    return wanted
+
+
+def refresh_lane(tx: Tables, lane: str) -> None:
+    """Makes ready what may start in the lane, and nothing else of it."""
+    wanted = lane_wanted(tx, lane)
     now: set[int] = {row[0] for row in tx.all("lane_ready", lane)}
     for ord in now - wanted:
         tx.run("set_ready", None, ord)
@@ -162,7 +178,15 @@ def refresh_lane(tx: Tables, lane: str) -> None:
         tx.run("set_ready", 1, ord)
 
 
-def start_attempt(tx: Tx, task: Task, attempt_id: str, *, idempotent: bool, route: dict[str, Any]) -> Task:
+def start_attempt(
+    tx: Tx,
+    task: Task,
+    attempt_id: str,
+    *,
+    idempotent: bool,
+    route: Route,
+    reserved_microusd: int | None = None,
+) -> Task:
     """Writes the next attempt of an idle task and makes it executing: the `begun` record of the embedded link."""
     number = task.attempt + 1
     fields = {
@@ -172,14 +196,19 @@ def start_attempt(tx: Tx, task: Task, attempt_id: str, *, idempotent: bool, rout
         "idempotent": 1 if idempotent else None,
         "started_at_ms": tx.now_ms,
         "route": route,
+        "reserved_microusd": reserved_microusd,
     }
     tx.create(ATTEMPT, attempt_id, fields)
-    return edit_task(tx, task, state=advance(task.state, "start"), attempt=number, retry_at_ms=None)
+    tx.begun.append(task.executor)
+    state = advance(task.state, "start")
+    return edit_task(tx, task, state=state, attempt=number, retry_at_ms=None, budget_at_ms=None)
 
 
 def end_attempt(tx: Tx, head: Row, fields: Mapping[str, Any]) -> None:
     """Sets the end of an attempt, given as a row of the query `attempt_head` read in this transaction."""
     tx.edit(ATTEMPT, head[1], At(head[0], decode_heads(head[6])), fields)
+    tx.ended.append(head[1])
+    tx.stirred = True
 
 
 def add_note(tx: Tx, attempt_id: str, kind: str, body: Any, *, notes_max: int) -> None:
@@ -190,7 +219,8 @@ def add_note(tx: Tx, attempt_id: str, kind: str, body: Any, *, notes_max: int) -
     row = tx.one("count_notes", attempt_id)
     count = row[0] if row else 0
     if count >= notes_max:
-        raise Rejected("too_many", count=count + 1, things="notes of one attempt", limit=notes_max, setting="omnid")
+        setting = "limits.notes_max"
+        raise Rejected("too_many", count=count + 1, things="notes of one attempt", limit=notes_max, setting=setting)
     tx.create(NOTE, f"{attempt_id}/{count + 1}", {"attempt_id": attempt_id, "kind": kind, "body": body})
     head = tx.one("attempt_head", attempt_id) if kind == "idempotent" else None
     if head is not None:
@@ -212,7 +242,7 @@ def close_gate(tx: Tx, gate: Gate) -> None:
         tx.create(GATE, gate.id, fields)
         return
     now = gate_of(row)
-    same = {"cause", "subject", "closed_at_ms"}
+    same = {"cause", "subject"}
     changed = {n: v for n, v in fields.items() if n not in same and v != (getattr(now, n) or None)}
     if changed:
         tx.edit(GATE, gate.id, At(row[8], now.heads), changed)
@@ -243,9 +273,9 @@ def drop_derived(tx: Tx, task: Task) -> None:
         tx.run("drop_label", label, task.ord)
 
 
-def notes(reader: Reader, attempt_id: str, kind: str, limit: int) -> list[Any]:
+def notes(reader: Reader, attempt_id: str, kind: str) -> list[Any]:
     """Gives the bodies of an attempt's notes of one kind, oldest first."""
-    return [msgspec.json.decode(row[0]) for row in reader.all("notes_of", attempt_id, kind, limit)]
+    return [msgspec.json.decode(row[0]) for row in reader.all("notes_of", attempt_id, kind)]
 
 
 def forget_attempts(tx: Tx, task_id: str) -> list[str]:

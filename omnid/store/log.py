@@ -45,6 +45,8 @@ class Cells(NamedTuple):
 def cells(collection: Collection, fields: Mapping[str, Any]) -> Cells:
     """Encodes fields for the table and for the log; large values become digests."""
     columns = dict(fields)
+    if collection.json.isdisjoint(columns) and collection.large.isdisjoint(columns):
+        return Cells(columns, dict(fields), [])
     logged = dict(fields)
     blobs: list[tuple[str, str]] = []
     for name in collection.json:

@@ -3,6 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import apsw
 import msgspec
@@ -11,6 +12,7 @@ from omnid.errors import Rejected
 from omnid.model import Change
 from omnid.states import TERMINAL
 from omnid.store import journal
+from omnid.store.calls import derive_spend
 from omnid.store.interface import COLLECTIONS, Reader, Row
 from omnid.store.log import column_values, decode_body, decode_heads, encode_heads
 from omnid.store.migrate import migrate
@@ -168,14 +170,6 @@ def check_table(reader: Reader, name: str) -> list[str]:
     return [] if found == ["ok"] else found
 
 
-def check_queue(reader: Reader) -> list[str]:
-    """Looks for tasks that the queue has forgotten, or still has though they don't wait for their start."""
-    found: list[str] = []
-    for query, what in (("idle_not_ready", "waits but is not in the queue"), ("ready_not_idle", "is in the queue")):
-        found += [f"task {row[0]} {what}" for row in reader.all(query, PAGE_MAX)]
-    return found[:DIFFERENCES_MAX]
-
-
 class _Derived(SqliteReader):
     """What `journal.refresh_lane` needs, on a replica."""
 
@@ -183,8 +177,11 @@ class _Derived(SqliteReader):
         self._execute(self._queries[query], args)
 
 
-def derive(replica: Replica) -> None:
-    """Computes anew what is not in the log: the queue, the open dependencies, and the index of labels."""
+def derive(replica: Replica, zone: ZoneInfo) -> None:
+    """Computes anew what is not in the log: the queue, open dependencies, the index of labels, and what was spent.
+
+    `zone` is that of the days in the table `spend`.
+    """
     tables = _Derived(replica.connection)
     lanes: set[str] = set()
     with replica.connection:
@@ -195,6 +192,7 @@ def derive(replica: Replica) -> None:
                 _derive_row(tables, row, lanes)
         for lane in lanes:
             journal.refresh_lane(tables, lane)
+        derive_spend(tables, zone)
 
 
 def _derive_row(tables: _Derived, row: Row, lanes: set[str]) -> None:

@@ -8,15 +8,18 @@ from typing import Any
 
 import apsw
 
+from omnid import platform
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.store import log
-from omnid.store.interface import NOTHING, At, Collection, Row
+from omnid.store.interface import NOTHING, At, Collection, Follow, Row
 from omnid.store.queries import insert_sql, queries, update_sql
 
 BUSY_MS = 5_000
 PAGE_CACHE_KIB = 8_192
 CHECKPOINT_PAGES = 2_000
+WAL_BYTES = (CHECKPOINT_PAGES + 256) * (4096 + 24)
+"""What the WAL comes to between two checkpoints: pages with their headers, and what the last commit adds."""
 
 
 def open_connection(path: Path, *, wal_bytes_max: int, fullfsync: bool, readonly: bool = False) -> apsw.Connection:
@@ -43,6 +46,42 @@ def open_connection(path: Path, *, wal_bytes_max: int, fullfsync: bool, readonly
     except apsw.Error as error:
         raise mapped(error, path) from error
     return connection
+
+
+def lengthen_wal(connection: apsw.Connection, path: Path, *, wal_bytes_max: int) -> None:
+    """Makes the WAL as long at once as it becomes anyway, so that commits overwrite the file and don't lengthen it.
+
+    A sync of a file that grows writes the file system's own journal too, and takes about twice as long. Behind its last
+    frame SQLite expects whatever an earlier round left there; zeros are never a frame. Where there is no room for it
+    nothing changes.
+    """
+    try:
+        connection.execute("BEGIN IMMEDIATE")  # So that no other process writes to the file meanwhile.
+    except apsw.BusyError:
+        return
+    try:
+        wal = os.open(f"{path}-wal", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            size_bytes = os.fstat(wal).st_size
+            _fill(wal, size_bytes, min(WAL_BYTES, wal_bytes_max))
+        finally:
+            os.close(wal)
+    except OSError:
+        return
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _fill(file: int, begin: int, end: int) -> None:
+    """Writes zeros; on an error the file is as long as before."""
+    zeros = bytes(1 << 20)
+    try:
+        for at in range(begin, end, len(zeros)):
+            os.pwrite(file, zeros[: end - at], at)
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, begin)
+        raise
 
 
 def mapped(error: apsw.Error, path: Path) -> OmnidError:
@@ -101,15 +140,26 @@ class SqliteTx(SqliteReader):
         self._position = position
         self._clock = clock
         self.now_ms = clock.wall_ms()
+        self.zone = platform.zone("UTC")
         self.memory: dict[str, Any] = {}
         self.forgot = False
         """Whether history was removed: the log's end must then be kept apart from its rows."""
         self.moves: list[tuple[str | None, str | None]] = []
+        self.stirred = False
+        self.ended: list[str] = []
+        self.begun: list[str] = []
+        self.rings: list[str] = []
+        self.follow: Follow | None = None
 
     def begin(self) -> None:
         """Takes the time for the functions that follow."""
         self.now_ms = self._clock.wall_ms()
         self.forgot = False
+        self.stirred = False
+        self.moves.clear()
+        self.rings.clear()
+        self.ended.clear()
+        self.begun.clear()
 
     def keep_end(self) -> None:
         """Writes down the log's end where rows of the log went, so that no number is given twice."""
@@ -124,6 +174,14 @@ class SqliteTx(SqliteReader):
     def moved(self, before: str | None, after: str | None) -> None:
         """See `interface.Tx.moved`."""
         self.moves.append((before, after))
+
+    def ring(self, name: str) -> None:
+        """See `interface.Tx.ring`."""
+        self.rings.append(name)
+
+    def stamp(self) -> int:
+        """See `interface.Tx.stamp`."""
+        return log.next_hlc(self._position.hlc, self.now_ms)
 
     def create(
         self, collection: Collection, id: str, fields: Mapping[str, Any], derived: Mapping[str, Any] = NOTHING
@@ -169,10 +227,10 @@ class SqliteTx(SqliteReader):
         self._execute(self._queries[f"delete_{collection.name}"], (id,))
         self._execute(self._queries["forget_changes"], (collection.name, id))
 
-    def forget_history(self, collection: Collection, id: str) -> None:
+    def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
         """See `interface.Tx.forget_history`."""
         self.forgot = True
-        self._execute(self._queries["forget_deleted"], (collection.name, id))
+        self._execute(self._queries["forget_deleted"], (collection.name, id, before_hlc))
 
     def _keep(self, blobs: list[tuple[str, str]]) -> None:
         for digest, text in blobs:
@@ -197,9 +255,21 @@ class SqliteUnit:
         self.tally: dict[str, int] = {}
         self._path = path
         self._position = position
-        self._tx = SqliteTx(connection, position, clock)
+        self.tx = SqliteTx(connection, position, clock)
         self._execute = connection.execute
-        self._waits = True
+        self._waits: bool = True
+        self.spoilt = False
+        """See `writer.Unit.spoilt`."""
+        self._rung: dict[str, None] = {}
+
+    def set_follow(self, follow: Follow) -> None:
+        """See `interface.Store.set_follow`."""
+        self.tx.follow = follow
+
+    def take_rung(self) -> list[str]:
+        """Gives the names that committed transactions rang since the last call, each once."""
+        rung, self._rung = self._rung, {}
+        return list(rung)
 
     def begin(self, *, wait: bool) -> None:
         """Opens the transaction; raises the mapped error. `wait`: up to `BUSY_MS` for another process that writes."""
@@ -211,29 +281,43 @@ class SqliteUnit:
             self._execute("BEGIN IMMEDIATE")
         except apsw.Error as error:
             raise mapped(error, self._path) from error
-        self._tx.moves.clear()
-        self._tx.begin()
+        self.spoilt = False
+        self.tx.begin()
 
-    def apply(self, fn: Callable[[SqliteTx], Any]) -> Any:
-        """Runs one function in a savepoint; what it raises is raised, and nothing of it stays.
+    def apply(self, fn: Callable[[SqliteTx], Any], *, savepoint: bool) -> Any:
+        """Runs one function; what it raises is raised. With a savepoint nothing of it stays then.
 
-        A mapped SQLite error that ended the whole transaction is raised as it is: `broken` is then true.
+        Without one, `spoilt` tells whether something may have stayed. A mapped SQLite error that ended the whole
+        transaction is raised as it is: `broken` is then true.
         """
-        moves = len(self._tx.moves)
+        tx, connection = self.tx, self.connection
+        moves, rings, ended, begun = len(tx.moves), len(tx.rings), len(tx.ended), len(tx.begun)
+        position = self._position
+        seq, hlc, changes = position.seq, position.hlc, connection.total_changes()
         try:
-            self._execute("SAVEPOINT one")
-            value = fn(self._tx)
-            self._execute("RELEASE one")
+            if savepoint:
+                self._execute("SAVEPOINT one")
+            value = fn(tx)
+            if savepoint:
+                self._execute("RELEASE one")
         except BaseException as error:
-            del self._tx.moves[moves:]
-            self._tx.memory.clear()
-            if self.connection.in_transaction:
+            del tx.moves[moves:], tx.rings[rings:], tx.ended[ended:], tx.begun[begun:]
+            tx.memory.clear()
+            if not savepoint:
+                self.spoilt = isinstance(error, apsw.Error) or connection.total_changes() != changes
+            elif connection.in_transaction:
+                position.seq, position.hlc = seq, hlc
                 self._execute("ROLLBACK TO one")
                 self._execute("RELEASE one")
             if isinstance(error, apsw.Error):
                 raise mapped(error, self._path) from error
             raise
         return value
+
+    @property
+    def stirred(self) -> bool:
+        """See `interface.Tx.stirred`."""
+        return self.tx.stirred
 
     @property
     def broken(self) -> bool:
@@ -243,21 +327,23 @@ class SqliteUnit:
     def commit(self) -> None:
         """Commits and counts; raises the mapped error, and then nothing of the transaction stays."""
         try:
-            self._tx.keep_end()
+            self.tx.keep_end()
             self._execute("COMMIT")
         except apsw.Error as error:
             self.rollback()
             raise mapped(error, self._path) from error
-        for before, after in self._tx.moves:
+        for before, after in self.tx.moves:
             if before is not None:
                 self.tally[before] -= 1
             if after is not None:
                 self.tally[after] = self.tally.get(after, 0) + 1
+        if self.tx.rings:
+            self._rung.update(dict.fromkeys(self.tx.rings))
 
     def rollback(self) -> None:
         """Gives everything up; the log's position goes back too."""
         self._position.seq, self._position.hlc = self._start
-        self._tx.memory.clear()
+        self.tx.memory.clear()
         if self.connection.in_transaction:
             try:
                 self._execute("ROLLBACK")

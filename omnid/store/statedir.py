@@ -13,8 +13,8 @@ from omnid.errors import Rejected
 class StateDir:
     """Holds the lock of a state directory for as long as it is open; the kernel frees it when the process dies."""
 
-    def __init__(self, path: Path) -> None:
-        """Makes the directory (0700), checks it and takes its lock.
+    def __init__(self, path: Path, socket: str = "") -> None:
+        """Makes the directory (0700), checks it and takes its lock; `socket` is where its daemon will listen.
 
         Raises Rejected(`state_unwritable`, `unsafe_directory`, `already_running`).
         """
@@ -31,12 +31,16 @@ class StateDir:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(self._fd, 100, 0).decode(errors="replace").strip() or "unknown process"
+            said = os.pread(self._fd, 100, 0).decode(errors="replace")
+            holder = said.partition("\n")[0].strip() or "unknown process"
             os.close(self._fd)
             raise Rejected("already_running", path=path, holder=holder) from error
         try:
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"pid {os.getpid()}".encode(), 0)
+            # `omnid.api.spawn` reads it where the socket is gone, so that a daemon can be ended even then.
+            pid = os.getpid()
+            said = f"pid {pid}\nstart {platform.process_start(pid)}\nsocket {socket}\n"
+            os.pwrite(self._fd, os.fsencode(said), 0)
         except OSError as error:
             os.close(self._fd)
             raise Rejected("state_unwritable", path=path, detail=error.strerror or str(error)) from error

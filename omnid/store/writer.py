@@ -5,7 +5,6 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from itertools import count
 from typing import Any, Protocol
 
 import anyio
@@ -26,12 +25,22 @@ class Unit(Protocol):
         """Whether the engine gave the whole transaction up by itself."""
         ...
 
+    @property
+    def stirred(self) -> bool:
+        """See `interface.Tx.stirred`."""
+        ...
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether the transaction holds a part of a function that raised: all of it must be given up."""
+        ...
+
     def begin(self, *, wait: bool) -> None:
         """Opens a transaction; without `wait` it raises Retryable(`store_busy`) where another process writes."""
         ...
 
-    def apply(self, fn: Callable[[Any], Any]) -> Any:
-        """Runs a function in it, whole or not at all."""
+    def apply(self, fn: Callable[[Any], Any], *, savepoint: bool) -> Any:
+        """Runs a function in it; with a savepoint whole or not at all, else what it wrote may spoil the transaction."""
         ...
 
     def commit(self) -> None:
@@ -46,27 +55,43 @@ class Unit(Protocol):
 class Job:
     """A function on its way through the writer, and what came of it."""
 
-    __slots__ = ("_then", "done", "error", "fn", "late", "since_s", "value")
+    __slots__ = ("_done", "_then", "error", "fn", "late", "since_s", "value")
 
-    def __init__(self, fn: Callable[[Any], Any], since_s: float, then: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        since_s: float,
+        then: Callable[[Any], None] | None = None,
+        done: Callable[["Job"], None] | None = None,
+    ) -> None:
         self.fn = fn
         self.since_s = since_s
-        self.done = anyio.Event()
         self.value: Any = None
         self.error: BaseException | None = None
         self.late = False
         """True where the caller was answered before the commit was decided."""
         self._then = then
+        self._done = done
 
     def answer(self) -> None:
-        """Once the commit is decided, on the event loop: follows it up, and wakes the caller if there still is one."""
+        """Once the commit is decided, on the event loop: follows it up, and tells the caller if there still is one."""
         if self.error is None and self._then is not None:
             self._then(self.value)
-        self.done.set()
+        self.finish()
 
-    async def outcome(self) -> Any:
-        """Waits, and gives the value or raises the error."""
-        await self.done.wait()
+    def finish(self) -> None:
+        """Tells the caller, once, whatever is known by now."""
+        done, self._done = self._done, None
+        if done is not None:
+            done(self)
+
+    def give_up(self) -> None:
+        """Tells the caller that it has waited too long."""
+        self.late = True
+        self.finish()
+
+    def outcome(self) -> Any:
+        """Gives the value or raises the error."""
         if self.late:
             raise Retryable("store_busy", seconds_s=ANSWER_S_MAX)
         if self.error is not None:
@@ -81,24 +106,35 @@ def run_batch(unit: Unit, jobs: list[Job], *, wait: bool) -> None:
 
 
 def apply_batch(unit: Unit, jobs: list[Job], more: Callable[[], Job | None], *, wait: bool = False) -> bool:
-    """Does all but the commit; `more` gives jobs that arrive meanwhile. Tells whether there is something to commit."""
-    try:
-        unit.begin(wait=wait)
-    except OmnidError as error:
-        _fail(jobs, error)
+    """Does all but the commit; `more` gives jobs that arrive meanwhile. Tells whether there is something to commit.
+
+    The jobs run without savepoints, because hardly any raises after it has written. Where one does, the transaction is
+    given up, what had succeeded in it is run again, and the rest of the batch gets savepoints.
+    """
+    if not _begin(unit, jobs, wait=wait):
         return False
-    job: Job | None
-    for position in count():
-        job = jobs[position] if position < len(jobs) else more()
-        if job is None:
-            return True
+    careful = False
+    position = 0
+    while True:
         if position == len(jobs):
+            job = more()
+            if job is None:
+                return True
             jobs.append(job)
-        if _apply(unit, job):
+        job = jobs[position]
+        position += 1
+        if job.error is not None:
+            continue
+        if _apply(unit, job, savepoint=careful):
             _fail(jobs, job.error)
             unit.rollback()
             return False
-    raise AssertionError("count() has no end")
+        if unit.spoilt:
+            unit.rollback()
+            careful = True
+            position = 0
+            if not _begin(unit, jobs, wait=wait):
+                return False
 
 
 def commit_batch(unit: Unit, jobs: list[Job]) -> None:
@@ -109,10 +145,19 @@ def commit_batch(unit: Unit, jobs: list[Job]) -> None:
         _fail(jobs, error)
 
 
-def _apply(unit: Unit, job: Job) -> bool:
+def _begin(unit: Unit, jobs: list[Job], *, wait: bool) -> bool:
+    try:
+        unit.begin(wait=wait)
+    except OmnidError as error:
+        _fail(jobs, error)
+        return False
+    return True
+
+
+def _apply(unit: Unit, job: Job, *, savepoint: bool) -> bool:
     """Runs one job; tells whether the whole transaction is lost with it."""
     try:
-        job.value = unit.apply(job.fn)
+        job.value = unit.apply(job.fn, savepoint=savepoint)
     except Exception as error:  # noqa: BLE001 - it belongs to the caller, who gets it.
         job.error = error
         return isinstance(error, Fatal) or unit.broken
@@ -128,8 +173,12 @@ def _fail(jobs: list[Job], error: BaseException | None) -> None:
 class InlineWriter:
     """Runs each function at once, where it is called: for the simulation, and for tools without a loop."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, after: Callable[[], None] = lambda: None) -> None:
+        """Takes `after` as `GroupWriter` does."""
         self._unit = unit
+        self._after = after
+        self.look: Callable[[], Job] | None = None
+        """See `GroupWriter.look`."""
 
     async def submit(
         self,
@@ -141,15 +190,40 @@ class InlineWriter:
         """Runs `fn` as a transaction of its own."""
         await anyio.lowlevel.checkpoint()
         job = Job(fn, 0.0, then)
-        run_batch(self._unit, [job], wait=True)
-        job.answer()
-        return await job.outcome()
+        self.post(job)
+        return job.outcome()
+
+    def post(self, job: Job) -> None:
+        """Runs the job at once and answers it."""
+        jobs = [job]
+        if apply_batch(self._unit, jobs, Looking(self._unit, self.look), wait=True):
+            commit_batch(self._unit, jobs)
+        self._after()
+        for each in jobs:
+            each.answer()
 
     async def serve(self) -> None:
         """Has nothing to do."""
 
     def close(self) -> None:
         """Has nothing to let go of."""
+
+
+class Looking:
+    """Gives, once, the job that belongs behind those of a batch, where they have stirred something up."""
+
+    __slots__ = ("_look", "_unit")
+
+    def __init__(self, unit: Unit, look: Callable[[], Job] | None) -> None:
+        self._unit = unit
+        self._look = look
+
+    def __call__(self) -> Job | None:
+        """Gives the job, or None."""
+        if self._look is None or not self._unit.stirred:
+            return None
+        look, self._look = self._look, None
+        return look()
 
 
 class GroupWriter:
@@ -161,8 +235,18 @@ class GroupWriter:
     `serve` runs in the daemon's task group.
     """
 
-    def __init__(self, unit: Unit, clock: Clock, *, group_max: int, group_s: float) -> None:
+    def __init__(
+        self,
+        unit: Unit,
+        clock: Clock,
+        *,
+        group_max: int,
+        group_s: float,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Calls `after` on the event loop when a batch has been decided, before its callers hear of it."""
         self._unit = unit
+        self._after = after
         self._clock = clock
         self._group_max = group_max
         self._group_s = group_s
@@ -175,6 +259,8 @@ class GroupWriter:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._closing = False
+        self.look: Callable[[], Job] | None = None
+        """Makes the job that belongs behind those of a batch that has stirred something up."""
         self._thread = threading.Thread(target=self._run, name="omnid-writer", daemon=True)
         self._thread.start()
 
@@ -184,10 +270,21 @@ class GroupWriter:
         """Queues `fn` and waits until its batch is committed; raises Retryable(`store_busy`, `store_closed`)."""
         if self._closing:
             raise Retryable("store_closed")
-        job = Job(fn, self._clock.monotonic_s(), then)
+        answered = anyio.Event()
+        job = Job(fn, self._clock.monotonic_s(), then, lambda _: answered.set())
         (self._bulk if bulk else self._waiting).append(job)
         self._gathered.set()
-        return await job.outcome()
+        await answered.wait()
+        return job.outcome()
+
+    def post(self, job: Job) -> None:
+        """Queues a job, which tells its caller by itself; the caller has no task that waits."""
+        if self._closing:
+            job.error = Retryable("store_closed")
+            job.finish()
+            return
+        self._waiting.append(job)
+        self._gathered.set()
 
     async def serve(self) -> None:
         """Runs what gathers, batch by batch, until it is cancelled; raises Fatal when the disk failed.
@@ -207,7 +304,7 @@ class GroupWriter:
             self._closing = True
             for job in (*self._syncing, *self._waiting, *self._bulk):
                 job.error = job.error or error
-                job.done.set()
+                job.finish()
 
     def close(self) -> None:
         """Ends the thread; blocks until a commit that is under way is synced."""
@@ -231,10 +328,12 @@ class GroupWriter:
         """Runs one batch within the limits of number and time, and commits it."""
         self._syncing = jobs = [self._waiting.popleft()]
         until_s = self._clock.monotonic_s() + self._group_s
+        last = Looking(self._unit, self.look)
 
         def more() -> Job | None:
-            full = len(jobs) >= self._group_max or self._clock.monotonic_s() > until_s
-            return None if full or not self._waiting else self._waiting.popleft()
+            if self._waiting and len(jobs) < self._group_max and self._clock.monotonic_s() <= until_s:
+                return self._waiting.popleft()
+            return last()
 
         if apply_batch(self._unit, jobs, more):
             await self._have_done(lambda: commit_batch(self._unit, jobs))
@@ -251,6 +350,8 @@ class GroupWriter:
         self._syncing = jobs
         await self._have_done(lambda: run_batch(self._unit, jobs, wait=True))
         self._answer(jobs)
+        if self._unit.stirred and self.look is not None:
+            self._waiting.append(self.look())
 
     async def _have_done(self, work: Callable[[], None]) -> None:
         """Has the thread do the blocking part; raises Fatal where that broke off in a way nobody knows."""
@@ -262,6 +363,7 @@ class GroupWriter:
 
     def _answer(self, jobs: list[Job]) -> None:
         self._syncing = []
+        self._after()
         for job in jobs:
             job.answer()
         for job in jobs:
@@ -275,12 +377,10 @@ class GroupWriter:
             limit_s = self._clock.monotonic_s() - ANSWER_S_MAX
             for waiting in (self._waiting, self._bulk):
                 while waiting and waiting[0].since_s < limit_s:
-                    waiting[0].late = True
-                    waiting.popleft().done.set()
+                    waiting.popleft().give_up()
             for job in self._syncing:
                 if job.since_s < limit_s:
-                    job.late = True
-                    job.done.set()
+                    job.give_up()
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:

@@ -27,15 +27,12 @@ SPEC, STARTED, RAN, EXIT = "spec.json", "started", "ran", "exit"
 STDIN, OUTPUT, STDOUT, CHECK_OUTPUT, LOG, OLD_LOG = "stdin", "output", "stdout", "check_output", "log", "log.old"
 NEW = ".new"
 """What follows a record's name until it is complete; the daemon makes that file, so that the disk has room for it."""
-RECORD_BYTES = 4096
 MARK = "OMNID_ATTEMPT"
 """The variable by which the processes of an attempt are known."""
 DRAIN_S = 1.0
 """How long output is still read after the command's end, where something it left holds the pipe open."""
-READ_BYTES = 65536
-WAIT_S_MAX = 3600.0
-LOOKS_MAX = 100
-LOOK_PAUSE_S = 0.02
+READ_BYTES, RECORD_BYTES = 65536, 4096
+LOOKS_MAX, LOOK_PAUSE_S, WAIT_S_MAX = 100, 0.02, 3600.0
 
 Record = dict[str, Any]
 Reader = Callable[[bytes], None]
@@ -172,12 +169,21 @@ def _become(
             step = "chdir"
             os.chdir(cwd)
             step = "exec"
-            os.execvpe(argv[0], argv, environment)
+            os.execve(_found(argv[0], environment), argv, environment)
     except (OSError, ValueError) as error:
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
         os.write(report, f"{step} {number}".encode())
     finally:
         os._exit(127)
+
+
+def _found(program: str, environment: dict[str, str]) -> str:
+    """Gives where PATH has the program; directories that are closed to this user have nothing, and hide nothing."""
+    places = (os.path.join(directory, program) for directory in os.get_exec_path(environment))
+    there = [program] if "/" in program else list(filter(os.path.isfile, places))
+    if not there:
+        raise FileNotFoundError(errno.ENOENT, program)
+    return next((place for place in there if os.access(place, os.X_OK)), there[0])
 
 
 class Supervisor:
@@ -455,8 +461,7 @@ def _macos_remains(attempt: str) -> list[int]:
         timeout=10,
     )
     lines = [line.split() for line in listed.stdout.splitlines()]
-    found = [int(line[0]) for line in lines if f"{MARK}={attempt}".encode() in line]
-    return [pid for pid in found if pid != os.getpid()]
+    return [pid for line in lines if f"{MARK}={attempt}".encode() in line and (pid := int(line[0])) != os.getpid()]
 
 
 def _report(child: Child, data: bytes) -> None:

@@ -346,6 +346,30 @@ def test_a_stop_through_the_socket_ends_the_daemon(omnid: Home) -> None:
     omnid.assert_nothing_left()
 
 
+def test_a_daemon_whose_socket_was_removed_is_ended_and_started_anew(omnid: Home) -> None:
+    with omnid.gate() as gate:
+        running = omnid.sh("read x < go; echo >> effect")
+        omnid.wait(running, "executing")
+        assert omnid.process
+        omnid.socket.unlink()
+        omnid.client.close()
+        said = omnid.ctl("status")
+        assert said.code == 3
+        assert f"pid {omnid.process.pid}" in said.err
+        said = omnid.ctl("down", environ={"OMNID_SOCKET": str(omnid.root / "other.sock")})
+        assert said.code == 3, "it was another daemon that was meant"
+        assert omnid.process.poll() is None
+        said = omnid.ctl("down")
+        assert said.code == 0, said
+        assert "it gets SIGTERM" in said.err
+        assert omnid.process.wait(WAIT_S) == 0
+        assert omnid.ctl("down").code == 3
+        omnid.start()
+        gate.let()
+        assert omnid.wait(running)["task"]["state"] == "completed"
+        assert len(omnid.lines("effect")) == 1
+
+
 def test_the_past_can_be_seen_as_it_was(omnid: Home) -> None:
     task = omnid.sh("true")
     omnid.wait(task)

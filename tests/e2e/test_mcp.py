@@ -37,6 +37,9 @@ class Handler:
     def waits(self, request: Request) -> bool:
         return False
 
+    def begin(self, connection: Connection, request: Request, done: Callable[..., None]) -> bool:
+        return False
+
     async def call(self, connection: Connection, request: Request) -> bytes:
         assert request.method == "omnid/hello"
         hello = msgspec.json.decode(request.params, type=shapes.Hello)

@@ -1,13 +1,14 @@
 """What people decide about tasks, and what agents may not: approval, uncertain ends, pauses, and the work of hands."""
 
 import os
+import shlex
 import signal
 from contextlib import closing
 
 import pytest
 
 from omnid.errors import Rejected
-from tests.e2e.harness import Home, now_ms
+from tests.e2e.harness import OMNICTL, Home, now_ms
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,33 @@ def test_an_uncertain_task_asks_a_person(omnid: Home, how: str, state: str, effe
     assert omnid.wait(task)["task"]["state"] == state
     assert len(omnid.lines("effect")) == effects
     assert not omnid.client.status()["needs_you"]
+
+
+def test_what_a_command_submits_is_a_child_of_its_task(omnid: Home) -> None:
+    omnictl = shlex.join(OMNICTL)
+    outer = omnid.sh(f"{omnictl} add --origin nightly -- true > child", env=["OMNID_STATE", "PYTHONPATH"])
+    assert omnid.wait(outer)["task"]["state"] == "completed"
+    (child,) = omnid.lines("child")
+    assert child == "nightly/t1"
+    assert omnid.wait(child)["parent"] == outer
+    assert f"(submitted by {outer})" in omnid.ctl("why", child).out
+    assert "parent" in omnid.ctl("show", child).out
+    assert omnid.client.get(outer)["parent"] is None
+
+
+def test_a_missing_key_ends_the_wait_with_4_until_it_is_there(home: Home) -> None:
+    key = home.root / "key"
+    home.configure(f'[[executor]]\nname = "keyed"\nkind = "command"\nenv_set = {{ KEY = "file:{key}" }}')
+    home.start()
+    said = home.ctl("add", "--wait", "--executor", "keyed", "--", "sh", "-c", "test $KEY = opensesame")
+    assert said.code == 4
+    assert "needs a key or a login" in said.out
+    assert home.ctl("wait", "t1").code == 4
+    assert "waiting: login" in home.ctl("list").out
+    assert home.ctl("doctor").code == 1
+    key.write_text("opensesame")
+    assert home.ctl("doctor").code == 0
+    assert home.ctl("wait", "t1").code == 0
 
 
 def test_an_idempotent_executor_runs_again_without_asking(home: Home) -> None:

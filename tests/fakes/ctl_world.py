@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from omnid import errors
-from omnid.api import shapes
+from omnid.api import shapes, shapes_money, shapes_night, shapes_workspaces
 from omnid.api.methods import METHODS
+from omnid.api.shapes_routing import RouteExplained, RuleView
 from omnid.ctl.context import World
 from omnid.ctl.main import run
-from omnid.model import Problem
+from omnid.model import Problem, Route, TurnedDown
 from omnid.states import TERMINAL
 
 NOW_MS = 1_795_000_000_000
@@ -102,6 +103,7 @@ def status(**fields):
         "needs_you_total": 0,
         "next_wake_at_ms": None,
         "clients": 1,
+        "problems": [],
         "config_problem": None,
     }
     return shapes.Status(**{**base, **fields})
@@ -109,9 +111,115 @@ def status(**fields):
 
 SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
 CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
+PLACE = shapes_workspaces.WorkspaceView(
+    task="t7",
+    task_id=ID,
+    kind="worktree",
+    condition="kept",
+    path="/w/t7-0",
+    directory="/r",
+    branch="omnid/t7-0",
+    base="0" * 40,
+    repository="/r",
+    size_bytes=12_300,
+    created_at_ms=NOW_MS - 600_000,
+    notes=["uncommitted changes of /r are not in it: a"],
+)
 WHY = shapes.WhyAnswer("t7", "idle", "t7 starts as soon as a slot is free.", None)
 ENTRY = shapes.Operation(5, NOW_MS, "task", ID, "create", {"state": "idle", "title": "x"})
+RULES = RouteExplained(
+    [
+        RuleView(
+            name="night",
+            built_in=False,
+            takes=("command", "mcp", "model"),
+            executors=("codex", "gemini"),
+            missing=(),
+            kind=("a", "b"),
+            labels=("x", "y"),
+            text=tuple("abcdefg"),
+            bytes_min=5,
+            bytes_max=10,
+            lane=("l",),
+            hours="23:00-07:00",
+        ),
+        RuleView(
+            name="heavy",
+            built_in=True,
+            takes=("model",),
+            executors=("moltworker", "codex"),
+            missing=("moltworker",),
+            kind=(),
+            labels=(),
+            text=(),
+            bytes_min=0,
+            bytes_max=None,
+            lane=(),
+            hours="",
+        ),
+    ]
+)
+DECIDED = RouteExplained(
+    RULES.rules,
+    Route(
+        "codex",
+        "rule night",
+        "night",
+        (
+            TurnedDown("moltworker", "missing", "isn't in the config", "heavy"),
+            TurnedDown("gemini", "order", "comes after codex", "night"),
+        ),
+    ),
+    "It goes to codex by rule night; turned down: moltworker isn't in the config.",
+    True,
+)
+AMOUNTS = shapes_money.Amounts(1.84, 2.0, 0.0, 7)
+SPENT = shapes_money.Spent(
+    "executor",
+    NOW_MS - 86_400_000,
+    "UTC",
+    AMOUNTS,
+    [shapes_money.SpendRow("claude", AMOUNTS)],
+    [shapes_money.CapView("budget.day_usd", "all", "day", 5.0, AMOUNTS, NOW_MS - 3_600_000, NOW_MS + 7_200_000)],
+)
 FINDING = shapes.Finding("log and tables", ok=True, detail="12 changes add up")
+
+
+AWAY = shapes_night.AwayDigest(
+    text="7 done, 1 failed, 1 needs you.",
+    since_ms=NOW_MS - 8 * 3_600_000,
+    until_ms=NOW_MS,
+    ended={"completed": 7, "failed": 1},
+    parked=[],
+    failed=[brief(name="t9", state="failed", finished_at_ms=NOW_MS, problem=PROBLEM)],
+    needs_you=[shapes.NeedsYou("t12", "git push", "wants to run on command", "omnictl approve t12 | deny t12")],
+    needs_you_total=1,
+    spent_usd=None,
+    cap_usd=None,
+    limits=0,
+    limits_s=0.0,
+)
+RECEIPT = shapes_night.Receipt(
+    task=brief(state="completed", finished_at_ms=NOW_MS, title="claude -p 'fix | it'"),
+    asked={"argv": ["claude", "-p", "fix | it"], "cwd": "/srv"},
+    why="t7 was completed 0 s ago by claude-code; nothing comes next.",
+    route={"executor": "claude-code", "reason": "rule programming"},
+    attempts=[
+        shapes_night.AttemptReceipt(
+            1, "claude-code", "parked", NOW_MS - 90_000, NOW_MS - 60_000, 0, 1, None, "A limit."
+        ),
+        shapes_night.AttemptReceipt(2, "claude-code", "success", NOW_MS - 50_000, NOW_MS, 2, 0, 0.25, None),
+    ],
+    restarts=2,
+    calls=2,
+    spent_usd=0.25,
+    reserved_usd=1.0,
+    unknown=1,
+    check=shapes_night.CheckReceipt(("make", "test"), True, "41 passed\n"),
+    changes=" a.py | 2 +-\n 1 file changed\n",
+    entries=12,
+    sha256="ab" * 32,
+)
 
 
 class Daemon:

@@ -25,6 +25,7 @@ class InProcessExecutor:
         self.name = name
         self.concurrency: int | None = None
         self.idempotent = False
+        self.takes_prompts = False
         self._do = do
         self._half_bytes_max = half_bytes_max
         self._scopes: dict[str, anyio.CancelScope] = {}

@@ -5,13 +5,21 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from omnid.states import RUNNING, TERMINAL
+from omnid.states import NEVER_MS, RUNNING, TERMINAL
+from omnid.store.calls import check_spend
 from tests.fakes.world import World
 
 TASKS = """
 SELECT ord, id, state, reason, wake_at_ms, priority, lane, executor, ready, labels, approval, paused, attempt,
-finished_at_ms, not_before_ms, retry_at_ms, coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)), number,
-origin FROM task
+finished_at_ms, not_before_ms, retry_at_ms, budget_at_ms,
+coalesce(work, (SELECT data FROM blob WHERE sha256 = work_blob)), number, origin FROM task
+"""
+
+CALLS = """
+SELECT c.id FROM call c JOIN attempt a ON a.id = c.attempt_id
+WHERE c.settled_at_ms IS NULL AND a.ended_at_ms IS NOT NULL
+UNION SELECT a.id FROM attempt a WHERE a.reserved_microusd IS NOT NULL AND a.ended_at_ms IS NULL
+AND NOT EXISTS (SELECT 1 FROM call c WHERE c.attempt_id = a.id AND c.settled_at_ms IS NULL)
 """
 
 
@@ -32,6 +40,7 @@ class Row(NamedTuple):
     finished_at_ms: int | None
     not_before_ms: int | None
     retry_at_ms: int | None
+    budget_at_ms: int | None
     work: str
     number: int
     origin: str
@@ -59,6 +68,10 @@ async def broken(world: World) -> list[str]:
     if labels != set(await world.rows("SELECT label, ord FROM label")):
         found.append("the labels differ from those of the tasks")
     found += _attempts(rows, await world.rows("SELECT task_id, number, ended_at_ms FROM attempt"))
+    found += await world.store.read(check_spend)
+    found += [
+        f"the call {id} is open and its attempt is not, or the other way round" for (id,) in await world.rows(CALLS)
+    ]
     return found + await _blobs(world)
 
 
@@ -93,7 +106,9 @@ def _waits(row: Row) -> list[str]:
         "approval": (row.approval == "needed" and not row.paused, None),
         "dependency": (bool(row.after), None),
         "not_before": (row.not_before_ms is not None, row.not_before_ms),
+        "hours": (bool(msgspec.json.decode(row.work).get("only")), row.wake_at_ms),
         "backoff": (row.retry_at_ms is not None, row.retry_at_ms),
+        "budget": (row.budget_at_ms is not None, None if row.budget_at_ms == NEVER_MS else row.budget_at_ms),
     }
     if row.state == "waiting":
         holds, wake_at_ms = expected.get(row.reason, (False, None))

@@ -73,11 +73,12 @@ RESULTS: dict[str, Struct] = {
         running=0,
         slots=4,
         executors=[shapes.ExecutorView("command", "command", 0, None, False)],
-        gates=[shapes.GateView("lane:x", "lane", "x", 1, None, None)],
+        gates=[shapes.GateView("lane:x", "lane", "x", 1, None, None, "")],
         needs_you=[],
         needs_you_total=0,
         next_wake_at_ms=None,
         clients=1,
+        problems=[],
         config_problem=None,
     ),
 }
@@ -116,6 +117,7 @@ class Connection:
     def __init__(self, origin: str | None = None, session: str | None = None) -> None:
         self.origin = origin
         self.session = session
+        self.parent: str | None = None
 
 
 Do = Callable[[str, Struct], Awaitable[Struct]]

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 OPTIONS: dict[str, Any] = {"start_s": 0, "exit": None, "pages": 1, "era": "old", "ledger": None, "mute": False}
+OPTIONS |= {"discover_s": None, "odd_tools": False}
 
 SUM = {
     "type": "object",
@@ -33,6 +34,14 @@ PLAIN += (
     "slow",
     "nan",
 )
+ODD: list[Any] = [
+    {"name": "no_schema"},
+    {"name": "schema_of_text", "inputSchema": {"type": "string"}},
+    {"name": "schema_is_text", "inputSchema": "object"},
+    {"name": "odd_hints", "inputSchema": {"type": "object"}, "annotations": 7},
+    {"inputSchema": {"type": "object"}},
+    "nonsense",
+]
 SAFE = {
     "die_reading": {"readOnlyHint": True},
     "die_again": {"idempotentHint": True},
@@ -68,12 +77,13 @@ def tools() -> list[dict[str, Any]]:
     return [
         *listed,
         {"name": "add", "inputSchema": SUM},
+        {"name": "messages_send", "inputSchema": anything},
         {"name": "bad_schema", "inputSchema": {"type": "object", "allOf": 3}},
     ]
 
 
 def tools_page(cursor: str | None) -> dict[str, Any]:
-    listed, pages = tools(), OPTIONS["pages"]
+    listed, pages = tools() + (ODD if OPTIONS["odd_tools"] else []), OPTIONS["pages"]
     size, page = -(-len(listed) // pages), int(cursor or 0)
     more = {"nextCursor": str(page + 1)} if page + 1 < pages else {}
     return {"tools": listed[page * size : (page + 1) * size], **more}
@@ -195,6 +205,13 @@ def do_rpc_error(request: Any, given: dict[str, Any], token: Any) -> None:
     send({"id": request, "error": {"code": -32603, "message": "it is raining"}})
 
 
+def do_messages_send(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any] | None:
+    """OpenClaw's; a session that it doesn't know is refused, and one named after a fault has it."""
+    if given["session_key"] == "unknown":
+        return do_refuse(request, given, token)
+    return text("no gateway", isError=True) if given["session_key"] == "down" else text("sent")
+
+
 def do_refuse(request: Any, given: dict[str, Any], token: Any) -> None:
     send({"id": request, "error": {"code": -32602, "message": "a must be even"}})
 
@@ -237,11 +254,22 @@ def answer(message: dict[str, Any]) -> None:
             ANSWERS[request].set()
     elif request is None:
         note({"notified": method, "params": params})
+    elif method == "initialize" and OPTIONS["era"] == "new":
+        data = {"supported": ["2026-07-28"], "requested": params["protocolVersion"]}
+        send({"id": request, "error": {"code": -32022, "message": "unsupported", "data": data}})
     elif method == "initialize":
+        note({"initialized": params["protocolVersion"]})
         capabilities = {"tools": {}, "logging": {}}
         info = {"name": "fake", "version": "1"}
         result = {"protocolVersion": params["protocolVersion"], "capabilities": capabilities, "serverInfo": info}
         send({"id": request, "result": result})
+    elif method == "server/discover" and OPTIONS["discover_s"] is not None:
+        # Not at all, or late.
+        note({"ignored": method})
+        if OPTIONS["discover_s"]:
+            time.sleep(OPTIONS["discover_s"])
+            OPTIONS["discover_s"] = None
+            answer(message)
     elif method == "server/discover" and OPTIONS["era"] == "new":
         result = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}, "resultType": "complete"}
         send({"id": request, "result": {**result, "ttlMs": 0, "cacheScope": "private"}})

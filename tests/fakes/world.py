@@ -19,6 +19,7 @@ from omnid.flow.dispatcher import claim
 from omnid.flow.gates import Gates
 from omnid.flow.results import finish
 from omnid.flow.retention import Retention
+from omnid.flow.turned import Turned
 from omnid.flow.wakeup import Wakeup
 from omnid.log import Log
 from omnid.model import Command, Result, Submit, Submitted, Task
@@ -102,7 +103,7 @@ class World:
     async def claim(self, slots: int = 8, **free: int) -> list[Command]:
         executors = self.context.executors
         limits = free or dict.fromkeys(executors, slots)
-        return await self.write(
+        claimed = await self.write(
             lambda tx: claim(
                 tx,
                 free=limits,
@@ -110,14 +111,27 @@ class World:
                 executors=executors,
                 config=self.context.config,
                 clock=self.clock,
+                budget=self.context.budget,
             )
         )
+        self.gates.took(claimed.turned)
+        return claimed.commands
 
     async def finish(self, command: Command, outcome: Any, **fields: Any) -> list[str]:
         result = Result(command.attempt_id, command.task_id, command.number, outcome, **fields)
-        return await self.write(
-            lambda tx: finish(tx, result=result, config=self.context.config, chance=self.clock.uniform)
+        turned = Turned.nothing()
+        touched = await self.write(
+            lambda tx: finish(
+                tx,
+                result=result,
+                config=self.context.config,
+                chance=self.clock.uniform,
+                budget=self.context.budget,
+                turned=turned,
+            )
         )
+        self.gates.took(turned)
+        return touched
 
     async def control(self, ref: str, action: str, caller: Caller = PERSON, **fields: Any) -> control.Effect:
         return await self.write(control.order(self.context, caller, control.Order(ref, action, **fields)))

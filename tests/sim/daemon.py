@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,15 +93,18 @@ class SimDaemon:
             set_aside=spool.set_aside,
         )
         self.gates = Gates(self.context)
-        self.results = Results(self.context)
+        self.results = Results(self.context, self.gates)
         self.cancelling = Cancelling(self.context)
 
-    def view(self) -> View:
-        """Gives what the dispatcher decides on."""
+    def view(self, begun: Iterable[str] = (), ended: Iterable[str] = ()) -> View:
+        """Gives what the dispatcher decides on; `begun` and `ended` in the transaction in which it does."""
         context = getattr(self, "context", None)
         if context is None:
             return View({}, frozenset())
-        return View(dict(context.running_by_executor()), self.gates.closed())
+        running = Counter(context.running.values())
+        running.update(begun)
+        running.subtract(context.running[id] for id in ended if id in context.running)
+        return View(dict(running), self.gates.closed())
 
     def kill(self, why: str) -> None:
         """Ends it as SIGKILL does: nothing more is written, and whoever waits for an answer gets none."""

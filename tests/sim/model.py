@@ -23,7 +23,10 @@ NEXT = {
     "completed": set[str](),
 }
 TIMED = ("not_before", "backoff")
-REPEATABLE = ("failure", "timeout", "unstarted")
+REPEATABLE = ("failure", "timeout", "unstarted", "parked")
+LIMITS = ("login", "rate_limit")
+SET_BACK_MS = 1000
+PROVEN_MS = 300_000
 
 
 class View(NamedTuple):
@@ -233,7 +236,7 @@ class Model:
             if state not in NEXT[was]:
                 self._fail(f"{self.name(id)} went from {was} to {state}")
             last = max(current, key=lambda a: a["number"], default=None)
-            self._check_move(task, was, last if last is not None and last["id"] in ended else None)
+            self._check_move(task, before, last if last is not None and last["id"] in ended else None)
 
     def _check_wait(self, task: Row) -> None:
         state, reason = task["state"], task.get("reason")
@@ -246,9 +249,9 @@ class Model:
         if state in OPEN and own is not None and reason != own:
             self._fail(f"{name} is {state} for {reason}, and {own} comes first")
 
-    def _check_move(self, task: Row, was: str, ended: Row | None) -> None:
+    def _check_move(self, task: Row, before: Row, ended: Row | None) -> None:
         """Looks at whether something happened that accounts for a move."""
-        id, state = task["id"], task["state"]
+        id, was, state = task["id"], before["state"], task["state"]
         outcome = ended and ended["outcome"]
         if was == "executing":
             again = outcome in REPEATABLE or (outcome == "lost" and ended is not None and ended.get("idempotent"))
@@ -260,6 +263,8 @@ class Model:
             }
             if not fits.get(state, again):
                 self._fail(f"{self.name(id)} became {state} by {outcome}")
+            if outcome == "parked" and state == "idle" and (task.get("failures") or 0) > (before.get("failures") or 0):
+                self._fail(f"{self.name(id)} was parked, and that counts against it")
         elif was == "uncertain" and ended is not None:
             if outcome == "lost":
                 self._fail(f"{self.name(id)} was resolved by a result that knows nothing")
@@ -292,7 +297,44 @@ class Model:
             most = self._limits.concurrency[name]
             if most is not None and count > most:
                 self._fail(f"{count} attempts run on {name}, which takes {most}")
+        self._check_probes(ids, now_ms)
         self._check_order(ids, view, now_ms)
+
+    def _check_probes(self, ids: list[str], now_ms: int) -> None:
+        """Behind a limit nothing starts before its time, and then one at a time."""
+        for gate in [gate for gate in self.gates.values() if gate["cause"] in LIMITS]:
+            starts = [self.name(id) for id in ids if self.tasks[id]["executor"] == gate["subject"]]
+            if starts and not self.is_due(gate, now_ms):
+                self._fail(f"{starts} start on {gate['subject']}, whose limit lifts at {gate['wake_at_ms']}")
+            if starts and len(starts) + len(self._probes(gate)) > 1 and not self._got_through(gate, now_ms):
+                self._fail(f"{starts} try {gate['subject']} beside {self._probes(gate)}")
+
+    def is_due(self, gate: Row, now_ms: int) -> bool:
+        """Tells whether a task may try what a limit has closed."""
+        return gate["wake_at_ms"] <= now_ms or gate["closed_at_ms"] > now_ms + SET_BACK_MS
+
+    def _tries(self, gate: Row) -> list[Row]:
+        return [
+            attempt
+            for attempt in self.attempts.values()
+            if attempt["executor"] == gate["subject"] and attempt["ord"] > gate["ord"]
+            if attempt.get("ended_at_ms") is None
+        ]
+
+    def _probes(self, gate: Row) -> list[str]:
+        return [self.name(attempt["task_id"]) for attempt in self._tries(gate)]
+
+    def _got_through(self, gate: Row, now_ms: int) -> bool:
+        """Tells whether a task has tried for so long that the limit must be over."""
+        return any(attempt["started_at_ms"] <= now_ms - PROVEN_MS for attempt in self._tries(gate))
+
+    def _shut(self, gate: Row, started: Iterable[Row], now_ms: int) -> bool:
+        """Tells whether a gate keeps a task from its start beside those that start now."""
+        if gate["cause"] not in LIMITS or not self.is_due(gate, now_ms):
+            return True
+        if self._got_through(gate, now_ms):
+            return False
+        return bool(self._probes(gate)) or any(task["executor"] == gate["subject"] for task in started)
 
     def _check_start(self, task: Row, now_ms: int) -> None:
         name = self.name(task["id"])
@@ -328,13 +370,13 @@ class Model:
             if task["id"] in ids or self.held(task, now_ms) is not None:
                 continue
             higher = [t for t in started if self.rank(t) < self.rank(task)]
-            if self._fits(task, higher, view) and not self._fits(task, started, view):
+            if self._fits(task, higher, view, now_ms) and not self._fits(task, started, view, now_ms):
                 overtook = [self.name(t["id"]) for t in started if t not in higher]
                 self._fail(f"{self.name(task['id'])} was overtaken by {overtook}")
 
-    def _fits(self, task: Row, started: Iterable[Row], view: View) -> bool:
+    def _fits(self, task: Row, started: Sequence[Row], view: View, now_ms: int) -> bool:
         """Tells whether a task may start beside others, as far as the daemon knew when it decided."""
-        closed = view.closed | {gate["subject"] for gate in self.gates.values()}
+        closed = view.closed | {g["subject"] for g in self.gates.values() if self._shut(g, started, now_ms)}
         if closed & {"*", task["executor"]}:
             return False
         running = Counter(view.running)
@@ -357,7 +399,7 @@ class Model:
         """When nothing moves, no task waits that could run."""
         view = View(dict(self.running()), frozenset())
         for task in self.tasks.values():
-            if self.held(task, now_ms) is None and self._fits(task, (), view):
+            if self.held(task, now_ms) is None and self._fits(task, (), view, now_ms):
                 self._fail(f"{self.name(task['id'])} could run, and waits")
 
     def check_nothing_oversleeps(self, now_ms: int, grace_ms: int) -> None:

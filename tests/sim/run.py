@@ -25,7 +25,7 @@ from tests.sim.world import EXECUTORS, World
 
 CLIENTS = 3
 ACTIONS_MAX = 13
-END_S_MAX = 3600.0
+END_S_MAX = 3 * 3600.0
 STEPS_MAX = 100_000
 LOOK_S = 5.0
 QUIET_S = 40.0
@@ -46,7 +46,7 @@ SHOWN = {
         "cancel",
     ),
     "attempt": ("task_id", "number", "executor", "outcome", "ended_at_ms", "idempotent"),
-    "gate": ("cause", "subject", "wake_at_ms", "failures"),
+    "gate": ("cause", "subject", "closed_at_ms", "wake_at_ms", "failures"),
 }
 
 
@@ -223,6 +223,7 @@ class Sim(trio.abc.Instrument):
         self.weather = weather.CALM
         self._kill_at = 0
         self.world.down_until_s.clear()
+        self.world.limited_until_s.clear()
         self.clock.put_right()
 
     async def _until(self, what: str, reached: Callable[[], bool]) -> None:

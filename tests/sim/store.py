@@ -11,8 +11,8 @@ import trio
 
 from omnid.errors import Fatal, Retryable
 from omnid.store.database import SqliteStore, StoreSettings
-from omnid.store.interface import Reader, Tx
-from omnid.store.writer import InlineWriter, Job, apply_batch, commit_batch
+from omnid.store.interface import Outcome, Reader, Tx
+from omnid.store.writer import InlineWriter, Job, Looking, apply_batch, commit_batch
 from tests.sim.model import Entry, View
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class SimStore:
         self._sim = daemon.sim
         self._inner = SqliteStore(path, daemon.sim.clock, StoreSettings(inline=True))
         self.tally = self._inner.tally
+        self.trouble = None
+        self.zone = self._inner.zone
         self.node = self._inner.node
         self.incarnation = self._inner.incarnation
         self.connection = self._inner._connection
@@ -52,6 +54,7 @@ class SimStore:
         self._bulk: deque[Job] = deque()
         self._open: dict[Job, None] = {}
         self._bell = trio.Event()
+        self._look: Callable[[], Job] | None = None
         self._parts: list[Part] = []
         self._seq = 0
         """The end of the log as far as the batch has come."""
@@ -63,16 +66,32 @@ class SimStore:
     async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
         if self._daemon.dead:
             raise Retryable("store_closed")
-        job = Job(partial(self._note, fn=fn, view=self._daemon.view()), trio.current_time(), then)
+        answered = trio.Event()
+        job = Job(
+            partial(self._note, fn=fn, view=self._daemon.view()), trio.current_time(), then, lambda _: answered.set()
+        )
         (self._bulk if bulk else self._waiting).append(job)
         self._bell.set()
         self._open[job] = None
         self.busy += 1
         try:
-            return await job.outcome()
+            await answered.wait()
+            return job.outcome()
         finally:
             self.busy -= 1
             self._open.pop(job, None)
+
+    def post(
+        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+    ) -> None:
+        raise AssertionError("nobody here is without a task")
+
+    def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
+        def done(job: Job) -> None:
+            if job.error is not None:
+                failed()
+
+        self._look = lambda: Job(partial(self._note, fn=look, view=None), trio.current_time(), then, done)
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         sim = self._sim
@@ -101,7 +120,7 @@ class SimStore:
         """Ends the wait of all who wait: the daemon is dead, and so are they."""
         for job in self._open:
             job.error = Retryable("store_closed")
-            job.done.set()
+            job.finish()
 
     async def _serve(self) -> None:
         while True:
@@ -110,16 +129,25 @@ class SimStore:
             while self._waiting or self._bulk:
                 await self._dawdle()
                 if self._waiting:
-                    await self._group([self._waiting.popleft()], self._waiting)
+                    await self._gathered([self._waiting.popleft()])
                 if self._bulk:
-                    await self._group([self._bulk.popleft()], deque())
+                    await self._group([self._bulk.popleft()], lambda: None)
+                    if self._unit.stirred and self._look is not None:
+                        self._waiting.append(self._look())
 
-    async def _group(self, jobs: list[Job], rest: deque[Job]) -> None:
+    async def _gathered(self, jobs: list[Job]) -> None:
+        """Runs a batch with what comes behind its first job: what waits, and what looks at what they stirred up."""
+        last = Looking(self._unit, self._look)
+
+        def more() -> Job | None:
+            return self._waiting.popleft() if self._waiting and len(jobs) < GROUP_MAX else last()
+
+        await self._group(jobs, more)
+
+    async def _group(self, jobs: list[Job], more: Callable[[], Job | None]) -> None:
         """Runs one batch with the store's own code; a kill finds it before, between, or after its two halves."""
-        self._parts = []
-        self._seq = self._unit._position.seq
         self._fate("before a transaction")
-        if not apply_batch(self._unit, jobs, lambda: rest.popleft() if rest and len(jobs) < GROUP_MAX else None):
+        if not apply_batch(self._unit, jobs, more):
             self._answer(jobs)
             return
         await self._dawdle()
@@ -148,8 +176,10 @@ class SimStore:
         else:
             await trio.lowlevel.checkpoint()
 
-    def _note(self, tx: Tx, *, fn: Callable[[Tx], T], view: View) -> T:
+    def _note(self, tx: Tx, *, fn: Callable[[Tx], T], view: View | None) -> T:
         """Runs the function and reads what it logged, before a later one of the batch may forget it."""
+        if view is None:
+            view = self._daemon.view(tx.begun, tx.ended)
         value = fn(tx)
         rows = self.connection.execute(CHANGES, (self._seq,))
         self._parts.append(Part([Entry.of(row) for row in rows], view, tx.now_ms))
@@ -157,6 +187,10 @@ class SimStore:
         return value
 
     def _execute(self, sql: str, *args: Any) -> Any:
+        if sql.startswith("BEGIN"):
+            # A batch that was spoilt begins anew: only what it does then counts.
+            self._parts = []
+            self._seq = self._unit._position.seq
         if sql != "COMMIT":
             return self.connection.execute(sql, *args)
         sim = self._sim

@@ -11,8 +11,9 @@ import pytest
 from omnid.errors import Retryable
 from omnid.executor.interface import Executor, Found
 from omnid.flow import dispatcher, intake, results, runner
-from omnid.model import Command, Problem, Result
+from omnid.model import Command, Problem, Result, Task
 from omnid.store import journal
+from omnid.store.sqlite import SqliteUnit
 from tests.sim.run import run
 
 SEEDS = 60
@@ -94,6 +95,21 @@ def forgets_to_wake(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dispatcher.Dispatcher, "start_some", _once_only(dispatcher.Dispatcher.start_some))
 
 
+def overlooks_what_was_stirred_up(patch: pytest.MonkeyPatch) -> None:
+    from tests.sim import store
+
+    patch.setattr(store.SimStore, "attend", lambda *_args: None)
+
+
+def forgets_what_began_just_now(patch: pytest.MonkeyPatch) -> None:
+    room = dispatcher.Dispatcher._room
+    patch.setattr(dispatcher.Dispatcher, "_room", lambda self, _begun=(), ended=(): room(self, (), ended))
+
+
+def keeps_part_of_what_raised(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SqliteUnit, "spoilt", property(lambda _self: False, lambda _self, _value: None), raising=False)
+
+
 def _once_only(start_some: Callable[..., object]) -> Callable[..., object]:
     async def start(self: dispatcher.Dispatcher) -> bool:
         if getattr(self, "_tired", 0) > 3:
@@ -117,6 +133,21 @@ def takes_silence_for_unbegun(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runner.Runner, "_recovered", recovered)
 
 
+def counts_what_was_parked(patch: pytest.MonkeyPatch) -> None:
+    judge = results.judge
+
+    def count(task: Task, result: Result, **kwargs: object) -> results.Verdict:
+        verdict = judge(task, result, **kwargs)
+        return verdict._replace(failures=task.failures + 1) if result.outcome == "parked" else verdict
+
+    patch.setattr(results, "judge", count)
+
+
+def lets_all_try_at_once(patch: pytest.MonkeyPatch) -> None:
+    doors = dispatcher.doors
+    patch.setattr(dispatcher, "doors", lambda tx: doors(tx)._replace(ajar=frozenset()))
+
+
 def loses_what_a_batch_names(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(intake, "_id_of", lambda tx, draft: draft.id)
 
@@ -126,6 +157,8 @@ def loses_what_a_batch_names(patch: pytest.MonkeyPatch) -> None:
     [
         takes_silence_for_unbegun,
         loses_what_a_batch_names,
+        counts_what_was_parked,
+        lets_all_try_at_once,
         runs_lost_work_again,
         forgets_the_fencing_number,
         ignores_priority,
@@ -133,6 +166,9 @@ def loses_what_a_batch_names(patch: pytest.MonkeyPatch) -> None:
         answers_before_the_commit,
         forgets_keys,
         forgets_to_wake,
+        overlooks_what_was_stirred_up,
+        forgets_what_began_just_now,
+        keeps_part_of_what_raised,
     ],
 )
 def test_the_model_sees_a_broken_promise(

@@ -15,6 +15,8 @@ class Weather(NamedTuple):
     read_busy: float
     slow_store: float
     executor_down: float
+    limits: float
+    """An attempt runs into a limit, and so does its whole executor for a while."""
     probe_hangs: float
     fails: float
     rejects: float
@@ -42,6 +44,7 @@ def draw(chance: random.Random) -> Weather:
         read_busy=some(0.03),
         slow_store=some(0.3),
         executor_down=some(0.2),
+        limits=some(0.15),
         probe_hangs=some(0.3),
         fails=some(0.3),
         rejects=some(0.1),

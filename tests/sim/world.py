@@ -7,7 +7,7 @@ import trio
 
 from omnid.errors import Rejected, Retryable
 from omnid.executor.interface import Found, Ports
-from omnid.model import Command, Outcome, Problem, Result, Work
+from omnid.model import Command, Outcome, Park, Problem, Result, Work
 
 if TYPE_CHECKING:
     from tests.sim.daemon import SimDaemon
@@ -61,6 +61,7 @@ class World:
         self.given: list[Result] = []
         """Results that executors gave; a link may bring them again."""
         self.down_until_s: dict[str, float] = {}
+        self.limited_until_s: dict[str, float] = {}
 
     def is_down(self, name: str) -> bool:
         return trio.current_time() < self.down_until_s.get(name, 0.0)
@@ -86,6 +87,9 @@ class World:
         """Does an attempt's work; raises RuntimeError where the executor breaks off."""
         chance = self.sim.chance
         job.began = True
+        parked = self._park(job)
+        if parked is not None:
+            return parked
         limit_s = math.inf if job.end == "hang" else job.command.timeout_s
         with trio.move_on_after(min(job.length_s, limit_s)):
             await job.stop.wait()
@@ -107,6 +111,19 @@ class World:
         if chance.random() < 0.3:
             await trio.sleep(chance.uniform(0, 3))
         return self.answer(job, outcome)
+
+    def _park(self, job: Job) -> Result | None:
+        """Parks an attempt that a limit stops before it does anything."""
+        chance, now_s = self.sim.chance, trio.current_time()
+        name = job.command.executor
+        if chance.random() < self.sim.weather.limits:
+            self.limited_until_s[name] = now_s + chance.uniform(1, 90)
+        left_s = self.limited_until_s.get(name, 0.0) - now_s
+        if left_s <= 0:
+            return None
+        told = chance.random() < 0.9
+        wake_at_ms = self.sim.clock.wall_ms() + round(left_s * 1000 * chance.choice((0, 0.5, 1, 1.2)))
+        return self.answer(job, "parked", Park("rate_limit", wake_at_ms if told else None))
 
     async def supervise(self, job: Job) -> None:
         """Does the work beside the daemon; it may lose its supervisor at any moment."""
@@ -146,12 +163,14 @@ class World:
         self.sim.trace(f"effect of {self.sim.name(job.command.attempt_id)}")
         self.sim.model.effect(job.command.task_id, job.command.attempt_id, harmless=job.harmless)
 
-    def answer(self, job: Job, outcome: Outcome) -> Result:
+    def answer(self, job: Job, outcome: Outcome, park: Park | None = None) -> Result:
         command = job.command
         problem = None
         if outcome != "success":
             problem = Problem.make("exit_code", code=1, detail=outcome, task=command.name)
-        result = Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem, output="said")
+        result = Result(
+            command.attempt_id, command.task_id, command.number, outcome, problem=problem, output="said", park=park
+        )
         self.given.append(result)
         return result
 
@@ -166,6 +185,7 @@ class SimExecutor:
         self.profile = EXECUTORS[name]
         self.concurrency = self.profile.concurrency
         self.idempotent = self.profile.idempotent
+        self.takes_prompts = False
         self._daemon = daemon
         self._sim = daemon.sim
         self._world = daemon.sim.world
@@ -275,6 +295,9 @@ class SimSpool:
 
     async def read(self, attempt_id: str, offset_bytes: int, bytes_max: int) -> bytes:
         return b""
+
+    async def excerpt(self, attempt_id: str, *, check: bool = False) -> str:
+        return ""
 
     async def set_aside(self, attempt_id: str) -> None:
         """Sets aside what a deleted task left behind."""

@@ -7,9 +7,12 @@ from msgspec import structs
 
 from omnid.api.methods import Api
 from omnid.api.shapes import Get
+from omnid.config import CommandExecutor
 from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller
 from omnid.flow.control import Cancelling
+from omnid.flow.dispatcher import Dispatcher
+from omnid.link.embedded import EmbeddedLink
 from omnid.model import Submit, Work
 from tests.fakes.world import AGENT, World
 from tests.unit.test_handler import Host
@@ -55,6 +58,20 @@ async def test_what_was_approved_does_not_run_as_something_else(world: World) ->
     assert await world.claim() == []
     task = await world.task(id)
     assert (task.state, task.reason, task.approval) == ("waiting", "approval", "needed")
+
+
+async def test_a_task_that_is_turned_away_leaves_its_slot_to_the_next(world: World) -> None:
+    world.set("daemon", slots_max=1)
+    add_prefix(world, "echo")
+    id = await waiting(world, "reboot")
+    await world.control(id, "approve")
+    later = await world.add("x")
+    add_prefix(world, "sudo")
+    dispatcher = Dispatcher(world.context, world.gates, EmbeddedLink())
+    world.context.paused_starts = False
+    assert await dispatcher.start_some(), "there may be more"
+    await dispatcher.start_some()
+    assert [(await world.task(one)).state for one in (id, later.id)] == ["waiting", "executing"]
 
 
 async def test_always_holds_for_exactly_what_was_shown(world: World) -> None:
@@ -108,3 +125,30 @@ async def test_a_full_queue_still_answers_repeats(world: World) -> None:
     with pytest.raises(Retryable) as caught:
         await world.submit(Submit(argv=("y",)))
     assert caught.value.code == "too_many_waiting"
+
+
+@pytest.mark.parametrize(
+    ("allow", "fields", "asks"),
+    [
+        (("safe",), {}, False),
+        (("safe",), {"check": ("sh", "-c", "anything")}, True),
+        (("safe", "command"), {"check": ("sh", "-c", "anything")}, False),
+        (("safe",), {"env": ("AWS_SECRET_ACCESS_KEY",)}, True),
+        (("safe", "command"), {"env": ("AWS_SECRET_ACCESS_KEY",)}, True),
+        (("safe",), {"env": ("CI",)}, False),
+        (("safe",), {"env": ("CI", "HOME_OF_SECRETS")}, True),
+        ((), {"env": ("CI",)}, True),
+    ],
+)
+async def test_an_executor_that_is_open_to_agents_opens_neither_checks_nor_the_environment(
+    world: World, allow: tuple[str, ...], fields: dict[str, Any], asks: bool
+) -> None:
+    world.set("agents", allow=allow)
+    safe = CommandExecutor(name="safe", argv=("echo",), env=("CI",))
+    world.context.config = structs.replace(world.context.config, executor=(*world.context.config.executor, safe))
+    task = await world.add("x", caller=AGENT, executor="safe", **fields)
+    assert (task.reason == "approval") == asks
+    assert (await world.add("x", executor="safe", **fields)).state == "idle", "people may"
+    await world.control(task.id, "cancel")
+    await world.control(task.id, "retry", caller=AGENT)
+    assert ((await world.task(task.id)).reason == "approval") == asks

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omnid import wire
+from omnid import __version__, wire
 from omnid.api.client import Client
 from omnid.errors import Rejected, Retryable
 
@@ -91,6 +91,27 @@ def test_calls_give_results_over_one_connection(daemon: Daemon, client: Client) 
         ("omnid/x", {"p": [1]}),
         ("omnid/status", {}),
     ]
+
+
+def test_from_inside_an_attempt_it_says_so_on_every_connection(
+    daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = "019a0000-0000-7000-8000-000000000001"
+    monkeypatch.setenv("OMNID_ATTEMPT", attempt)
+    hello = ("omnid/hello", {"attempt": attempt, "version": __version__})
+    daemon.scripts = [result({}), result({"a": 1}), lost, result({}), result({"b": 2})]
+    assert client.call("omnid/x", {}) == {"a": 1}
+    with pytest.raises(Retryable):
+        client.call("omnid/x", {})
+    assert client.call("omnid/x", {}) == {"b": 2}
+    x = ("omnid/x", {})
+    assert [(sent["method"], sent["params"]) for sent in daemon.requests] == [hello, x, x, hello, x]
+    daemon.scripts = [
+        lambda request: wire.error_answer(b'"hello"', Rejected("bad_request", detail="x", where="y")),
+        result({"c": 3}),
+    ]
+    client.close()
+    assert client.call("omnid/x", {}) == {"c": 3}, "an old daemon's refusal of it harms nothing"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from omnid.clock import SystemClock
 from omnid.errors import Rejected, Retryable
 from omnid.executor import command as module
+from omnid.executor import reading
 from omnid.executor.command import CommandExecutor
 from omnid.executor.spool import Spool, excerpt, printable
 from omnid.executor.supervised import Supervised
@@ -100,11 +101,25 @@ async def test_environment_is_small_and_named(monkeypatch: pytest.MonkeyPatch, t
     }
 
 
+async def test_what_may_not_be_run_hides_nothing_that_comes_later_in_path(tmp_path: Path) -> None:
+    (tmp_path / "bin" / "sh").mkdir(parents=True)
+    for name in ("closed", "echo"):
+        (tmp_path / "bin" / name).write_text("no program, whoever asks")
+    executor = commands(tmp_path, Section(name="command", env_set={"PATH": f"{tmp_path}/bin:/bin:/usr/bin"}))
+    result = await run(executor, "closed")
+    assert result.problem is not None
+    assert (result.outcome, result.problem.code) == ("rejected", "command_not_found")
+    assert "may not be run" in result.problem.why
+    assert (await run(executor, "echo", "a")).output == "a\n"
+    assert (await run(executor, "sh", "-c", "echo b")).output == "b\n"
+
+
 async def test_missing_secret_closes_the_executor(tmp_path: Path) -> None:
     executor = commands(tmp_path, Section(name="command", env_set={"KEY": "env:OF_NO_SUCH_NAME"}))
     with pytest.raises(Retryable) as caught:
         await run(executor, "true")
-    assert caught.value.code == "executor_down"
+    assert caught.value.code == "secret_missing"
+    assert "KEY of executor command" in caught.value.what
 
 
 async def test_packed_libraries_are_not_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -267,7 +282,7 @@ async def test_unreadable_result_is_a_failure(tmp_path: Path, document: str) -> 
 
 
 async def test_result_over_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "RESULT_BYTES_MAX", 1000)
+    monkeypatch.setattr(reading, "RESULT_BYTES_MAX", 1000)
     result = await reported(tmp_path, {"result": "x" * 1000})
     assert result.problem is not None
     assert "1000 bytes" in result.problem.what
@@ -373,3 +388,21 @@ def test_signal_names() -> None:
 
     assert signal_name(signal.SIGKILL) == "SIGKILL"
     assert signal_name(60) == "signal 60"
+
+
+async def test_an_attempt_is_removed_while_its_control_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, unlink = Spool(tmp_path / "spool", LIMITS), os.unlink
+    (spool.directory("a")).mkdir(parents=True)
+    for name in ("spec", "exit", "output"):
+        (spool.directory("a") / name).touch()
+
+    def gone_already(path: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        unlink(path, **options)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", gone_already)
+    await spool.remove("a")
+    assert not spool.directory("a").exists()

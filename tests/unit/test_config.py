@@ -36,6 +36,19 @@ def examples() -> str:
     return re.sub(r"(?m)^# ?(?=[a-z_]+ = |\[\[|# )", "", "[[executor]]" + text[2])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[agents]\nallow = ["a\\u0000b"]',
+        '[[executor]]\nname = "x"\nkind = "command"\nargv = ["a\\u0000b"]',
+        '[[executor]]\nname = "x"\nkind = "command"\nenv_set = { A = "a\\u0000b" }',
+        '[[executor]]\nname = "x"\nkind = "mcp"\nargv = ["a"]\narguments = { "a\\u0000" = [1] }',
+    ],
+)
+def test_nul_is_refused(tmp_path: Path, text: str) -> None:
+    assert any("NUL" in problem for problem in problems_of(tmp_path, text))
+
+
 def test_a_missing_and_an_empty_file_give_the_defaults(tmp_path: Path, environ: dict[str, str]) -> None:
     missing = config.load(environ, str(tmp_path / "none.toml"))
     empty = config.load(environ, written(tmp_path, ""))
@@ -43,8 +56,17 @@ def test_a_missing_and_an_empty_file_give_the_defaults(tmp_path: Path, environ: 
     assert missing.config.state.dir == str(tmp_path / ".local/state/omnid")
     assert missing.config.socket.path == str(tmp_path / ".local/state/omnid/omnid.sock")
     assert missing.config.daemon.slots_max >= 4
-    assert missing.config.executors() == {"command": CommandExecutor(name="command")}
+    agents = {name: CommandExecutor(name=name, profile=name) for name in ("claude-code", "codex", "gemini", "openclaw")}
+    assert missing.config.executors() == {"command": CommandExecutor(name="command"), **agents}
+    assert not any(key.startswith("executor.codex") for key, _, _ in missing.rows()), "nobody asked for it"
     assert {origin for _, _, origin in missing.rows()} == {"default"}
+
+
+def test_an_executor_of_an_agents_name_has_its_profile(tmp_path: Path, environ: dict[str, str]) -> None:
+    text = "[[executor]]\nname = 'codex'\nkind = 'command'\nconcurrency = 2\n"
+    loaded = config.load(environ, written(tmp_path, text))
+    assert loaded.config.executors()["codex"] == CommandExecutor(name="codex", profile="codex", concurrency=2)
+    assert ("executor.codex.concurrency", 2, "file") in list(loaded.rows())
 
 
 def test_the_shipped_config_is_the_defaults(tmp_path: Path, environ: dict[str, str]) -> None:
@@ -63,7 +85,8 @@ def test_the_examples_of_the_shipped_config_show_every_key_of_an_executor(
     assert shown["claude"] == set(CommandExecutor.__struct_fields__)
     assert shown["memory"] == set(McpExecutor.__struct_fields__)
     for name, kind in config._LISTS.items():
-        assert [set(table) for table in tomllib.loads(examples())[name]] == [set(kind.__struct_fields__)]
+        tables = tomllib.loads(examples())[name]
+        assert set[str]().union(*tables) == set(kind.__struct_fields__)
     assert claude.result.cost_usd == "total_cost_usd"
 
 
@@ -92,8 +115,10 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[daemn]", "daemn; did you mean daemon?"),
-        ("[daemon]\nslot_max = 3", "daemon.slot_max; did you mean daemon.slots_max?"),
+        ("[daemn]", "daemn (did you mean daemon?)"),
+        ("[daemon]\nzone = 'Europe/Belin'", "did you mean Europe/Berlin?"),
+        ("[daemon]\nzone = '../etc'", "there is no time zone ../etc"),
+        ("[daemon]\nslot_max = 3", "daemon.slot_max (did you mean daemon.slots_max?)"),
         ("daemon = 3", "daemon = 3 can't be used: it is a section"),
         ("[socket]\nclients_max = 0", "socket.clients_max = 0 can't be used: Expected int >= 1"),
         ("[socket]\nclients_max = '9'", "socket.clients_max = '9' can't be used: Expected int, got str"),
@@ -102,14 +127,39 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[log]\nlevel = 'loud'", "log.level = 'loud' can't be used: it is one of debug, info, warning, error"),
         ("[retry]\nbackoff_max_s = 0.5", "retry.backoff_base_s = 1.0 can't be used: it is more than"),
         ("[limits]\nspool_total_bytes_max = 2048", "limits.spool_bytes_max = 268435456 can't be used"),
-        ("[agents]\nallow = ['comand']", "there is no executor of that name; did you mean command?"),
+        ("[agents]\nallow = ['comand']", "there is no executor of that name (did you mean command?)"),
         ("[state]\ndir = 'here'", "state.dir = 'here' can't be used: a path starts with / or ~/"),
+        ("[workspace]\ndir = 'here'", "workspace.dir = 'here' can't be used: a path starts with / or ~/"),
         ("[", "can't be read: "),
         ("executor = 3", "it is a list: write [[executor]] above each"),
         ("[[rule]]\nname = 'a'", "rule.a.executor = (not set) can't be used: it has no default"),
-        ("[[rule]]\nname = 'a'\nexecutor = []\nlane = 'x'", "rule.a.lane = 'x' can't be used"),
+        ("[[rule]]\nname = 'a'\nexecutor = ['b']\nlane = 'x'", "rule.a.lane = 'x' can't be used"),
+        ("[[rule]]\nname = 'a'\nexecutor = []", "rule.a.executor = [] can't be used"),
+        ("[[rule]]\nname = 'a'\nexecutor = ['b']\ntext = ['a*b']", "rule.a.text = ['a*b'] can't be used"),
         ("[[cap]]\nname = 'a'\ndai_usd = 1", "did you mean cap.a.day_usd?"),
-        ("[[destination]]\nname = 'a'\nkind = 'webhook'\n" * 2, "another destination has that name"),
+        ("[[destination]]\nname = 'a'\nkind = 'openclaw'\n" * 2, "another destination has that name"),
+        ("[[destination]]\nname = 'a'\nkind = 'command'", "destination.a.argv = [] can't be used"),
+        ("[[destination]]\nname = 'a'\nkind = 'webhook'", "destination.a.url = (not set) can't be used"),
+        ("[[destination]]\nname = 'a'\nkind = 'webhook'\nurl = 'http://example.org/'", "destination.a.url = 'http://e"),
+        (
+            "[[destination]]\nname = 'a'\nkind = 'webhook'\nurl = 'https://me:pw@example.org/'",
+            "it begins with https://",
+        ),
+        ("[[destination]]\nname = 'a'\nkind = 'apprise'\nurl = 'tgram://1/2'", "destination.a.url holds what looks"),
+        (
+            "[[destination]]\nname = 'a'\nkind = 'webhook'\nurl = 'https://a.b/'\nsecret = 'x'",
+            "destination.a.secret holds what looks",
+        ),
+        (
+            "[[destination]]\nname = 'a'\nkind = 'openclaw'\nexecutor = 'claude'",
+            "there is no mcp executor of that name",
+        ),
+        ("[notify]\nto = ['desktp']", "notify.to = 'desktp' can't be used: there is no destination of that name (did"),
+        ("[[cap]]\nname = 'a'\nday_usd = 1", "a cap holds for one label or for one executor"),
+        ("[[cap]]\nname = 'a'\nlabel = 'x'\nexecutor = 'command'\nday_usd = 1", "for one label or for one executor"),
+        ("[[cap]]\nname = 'a'\nexecutor = 'comand'\nday_usd = 1", "did you mean command?"),
+        ("[[cap]]\nname = 'a'\nlabel = 'x'", "a cap needs day_usd or month_usd"),
+        ("[budget]\nrun_usd = 0", "budget.run_usd"),
         ("[budget]\nday_usd = -1", "budget.day_usd = -1 can't be used"),
         ("[notify]\nquiet = '8-9'", "notify.quiet = '8-9' can't be used"),
         ("executor = [3]", "executor[0] = 3 can't be used: write [[executor]]"),
@@ -121,6 +171,11 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[[executor]]\nname = 'a'\nkind = 'command'\nidempotnt = true", "did you mean executor.a.idempotent?"),
         ("[[executor]]\nname = 'a'\nkind = 'command'\nresult.outpt = 'x'", "executor.a.result = {'outpt': 'x'}"),
         ("[[executor]]\nname = 'a'\nkind = 'command'\n" * 2, "another executor has that name"),
+        ("[[executor]]\nname = 'a'\nkind = 'command'\nprofile = 'claude'", "it is one of claude-code, codex, gemini"),
+        (
+            "[daemon]\nzone = 'Mars/Olympus'",
+            "daemon.zone = 'Mars/Olympus' can't be used: the system knows no time zone",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -139,7 +194,7 @@ def test_check_finds_all_problems_at_once(tmp_path: Path) -> None:
     text = "[socket]\nclients_max = 0\nfoo = 1\n[[executor]]\nname = 'a'\nkind = 'mcp'\n"
     found = problems_of(tmp_path, text, OMNID_LOG__LEVL="x", OMNID_LOG__FILES_MAX="many")
     assert len(found) == 5
-    assert any("OMNID_LOG__LEVL; did you mean OMNID_LOG__LEVEL?" in problem for problem in found)
+    assert any("OMNID_LOG__LEVL (did you mean OMNID_LOG__LEVEL?)" in problem for problem in found)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,22 @@ import msgspec
 import pytest
 
 from omnid import errors
-from omnid.api import shapes
+from omnid.api import shapes, shapes_outbox
+from omnid.api import shapes_workspaces as places
 from omnid.ctl.main import EXIT_CODES, TABLE
 from omnid.ctl.render import width
 from omnid.messages import CATALOGUE
 from omnid.states import STATES
 from tests.fakes.ctl_world import (
+    AWAY,
     CONTROLLED,
+    DECIDED,
     ENTRY,
     FINDING,
     NOW_MS,
+    PLACE,
+    RECEIPT,
+    SPENT,
     SUBMITTED,
     WHY,
     Daemon,
@@ -39,7 +45,10 @@ EVERY = {
     "list": {"task__list": shapes.Page([brief()], None)},
     "show t7": {"task__get": view(attempts=[attempt()], attempts_total=1)},
     "why t7": {"task__why": WHY},
+    "away": {"away": AWAY},
+    "receipt t7": {"task__receipt": RECEIPT},
     "status": {"status": status()},
+    "route --dry-run x": {"route__explain": DECIDED},
     "logs t7": {"task__log": shapes.LogPart("x", 1, 1, ended=True)},
     "wait t7": {"task__get": ended()},
     **{f"{verb} t7": {"task__control": CONTROLLED} for verb in ("cancel", "retry", "pause", "resume", "complete")},
@@ -48,7 +57,15 @@ EVERY = {
     "resolve t7 --done": {"task__control": CONTROLLED},
     "assign t7 --assignee me": {"task__control": CONTROLLED},
     "rm t7 --yes": {"task__control": CONTROLLED},
+    "reply t7 1": {"task__control": CONTROLLED},
+    "dead": {"dead__list": shapes_outbox.DeadPage([], None)},
+    "budget t7 2.5": {"task__control": CONTROLLED},
+    "spend": {"spend": SPENT},
     "pause": {"gate__pause": shapes.Gates([])},
+    "diff t7": {"workspace__diff": places.DiffPart("+x", "0" * 40, None, PLACE)},
+    "merge t7": {"workspace__merge": places.WorkspaceMerged("t7", "/r", "main", "omnid/t7-0", 2, ["a"], True, [])},
+    "workspaces": {"workspace__list": places.WorkspaceList([PLACE], 9, 50, 99)},
+    "workspaces rm t7 --yes": {"workspace__remove": places.WorkspaceRemoved(PLACE)},
     "operations": {"operations": shapes.OperationsPage([ENTRY], None)},
     "replay --until 5": {"replay": shapes.Replayed(5, NOW_MS, {"idle": 1}, [brief()])},
     "doctor": {"doctor": shapes.Doctor(True, [FINDING])},

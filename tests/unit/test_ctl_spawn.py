@@ -132,3 +132,37 @@ def test_the_end_of_a_daemon_is_seen_by_its_lock(tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         assert not spawn.wait_for_end(str(tmp_path), 0.1)
     assert spawn.wait_for_end(str(tmp_path), 0.1)
+
+
+def lock_of(tmp_path, text):
+    (tmp_path / "lock").write_text(text)
+    return open(tmp_path / "lock")
+
+
+def test_the_holder_is_who_wrote_the_lock_lives_and_holds_it(tmp_path):
+    from omnid import platform
+
+    mine, start = os.getpid(), platform.process_start(os.getpid())
+    assert spawn.holder(str(tmp_path)) is None
+    with lock_of(tmp_path, f"pid {mine}\nstart {start}\nsocket /s\n") as lock:
+        assert spawn.holder(str(tmp_path)) is None, "nobody holds it"
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert spawn.holder(str(tmp_path)) == spawn.Holder(mine, start, "/s")
+        for text in ("", "pid\n", f"pid {mine}", f"pid {mine}\nstart 1", "pid x\nstart 1", "pid 4194305\nstart 1"):
+            (tmp_path / "lock").write_text(text)
+            assert spawn.holder(str(tmp_path)) is None, text
+
+
+def test_only_the_daemon_that_was_found_is_ended():
+    from omnid import platform
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        start = platform.process_start(child.pid)
+        spawn.terminate(spawn.Holder(child.pid, "another", ""))
+        assert child.poll() is None
+        spawn.terminate(spawn.Holder(child.pid, start, ""))
+        assert child.wait(10) == -signal.SIGTERM
+        spawn.terminate(spawn.Holder(child.pid, start, ""))
+    finally:
+        child.kill()

@@ -7,6 +7,7 @@ import pytest
 
 from omnid import errors
 from omnid.api import shapes
+from omnid.model import Problem
 from tests.fakes.ctl_world import (
     CONTROLLED,
     ENTRY,
@@ -167,7 +168,6 @@ def test_add_refuses_input_that_is_no_text(tmp_path):
     [
         (["add"], "It needs something to do"),
         (["add", "--"], "There is nothing after --"),
-        (["add", "make"], "as in: omnictl add -- make"),
         (["add", "-f", "x", "--", "make"], "not both"),
         (["add", "-f", "/nowhere/x"], "/nowhere/x can't be read: No such file"),
         (["add", "-f", "/dev/null"], "there is no task in it"),
@@ -195,52 +195,6 @@ def test_wrong_usage_says_what_why_and_what_to_do(argv, says):
     assert says in what
     assert (what[:9], why[:7], do[:7]) == ("omnictl: ", "  why: ", "  do:  ")
     assert (ran.out, ran.calls) == ("", [])
-
-
-def test_wait_ends_with_the_tasks():
-    daemon = Daemon(task__get=[view(), ended(), ended("failed", "t8")])
-    ran = Ran("wait", "t7", "t8", daemon=daemon)
-    assert (ran.code, ran.out, ran.err) == (1, "t7  t7 is completed.\nt8  t8 is failed.\n", "")
-    assert Ran("wait", "t7", daemon=Daemon(task__get=ended())).code == 0
-
-
-def test_wait_times_out_and_still_tells_of_all():
-    ran = Ran("wait", "t7", "t8", "--timeout", "60s", "--json", daemon=Daemon(task__get=view()))
-    assert ran.code == 124
-    assert ran.json["result"]["timed_out"] is True
-    assert len(ran.json["result"]["tasks"]) == 2
-    assert {params["wait_s"] for _, params in ran.calls} >= {0.0, 50.0}
-
-
-def test_wait_goes_on_over_a_restart_and_gives_up_on_a_daemon_that_stays_away():
-    assert Ran("wait", "t7", daemon=Daemon(task__get=[view(), down(), down(), ended()])).code == 0
-    assert Ran("wait", "t7", daemon=Daemon(task__get=[view(), down()])).code == 3
-    bounded = Ran("wait", "t7", "--timeout", "55s", daemon=Daemon(task__get=[view(), down()]))
-    assert bounded.code == 3
-    assert len(bounded.calls) < 10
-    lost = errors.Retryable("daemon_lost", detail="It broke.")
-    assert Ran("wait", "t7", daemon=Daemon(task__get=[lost, down(), ended()])).code == 0
-    ran = Ran("wait", "t7", daemon=Daemon(task__get=[down(), ended()]))
-    assert (ran.code, len(ran.calls)) == (3, 1)
-
-
-def test_waiting_shows_progress_on_a_terminal_and_takes_it_away():
-    ran = Ran("wait", "t7", daemon=Daemon(task__get=[view(), ended()]), terminal=True)
-    assert "t7 executing" in ran.err
-    assert ran.err.endswith("\r\x1b[K")
-    assert ran.calls[0][1]["wait_s"] == 1.0
-
-
-def test_add_and_wait():
-    assert Ran("add", "--wait", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__get=ended())).code == 0
-    assert Ran("add", "--wait", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__get=ended("failed"))).code == 1
-    daemon = Daemon(task__submit=SUBMITTED, task__get=view())
-    assert Ran("add", "--wait", "--", "x", daemon=Daemon(task__submit=SUBMITTED, task__get=ended())).err == (
-        "t7 is accepted.\n"
-    )
-    ran = Ran("add", "--wait", "--wait-timeout", "5s", "--", "x", daemon=daemon)
-    assert ran.code == 75
-    assert "Accepted and not done yet" in ran.err
 
 
 def test_list_filters_and_pages():
@@ -302,6 +256,8 @@ def test_show_tells_everything():
         attempts=[attempt(), attempt(number=2, output="x\n" * 40, output_bytes=99_999, value={"n": 1}, cost_usd=0.5)],
         attempts_total=2,
         key="k",
+        parent="t0",
+        work={"argv": ["make", "-C", "x y"], "cwd": "/work", "reply_to": {"chat": 5}},
         after=["t1"],
         deadline_ms=NOW_MS + 60_000,
     )
@@ -313,6 +269,8 @@ def test_show_tells_everything():
         "repo",
         "t1",
         "in 1 min",
+        "parent       t0",
+        'reply to     {"chat":5}',
         ID,
         PROBLEM.what,
         PROBLEM.why,
@@ -321,7 +279,7 @@ def test_show_tells_everything():
         "after 2 min",
         "100 kB of output",
         '{"n":1}',
-        "$0.5000",
+        "$0.50",
         "omnictl logs t7",
     ):
         assert text in out
@@ -329,7 +287,9 @@ def test_show_tells_everything():
 
 
 def test_status_is_one_screen():
-    gate = shapes.GateView("executor:e", "executor", "e", NOW_MS - 60_000, NOW_MS + 120_000, PROBLEM)
+    gate = shapes.GateView(
+        "executor:e", "executor", "e", NOW_MS - 60_000, NOW_MS + 120_000, PROBLEM, "executor e is down."
+    )
     now = status(
         tasks={"executing": 1, "idle": 1, "waiting": 2, "completed": 5},
         running=1,
@@ -337,6 +297,7 @@ def test_status_is_one_screen():
         next_wake_at_ms=NOW_MS + 5000,
         needs_you=[shapes.NeedsYou("t9", "make deploy", "approval", "omnictl approve t9")],
         needs_you_total=3,
+        problems=[Problem("disk_full", "The disk is full: nothing was written.", "ENOSPC.", "Free some space.")],
         config_problem=PROBLEM,
     )
     waiting = [brief(state="waiting", reason="backoff"), brief(state="waiting", reason="backoff"), brief(state="idle")]
@@ -351,11 +312,14 @@ def test_status_is_one_screen():
         "executor: e, closed 1 min ago, next try in 2 min",
         "omnictl approve t9",
         "and 2 more",
+        "Needs you (4)",
+        "!  The disk is full: nothing was written.",
+        "Free some space.",
         "free, /",
         "not taken over",
     ):
         assert text in out
-    assert len(out.splitlines()) <= 24
+    assert len(out.splitlines()) <= 26
     many = Daemon(status=status(tasks={"idle": 1_000_000}))
     assert "1000000: 1000000 idle" in Ran("status", daemon=many).out
     assert len(many.calls) == 1

@@ -121,7 +121,7 @@ async def test_a_changed_config_is_taken_over_whole_or_not_at_all(home: Home) ->
     async with home.daemon() as daemon:
         home.file.write_text('[[executor]]\nname = "sh"\nkind = "command"\nargv = ["sh"]\n[retry]\nattempts_max = 7\n')
         assert await daemon.reload() == []
-        assert set(daemon.context.executors) == {"command", "sh", "mine"}
+        assert set(daemon.context.executors) == {*config.BUILT_IN, "sh", "mine"}
         assert daemon.context.config.retry.attempts_max == 7
         kept = daemon.context.executors["sh"]
         home.file.write_text("[retry]\nattempts_max = 8\nodd = 1\n")
@@ -145,6 +145,47 @@ async def test_a_changed_config_is_taken_over_whole_or_not_at_all(home: Home) ->
         assert ("retry.attempts_max", 3, "default") in [tuple(row) for row in rows]
 
 
+async def test_an_executor_that_left_the_config_is_closed_with_its_last_attempt(home: Home) -> None:
+    class Old(InProcessExecutor):
+        async def aclose(self) -> None:
+            closed.set()
+
+    closed, go_on = anyio.Event(), anyio.Event()
+
+    async def slow(argv: tuple[str, ...]) -> Any:
+        await go_on.wait()
+        return "success", b""
+
+    async with home.daemon() as daemon:
+        old = Old("old", slow)
+        daemon.context.active |= {"a": old, "b": old}
+        async with anyio.create_task_group() as group:
+            group.start_soon(daemon._retire, old)
+            for attempt in ("a", "b"):
+                await anyio.wait_all_tasks_blocked()
+                assert not closed.is_set()
+                daemon.context.let_go(attempt)
+        assert closed.is_set()
+        await daemon._retire(old)
+        assert not daemon.context._retiring
+
+
+async def test_commands_are_probed_at_the_start_and_when_the_config_brings_them(home: Home) -> None:
+    lacks = '[[executor]]\nname = "{}"\nkind = "command"\nargv = ["no-such-program"]\n'
+    keyless = '[[executor]]\nname = "keyless"\nkind = "command"\nenv_set = { A = "env:OF_NO_SUCH_NAME" }\n'
+    server = '[[executor]]\nname = "server"\nkind = "mcp"\nargv = ["no-such-program"]\n'
+    home.file.write_text(lacks.format("first") + server)
+    async with home.daemon() as daemon:
+        while daemon.gates.closed() != {"first"}:  # noqa: ASYNC110 - a gate has no signal.
+            await anyio.sleep(0.01)
+        home.file.write_text(lacks.format("first") + keyless + server)
+        assert await daemon.reload() == []
+        while daemon.gates.closed() != {"first", "keyless"}:  # noqa: ASYNC110 - a gate has no signal.
+            await anyio.sleep(0.01)
+        assert daemon.gates.login("keyless") is not None
+        assert daemon.gates.login("first") is None
+
+
 async def test_after_a_start_of_the_machine_the_database_is_checked(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +206,8 @@ async def test_after_a_start_of_the_machine_the_database_is_checked(
         monkeypatch.setattr(daemon.store, "read", damaged)
         await daemon._check_database()
         monkeypatch.undo()
+        assert [problem.code for problem in daemon.context.damage] == ["database_damaged"] * (len(COLLECTIONS) + 2)
+        assert "row 7 missing" in daemon.context.damage[0].what
     assert home.logged.getvalue().count("database_damaged") == len(COLLECTIONS) + 2
 
 
@@ -191,9 +234,10 @@ def test_a_daemon_that_can_not_start_says_what_why_and_what_to_do(
     ("error", "code"), [(Fatal("store_io", path="/", detail="x"), "store_io"), (ValueError("odd"), "internal")]
 )
 def test_what_ends_the_daemon_is_told_as_one_error(error: Exception, code: str) -> None:
-    from omnid.daemon import _first, _say
+    from omnid.daemon import _of_omnid, _say
+    from omnid.flow.guard import first
 
-    found = _first(ExceptionGroup("", [ExceptionGroup("", [error])]))
+    found = _of_omnid(first(ExceptionGroup("", [ExceptionGroup("", [error])])))
     assert isinstance(found, OmnidError)
     assert found.code == code
     assert _say(found) == 1

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 
 from omnid.errors import Retryable
 from omnid.flow.dispatcher import Dispatcher, timeout_s
+from omnid.flow.intake import plan_one
+from omnid.flow.results import Results
 from omnid.link.embedded import EmbeddedLink
-from omnid.model import Command
+from omnid.model import Command, Gate, Result, Submit
 from omnid.store import journal
+from omnid.store.interface import Tx
 from tests.fakes.clock import FakeClock
-from tests.fakes.world import World
+from tests.fakes.world import AGENT, PERSON, World
 
 pytestmark = pytest.mark.anyio
 
@@ -186,7 +189,7 @@ class Started:
         started: list[str] = []
         while await self.dispatcher.start_some():
             pass
-        while self.link._receive.statistics().current_buffer_used:
+        while self.link.held:
             started.append((await self.link.receive()).name)
         return started
 
@@ -232,6 +235,115 @@ async def test_nothing_starts_before_recovery_is_done(world: World) -> None:
     started = Started(world)
     world.context.paused_starts = True
     assert await started.start() == []
+    started.link.close()
+
+
+async def test_a_submit_claims_what_it_makes_ready_in_its_own_transaction(world: World) -> None:
+    started = Started(world)
+    task = await world.add("x")
+    assert task.state == "executing"
+    assert list(world.context.running.values()) == ["command"]
+    assert started.link.held == 1
+    started.link.close()
+
+
+async def test_a_submit_never_overtakes_what_waits_for_a_slot(world: World) -> None:
+    world.set("daemon", slots_max=1)
+    started = Started(world)
+    for priority in (0, 5, 1):
+        await world.add("x", priority=priority)
+    assert await started.start() == ["t1"]
+    world.context.let_go(next(iter(world.context.running)))
+    # One slot is free, and nobody has told the dispatcher: the new task looks, and starts what comes before it.
+    assert (await world.add("x", priority=3)).state == "idle"
+    assert await started.start() == ["t2"]
+    world.context.let_go(next(iter(world.context.running)))
+    assert (await world.add("x", priority=9)).state == "executing"
+    assert await started.start() == ["t5"]
+    started.link.close()
+
+
+async def test_a_gate_that_closes_in_the_same_transaction_keeps_a_submit_from_its_start(world: World) -> None:
+    started = Started(world)
+    write = plan_one(world.context, PERSON, Submit(argv=("x",)))
+
+    def close_then_submit(tx: Tx) -> str:
+        journal.close_gate(tx, Gate("paused:*", "paused", "*", tx.now_ms, None))
+        return write(tx).state
+
+    await world.write(close_then_submit)
+    assert await started.start() == []
+    assert world.store.tally["idle"] == 1
+    started.link.close()
+
+
+async def test_lanes_approvals_and_times_hold_for_a_submit_too(world: World, clock: FakeClock) -> None:
+    started = Started(world)
+    states = [
+        (await world.add("x", lane="l")).state,
+        (await world.add("x", lane="l")).state,
+        (await world.add("x", caller=AGENT)).state,
+        (await world.add("x", not_before_ms=clock.now_ms + 1000)).state,
+        (await world.add("x", after=("t1",))).state,
+        (await world.add("x")).state,
+    ]
+    assert states == ["executing", "idle", "waiting", "waiting", "waiting", "executing"]
+    assert await started.start() == ["t1", "t5"]
+    started.link.close()
+
+
+async def test_nothing_starts_with_a_submit_while_starts_are_paused(world: World) -> None:
+    started = Started(world)
+    world.context.paused_starts = True
+    assert (await world.add("x")).state == "idle"
+    started.link.close()
+
+
+async def test_the_slot_of_an_attempt_goes_to_the_next_in_the_transaction_that_ends_it(world: World) -> None:
+    world.set("daemon", slots_max=1)
+    started = Started(world)
+    first, second = await world.add("x"), await world.add("x")
+    command = await started.link.receive()
+    assert await Results(world.context).settle(Result(command.attempt_id, first.id, 1, "success"))
+    assert (await world.task(second.id)).state == "executing"
+    assert len(world.context.running) == 1
+    assert await started.start() == ["t2"]
+    started.link.close()
+
+
+async def test_two_claims_in_one_transaction_share_the_slots(world: World) -> None:
+    world.set("daemon", slots_max=2)
+    started = Started(world)
+    writes = [plan_one(world.context, PERSON, Submit(argv=("x",))) for _ in range(5)]
+
+    def submit_and_claim(tx: Tx) -> list[str]:
+        for write in writes[:3]:
+            write(tx)
+        claimed = started.dispatcher._claim(tx)
+        for write in writes[3:]:
+            write(tx)
+        return names(claimed.commands)
+
+    assert await world.write(submit_and_claim) == ["t1", "t2"]
+    assert started.link.held == 0, "what looks behind it finds no slot"
+    await world.control("t1", "cancel")
+    started.link.close()
+
+
+async def test_what_a_full_window_does_not_take_is_sent_later_in_order(world: World) -> None:
+    started = Started(world)
+    started.link._window_max = 1
+    for _ in range(3):
+        await world.add("x")
+    order: list[str] = []
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(started.dispatcher.run)
+            while len(order) < 3:
+                order.append((await started.link.receive()).name)
+                await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+    assert order == ["t1", "t2", "t3"]
     started.link.close()
 
 

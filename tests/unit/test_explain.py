@@ -43,13 +43,57 @@ def gate(cause: str, subject: str, **fields: Any) -> Gate:
     return Gate(f"{cause}:{subject}", cause, subject, NOW_MS - 1000, fields.pop("wake_at_ms", None), **fields)
 
 
+def test_a_task_from_inside_another_names_it() -> None:
+    text = why(task("idle"), facts(parent="t3"))
+    assert text == "t7 (submitted by t3) waits for its turn and starts as soon as a slot is free."
+
+
+FULL = Problem.make("disk_full", path="/x", detail="y")
 DOWN = gate("executor", "command", wake_at_ms=NOW_MS + 40_000, problem=EXIT)
+
+OUTSIDE = gate(
+    "hours",
+    "night",
+    wake_at_ms=NOW_MS + 18_000_000,
+    problem=Problem.make("outside_hours", executor="night", only="23:00-07:00", zone="UTC"),
+)
+MONEY = Problem.make(
+    "budget_reached",
+    lid="budget.day_usd",
+    limit="$5.00",
+    window="today",
+    used="$5.00 spent",
+    executor="c",
+    need="$1.00",
+)
+NEVER = Problem.make("budget_never", lid="l", limit="$1.00", executor="c", need="$2.00")
+OWN = Problem.make("budget_task", task="t7", limit="$2.00", used="$1.90 spent", need="$0.20")
+LOOP = Problem.make("loop", executor="c", count=5, seconds_s=3600, tasks="t1, t2")
 
 CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("idle"), facts(), ("for its turn",)),
+    (
+        task("idle"),
+        facts(gate=gate("budget", "command", wake_at_ms=NOW_MS + 7_200_000, problem=MONEY)),
+        ("for money", "budget.day_usd of $5.00 leaves too little today", "in 2 h"),
+    ),
+    (task("idle"), facts(gate=gate("budget", "command", problem=NEVER)), ("for money", "Raise l in the config")),
+    (task("waiting", reason="budget", problem=OWN), facts(), ("$1.90 spent", "`omnictl budget t7 USD` raises it")),
+    (
+        task("waiting", reason="budget", problem=MONEY, wake_at_ms=NOW_MS + 60_000),
+        facts(),
+        ("leaves too little", "goes on in 1 min at the latest"),
+    ),
+    (task("waiting", reason="approval", approval="needed", problem=LOOP), facts(), ("t1, t2", "`omnictl approve t7`")),
+    (task("completed"), facts(cost="$1.84 spent, of at most $5.00"), ("(cost: $1.84 spent, of at most $5.00).",)),
     (task("idle"), facts(gate=gate("paused", "*")), ("everything is paused", "`omnictl resume`")),
     (task("idle"), facts(gate=gate("paused", "safe")), ("safe is paused", "`omnictl resume --executor safe`")),
     (task("idle"), facts(gate=DOWN), ("command is down", "exit code 7", "tried again in 40 s")),
+    (task("idle"), facts(gate=DOWN, login=True), ("needs a key or a login", "exit code 7", "in 40 s", "provide it")),
+    (task("idle"), facts(trouble=FULL), ("nothing can be written (The disk is full", "free some space", "by itself")),
+    (task("executing", attempt=2), facts(unwritten=FULL), ("t7 has ended on command (attempt 2)", "free some space")),
+    (task("executing"), facts(unclear=EXIT), ("when omnid ended", "exit code 7", "looked at again by itself")),
+    (task("executing"), facts(unwritten=EXIT), ("`omnictl doctor`",)),
     (task("idle"), facts(executor_known=False), ("no executor command any more", "omnictl assign t7")),
     (task("idle", lane="l"), facts(lane_holder="t3"), ("lane l", "t3 runs")),
     (task("idle"), facts(slots_full=True, running=4), ("free slot", "4 tasks run", "daemon.slots_max")),
@@ -57,6 +101,12 @@ CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("waiting", reason="paused"), facts(), ("paused", "`omnictl resume t7`")),
     (task("waiting", reason="approval"), facts(), ("approval", "`omnictl approve t7` or `omnictl deny t7`")),
     (task("waiting", reason="dependency"), facts(open_before=("t1", "t2")), ("t1, t2",)),
+    (task("idle"), facts(gate=OUTSIDE), ("outside its hours", "within 23:00-07:00 only (UTC)", "goes on in 5 h")),
+    (
+        Task(1, "i", "user", 7, Work(only="23:00-07:00"), "command", "waiting", reason="hours", wake_at_ms=NOW_MS),
+        facts(),
+        ("for its hours (23:00-07:00)", "starts now"),
+    ),
     (task("waiting", reason="not_before", wake_at_ms=NOW_MS + 7_200_000), facts(), ("its time", "in 2 h")),
     (task("waiting", reason="not_before", wake_at_ms=NOW_MS - 1), facts(), ("starts now",)),
     (

@@ -114,6 +114,24 @@ async def test_a_probe_that_hangs_or_rejects_keeps_the_gate_closed(
     assert world.gates.all()[0].failures == 3
 
 
+@pytest.mark.parametrize("error", [down(), None, Retryable("secret_missing", reference="env:X", detail="y")])
+async def test_any_probe_closes_and_opens_the_gate_by_what_it_finds(world: World, error: Retryable | None) -> None:
+    probe(world, error, None)
+    assert await world.gates.probe("command", 1.0) is error
+    gate = world.gates.of("command")
+    assert (gate is None) == (error is None)
+    assert (world.gates.login("command") is None) == (error is None or error.code != "secret_missing")
+    await world.gates.pause("*")
+    assert world.gates.login("command") is None, "a pause stands before"
+    await world.gates.resume("*")
+    changes = await world.rows("SELECT count(*) FROM change WHERE id LIKE 'executor%'")
+    assert await world.gates.probe("command", 1.0) is None
+    assert world.gates.all() == []
+    if error is None:
+        assert await world.rows("SELECT count(*) FROM change WHERE id LIKE 'executor%'") == changes == [(0,)]
+    assert await world.gates.probe("no longer there", 1.0) is None
+
+
 async def test_the_gate_of_an_executor_that_left_the_config_opens(world: World, clock: FakeClock) -> None:
     await world.gates.executor_down("command", down())
     world.context.take_executors({})

@@ -5,8 +5,8 @@ import anyio
 import pytest
 
 from omnid.clock import SystemClock
-from omnid.errors import Fatal, Rejected
-from omnid.flow.guard import guard
+from omnid.errors import Fatal, Rejected, Retryable
+from omnid.flow.guard import first, guard
 from omnid.log import Log, Logger
 
 pytestmark = pytest.mark.anyio
@@ -90,3 +90,13 @@ async def test_an_error_beside_a_cancellation_is_logged_and_the_cancellation_goe
         await guard("x", both, log=log)
     (line,) = lines(stream)
     assert "while it ended" in str(line["exception"])
+
+
+def test_the_error_that_decides_is_found_in_a_group() -> None:
+    full, gone = Retryable("disk_full", path="/x", detail="y"), Rejected("unknown_task", task="t7", hint="")
+    fault, fatal = ValueError("odd"), Fatal("store_io", path="/x", detail="EIO")
+    assert first(fault) is fault
+    assert first(ExceptionGroup("", [full, gone])) is full
+    assert first(ExceptionGroup("", [full, ExceptionGroup("", [gone, fault])])) is fault
+    assert first(ExceptionGroup("", [fault, ExceptionGroup("", [fatal, full])])) is fatal
+    assert first(BaseExceptionGroup("", [KeyboardInterrupt(), full])) is full

@@ -19,6 +19,7 @@ from omnid.api.methods import METHODS, Api
 from omnid.api.socket import Request
 from omnid.errors import OmnidError, Rejected
 from omnid.flow.control import Cancelling
+from omnid.store.interface import Outcome
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
@@ -56,6 +57,9 @@ class Host:
     def config_rows(self) -> Any:
         return "/omnid.toml", [("daemon.slots_max", 4, "default")]
 
+    def config_remarks(self) -> list[Any]:
+        return []
+
     def config_problems(self) -> list[Any]:
         return []
 
@@ -78,12 +82,15 @@ class Client:
         self.handler = SocketHandler(api, self.mcp, pid=7, incarnation=3, message_bytes_max=99)
         self.started: list[Any] = []
         tasks = SimpleNamespace(start_soon=self.started.append)
-        self.connection: Any = SimpleNamespace(role="person", origin=None, session=None, tasks=tasks)
+        self.connection: Any = SimpleNamespace(role="person", origin=None, session=None, parent=None, tasks=tasks)
         self._id = 0
 
     async def raw(self, method: str, params: bytes, id: bytes | None = None) -> Any:
         self._id += 1
         request = Request(jsonrpc="2.0", method=method, id=Raw(id or b"%d" % self._id), params=Raw(params))
+        begun: list[Outcome[bytes]] = []
+        if self.handler.begin(self.connection, request, begun.append):
+            return json.loads(begun[0].outcome())
         return json.loads(await self.handler.call(self.connection, request))
 
     async def call(self, method: str, _id: int | None = None, **params: Any) -> Any:
@@ -95,12 +102,60 @@ def client(world: World) -> Client:
     return Client(world)
 
 
+async def test_a_submit_needs_no_task_and_whatever_else_does(client: Client) -> None:
+    def begins(method: str, params: bytes) -> bool:
+        request = Request(jsonrpc="2.0", method=method, id=Raw(b"1"), params=Raw(params))
+        return client.handler.begin(client.connection, request, begun.append)
+
+    begun: list[Outcome[bytes]] = []
+    assert begins("omnid/task.submit", b'{"argv":["x"],"key":"k"}')
+    assert begins("omnid/task.submit", b'{"argv":["x"],"key":"k"}')
+    assert begins("omnid/task.submit", b'{"argv":["y"],"key":"k"}')
+    first, again = (json.loads(one.outcome()) for one in begun[:2])
+    assert (first["id"], first["created"], again["created"]) == (again["id"], True, False)
+    with pytest.raises(Rejected, match="k"):
+        begun[2].outcome()
+    # What is wrong with these is for `call` to say.
+    for method, params in (
+        ("omnid/task.submit", b"{}"),
+        ("omnid/task.submit", b'{"argv":7}'),
+        ("omnid/task.submit", b"no json"),
+        ("omnid/status", b"{}"),
+        ("omnid/none", b"{}"),
+    ):
+        assert not begins(method, params)
+    assert len(begun) == 3
+
+
 async def test_hello_says_who_is_there(client: Client) -> None:
     welcome = await client.call("hello", session=SESSION, role="agent", origin="claude")
     assert welcome == {"version": __version__, "pid": 7, "incarnation": 3, "message_bytes_max": 99}
     connection = client.connection
     assert (connection.role, connection.origin, connection.session) == ("agent", "claude", SESSION)
     assert client.started == [client.mcp.preload]
+
+
+async def test_what_is_submitted_from_inside_an_attempt_has_its_task_as_parent(client: Client) -> None:
+    outer = await client.world.add("outer")
+    (command,) = await client.world.claim()
+    await client.call("hello", session=SESSION, attempt=command.attempt_id)
+    task = await client.world.task((await client.call("task.submit", argv=["inner"]))["id"])
+    assert task.parent == outer.id
+    (batch,) = (await client.call("task.submit_batch", tasks=[{"argv": ["inner"]}]))["tasks"]
+    assert (await client.world.task(batch["id"])).parent == outer.id
+    view = await client.call("task.get", task=task.id)
+    assert view["parent"] == "t1"
+    assert view["why"].startswith("t2 (submitted by t1) waits ")
+    await client.world.finish(command, "success")
+    await client.call("hello", session=SESSION, attempt=command.attempt_id)
+    assert client.connection.parent == outer.id, "what an attempt left behind is its own still"
+
+
+@pytest.mark.parametrize("attempt", [None, SESSION, "t1", ""])
+async def test_an_attempt_that_is_not_known_has_no_task(client: Client, attempt: str | None) -> None:
+    await client.call("hello", **({} if attempt is None else {"attempt": attempt}))
+    done = await client.call("task.submit", argv=["x"])
+    assert (await client.world.task(done["id"])).parent is None
 
 
 async def test_an_agent_can_not_pass_for_a_person(client: Client) -> None:
@@ -190,7 +245,17 @@ async def test_without_a_session_every_request_counts(client: Client, world: Wor
 async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
     handler = Client(world).handler
     waits = {name for name in METHODS if handler.waits(Request(jsonrpc="2.0", method=f"omnid/{name}"))}
-    assert waits == {"task.get", "task.list", "task.log", "operations", "replay", "doctor"}
+    assert {name for name in waits if not name.startswith("workspace.")} == {
+        "task.get",
+        "task.list",
+        "task.log",
+        "task.receipt",
+        "away",
+        "operations",
+        "replay",
+        "doctor",
+    }
+    assert len(waits) == 12
     assert not handler.waits(Request(jsonrpc="2.0", method="omnid/nothing"))
 
 
@@ -235,3 +300,52 @@ def test_whatever_comes_the_answer_is_a_result_or_an_error_of_the_catalogue(tmp_
 
         answers()
         portal.call(client.world.close)
+
+
+NUL = "a\0b"
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "names"),
+    [
+        *(
+            ("task.submit", {"argv": ["x"], name: value}, name)
+            for name, value in {
+                "lane": NUL,
+                "labels": ["a", NUL],
+                "key": NUL,
+                "kind": NUL,
+                "assignee": NUL,
+                "origin": NUL,
+                "executor": NUL,
+                "cwd": NUL,
+                "check": [NUL],
+                "env": [NUL],
+                "after": [NUL],
+                "reply_to": {"channel": "c", "target": NUL},
+            }.items()
+        ),
+        ("task.submit", {"argv": ["x", NUL]}, "argv[1]"),
+        ("task.submit", {"server": "s", "tool": "t", "arguments": {NUL: 1}}, "a name in arguments"),
+        ("task.submit_batch", {"tasks": [{"argv": ["x"]}, {"argv": ["x"], "lane": NUL}]}, "tasks[1].lane"),
+        ("task.control", {"task": "t1", "action": "assign", "assignee": NUL}, "assignee"),
+        ("task.control", {"task": "t1", "action": "complete", "output": NUL}, "output"),
+        ("task.list", {"text": NUL}, "text"),
+        ("hello", {"origin": NUL}, "origin"),
+    ],
+)
+async def test_nul_is_refused_wherever_text_enters(
+    client: Client, method: str, params: dict[str, Any], names: str
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        await client.call(method, **params)
+    assert caught.value.code == "bad_request"
+    assert names in caught.value.what
+    assert "NUL" in caught.value.what
+    assert await client.world.rows("SELECT count(*) FROM task") == [(0,)]
+
+
+async def test_standard_input_may_hold_nul_and_any_text_a_backslash(client: Client) -> None:
+    await client.call("task.submit", argv=["x", "\\u0000"], stdin=NUL)
+    task = await client.world.task((await client.world.rows("SELECT id FROM task"))[0][0])
+    assert (task.work.argv, task.work.stdin) == (("x", "\\u0000"), NUL)

@@ -15,6 +15,7 @@ from omnid.flow.caller import Caller
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.intake import TITLE_CHARS_MAX, permit_id, title_of
 from omnid.model import ReplyTo, Submit, Work
+from omnid.settings import Destination
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import AGENT, World
 
@@ -55,9 +56,12 @@ async def test_a_task_is_kept_with_all_that_was_asked(world: World, clock: FakeC
         "env": ("TERM",),
         "reply_to": ReplyTo(channel="chat", target="7"),
         "workspace": "none",
-        "only": "23:00-07:00",
+        "only": "07:00-07:00",
         "cost_max_usd": 0.5,
     }
+    world.context.config = structs.replace(
+        world.context.config, destination=(Destination(name="chat", kind="command"),)
+    )
     task = await world.add("make", "all", **asked)
     for name, value in asked.items():
         held = task if hasattr(task, name) else task.work
@@ -276,3 +280,22 @@ async def test_the_limits_are_those_of_the_config_at_the_time(world: World) -> N
     with pytest.raises(Rejected) as caught:
         intake.plan(world.context, Caller(), [Submit(argv=("x", "y" * 2000))])
     assert "1024" in caught.value.what
+
+
+async def test_an_answer_goes_only_where_the_config_says(world: World) -> None:
+    async def refused(**reply_to: str) -> Rejected:
+        with pytest.raises(Rejected) as caught:
+            await world.add("x", reply_to=ReplyTo(**reply_to))
+        return caught.value
+
+    assert "there is none yet" in (await refused(channel="chat")).why
+    chat, hook = Destination(name="chat", kind="openclaw"), Destination(name="hook", kind="webhook")
+    world.context.config = structs.replace(world.context.config, destination=(chat, hook))
+    error = await refused(channel="chta", target="7")
+    assert error.code == "unknown_channel"
+    assert "did you mean chat?" in error.what
+    assert "chat, hook" in error.why
+    assert (await refused(channel="chat")).code == "no_target"
+    for reply_to in ({"channel": "chat", "target": "7"}, {"channel": "chat", "session": "s"}, {"channel": "hook"}):
+        await world.add("x", reply_to=ReplyTo(**reply_to))
+    assert await world.rows("SELECT count(*) FROM task") == [(3,)]

@@ -272,7 +272,9 @@ async def test_death_takes_along_only_the_calls_of_that_server(fake: Bench, fifo
     assert sorted(outcomes) == ["failure", "lost", "success"]
 
 
-async def test_a_timeout_is_passed_on_and_the_server_stays(fake: Bench) -> None:
+async def test_a_timeout_is_passed_on_and_the_server_stays(fake: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a busy machine it may take its time to show that it obeys.
+    monkeypatch.setattr(mcp, "OBEY_S", WAIT_S)
     assert problem(await fake.run("hang_safe", timeout_s=0.5))[:2] == ("timeout", "attempt_timeout")
     assert problem(await fake.run("hang", timeout_s=0.5))[:2] == ("lost", "uncertain")
     assert fake.ledger("notified").count("notifications/cancelled") == 2

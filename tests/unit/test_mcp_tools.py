@@ -136,3 +136,9 @@ def test_agents_are_offered_what_they_may() -> None:
     offered = TOOLS["task_control"].input_schema()["properties"]["action"]["enum"]
     assert set(offered) == set(AGENT_ACTIONS)
     assert set(offered) < set(get_args(shapes.Action))
+
+
+def test_nul_in_an_argument_is_refused() -> None:
+    with pytest.raises(Rejected) as caught:
+        TOOLS["task_submit"].parse({"argv": ["x", "a\0"]})
+    assert "argv[1]" in caught.value.what

@@ -1,24 +1,21 @@
-"""The operations as clients see them: submit, get and wait, search, log, control, why, gates, status, the past."""
+"""The operations as clients see them: submit, get, search, control, why, gates, status, the past."""
 
 import json
 from functools import partial
 from typing import Any
 
-import anyio
+import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from omnid.api import shapes
-from omnid.api.journal_views import decode_piece
-from omnid.api.methods import METHODS, Api
-from omnid.errors import OmnidError, Retryable
+from omnid.api.methods import METHODS
+from omnid.errors import Retryable
 from omnid.flow.caller import Caller
-from omnid.flow.control import Cancelling
 from omnid.model import Problem, Submit
+from omnid.store.interface import Trouble
+from tests.fakes.calls import Calls, code
 from tests.fakes.clock import FakeClock
-from tests.fakes.world import AGENT, PERSON, World
-from tests.unit.test_handler import Host
+from tests.fakes.world import AGENT, World
 
 pytestmark = pytest.mark.anyio
 
@@ -28,32 +25,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class Calls:
-    """The operations, called by name."""
-
-    def __init__(self, world: World) -> None:
-        self.host = Host()
-        self.world = world
-        self.api = Api(world.context, world.gates, Cancelling(world.context), self.host)
-
-    async def __call__(self, _name: str, _caller: Caller = PERSON, **params: Any) -> Any:
-        return await self.api.call(_caller, _name, METHODS[_name].params(**params))
-
-
 @pytest.fixture
 def call(world: World) -> Calls:
     return Calls(world)
 
 
-async def code(awaited: Any) -> str:
-    with pytest.raises(OmnidError) as caught:
-        await awaited
-    return caught.value.code
-
-
 @pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if "agent" not in method.roles))
 async def test_what_is_for_people_is_refused_to_agents(call: Calls, name: str) -> None:
-    assert await code(call(name, AGENT)) == "not_allowed"
+    needed = {field.name: "t7" for field in msgspec.structs.fields(METHODS[name].params) if field.required}
+    assert await code(call(name, AGENT, **needed)) == "not_allowed"
 
 
 def test_agents_grant_themselves_nothing() -> None:
@@ -65,14 +45,20 @@ def test_agents_grant_themselves_nothing() -> None:
         "task.log",
         "task.control",
         "task.why",
+        "task.receipt",
+        "away",
+        "route.explain",
         "status",
+        "spend",
     }
 
 
-async def test_a_submit_wakes_the_dispatcher_and_a_time_wakes_the_timer(call: Calls, clock: FakeClock) -> None:
+async def test_a_submit_lets_the_dispatcher_look_and_a_time_wakes_the_timer(call: Calls, clock: FakeClock) -> None:
     context = call.world.context
+    looks: list[bool] = []
+    context.store.attend(lambda tx: looks.append(tx.stirred), lambda _: None, lambda: None)
     await call("task.submit", argv=("x",))
-    assert context.dispatch._event.is_set()
+    assert looks == [True]
     assert not context.timer._event.is_set()
     await call("task.submit_batch", tasks=[Submit(argv=("x",)), Submit(argv=("y",), deadline_ms=clock.now_ms + 9)])
     assert context.timer._event.is_set()
@@ -114,31 +100,6 @@ async def test_get_shows_all_that_is_known(call: Calls, clock: FakeClock) -> Non
     assert (await call("task.get", task="t2", output=False)).attempts[0].output is None
     await world.control("t1", "delete")
     assert (await call("task.get", task="t2")).after == list((await world.task(view.task.id)).work.after)
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_get_waits_for_the_end_of_the_task(call: Calls) -> None:
-    world = call.world
-    task = await world.add("x")
-    (command,) = await world.claim()
-    views: list[shapes.TaskView] = []
-
-    async def wait(wait_s: float) -> None:
-        views.append(await call("task.get", task="t1", wait_s=wait_s))
-
-    with anyio.fail_after(10):
-        await wait(0.001)
-        assert (views[0].task.state, views[0].timed_out) == ("executing", True)
-        async with anyio.create_task_group() as group:
-            for _ in range(2):
-                group.start_soon(wait, 9)
-            await anyio.wait_all_tasks_blocked()
-            world.context.watch.tell([task.id])
-            await anyio.wait_all_tasks_blocked()
-            assert len(views) == 1, "a change that is not the end is waited past"
-            world.context.watch.tell(await world.finish(command, "success"))
-    assert [(view.task.state, view.timed_out) for view in views[1:]] == [("completed", False)] * 2
-    assert not world.context.watch._events, "nobody waits any more, and nothing is kept"
 
 
 async def test_search_fits_each_filter(call: Calls, clock: FakeClock) -> None:
@@ -219,57 +180,6 @@ async def test_a_line_shows_what_a_task_waits_for(call: Calls) -> None:
     assert await reasons() == ["executor"] * 3
     await world.gates.pause("*")
     assert await reasons() == ["paused"] * 3
-
-
-async def test_log_gives_the_output_in_pieces(call: Calls) -> None:
-    world = call.world
-    await world.add("x")
-    assert await call("task.log", task="t1") == shapes.LogPart("", 0, 0, True)
-    assert await code(call("task.log", task="t1", attempt=2)) == "unknown_attempt"
-    (command,) = await world.claim()
-    await world.context.spool.append_log(command.attempt_id, "añb")
-    part = await call("task.log", task="t1", limit_bytes=2)
-    assert part == shapes.LogPart("a", 1, 1, False), "a character is never cut in two"
-    part = await call("task.log", task="t1", offset_bytes=1)
-    assert part == shapes.LogPart("ñb", 4, 1, False)
-    await world.finish(command, "success", output="head")
-    assert await call("task.log", task="t1", offset_bytes=4) == shapes.LogPart("", 4, 1, True)
-    await world.context.spool.remove(command.attempt_id)
-    assert (await call("task.log", task="t1")).text == "head", "what is in the journal outlives the spool"
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_log_waits_for_more_and_for_the_end(call: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omnid.api.journal_views.LOOK_AGAIN_S", 0.001)
-    world = call.world
-    await world.add("x")
-    (command,) = await world.claim()
-    parts: list[shapes.LogPart] = []
-
-    async def wait() -> None:
-        parts.append(await call("task.log", task="t1", wait_s=9))
-
-    with anyio.fail_after(10):
-        async with anyio.create_task_group() as group:
-            group.start_soon(wait)
-            await world.context.spool.append_log(command.attempt_id, "more")
-        async with anyio.create_task_group() as group:
-            group.start_soon(partial(call, "task.log", task="t1", offset_bytes=4, wait_s=9))
-            await world.finish(command, "success")
-    assert parts == [shapes.LogPart("more", 4, 1, False)]
-
-
-@given(st.text(), st.integers(1, 9), st.binary(max_size=3))
-def test_pieces_of_any_size_add_up_to_the_text(text: str, size: int, rest: bytes) -> None:
-    data = text.encode() + rest
-    got, at = "", 0
-    while at < len(data):
-        piece = data[at : at + size]
-        part, used = decode_piece(piece, whole=at + size >= len(data))
-        assert 0 < used <= len(piece)
-        got, at = got + part, at + used
-    if size >= 4:
-        assert got == data.decode(errors="backslashreplace")
 
 
 async def test_control_answers_with_the_task_and_what_comes_next(call: Calls) -> None:
@@ -422,6 +332,33 @@ async def test_doctor_names_what_is_down_full_or_misconfigured(call: Calls, monk
     assert set(wrong) == {"disk", "config", "executor safe"}
     assert "gone" in wrong["executor safe"]
     assert problem.what in wrong["config"]
+
+
+async def test_status_names_what_a_person_must_mend(call: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = call.world
+    assert (await call("status")).problems == []
+    await world.gates.executor_down("safe", Retryable("secret_missing", reference="env:KEY", detail="it is not set"))
+    await world.gates.executor_down("command", Retryable("executor_down", executor="command", detail="gone"))
+    monkeypatch.setattr("omnid.platform.free_bytes", lambda path: 7)
+    assert [one.code for one in (await call("status")).problems] == ["disk_low", "secret_missing"]
+    world.store.trouble = Trouble(world.clock.monotonic_s(), Problem.make("disk_full", path="/", detail="x"))
+    assert [one.code for one in (await call("status")).problems] == ["disk_full", "secret_missing"]
+    await world.add("x", executor="safe")
+    world.context.executors["other"] = world.context.executors["safe"]
+    assert "needs a key" in (await call("task.why", task="t1")).text
+    world.clock.now_ms += 61_000
+    assert "disk_full" not in [one.code for one in (await call("status")).problems], "nobody has tried for a while"
+
+    world.context.damage.append(Problem.make("database_damaged", table="task", detail="row 7"))
+    assert [one.code for one in (await call("status")).problems] == ["disk_low", "database_damaged", "secret_missing"]
+    world.context.damage.clear()
+
+    def gone(path: str) -> int:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("omnid.platform.free_bytes", gone)
+    assert [one.code for one in (await call("status")).problems] == ["state_unwritable", "secret_missing"]
+    assert await code(call("task.submit", argv=("x",))) == "state_unwritable"
 
 
 async def test_the_config_is_shown_checked_and_taken_over(call: Calls) -> None:

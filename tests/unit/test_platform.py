@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,33 @@ def test_a_helper_that_fails_is_an_os_error() -> None:
     assert platform._ask("/bin/echo", "x") == "x"
     with pytest.raises(OSError, match="exit status 1"):
         platform._ask("/bin/sh", "-c", "exit 1")
+
+
+def test_a_zone_is_found_by_its_name_and_else_by_the_machine(tmp_path: Path) -> None:
+    linked = tmp_path / "localtime"
+    (tmp_path / "zoneinfo" / "Asia").mkdir(parents=True)
+    (tmp_path / "zoneinfo" / "Asia" / "Taipei").touch()
+    linked.symlink_to(tmp_path / "zoneinfo" / "Asia" / "Taipei")
+    none = str(tmp_path / "none")
+    assert platform.zone("America/New_York", {"TZ": "Asia/Tokyo"}, str(linked)).key == "America/New_York"
+    assert platform.zone("", {"TZ": ":Asia/Tokyo"}, str(linked)).key == "Asia/Tokyo"
+    assert platform.zone("", {"TZ": "/usr/share/zoneinfo/Asia/Tokyo"}, str(linked)).key == "Asia/Tokyo"
+    assert platform.zone("", {"TZ": "CET-1CEST"}, str(linked)).key == "Asia/Taipei"
+    assert platform.zone("", {}, str(linked)).key == "Asia/Taipei"
+    assert platform.zone("", {}, none).key == "UTC"
+
+
+@pytest.mark.parametrize("name", ["Europe/Belin", "Europe", "../passwd", "/etc/passwd", "a\0b", "C" * 300])
+def test_a_zone_that_nobody_knows_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="there is no time zone"):
+        platform.zone(name)
+
+
+def test_a_system_without_zones_still_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> None:
+        raise ValueError(name)
+
+    monkeypatch.setattr(platform, "_zone", none)
+    zone = platform.zone("", {}, "/none")
+    moment = datetime(2026, 7, 1, 12, tzinfo=zone)
+    assert (zone.key, zone.tzname(moment), moment.timestamp()) == ("UTC", "UTC", 1_782_907_200)

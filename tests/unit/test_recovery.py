@@ -11,7 +11,7 @@ from omnid.executor.interface import Found
 from omnid.flow.gates import Gates
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
-from omnid.flow.runner import NOTES_MAX, JournalPorts, Runner
+from omnid.flow.runner import JournalPorts, Runner
 from omnid.link.embedded import EmbeddedLink
 from omnid.model import Command, Result, Work
 from omnid.retry import Backoff
@@ -27,6 +27,7 @@ class Scripted:
     kind = "in_process"
     concurrency: int | None = None
     idempotent = False
+    takes_prompts = False
 
     def __init__(self, name: str, *, found: Any = Found.NEVER_RAN, run: Any = "success") -> None:
         self.name = name
@@ -81,7 +82,7 @@ class Rooms:
         self.world = world
         context = world.context
         context.take_executors({**context.executors, **executors})
-        self.results = Results(context)
+        self.results = Results(context, world.gates)
         self.link = EmbeddedLink()
         self.runner = Runner(context, world.gates, self.results, self.link)
         self.recovery = Recovery(context, self.runner, self.results)
@@ -183,8 +184,17 @@ async def test_an_executor_that_can_not_tell_yet_is_asked_again(
     monkeypatch.setattr("omnid.flow.runner.SETTLE_BACKOFF", Backoff(0.001, 0.001))
     command = await left_open(world)
     not_yet = Retryable("executor_down", executor="command", detail="x")
-    executor = Scripted("command", found=[not_yet, not_yet, Found.RUNNING])
+    unclear: list[str] = []
+
+    class Slow(Scripted):
+        async def recover(self, command: Command, ports: Any) -> Found:
+            unclear.extend(problem.code for problem in world.context.unclear.values())
+            return await super().recover(command, ports)
+
+    executor = Slow("command", found=[not_yet, not_yet, Found.RUNNING])
     await rooms(command=executor).recover()
+    assert unclear == ["executor_down"] * 2, "what `why` tells meanwhile"
+    assert world.context.unclear == {}
     assert executor.asked == ["recover"] * 3 + ["adopt", "settled"]
     assert (await world.task(command.task_id)).state == "completed"
     assert world.logged.getvalue().count("recovery_waits") == 1
@@ -340,9 +350,7 @@ async def test_commands_that_arrive_are_run(world: World, rooms: Make) -> None:
     assert (await world.task(command.task_id)).state == "completed"
 
 
-async def test_notes_are_kept_with_the_attempt_and_bounded(
-    world: World, rooms: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_notes_are_kept_with_the_attempt_and_bounded(world: World, rooms: Make) -> None:
     await world.add("x")
     (command,) = await world.claim()
     ports = JournalPorts(world.context)
@@ -350,11 +358,14 @@ async def test_notes_are_kept_with_the_attempt_and_bounded(
         await ports.note(command.attempt_id, "seen", {"n": n})
     await ports.note(command.attempt_id, "other", "")
     assert await ports.notes(command.attempt_id, "seen") == [{"n": 0}, {"n": 1}, {"n": 2}]
-    monkeypatch.setattr("omnid.flow.runner.NOTES_MAX", 4)
-    assert NOTES_MAX > 4
+    world.set("limits", notes_max=4)
     with pytest.raises(Rejected) as caught:
         await ports.note(command.attempt_id, "seen", 1)
     assert caught.value.code == "too_many"
+    assert "limits.notes_max" in caught.value.do
+    await world.finish(command, "lost", problem=None)
+    await world.control("t1", "done")
+    assert len(await world.rows("SELECT 1 FROM note")) == 5, "there is room for what a person says"
 
 
 async def test_a_gate_that_can_not_be_written_takes_the_attempt_back_all_the_same(world: World, rooms: Make) -> None:

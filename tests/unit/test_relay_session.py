@@ -52,6 +52,14 @@ def sent(session: Session) -> list[dict[str, Any]]:
     return taken(session.to_daemon)
 
 
+@pytest.mark.parametrize("attempt", [None, "a"])
+def test_the_hello_names_the_attempt_around_it(attempt: str | None) -> None:
+    session = Session("s", "/s", 600.0, lambda text: None, 0.0, attempt)
+    session.connected()
+    (hello,) = sent(session)
+    assert hello["params"].get("attempt") == attempt
+
+
 @pytest.mark.parametrize(
     ("sent", "number"),
     [

@@ -1,6 +1,7 @@
 """The log read again: it adds up to the tables, it shows any moment, and what was tampered with is found."""
 
 from functools import partial
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -148,7 +149,7 @@ async def test_what_is_not_in_the_log_is_computed_from_what_is(world: World) -> 
     await world.add("x", after=("t3",))
     await world.claim(slots=2)
     async with Doctor(world.context).state_at((await world.rows("SELECT max(seq) FROM change"))[0][0]) as replica:
-        derive(replica)
+        derive(replica, ZoneInfo("UTC"))
         for sql in (
             "SELECT id, ready FROM task ORDER BY ord",
             "SELECT after_id, task_id FROM dependency ORDER BY 1, 2",

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omnid.api import shapes
+from omnid.api.views import Views
 from omnid.errors import Retryable
 from omnid.flow.dependents import CASCADE_MAX
 from omnid.flow.results import UNSTARTED_WAIT_S, Results, backoff_of, judge
@@ -321,10 +323,10 @@ class Failing:
         self.write_now = world.store.write
         world.store.write = self.write
 
-    async def write(self, fn: Any, *, bulk: bool = False) -> Any:
+    async def write(self, fn: Any, **how: Any) -> Any:
         if self.errors:
             raise self.errors.pop(0)
-        return await self.write_now(fn, bulk=bulk)
+        return await self.write_now(fn, **how)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
@@ -334,22 +336,53 @@ async def test_a_result_is_kept_while_the_disk_is_full(world: World, monkeypatch
     Failing(world, "disk_full", "disk_full")
     event = world.context.watch.event(command.task_id)
     with anyio.fail_after(10):
-        assert await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+        assert await Results(world.context, world.gates).settle(
+            Result(command.attempt_id, command.task_id, 1, "success")
+        )
     assert event.is_set()
     assert (await world.task(command.task_id)).state == "completed"
     assert world.logged.getvalue().count('"result_waits"') == 1
     assert '"tries":3' in world.logged.getvalue().replace(" ", "")
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_while_a_result_waits_for_room_why_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnid.flow.results.SETTLE_BACKOFF", Backoff(0.001, 0.001))
+    command = await started(world)
+    failing = Failing(world, "disk_full")
+    said: list[str] = []
+
+    async def look(fn: Any, **how: Any) -> Any:
+        if not failing.errors:
+            views = Views(world.context, world.gates)
+            view = await world.store.read(
+                lambda reader: views.view(reader, "user", shapes.Get(task="t1"), timed_out=False)
+            )
+            said.append(view.why)
+        return await failing.write(fn, **how)
+
+    world.store.write = look
+    with anyio.fail_after(10):
+        assert await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+    (why,) = said
+    assert why.startswith("t1 has ended on command (attempt 1), but its result can't be written yet: The disk is full")
+    assert "free some space" in why
+    assert world.context.unwritten == {}
+
+
 async def test_a_result_that_comes_while_the_store_closes_is_left_to_recovery(world: World) -> None:
     command = await started(world)
     Failing(world, "store_closed")
-    assert not await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+    assert not await Results(world.context, world.gates).settle(
+        Result(command.attempt_id, command.task_id, 1, "success")
+    )
     assert (await world.task(command.task_id)).state == "executing"
 
 
 async def test_a_late_result_is_logged(world: World) -> None:
     command = await started(world)
     await world.finish(command, "success")
-    assert not await Results(world.context).settle(Result(command.attempt_id, command.task_id, 1, "success"))
+    assert not await Results(world.context, world.gates).settle(
+        Result(command.attempt_id, command.task_id, 1, "success")
+    )
     assert "late_result_refused" in world.logged.getvalue()

@@ -174,3 +174,38 @@ async def test_rounds_follow_each_other(world: World, monkeypatch: pytest.Monkey
             group.start_soon(retention.run)
             await enough.wait()
             group.cancel_scope.cancel()
+
+
+async def test_a_gate_that_flaps_keeps_what_is_young_of_its_history(world: World, clock: FakeClock) -> None:
+    await world.gates.pause("*")
+    await world.gates.resume("*")
+    clock.now_ms += 1 * DAY_MS
+    await world.gates.pause("*")
+    await world.gates.resume("*")
+    clock.now_ms += 2 * DAY_MS - 1
+    await world.retain()
+    assert await world.rows("SELECT kind FROM change") == [("create",), ("delete",)]
+    clock.now_ms += 2
+    await world.retain()
+    assert await world.rows("SELECT kind FROM change") == []
+
+
+async def test_answers_go_by_the_limits_of_the_config(world: World, clock: FakeClock) -> None:
+    from omnid.flow.caller import Caller
+    from omnid.flow.once import once
+
+    for n in range(5):
+        await world.write(once(Caller(session="s", request_id=f"{n}"), "m", {}, lambda tx: 7, int))
+    world.set("retention", answers_max=3)
+    await world.retain()
+    assert await world.rows("SELECT id FROM answer ORDER BY ord") == [("s/2",), ("s/3",), ("s/4",)]
+    world.set("retention", answers_days=0.5, deleted_days=1.0)
+    await world.gates.pause("*")
+    await world.gates.resume("*")
+    clock.now_ms += DAY_MS // 2 + 1
+    await world.retain()
+    assert await world.rows("SELECT count(*) FROM answer") == [(0,)]
+    assert await world.rows("SELECT count(*) FROM change") == [(2,)]
+    clock.now_ms += DAY_MS // 2
+    await world.retain()
+    assert await world.rows("SELECT count(*) FROM change") == [(0,)]

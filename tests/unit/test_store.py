@@ -139,8 +139,11 @@ async def test_after_a_full_disk_the_store_goes_on(tmp_path: Path) -> None:
             for n in range(50):
                 await store.write(lambda tx, n=n: tx.create(GATE, f"g{n}", {**_big(), "subject": "x"}))
         assert caught.value.code == "disk_full"
+        assert store.trouble is not None
+        assert store.trouble.problem.code == "disk_full"
         connection.pragma("max_page_count", 1_000_000)
         await store.write(gate("after"))
+        assert store.trouble is None
         assert "paused:after" in await store.read(ids)
 
 
@@ -162,11 +165,12 @@ async def test_what_a_failed_batch_had_taken_of_the_log_is_given_back(tmp_path: 
 async def test_an_io_error_ends_the_store(tmp_path: Path) -> None:
     class Broken:
         broken = False
+        spoilt = False
 
         def begin(self, *, wait: bool) -> None:
             pass
 
-        def apply(self, fn: Any) -> Any:
+        def apply(self, fn: Any, *, savepoint: bool) -> Any:
             return fn(None)
 
         def commit(self) -> None:

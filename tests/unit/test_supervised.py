@@ -21,7 +21,7 @@ from omnid.executor.spool import ASIDE, ERRORS
 from omnid.model import Result, Work
 from omnid.worker import supervisor
 from tests.contract.executors import Ports, command_of, commands
-from tests.fakes import dying_supervisor, holder
+from tests.fakes import disk, dying_supervisor, holder
 from tests.fakes.signals import WAIT_S, Fifo, gone, lives, open_descriptors, zombies
 
 ATTEMPT = "01980000-0000-7000-8000-000000000001"
@@ -348,15 +348,8 @@ async def test_secrets_reach_the_command_and_no_file(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Generator[Path]:
     """A file system of 256 KiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], check=False, capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.fail(f"This test needs the right to mount a tmpfs (root): {mounted.stderr.decode()}")
-    yield path
-    subprocess.run(["umount", "-l", path], check=True)
+    with disk.small_disk(tmp_path / "small", "size=256k") as path:
+        yield path
 
 
 async def test_disk_full_while_it_prints_drops_output_and_keeps_the_end(small_disk: Path) -> None:

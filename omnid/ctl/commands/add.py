@@ -14,6 +14,8 @@ EXIT_ACCEPTED = 75
 """EX_TEMPFAIL of sysexits.h: the task is safe, and its end was not waited for long enough."""
 
 _INPUT_CHARS_MAX = 64 << 20
+_COMMAND_WORDS_MAX = 3
+_SHELL = frozenset({"|", "||", "&", "&&", ";", ">", ">>", "<", "2>&1"})
 
 
 def _add(context: Context) -> int:
@@ -21,9 +23,11 @@ def _add(context: Context) -> int:
     if given.flag("wait-timeout") and not given.flag("wait"):
         given.misuse("--wait-timeout needs --wait")
     timeout_s = given.duration_s("wait-timeout")
-    source = given.text("file") or (given.arguments[0] if given.arguments else None)
-    if given.arguments and given.arguments != ["-"]:
-        given.misuse(f"It has no use for {source!r}; what is to run stands after --, as in: omnictl add -- {source}")
+    source = given.text("file")
+    if given.arguments == ["-"]:
+        source = source or "-"
+    elif given.arguments:
+        _take_prompt(context)
     if source is None:
         added = [_send(context, "task.submit", {**_work(given), **_fields(context)})]
     else:
@@ -86,12 +90,40 @@ def _work(given: Given) -> dict[str, Any]:
     return work
 
 
+def _take_prompt(context: Context) -> None:
+    """Takes the argument as a prompt, where it can't be a command that somebody forgot the -- before."""
+    given, text = context.given, context.given.arguments[0]
+    if any(given.flag(name) for name in ("file", "prompt", "server", "tool")) or given.rest is not None:
+        given.misuse(f"It has no use for {text!r}: what is to be done is said already")
+    if looks_like_command(text, context.world.environ.get("PATH", os.defpath)):
+        hint = f"to run it: omnictl add -- {text}; for an agent: omnictl add --prompt '{text}'"
+        given.misuse(f"{text!r} could be a command or a prompt. {hint}")
+    given.values["prompt"] = [text]
+
+
+def looks_like_command(text: str, path: str) -> bool:
+    """Tells whether a text may be meant as a command: one word, or with options, paths or signs of a shell.
+
+    So may a few words that begin with a program that is on the `path`: ``make test``.
+    """
+    words = text.split()
+    if len(words) < 2:
+        return text.isascii()  # In some scripts a whole sentence is one word.
+    if any(word.startswith("-") or word in _SHELL for word in words) or "/" in words[0] or "=" in words[0]:
+        return True
+    folders = path.split(os.pathsep) if len(words) <= _COMMAND_WORDS_MAX else []
+    return any(os.access(os.path.join(folder, words[0]), os.X_OK) for folder in folders if folder)
+
+
 def _fields(context: Context) -> dict[str, Any]:
     """All other fields, by the options; None where they weren't given."""
     given, now_ms = context.given, context.world.now_ms()
     after = given.commas("after")
     return {
-        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee", "workspace", "only")},
+        **{
+            name: given.text(name)
+            for name in ("key", "executor", "lane", "kind", "assignee", "origin", "workspace", "only")
+        },
         "priority": given.whole("priority"),
         "after": after,
         "not_before_ms": given.future_ms("not-before", now_ms),
@@ -213,15 +245,15 @@ VERBS = {
     "add": Verb(
         _add,
         "Submits a task and prints its name; once it is printed, the task is safe. What is to be done: "
-        "a command after --, a tool of an MCP server, a prompt, or one task a line of a file (JSON "
+        "a command after --, a prompt for an agent, a tool of an MCP server, or one task a line of a file (JSON "
         "objects with the fields of docs/omnictl.md), all of them or none.",
-        "[-]",
+        "[PROMPT|-]",
         (
             Option("file", "FILE", "Submit the tasks in FILE; - is standard input", short="f"),
             Option("server", "NAME", "MCP server (an executor of the config)"),
             Option("tool", "NAME", "Its tool"),
             Option("arguments", "JSON", "The tool's arguments"),
-            Option("prompt", "TEXT", "Prompt for a model"),
+            Option("prompt", "TEXT", "Prompt for an agent or a model, where it could be taken for a command"),
             Option("executor", "NAME", "Executor that does it; else omnid chooses"),
             Option("cwd", "DIR", "Directory of the command (the current one)"),
             Option("env", "NAME", "Variable of the daemon's environment to pass on", many=True),
@@ -239,6 +271,7 @@ VERBS = {
             Option("label", "LABEL", "A label", many=True),
             Option("kind", "KIND", "general, programming, ..."),
             Option("assignee", "NAME", "Who takes care of it"),
+            Option("origin", "NAME", "Submit it in this name; the task is called NAME/t1 then"),
             Option("only", "HOURS", "Start within these hours only: 23:00-07:00"),
             Option("workspace", "KIND", "Where an agent works: worktree, copy or none"),
             Option("cost-max", "USD", "The most that all its attempts may cost"),
@@ -249,6 +282,7 @@ VERBS = {
         ),
         (
             "omnictl add -- make -C x",
+            "omnictl add 'fix the login bug' --kind programming",
             "omnictl add --after t7 --check 'test -s out.csv' -- ./report out.csv",
             "omnictl add -f tasks.jsonl --label nightly",
         ),

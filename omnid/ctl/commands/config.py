@@ -72,10 +72,13 @@ def _show(context: Context) -> int:
 def _tell_checked(context: Context, checked: dict[str, Any]) -> None:
     for problem in checked["problems"]:
         views.problem(context.screen, problem)
+    for remark in checked["remarks"]:
+        views.problem(context.screen, remark)
     if checked["problems"]:
         context.screen.put(f"{checked['path']}: refused; the config in use stays.")
     else:
-        context.screen.put(f"{checked['path']}: {'taken over' if checked['reloaded'] else 'nothing is wrong with it'}.")
+        fine = "it can be used all the same" if checked["remarks"] else "nothing is wrong with it"
+        context.screen.put(f"{checked['path']}: {'taken over' if checked['reloaded'] else fine}.")
 
 
 def _text(value: Any) -> str:

@@ -1,5 +1,7 @@
 """``omnictl up``, ``down`` and ``version``."""
 
+from typing import Any
+
 from omnid import __version__
 from omnid.ctl.context import Context
 from omnid.ctl.options import Option, Verb
@@ -25,14 +27,35 @@ def _down(context: Context) -> int:
 
     timeout_s = context.given.duration_s("timeout")
     timeout_s = _STOP_S if timeout_s is None else timeout_s
-    state_dir = context.call("status")["state_dir"]
-    stopping = context.call("daemon.stop")
+    try:
+        state_dir = context.call("status")["state_dir"]
+        stopping = context.call("daemon.stop")
+    except Retryable as error:
+        if error.code != "daemon_unheard":
+            raise
+        state_dir, stopping = _terminate(context)
     if not wait_for_end(state_dir, timeout_s):
         raise Retryable("not_stopped", pid=stopping["pid"], seconds_s=timeout_s, state_dir=state_dir)
-    running = stopping["running"]
+    running = stopping.get("running", 0)
     left = f"; {running} running task{'s go' if running > 1 else ' goes'} on without it" if running else ""
     context.give(stopping, [f"omnid (pid {stopping['pid']}) has stopped{left}."])
     return 0
+
+
+def _terminate(context: Context) -> tuple[str, dict[str, Any]]:
+    """Ends a daemon whose socket is gone by a signal; gives its state directory and what is told of it."""
+    from omnid import platform
+    from omnid.api.spawn import terminate
+
+    daemon = context.unheard()
+    state_dir = platform.locate(context.world.environ).state_dir
+    if daemon is None:
+        raise Retryable("daemon_down", path=platform.socket_path(context.world.environ), detail="It has just ended.")
+    context.screen.tell(
+        f"The daemon (pid {daemon.pid}) doesn't listen at {daemon.socket}, but holds {state_dir}: it gets SIGTERM."
+    )
+    terminate(daemon)
+    return state_dir, {"pid": daemon.pid}
 
 
 def _version(context: Context) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from omnid.ctl import times, views
 from omnid.ctl.context import Context
 from omnid.ctl.options import Verb
-from omnid.ctl.render import Cell, clean, clean_lines, fit, pad, size, width
+from omnid.ctl.render import Cell, clean_lines, fit, size
 
 _LABEL_COLUMNS = 13
 _TAIL_LINES_MAX = 12
@@ -18,7 +18,7 @@ def _show(context: Context) -> int:
         context.give_json(view)
         return 0
     task, screen, now_ms = view["task"], context.screen, context.world.now_ms()
-    _headline(context, task)
+    views.headline(screen, task)
     screen.paragraph("", view["why"], 2)
     screen.put()
     for label, text in (*views.work(view["work"]), *_facts(view, now_ms)):
@@ -35,14 +35,6 @@ def _show(context: Context) -> int:
     return 0
 
 
-def _headline(context: Context, task: Mapping[str, Any]) -> None:
-    screen, shown = context.screen, views.state(task)
-    name, state = clean(task["name"]), clean(shown.text)
-    room = max(screen.columns - width(name) - width(state) - 4, 1)
-    title = pad(clean(task["title"]), room)
-    screen.put(Cell(name, "bold"), f"  {title}  ", Cell(state, shown.style))
-
-
 def _facts(view: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     """Gives what is known of a task besides its work, as labels and texts; nothing of what isn't set."""
     task = view["task"]
@@ -57,10 +49,12 @@ def _facts(view: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
         ("assignee", view["assignee"]),
         ("approval", view["approval"]),
         ("parent", view["parent"]),
+        ("reply to", views.compact(view["work"]["reply_to"]) if view["work"].get("reply_to") else None),
         ("key", view["key"]),
     ):
         if text:
             yield label, text
+    yield from _agents(view)
     limits = {"timeout": "timeout_s", "backoff": "backoff_s"}
     for label, key in limits.items():
         if view["work"].get(key) is not None:
@@ -80,6 +74,20 @@ def _facts(view: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     yield "id", task["id"]
 
 
+def _agents(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Gives what an agent's task has besides: a place to work, and a cost."""
+    place = view["workspace"]
+    if place is not None:
+        branch = f" (on {place['branch']}, from {place['base'][:10]})" if place["branch"] else " (a copy)"
+        yield "workspace", place["path"] + branch
+        for note in place["notes"]:
+            yield "", note
+    if view["money"]:
+        limit = view["money"]["limit_usd"]
+        of = "" if limit is None else f", of at most {views.usd(limit)}"
+        yield "cost", views.amounts(view["money"]["amounts"]) + of
+
+
 def _attempt(context: Context, attempt: Mapping[str, Any], now_ms: int) -> None:
     ended_at_ms = attempt["ended_at_ms"]
     took = times.span((now_ms if ended_at_ms is None else ended_at_ms) - attempt["started_at_ms"])
@@ -92,8 +100,7 @@ def _attempt(context: Context, attempt: Mapping[str, Any], now_ms: int) -> None:
         parts.append(f"exit code {attempt['exit_code']}")
     if attempt["output_bytes"]:
         parts.append(f"{size(attempt['output_bytes'])} of output")
-    if attempt["cost_usd"] is not None:
-        parts.append(f"${attempt['cost_usd']:.4f}")
+    parts += _cost(attempt)
     context.screen.put()
     style = {None: "cyan", "success": "green", "cancelled": "dim", "lost": "magenta"}.get(attempt["outcome"], "red")
     context.screen.paragraph(f"  #{attempt['number']}", ", ".join(parts), 6, style, "bold")
@@ -101,6 +108,15 @@ def _attempt(context: Context, attempt: Mapping[str, Any], now_ms: int) -> None:
         views.problem(context.screen, attempt["problem"], indent=6)
     if attempt["value"] is not None:
         context.screen.paragraph("      value", views.compact(attempt["value"]), 12)
+
+
+def _cost(attempt: Mapping[str, Any]) -> Iterator[str]:
+    """Says what an attempt has cost; unknown is unknown, and that what was reserved for it counts."""
+    reserved = attempt["reserved_usd"]
+    if attempt["cost_usd"] is not None:
+        yield views.usd(attempt["cost_usd"])
+    elif reserved is not None:
+        yield f"{views.usd(reserved)} reserved" + ("" if attempt["ended_at_ms"] is None else ", its cost is unknown")
 
 
 def _tail(context: Context, name: str, attempt: Mapping[str, Any]) -> None:

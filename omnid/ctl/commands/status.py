@@ -13,6 +13,8 @@ from omnid.states import RUNNING, STATES, TERMINAL
 _RUNNING_SHOWN_MAX = 8
 _WAITING_LOOKED_AT_MAX = 200
 _LABEL_COLUMNS = 11
+LIMITS = ("login", "rate_limit")
+"""Causes of gates whose text also says until when, in local time."""
 _ENDED = tuple(state for state in STATES if state in TERMINAL)
 
 
@@ -31,6 +33,9 @@ def _status(context: Context) -> int:
     ended = {name: status["tasks"].get(name, 0) for name in _ENDED}
     screen.paragraph("ended", views.counts(ended) or "none", _LABEL_COLUMNS)
     _gates(context, status)
+    _outbox(context, status)
+    if status["today"]:
+        screen.paragraph("money", views.today(status["today"]), _LABEL_COLUMNS)
     _disk(context, status)
     screen.put(Cell("executors", "dim"))
     screen.table((), map(_executor, status["executors"]), indent="  ")
@@ -38,7 +43,7 @@ def _status(context: Context) -> int:
         screen.put()
         screen.put("The changed config was not taken over:")
         views.problem(screen, status["config_problem"], indent=2)
-    _needs_you(context, status)
+    views.needs_you(screen, status)
     return 0
 
 
@@ -86,11 +91,30 @@ def _gates(context: Context, status: Mapping[str, Any]) -> None:
         subject = "everything" if gate["subject"] == "*" else gate["subject"]
         again = "until resumed" if gate["cause"] == "paused" else "no time of next try"
         if gate["wake_at_ms"] is not None:
-            again = f"next try {times.distance(gate['wake_at_ms'], status['now_ms'])}"
+            what = "opens" if gate["cause"] == "hours" else "next try"
+            again = f"{what} {times.distance(gate['wake_at_ms'], status['now_ms'])}"
         text = f"{gate['cause']}: {subject}, closed {times.distance(gate['closed_at_ms'], status['now_ms'])}, {again}"
         if gate["problem"]:
-            text += f". {gate['problem']['what']}"
+            text += f". {gate['text'] if gate['cause'] in LIMITS else gate['problem']['what']}"
         context.screen.paragraph("" if number else "gates", text, _LABEL_COLUMNS, "yellow")
+
+
+def _outbox(context: Context, status: Mapping[str, Any]) -> None:
+    """Shows what waits for which destination; one that has nothing before it isn't worth a line."""
+    shown = [queue for queue in status["outbox"] if queue["waiting"] or queue["dead"] or queue["dropped"]]
+    for number, queue in enumerate(shown):
+        parts = [f"{queue['waiting']} wait"] if queue["waiting"] else []
+        if queue["retry_at_ms"] is not None:
+            parts.append(f"next try {times.distance(queue['retry_at_ms'], status['now_ms'])}")
+        if queue["dead"]:
+            parts.append(f"{queue['dead']} given up (omnictl dead)")
+        if queue["dropped"]:
+            parts.append(f"{queue['dropped']} fell out")
+        text = f"{queue['destination']}: {', '.join(parts)}"
+        if queue["problem"]:
+            text += f". {queue['problem']['what']}"
+        style = "yellow" if queue["problem"] or queue["dead"] else ""
+        context.screen.paragraph("" if number else "outbox", text, _LABEL_COLUMNS, style)
 
 
 def _executor(executor: Mapping[str, Any]) -> Sequence[Cell]:
@@ -105,20 +129,6 @@ def _disk(context: Context, status: Mapping[str, Any]) -> None:
         # The daemon sees its disk even where this process doesn't; its own limit guards it.
         free = ""
     context.screen.paragraph("disk", f"{free}{status['state_dir']}", _LABEL_COLUMNS)
-
-
-def _needs_you(context: Context, status: Mapping[str, Any]) -> None:
-    if not status["needs_you_total"]:
-        return
-    screen = context.screen
-    screen.put()
-    screen.put(Cell(f"Needs you ({status['needs_you_total']})", "yellow"))
-    for need in status["needs_you"]:
-        screen.paragraph(f"  {need['task']}", f"{need['what']}: {need['title']}", label_style="bold")
-        screen.put("      ", Cell(need["do"], "cyan"))
-    more = status["needs_you_total"] - len(status["needs_you"])
-    if more > 0:
-        screen.put(f"  and {more} more: omnictl list --state waiting,uncertain,input_required")
 
 
 VERBS = {"status": Verb(_status, "Shows what runs, what waits and why, closed gates, executors, and what needs you.")}

@@ -13,7 +13,7 @@ VERBS = {
     "wait": Verb(
         _wait,
         "Waits until the tasks have ended. Exit code 0: all completed; 1: one failed or was "
-        "cancelled; 124: the time ran out. Goes on over a restart of the daemon.",
+        "cancelled; 4: its agent needs a login; 124: the time ran out. Goes on over a restart of the daemon.",
         "TASK...",
         (Option("timeout", "DURATION", "Give up after this time; without it, wait on"),),
         ("omnictl wait t7 t8 --timeout 5m",),

@@ -1,4 +1,4 @@
--- Schema 3: money, outages, and what is to be delivered. Frozen like all schema files; columns as in schema 1.
+-- Schema 2: money, outages, and what is to be delivered. Frozen like all schema files; columns as in schema 1.
 
 -- One paid request inside an attempt, or one run of an agent: reserved before it is made, settled after.
 CREATE TABLE call (
@@ -54,11 +54,24 @@ CREATE TABLE outbox (
     heads TEXT
 ) STRICT;
 CREATE INDEX outbox_next ON outbox (destination, ord) WHERE dead_at_ms IS NULL;
-CREATE INDEX outbox_dead ON outbox (dead_at_ms) WHERE dead_at_ms IS NOT NULL;
+CREATE INDEX outbox_dead ON outbox (destination, dead_at_ms, ord) WHERE dead_at_ms IS NOT NULL;
 CREATE INDEX outbox_subject ON outbox (subject) WHERE subject IS NOT NULL;
 
--- Derived from call: what counts against caps, by scope (``all``, ``executor:x``, ``label:x``) and day (begin of the
--- day in Unix milliseconds, in the zone of the config).
+-- What a person was asked about a task, by the SHA-256 of the code that the answer must carry; gone when it is answered.
+-- `about` is the permit that covers exactly what the person was shown.
+CREATE TABLE ask (
+    ord INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    task_id TEXT NOT NULL,
+    event TEXT NOT NULL,
+    about TEXT,
+    created_at_ms INTEGER NOT NULL,
+    heads TEXT
+) STRICT;
+CREATE INDEX ask_of ON ask (task_id);
+
+-- Derived from call: what counts against caps, by scope (``all``, ``executor:x``, ``label:x``, ``model:x``) and the day
+-- on which the call began (begin of the day in Unix milliseconds, in the zone that stands in meta as `spend_zone`).
 CREATE TABLE spend (
     scope TEXT NOT NULL,
     day_at_ms INTEGER NOT NULL,
@@ -69,4 +82,20 @@ CREATE TABLE spend (
     PRIMARY KEY (scope, day_at_ms)
 ) STRICT, WITHOUT ROWID;
 
+-- What the router decided about a task, where it had a choice: JSON with the executor, the rule and what was turned down.
+ALTER TABLE task ADD COLUMN route TEXT;
+CREATE INDEX task_movable ON task (executor, priority DESC, ord) WHERE ready = 1 AND route IS NOT NULL;
+
 CREATE INDEX task_parent ON task (parent) WHERE parent IS NOT NULL;
+
+-- It answers what the index of the times alone did, and counts what ended since a time without reading the tasks.
+DROP INDEX task_finished;
+CREATE INDEX task_ended ON task (finished_at_ms, state) WHERE finished_at_ms IS NOT NULL;
+
+-- Until when a label's cap keeps the task from its start; the last millisecond there is: until a person raises its own.
+ALTER TABLE task ADD COLUMN budget_at_ms INTEGER;
+-- What would run, for executors that cost money: the same again and again is a loop.
+ALTER TABLE task ADD COLUMN input_hash TEXT;
+CREATE INDEX task_input ON task (input_hash, created_at_ms) WHERE input_hash IS NOT NULL;
+-- What was reserved at its start; NULL: it costs nothing, and has no calls.
+ALTER TABLE attempt ADD COLUMN reserved_microusd INTEGER;

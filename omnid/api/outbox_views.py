@@ -1,0 +1,66 @@
+"""What clients see of the outbox, and what people do with what was given up."""
+
+from functools import partial
+
+from omnid.api.shapes_outbox import DeadList, DeadPage, DeadRef, DeadView, OutboxView
+from omnid.flow.context import Context
+from omnid.model import Delivery
+from omnid.store import outbox
+from omnid.store.interface import Reader
+
+
+class OutboxViews:
+    """Shows what waits and what is dead, and brings the dead back or lets them go."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def waiting(self, reader: Reader) -> list[OutboxView]:
+        """Gives what waits, by destination."""
+        return [_queue(one) for one in outbox.waiting(reader)]
+
+    async def list(self, params: DeadList) -> DeadPage:
+        """Gives dead deliveries, oldest first."""
+        rows = await self._context.store.read(partial(outbox.dead, after=params.after, limit=params.limit + 1))
+        shown = rows[: params.limit]
+        return DeadPage([_dead(row) for row in shown], shown[-1].ord if len(rows) > params.limit else None)
+
+    async def show(self, params: DeadRef) -> DeadView:
+        """Gives one dead delivery; raises Rejected(`unknown_delivery`), as the next two do."""
+        return _dead(await self._context.store.read(partial(outbox.need_dead, id=params.id)))
+
+    async def retry(self, params: DeadRef) -> DeadView:
+        """Has a dead delivery tried again."""
+        return _dead(await self._context.store.write(partial(outbox.revive, id=params.id)))
+
+    async def drop(self, params: DeadRef) -> DeadView:
+        """Forgets a dead delivery."""
+        return _dead(await self._context.store.write(partial(outbox.drop, id=params.id)))
+
+
+def _queue(one: outbox.Waiting) -> OutboxView:
+    head = one.head
+    return OutboxView(
+        destination=one.destination,
+        waiting=one.rows,
+        dead=one.dead,
+        dropped=one.dropped,
+        oldest_at_ms=head and head.created_at_ms,
+        tries=head.tries if head else 0,
+        retry_at_ms=head and head.retry_at_ms,
+        problem=head and head.problem,
+    )
+
+
+def _dead(row: Delivery) -> DeadView:
+    return DeadView(
+        row.id,
+        row.destination,
+        row.kind,
+        row.subject,
+        row.body,
+        row.created_at_ms,
+        row.dead_at_ms,
+        row.tries,
+        row.problem,
+    )

@@ -1,0 +1,198 @@
+"""The one loop that sends: empties every outbox, each to its destination, at least once and in order.
+
+Each destination has a carrier of its own, so that a dead one blocks nobody. A carrier looks at the head of its queue,
+sends, and forgets what was confirmed; it sleeps until something is put into the queue or the one timer wakes it.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from omnid.errors import OmnidError, Rejected, Retryable
+from omnid.flow.context import Bell, Context
+from omnid.flow.keep import keep
+from omnid.link.destination import Destination
+from omnid.model import Delivery, Problem
+from omnid.retry import Backoff
+from omnid.store import outbox
+
+DAY_MS = 86_400_000
+CONFIRM_BACKOFF = Backoff(base_s=0.5, max_s=30.0)
+
+Open = Callable[[str], Destination | None]
+"""Gives the destination of a queue as the config has it now; None where it has none."""
+
+
+class Drain:
+    """Holds the carriers. `ring` is where the store says that something was put into a queue."""
+
+    def __init__(self, context: Context, open: Open) -> None:
+        self._context = context
+        self._open = open
+        self._carriers: dict[str, Carrier] = {}
+        self._rung: dict[str, None] = {}
+        self._bell = Bell()
+
+    def ring(self, queue: str) -> None:
+        """Says that something waits in a queue."""
+        carrier = self._carriers.get(queue)
+        if carrier is not None:
+            carrier.bell.ring()
+        else:
+            self._rung[queue] = None
+            self._bell.ring()
+
+    def ring_all(self) -> None:
+        """Has every carrier look again: the config has changed."""
+        for carrier in self._carriers.values():
+            carrier.bell.ring()
+
+    async def run(self, group: TaskGroup) -> None:
+        """Starts a carrier in the group for each queue that holds something, now or later; ends when cancelled."""
+        for queue in await self._context.store.read(outbox.destinations):
+            self._start(group, queue)
+        while True:
+            rung, self._rung = self._rung, {}
+            for queue in rung:
+                self._start(group, queue)
+            await self._bell.wait()
+
+    def _start(self, group: TaskGroup, queue: str) -> None:
+        if queue in self._carriers:
+            self._carriers[queue].bell.ring()
+            return
+        carrier = self._carriers[queue] = Carrier(self._context, self._open, queue)
+        loop = partial(keep, f"drain {queue}", carrier.run, clock=self._context.clock, log=self._context.log)
+        group.start_soon(loop)
+
+    async def finish(self) -> None:
+        """Sends nothing new, and returns once what is on its way has been confirmed or has failed."""
+        for carrier in self._carriers.values():
+            carrier.stopping = True
+        for carrier in self._carriers.values():
+            async with carrier.sending:
+                pass
+
+
+class Carrier:
+    """Carries one queue to its destination."""
+
+    def __init__(self, context: Context, open: Open, queue: str) -> None:
+        self.bell = Bell()
+        self.sending = anyio.Lock()
+        self.stopping = False
+        self._context = context
+        self._open = open
+        self._queue = queue
+        self._failures = 0
+        """Of the destination in a row: what is behind the head needn't find out anew that it is down."""
+        self._not_before_ms = 0
+        """When a destination that is down may be tried again, whatever is the head by then."""
+        self._single = False
+        """Whether the last batch was refused: its rows are sent one by one until one is taken or found out."""
+
+    async def run(self) -> None:
+        """Carries what comes; ends when it is cancelled."""
+        while not self.stopping:
+            if not await self.carry():
+                await self.bell.wait()
+                self._context.alarms.drop(self._alarm)
+
+    @property
+    def _alarm(self) -> str:
+        return f"outbox {self._queue}"
+
+    async def carry(self) -> bool:
+        """Sends the head of the queue if it is due, else sets an alarm for it; tells whether there may be more."""
+        context = self._context
+        destination = self._open(self._queue)
+        limit = 1 if destination is None or self._single else destination.batch_max
+        batch = await context.store.read(lambda reader: outbox.peek(reader, self._queue, limit))
+        if not batch or self.stopping:
+            return False
+        if destination is None:
+            await self._bury(batch[0], Problem.make("destination_gone", destination=self._queue))
+            return True
+        now_ms = context.clock.wall_ms()
+        due_ms = max(self._not_before_ms, batch[0].retry_at_ms or 0, destination.due_ms(batch, now_ms))
+        # More than a day ahead is nothing that anybody asked for: the clock was set back.
+        if now_ms < due_ms <= now_ms + DAY_MS:
+            context.alarms.set(self._alarm, due_ms, self.bell)
+            return False
+        async with self.sending:
+            await self._send(destination, batch)
+        return True
+
+    async def _send(self, destination: Destination, batch: Sequence[Delivery]) -> None:
+        try:
+            with anyio.fail_after(destination.timeout_s):
+                await destination.send(batch)
+        except TimeoutError:
+            detail = f"no answer within {destination.timeout_s:g} s"
+            await self._failed(batch[0], Retryable("delivery_failed", destination=self._queue, detail=detail))
+        except Rejected as error:
+            await self._refused(batch, error)
+        except Retryable as error:
+            await self._failed(batch[0], error)
+        else:
+            await self._delivered(batch)
+
+    async def _delivered(self, batch: Sequence[Delivery]) -> None:
+        ids = [delivery.id for delivery in batch]
+        await self._write_down(lambda: self._context.store.write(lambda tx: outbox.confirm(tx, ids)))
+        if self._failures:
+            self._context.log.info("destination_back", destination=self._queue, after=self._failures)
+        self._failures, self._not_before_ms, self._single = 0, 0, False
+
+    async def _write_down(self, write: Callable[[], Awaitable[object]]) -> None:
+        """Insists on writing down what became of a batch: were it forgotten, the batch would be sent again."""
+        failures = 0
+        while True:
+            try:
+                await write()
+            except Retryable as error:
+                if error.code == "store_closed":
+                    return
+                failures += 1
+                if failures == 1:
+                    self._context.log.warning("confirmation_waits", destination=self._queue, **error.as_dict())
+                await anyio.sleep(CONFIRM_BACKOFF.delay_s(failures, self._context.clock.uniform))
+            else:
+                return
+
+    async def _refused(self, batch: Sequence[Delivery], error: Rejected) -> None:
+        """Sets aside the one that was refused; out of several, it is found by sending them one by one."""
+        if len(batch) > 1:
+            self._single = True
+            return
+        self._single = False
+        await self._bury(batch[0], Problem.of(error))
+
+    async def _bury(self, delivery: Delivery, problem: Problem) -> None:
+        context = self._context
+        rows_max = context.config.outbox.rows_max
+        bury = partial(outbox.bury, id=delivery.id, problem=problem, rows_max=rows_max)
+        await self._write_down(lambda: context.store.write(bury))
+        context.log.warning(
+            "delivery_dead", id=delivery.id, destination=self._queue, code=problem.code, what=problem.what
+        )
+
+    async def _failed(self, head: Delivery, error: OmnidError) -> None:
+        """Waits for the next try; a destination's outage is logged when it begins."""
+        context, settings = self._context, self._context.config.outbox
+        now_ms = context.clock.wall_ms()
+        self._failures += 1
+        if self._failures == 1:
+            context.log.warning("destination_down", destination=self._queue, **error.as_dict())
+        backoff = Backoff(settings.retry_base_s, max(settings.retry_base_s, settings.retry_max_s))
+        wait_s = backoff.delay_s(max(self._failures, head.tries + 1), context.clock.uniform)
+        self._not_before_ms = now_ms + round(1000 * max(wait_s, float(str(error.fields.get("after_s", 0)))))
+        if now_ms - head.created_at_ms >= settings.give_up_days * DAY_MS:
+            days = f"{settings.give_up_days:g}"
+            await self._bury(head, Problem.make("given_up", destination=self._queue, days=days, detail=error.what))
+            return
+        retry_at_ms, problem = self._not_before_ms, Problem.of(error)
+        postpone = partial(outbox.postpone, id=head.id, retry_at_ms=retry_at_ms, problem=problem)
+        await self._write_down(lambda: context.store.write(postpone))

@@ -1,0 +1,46 @@
+"""Outages: from when to when something could not be used, written in the transaction that closes or opens its gate."""
+
+from typing import Any
+
+from omnid.model import Gate
+from omnid.store.interface import OUTAGE, At, Row, Tx
+from omnid.store.log import decode_heads
+
+NOT_OUTAGES = frozenset({"paused", "hours"})
+"""Causes of gates that people mean."""
+
+
+def began(tx: Tx, gate: Gate, id: str) -> None:
+    """Writes that it has begun, where it has not before."""
+    if gate.cause in NOT_OUTAGES or _open(tx, gate.cause, gate.subject) is not None:
+        return
+    fields = {
+        "cause": gate.cause,
+        "subject": gate.subject,
+        "began_at_ms": gate.closed_at_ms,
+        "problem": gate.problem,
+    }
+    tx.create(OUTAGE, id, fields)
+
+
+def parked(tx: Tx, gate: Gate) -> None:
+    """Counts an attempt that was parked by it."""
+    row = _open(tx, gate.cause, gate.subject)
+    if row is not None:
+        _edit(tx, row, {"parked": (row[2] or 0) + 1})
+
+
+def over(tx: Tx, cause: str, subject: str) -> None:
+    """Writes that it is over, where there is one."""
+    row = _open(tx, cause, subject)
+    if row is not None:
+        # All that was parked is free to go on now.
+        _edit(tx, row, {"ended_at_ms": tx.now_ms, "resumed": row[2]})
+
+
+def _open(tx: Tx, cause: str, subject: str) -> Row | None:
+    return tx.one("open_outage", cause, subject)
+
+
+def _edit(tx: Tx, row: Row, fields: dict[str, Any]) -> None:
+    tx.edit(OUTAGE, row[1], At(row[0], decode_heads(row[3])), {n: v for n, v in fields.items() if v is not None})

@@ -1,0 +1,184 @@
+"""What is to be delivered: one bounded, ordered queue for each destination, and beside it what was given up.
+
+A row is forgotten with its history once the other side has it, so the log holds what is still to be delivered and
+nothing more. What fell out of a full queue is counted, because nobody would miss it otherwise.
+"""
+
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import msgspec
+
+from omnid.errors import Rejected
+from omnid.model import Delivery, Problem
+from omnid.store.interface import OUTBOX, At, Reader, Row, Tx
+from omnid.store.journal import problem_of
+from omnid.store.log import decode_heads
+
+DROPPED = "outbox_dropped:"
+"""The entries of the table `meta` that count what fell out, by destination."""
+DESTINATIONS_MAX = 1_000
+
+
+class Waiting(NamedTuple):
+    """What one destination has before it."""
+
+    destination: str
+    rows: int
+    dead: int
+    dropped: int
+    """How many fell out because there were too many, since the first start."""
+    head: Delivery | None
+    """The row that is delivered next."""
+
+
+def delivery_of(row: Row) -> Delivery:
+    """Makes a delivery of a row of the fragment `outbox_row`."""
+    values = list(row)
+    values[5] = msgspec.json.decode(row[5])
+    values[7] = row[7] or 0
+    values[10] = problem_of(row[10])
+    values[11] = decode_heads(row[11])
+    return Delivery(*values)
+
+
+def put(tx: Tx, destination: str, kind: str, subject: str | None, body: Mapping[str, Any], *, rows_max: int) -> str:
+    """Queues something and rings for its destination; beyond `rows_max` the oldest row goes. Gives the row's id."""
+    counts: dict[str, int] = tx.memory.setdefault("outbox", {})
+    count = counts.get(destination)
+    if count is None:
+        row = tx.one("outbox_count", destination)
+        count = row[0] if row else 0
+    if count >= rows_max:
+        oldest = tx.all("outbox_next", destination, count + 1 - rows_max)
+        for row in oldest:
+            tx.forget(OUTBOX, row[1])
+        count -= len(oldest)
+        _count_dropped(tx, destination, len(oldest))
+    id = f"{tx.stamp():x}-{sha256(f'{destination} {subject}'.encode()).hexdigest()[:12]}"
+    fields = {"destination": destination, "kind": kind, "subject": subject, "body": body, "created_at_ms": tx.now_ms}
+    tx.create(OUTBOX, id, fields)
+    counts[destination] = count + 1
+    tx.ring(destination)
+    return id
+
+
+def peek(reader: Reader, destination: str, limit: int) -> list[Delivery]:
+    """Gives what is delivered next, in order."""
+    return [delivery_of(row) for row in reader.all("outbox_next", destination, limit)]
+
+
+def confirm(tx: Tx, ids: Iterable[str]) -> int:
+    """Forgets rows that the other side has; gives how many there were."""
+    return sum(_forget(tx, delivery) for id in ids if (delivery := _by_id(tx, id)) is not None)
+
+
+def postpone(tx: Tx, id: str, retry_at_ms: int, problem: Problem) -> bool:
+    """Counts a try that failed, and notes when the next one is due; tells whether the row is still there."""
+    delivery = _by_id(tx, id)
+    if delivery is None or delivery.dead_at_ms is not None:
+        return False
+    fields = {"tries": delivery.tries + 1, "retry_at_ms": retry_at_ms, "problem": problem}
+    tx.edit(OUTBOX, id, At(delivery.ord, delivery.heads), fields)
+    return True
+
+
+def bury(tx: Tx, id: str, problem: Problem, *, rows_max: int) -> bool:
+    """Takes a row that can't be delivered out of the queue; beyond `rows_max` of them the oldest goes."""
+    delivery = _by_id(tx, id)
+    if delivery is None or delivery.dead_at_ms is not None:
+        return False
+    fields = {"tries": delivery.tries + 1, "retry_at_ms": None, "dead_at_ms": tx.now_ms, "problem": problem}
+    tx.edit(OUTBOX, id, At(delivery.ord, delivery.heads), fields)
+    _counted(tx, delivery.destination, -1)
+    row = tx.one("outbox_dead_count", delivery.destination)
+    surplus = row[0] - rows_max if row else 0
+    if surplus > 0:
+        for (oldest,) in tx.all("outbox_dead_oldest", delivery.destination, surplus):
+            tx.forget(OUTBOX, oldest)
+        _count_dropped(tx, delivery.destination, surplus)
+    return True
+
+
+def revive(tx: Tx, id: str) -> Delivery:
+    """Puts a dead row back into its place in the queue; its time begins anew. Raises Rejected(`unknown_delivery`)."""
+    delivery = need_dead(tx, id)
+    fields = {"created_at_ms": tx.now_ms, "tries": None, "dead_at_ms": None, "problem": None}
+    tx.edit(OUTBOX, id, At(delivery.ord, delivery.heads), fields)
+    _counted(tx, delivery.destination, 1)
+    tx.ring(delivery.destination)
+    return delivery
+
+
+def drop(tx: Tx, id: str) -> Delivery:
+    """Forgets a dead row; raises Rejected(`unknown_delivery`)."""
+    delivery = need_dead(tx, id)
+    tx.forget(OUTBOX, delivery.id)
+    return delivery
+
+
+def need_dead(reader: Reader, id: str) -> Delivery:
+    """Gives a dead row; raises Rejected(`unknown_delivery`)."""
+    delivery = _by_id(reader, id)
+    if delivery is None or delivery.dead_at_ms is None:
+        raise Rejected("unknown_delivery", id=id)
+    return delivery
+
+
+def dead(reader: Reader, after: int, limit: int) -> list[Delivery]:
+    """Gives dead rows whose `ord` comes after one, in order."""
+    return [delivery_of(row) for row in reader.all("outbox_dead", after, limit)]
+
+
+def destinations(reader: Reader) -> list[str]:
+    """Gives the destinations for which something waits."""
+    return _names(reader, "outbox_next_destination")
+
+
+def waiting(reader: Reader) -> list[Waiting]:
+    """Gives what waits, was given up, and fell out, by destination."""
+    dropped = {row[0].removeprefix(DROPPED): int(row[1]) for row in reader.all("meta_like", DROPPED, f"{DROPPED}~")}
+    names = {*destinations(reader), *_names(reader, "outbox_dead_next_destination"), *dropped}
+    found: list[Waiting] = []
+    for name in sorted(names):
+        rows, given_up = (reader.one(query, name) for query in ("outbox_count", "outbox_dead_count"))
+        head = next(iter(peek(reader, name, 1)), None)
+        found.append(Waiting(name, rows[0] if rows else 0, given_up[0] if given_up else 0, dropped.get(name, 0), head))
+    return found
+
+
+def _names(reader: Reader, query: str) -> list[str]:
+    found: list[str] = []
+    name = ""
+    while len(found) < DESTINATIONS_MAX:
+        row = reader.one(query, name)
+        if row is None or row[0] is None:
+            break
+        name = row[0]
+        found.append(name)
+    return found
+
+
+def _by_id(reader: Reader, id: str) -> Delivery | None:
+    row = reader.one("outbox_by_id", id)
+    return None if row is None else delivery_of(row)
+
+
+def _forget(tx: Tx, delivery: Delivery) -> bool:
+    tx.forget(OUTBOX, delivery.id)
+    if delivery.dead_at_ms is None:
+        _counted(tx, delivery.destination, -1)
+    return True
+
+
+def _counted(tx: Tx, destination: str, change: int) -> None:
+    counts: dict[str, int] = tx.memory.setdefault("outbox", {})
+    if destination in counts:
+        counts[destination] += change
+
+
+def _count_dropped(tx: Tx, destination: str, count: int) -> None:
+    row = tx.one("meta_one", f"{DROPPED}{destination}")
+    before = int(row[0]) if row else 0
+    tx.run("meta_set", f"{DROPPED}{destination}", str(before + count))
