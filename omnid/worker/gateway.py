@@ -30,7 +30,7 @@ from typing import Any, Literal
 LINE_BYTES_MAX = 32 << 20
 BODY_CHARS_MAX = 64 * 1024
 WARM_S = 10.0
-MEMORY_S = 1.0
+MEMORY_S, END_S = 1.0, 1.0
 LITELLM_OWN = 500
 """The status of errors to which no provider gave one."""
 SETTINGS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
@@ -388,33 +388,36 @@ _WARM: Record = {
 
 
 async def serve(path: str) -> None:
-    """Loads LiteLLM, listens on the socket and says so; goes on until the process is ended."""
+    """Loads LiteLLM, listens on the socket and says so, as long as standard input is open."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    threading.Thread(target=_end_with_input, args=(loop, stop), daemon=True).start()
     gateway = Gateway(*load())
     await warm(gateway)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     os.umask(0o177)
-    server = await asyncio.get_running_loop().create_unix_server(lambda: Connection(gateway), path)
+    server = await loop.create_unix_server(lambda: Connection(gateway), path)
     os.umask(0o077)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    async with server:
-        await server.serve_forever()
+    await stop.wait()
+    server.close()
 
 
 def main() -> None:
-    """Serves the socket that the command line names, as long as standard input is open."""
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    """Serves the socket that the command line names."""
     try:
         asyncio.run(serve(sys.argv[1]))
     except ImportError as error:
         sys.exit(f"{error}: omnid's extra `models` brings LiteLLM (pip install 'omnid[models]')")
 
 
-def _end_with_input() -> None:
-    """Ends the process with its parent, in a thread of its own: the loop may hang."""
+def _end_with_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Ends the process with its parent, in a thread of its own: the loop may hang, and is not waited for."""
     while os.read(0, 4096):
         pass
+    loop.call_soon_threadsafe(stop.set)
+    time.sleep(END_S)
     os._exit(0)
 
 
