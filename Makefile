@@ -62,12 +62,13 @@ sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
 bench: venv ## the figures of docs/
 	@$(PY) -m bench
 
+LOCK := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --custom-compile-command "make lock" pyproject.toml
+
 lock: ## newest versions into the locks, for all platforms (needs uv)
-	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.txt
-	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--no-emit-index-url --custom-compile-command "make lock" pyproject.toml --group dev -c requirements.txt \
-		-o requirements-dev.txt
+	@$(LOCK) -o requirements.txt
+	@$(LOCK) --extra models -c requirements.txt -o requirements-models.txt
+	@$(LOCK) --extra models --group dev -c requirements-models.txt -o requirements-dev.txt
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-emit-index-url --custom-compile-command "make lock" --group build -c requirements-dev.txt \
 		-o requirements-build.txt

@@ -7,7 +7,7 @@ import traceback
 
 from bench.report import Report
 
-NAMES = ("submit", "latency", "throughput", "million", "footprint", "agents")
+NAMES = ("submit", "latency", "throughput", "million", "footprint", "agents", "models")
 
 
 def main(names: list[str]) -> int:

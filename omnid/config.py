@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from omnid import platform
+from omnid import channels, platform
 from omnid.errors import Rejected
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
@@ -24,6 +24,7 @@ from omnid.settings import (
     MIB,
     NO_PROFILE,
     Cap,
+    Channel,
     CommandExecutor,
     Config,
     Destination,
@@ -45,7 +46,7 @@ _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
 _WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor}
-_LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination}
+_LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination, "channel": Channel}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
 
@@ -133,6 +134,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
         reader.problems.append(_unknown(name, [*_SECTIONS, "executor", *_LISTS]))
     executors = reader.executors(settings.get("executor", []))
     lists: dict[str, Any] = {name: reader.named(name, kind, settings.get(name, [])) for name, kind in _LISTS.items()}
+    lists["channel"] = reader.channels(lists["channel"])
     reader.environment(environ, sections)
     reader.together(sections, executors)
     reader.places(sections["notify"], lists["destination"], executors)
@@ -221,6 +223,19 @@ class _Reader:
             if len(self.problems) == before:
                 self._found(what, values["name"], kind(**values), found)
         return tuple(found.values())
+
+    def channels(self, given: tuple[Channel, ...]) -> tuple[Channel, ...]:
+        """Checks the channels as wholes, and fills in what their profiles know."""
+        for channel in given:
+            where = f"channel.{channel.name}"
+            for reference in (channel.key, *channel.backup_keys):
+                if reference and not is_reference(reference):
+                    self.problems.append(Rejected("secret_plain", key=f"{where}.key"))
+            for key, detail in channels.problems(channel):
+                # An address may hold a password.
+                value = None if key == "base_url" and "@" in channel.base_url else getattr(channel, key) or None
+                self.problems.append(_bad(f"{where}.{key}", value, detail))
+        return tuple(channels.whole(channel) for channel in given)
 
     def _tables(self, what: str, tables: object) -> Iterator[dict[str, Any]]:
         """Gives the sections of a list one by one, without those that are none."""
@@ -354,7 +369,9 @@ class _Reader:
         try:
             values[field] = msgspec.convert(value, hint)
         except msgspec.ValidationError as error:
-            choices = get_args(hint) if get_origin(hint) is Literal else ()
+            choices = [
+                choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
+            ]
             detail = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
             self.problems.append(_bad(key, value, detail.replace(" - at $", " at ")))
             return

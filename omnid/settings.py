@@ -141,6 +141,27 @@ class Budget(_Section, frozen=True, kw_only=True):
     repeats_s: Seconds = 3600.0
 
 
+class Models(_Section, frozen=True, kw_only=True):
+    """What prompts get, unless they say otherwise, and which of them count as hard."""
+
+    default: str = "cheap"
+    hard: str = "strong"
+    hard_labels: tuple[str, ...] = ("hard",)
+    hard_kinds: tuple[str, ...] = ("programming",)
+    hard_tokens: Count = 8000
+    output_tokens_max: Count = 4096
+    connect_timeout_s: Seconds = 10.0
+    silence_timeout_s: Seconds = 120.0
+    answer_bytes_max: Bytes = 8 * MIB
+
+
+class Gateway(_Section, frozen=True, kw_only=True):
+    """The child process that holds LiteLLM."""
+
+    start_timeout_s: Seconds = 60.0
+    memory_bytes_max: Bytes = 512 * MIB
+
+
 class Notify(_Section, frozen=True, kw_only=True):
     """What people are told, where, and when not."""
 
@@ -259,6 +280,43 @@ class Cap(_Section, frozen=True, kw_only=True):
     month_usd: Usd = 0.0
 
 
+ProfileName = Literal["anthropic", "cliproxyapi", "compatible", "llamacpp", "ollama", "openai", "openrouter"]
+WireFormat = Literal["openai", "anthropic"]
+
+
+class ChannelModel(_Section, frozen=True, kw_only=True):
+    """A model that a channel reaches. Prices are US dollars per million tokens; None is unknown, never 0.
+
+    `id` is what the provider calls it; without one that is its name.
+    """
+
+    name: str
+    id: str = ""
+    aliases: tuple[str, ...] = ()
+    input_usd: Usd | None = None
+    output_usd: Usd | None = None
+    context_tokens: Count | None = None
+    output_tokens_max: Count | None = None
+
+
+class Channel(_Section, frozen=True, kw_only=True):
+    """One way to reach models. `channels.whole` fills in what its profile knows."""
+
+    name: Name
+    profile: ProfileName | None = None
+    base_url: str = ""
+    wire: WireFormat | None = None
+    key: str = ""
+    backup_keys: tuple[str, ...] = ()
+    models: tuple[str | ChannelModel, ...] = ()
+    free: bool | None = None
+    local: bool | None = None
+    expected_latency_s: Seconds | None = None
+    requests_per_minute_max: Count | None = None
+    concurrency: Count | None = None
+    opt_in: bool = False
+
+
 class Destination(_Section, frozen=True, kw_only=True):
     """A place that answers and notices can be delivered to; `target` is where at it, unless the answer names one."""
 
@@ -287,6 +345,8 @@ class Config(_Section, frozen=True, kw_only=True):
     agents: Agents = Agents()
     workspace: Workspace = Workspace()
     budget: Budget = Budget()
+    models: Models = Models()
+    gateway: Gateway = Gateway()
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
     log: Log = Log()
@@ -294,6 +354,7 @@ class Config(_Section, frozen=True, kw_only=True):
     rule: tuple[Rule, ...] = ()
     cap: tuple[Cap, ...] = ()
     destination: tuple[Destination, ...] = ()
+    channel: tuple[Channel, ...] = ()
 
     def executors(self) -> dict[str, Executor]:
         """Gives the executors by name."""

@@ -1,0 +1,425 @@
+"""The gateway: LiteLLM in a process of its own, behind a Unix socket that speaks JSON lines.
+
+Run by its path (``python -I -X utf8 gateway.py SOCKET``): it loads and warms LiteLLM, listens, prints ``ready``, and
+ends when its standard input does. A connection carries one call or any number of probes; closing it cancels the call.
+
+A call is a line with all that it needs, the key too, so that no key stands in an argument or the environment::
+
+    {"op": "call", "model": "openai/gpt-5", "api_base": ..., "api_key": ..., "messages": [...], "stream": true,
+     "extra": {"max_tokens": 100}, "deadline_s": 60, "connect_s": 10, "silence_s": 120, "answer_bytes_max": 8388608}
+
+It is answered with ``{"text": ...}`` for each piece of a stream, then with ``{"done": {...}}``, or with ``{"failed":
+{...}}``: what was seen of the failure, which the other side classifies. ``{"op": "probe"}`` asks how the process is.
+
+Standard library only, and litellm where it is loaded: this file knows nothing of omnid. asyncio, because LiteLLM is.
+"""
+
+import asyncio  # noqa: TID251 - LiteLLM runs on nothing else, and this process is there for LiteLLM alone.
+import contextlib
+import errno
+import gc
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Literal
+
+LINE_BYTES_MAX = 32 << 20
+BODY_CHARS_MAX = 64 * 1024
+WARM_S = 10.0
+MEMORY_S, END_S = 1.0, 1.0
+LITELLM_OWN = 500
+"""The status of errors to which no provider gave one."""
+SETTINGS = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
+"""No price map from the network, and no `.env` of whoever happens to own the directory."""
+HEADERS = ("retry-after", "ratelimit", "request-id")
+"""The parts of names by which the headers are known that are worth passing on."""
+
+What = Literal[
+    "dns", "refused", "unreachable", "tls", "connect_timeout", "silence", "cut", "garbage", "unsendable", "unknown"
+]
+Record = dict[str, Any]
+Say = Callable[[str], Awaitable[None]]
+
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
+_CONNECTING = {"ConnectError", "ClientConnectorError", "ConnectTimeout", "PoolTimeout", "ConnectionTimeoutError"}
+_NAMES: dict[What, frozenset[str]] = {
+    "dns": frozenset({"gaierror", "ClientConnectorDNSError"}),
+    "tls": frozenset({"SSLError", "ClientSSLError"}),
+    "refused": frozenset({"ConnectionRefusedError"}),
+    "connect_timeout": frozenset({"ConnectTimeout", "PoolTimeout", "ConnectionTimeoutError"}),
+    "silence": frozenset({"ReadTimeout", "WriteTimeout", "SocketTimeoutError"}),
+    "garbage": frozenset({"JSONDecodeError", "DecodingError", "UnicodeDecodeError"}),
+    "unsendable": frozenset({"LocalProtocolError", "UnsupportedProtocol", "InvalidURL", "InvalidHeader"}),
+    "cut": frozenset(
+        {
+            "ConnectionResetError",
+            "BrokenPipeError",
+            "BrokenResourceError",
+            "ReadError",
+            "WriteError",
+            "RemoteProtocolError",
+            "ServerDisconnectedError",
+            "ClientPayloadError",
+        }
+    ),
+}
+"""By the names of classes, their bases included, so that no library has to be imported to be known; the first fits."""
+
+
+def trouble_of(error: BaseException) -> tuple[What, bool]:
+    """Says what kind of trouble an error comes from, and whether the request can have been sent before it."""
+    chain = list(chained(error))
+    names = [{kind.__name__ for kind in type(link).__mro__} for link in chain]
+    connecting = any(own & _CONNECTING for own in names)
+    numbers = {link.errno for link in chain if isinstance(link, OSError)}
+    if numbers & _UNREACHABLE and not any("gaierror" in own for own in names):
+        return "unreachable", not connecting
+    if errno.ETIMEDOUT in numbers:
+        # The kernel gave it up: nobody on the other side acknowledges anything.
+        return "unreachable", not connecting
+    for what, known in _NAMES.items():
+        if any(own & known for own in names):
+            return what, not connecting and what not in ("dns", "refused", "unsendable")
+    return "unknown", not connecting
+
+
+def chained(error: BaseException) -> Iterator[BaseException]:
+    """Gives an error, what it was raised from, and the members of groups among them."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        link = waiting.pop(0)
+        if id(link) not in seen:
+            seen.add(id(link))
+            yield link
+            # LiteLLM keeps some under a name of its own.
+            causes = (link.__cause__, link.__context__, getattr(link, "original_exception", None))
+            members = getattr(link, "exceptions", ())
+            waiting += [cause for cause in (*causes, *members) if isinstance(cause, BaseException)]
+
+
+def signs_of(error: BaseException) -> Record:
+    """Writes down what is seen of an error of LiteLLM, for the other side to classify."""
+    for link in chained(error):
+        # LiteLLM changes statuses and loses headers on its way up; this is the answer as it came.
+        response = getattr(link, "response", None)
+        if type(link).__name__ == "HTTPStatusError" and response is not None:
+            return _answered(response.status_code, dict(response.headers), _body_of(response, error))
+    what, sent = trouble_of(error)
+    if what != "unknown":
+        return {"what": what, "sent": sent, "detail": _system_detail(error)}
+    for link in chained(error):
+        # An error inside a good answer: the SDK keeps its body.
+        body = getattr(link, "body", None)
+        if isinstance(body, dict):
+            return _answered(None, {}, json.dumps({"error": body}))
+    numbers = [getattr(link, "provider_status_code", None) for link in chained(error)]
+    status = next((number for number in numbers if isinstance(number, int)), getattr(error, "status_code", None))
+    headers = getattr(error, "litellm_response_headers", None)
+    if not isinstance(status, int) or (status == LITELLM_OWN and headers is None):
+        return {"what": "unknown", "sent": True, "detail": type(error).__name__}
+    return _answered(status, dict(headers or {}), str(error))
+
+
+def _answered(status: int | None, headers: dict[str, str], body: str) -> Record:
+    if status is not None and 300 <= status < 400:
+        return {"what": "redirect", "status": status}
+    kept = {name.lower(): value for name, value in headers.items() if any(part in name.lower() for part in HEADERS)}
+    return {"what": "status", "status": status, "headers": kept, "body": body[:BODY_CHARS_MAX]}
+
+
+def _body_of(response: Any, error: BaseException) -> str:
+    try:
+        return str(response.text)
+    except Exception:  # noqa: BLE001 - A streamed body that was not read; the error says some of it.
+        return str(error)
+
+
+def _system_detail(error: BaseException) -> str:
+    return next((str(link.strerror) for link in chained(error) if isinstance(link, OSError) and link.strerror), "")
+
+
+def memory_bytes() -> int:
+    """Gives the resident memory of this process; 0 where the system doesn't tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Connection(asyncio.Protocol):
+    """One connection of the other side: probes, and one call at a time. Its loss cancels the call."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._begun = bytearray()
+        self._call: asyncio.Task[None] | None = None
+        self._transport: Any = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - Why it went makes no difference.
+        """See asyncio.Protocol: nobody is left who wants the answer."""
+        if self._call is not None:
+            self._call.cancel()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol: the other side reads more slowly than the provider writes."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            whole = bytes(self._begun) + line
+            self._begun.clear()
+            self._take(whole)
+        self._begun += rest
+        if len(self._begun) > LINE_BYTES_MAX:
+            self._transport.abort()
+
+    def _take(self, line: bytes) -> None:
+        try:
+            ask = json.loads(line)
+            probe = ask["op"] == "probe"
+        except (ValueError, KeyError, TypeError):
+            # The other side speaks nothing that is known here.
+            self._transport.abort()
+            return
+        if probe:
+            self._write(self._gateway.state())
+        elif self._call is not None and not self._call.done():
+            self._transport.abort()
+        else:
+            self._call = asyncio.get_running_loop().create_task(self._answer(ask))
+
+    async def _answer(self, ask: Record) -> None:
+        self._write(await self._gateway.call(ask, self._say))
+
+    async def _say(self, text: str) -> None:
+        self._write({"text": text})
+        await self._writable.wait()
+
+    def _write(self, message: Record) -> None:
+        self._transport.write(json.dumps(message).encode() + b"\n")
+
+
+class Gateway:
+    """What is behind the socket."""
+
+    def __init__(self, litellm: Any, httpx: Any) -> None:
+        self._litellm = litellm
+        self._httpx = httpx
+        self._running = 0
+        self._calls = 0
+        self._memory, self._memory_at_s = 0, 0.0
+
+    def state(self) -> Record:
+        """Says how the process is."""
+        return {"pid": os.getpid(), "memory_bytes": memory_bytes(), "running": self._running, "calls": self._calls}
+
+    async def call(self, ask: Record, say: Say) -> Record:
+        """Makes a call within its deadline, and gives the message that ends it."""
+        self._running += 1
+        self._calls += 1
+        quiet_since_s, began = time.monotonic(), False
+
+        async def heard(text: str) -> None:
+            nonlocal quiet_since_s, began
+            quiet_since_s, began = time.monotonic(), True
+            await say(text)
+
+        try:
+            async with asyncio.timeout(ask["deadline_s"]):
+                done = await self.complete(ask, heard)
+        except TimeoutError:
+            waited_s = time.monotonic() - quiet_since_s
+            return {"failed": {"what": "deadline", "began": began, "waited_s": waited_s}}
+        except TooLargeError:
+            return {"failed": {"what": "too_large", "began": began}}
+        except Exception as error:  # noqa: BLE001 - LiteLLM raises whatever its libraries do: it is told as it is seen.
+            return {"failed": {**signs_of(error), "began": began, "waited_s": time.monotonic() - quiet_since_s}}
+        finally:
+            self._running -= 1
+        return {"done": {**done, "memory_bytes": self._about_memory()}}
+
+    def _about_memory(self) -> int:
+        """Gives the memory as it was lately: each look costs a call some time."""
+        now_s = time.monotonic()
+        if now_s - self._memory_at_s >= MEMORY_S:
+            self._memory, self._memory_at_s = memory_bytes(), now_s
+        return self._memory
+
+    async def complete(self, ask: Record, say: Say) -> Record:
+        """Makes a call by LiteLLM; the pieces of a stream are said, and only its end is given."""
+        answer = await self._litellm.acompletion(
+            model=ask["model"],
+            messages=ask["messages"],
+            api_base=ask["api_base"],
+            # Without one LiteLLM would look for it in the environment.
+            api_key=ask["api_key"] or "none",
+            stream=ask["stream"],
+            timeout=self._httpx.Timeout(ask["silence_s"], connect=ask["connect_s"]),
+            max_retries=0,
+            num_retries=0,
+            **ask["extra"],
+        )
+        if not ask["stream"]:
+            choice = next(iter(answer.choices), None)
+            text = "" if choice is None else choice.message.content or ""
+            if len(text) > ask["answer_bytes_max"]:
+                raise TooLargeError
+            return {"text": text, **_beside(answer, None if choice is None else choice.finish_reason, answer)}
+        return await self._streamed(answer, ask["answer_bytes_max"], say)
+
+    async def _streamed(self, answer: Any, bytes_max: int, say: Say) -> Record:
+        said_bytes, finish, last, counted = 0, None, None, None
+        try:
+            async for piece in answer:
+                last = piece
+                counted = piece if getattr(piece, "usage", None) else counted
+                for choice in piece.choices[:1]:
+                    finish = choice.finish_reason or finish
+                    text = choice.delta.content or ""
+                    said_bytes += len(text)
+                    if said_bytes > bytes_max:
+                        raise TooLargeError
+                    if text:
+                        await say(text)
+        finally:
+            with contextlib.suppress(Exception):
+                await answer.aclose()
+        return {"text": None, **_beside(last, finish, counted)}
+
+
+class TooLargeError(Exception):
+    """An answer passes the limit of its call."""
+
+
+def _beside(answer: Any, finish: str | None, counted: Any) -> Record:
+    """Gives what comes with the text of an answer."""
+    usage = getattr(counted, "usage", None)
+    names = ("prompt_tokens", "completion_tokens", "cost")
+    told = None if usage is None else {name: getattr(usage, name, None) for name in names}
+    return {"finish": finish, "model": getattr(answer, "model", None), "usage": told}
+
+
+def load() -> tuple[Any, Any]:
+    """Imports LiteLLM and quiets it; its collector rests meanwhile, which takes a third off the time."""
+    os.environ.update(SETTINGS)
+    gc.disable()
+    import httpx
+    import litellm
+
+    gc.freeze()
+    gc.enable()
+    # A redirect would take the key to wherever it points; without it the answer is an error like any other.
+    setattr(httpx.Response, "has_redirect_location", property(lambda _: False))  # noqa: B010 - Read-only by its type.
+    litellm.suppress_debug_info = True
+    # Providers count tokens themselves; its own tokenizer would cost 50 MB at the first call to Anthropic.
+    litellm.main.__dict__["encoding"] = None
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "openai", "aiohttp", "asyncio"):
+        # What goes wrong is told over the socket; a library's own words about it may hold a key.
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    return litellm, httpx
+
+
+async def warm(gateway: Gateway) -> None:
+    """Makes one call to a provider of its own, which loads what LiteLLM loads only then.
+
+    Over OpenAI's wire, which all channels but Anthropic's own speak; that one is loaded when it is first needed.
+    """
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0] or 0))
+            body = json.dumps(_WARM).encode()
+            head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            writer.write(head + body)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    ask = {
+        "model": "openai/warm",
+        "api_base": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+        "api_key": "warm",
+        "messages": [{"role": "user", "content": "warm"}],
+        "stream": False,
+        "extra": {"max_tokens": 1},
+        "silence_s": WARM_S,
+        "connect_s": WARM_S,
+        "answer_bytes_max": LINE_BYTES_MAX,
+    }
+    # A call that fails here will fail where somebody hears of it.
+    with contextlib.suppress(Exception):
+        await gateway.complete(ask, _nobody)
+    server.close()
+
+
+async def _nobody(_: str) -> None:
+    """Hears a stream of which nobody wants to hear."""
+
+
+_WARM: Record = {
+    "id": "w",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "warm",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "w"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+
+
+async def serve(path: str) -> None:
+    """Loads LiteLLM, listens on the socket and says so, as long as standard input is open."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    threading.Thread(target=_end_with_input, args=(loop, stop), daemon=True).start()
+    gateway = Gateway(*load())
+    await warm(gateway)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    os.umask(0o177)
+    server = await loop.create_unix_server(lambda: Connection(gateway), path)
+    os.umask(0o077)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    await stop.wait()
+    server.close()
+
+
+def main() -> None:
+    """Serves the socket that the command line names."""
+    try:
+        asyncio.run(serve(sys.argv[1]))
+    except ImportError as error:
+        sys.exit(f"{error}: omnid's extra `models` brings LiteLLM (pip install 'omnid[models]')")
+
+
+def _end_with_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Ends the process with its parent, in a thread of its own: the loop may hang, and is not waited for."""
+    while os.read(0, 4096):
+        pass
+    loop.call_soon_threadsafe(stop.set)
+    time.sleep(END_S)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
