@@ -197,7 +197,9 @@ class Views:
     def problems(self) -> list[Problem]:
         """Gives what a person must mend, besides the tasks that need one: disk, database, and missing keys."""
         context = self._context
-        gates = (gate for gate in self._gates.all() if self._gates.login(gate.subject) is gate)
+        gates = (
+            gate for gate in self._gates.all() if gate.cause != "login" and self._gates.login(gate.subject) is gate
+        )
         found = [*context.damage, *(gate.problem for gate in gates if gate.problem is not None)]
         trouble = context.trouble()
         if trouble is not None:

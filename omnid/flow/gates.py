@@ -71,7 +71,9 @@ class Gates:
     def login(self, executor: str) -> Gate | None:
         """Gives the gate that is closed for lack of a key or a login; None where there is none, or a pause first."""
         gate = self.of(executor)
-        return gate if gate is not None and gate.problem is not None and gate.problem.code in LOGIN_CODES else None
+        if gate is None or gate.cause == "login":
+            return gate
+        return gate if gate.problem is not None and gate.problem.code in LOGIN_CODES else None
 
     async def pause(self, subject: str) -> None:
         """Closes the gate `paused` for an executor or, with `*`, for all; it stays until `resume`."""
