@@ -137,6 +137,10 @@ class CommandExecutor:
 
     async def _start(self, command: Command, ports: Ports, *, resume: bool) -> Result | None:
         attempt = command.attempt_id
+        if self._stands_in(command):
+            # Its words, its directory or its sandbox were those of an executor that is not there any more.
+            detail = "it is not in the config any more"
+            return ended(command, "unstarted", Problem.make("executor_down", executor=command.executor, detail=detail))
         environment = await self._environment((*self._names(), *command.work.env))
         try:
             start = self._plan(command, resume=resume)
@@ -159,8 +163,15 @@ class CommandExecutor:
         return await self._finish(command, ports)
 
     async def recover(self, command: Command, ports: Ports) -> Found:
-        """See `Executor.recover`."""
+        """See `Executor.recover`.
+
+        In place of an executor that left the config: without a directory in the spool, work other than a command may
+        have been begun by another kind of executor, and nobody knows how far it came.
+        """
         found = await self._supervised.look(command.attempt_id)
+        there = self._supervised.spool.directory(command.attempt_id).exists()
+        if found is Found.NEVER_RAN and self._stands_in(command) and not command.work.argv and not there:
+            return Found.LOST
         if found is Found.LOST:
             await self._keep_session(command, ports, lost=True)
         return found
@@ -263,6 +274,10 @@ class CommandExecutor:
             stdout=bool(mapping) or start.agent is not None,
             agent=start.agent,
         )
+
+    def _stands_in(self, command: Command) -> bool:
+        """Tells whether it looks after an attempt of an executor that left the config: it adopts, and begins nothing."""
+        return command.recover and command.executor != self.name
 
     def _cwd(self, work: Work) -> str:
         return work.cwd or self._section.cwd or self._environ.get("HOME") or "/"
