@@ -27,6 +27,7 @@ from omnid.settings import CommandExecutor as Section
 
 TASK = "OMNID_TASK"
 PROBE_TIMEOUT_S = 10.0
+INSIST_S = 1.0
 ROOM = {"workspace_full", "workspace_down"}
 MENDED = {"setup_failed"}
 """What may be over at the next attempt, though nothing but an attempt finds that out."""
@@ -160,7 +161,7 @@ class CommandExecutor:
         await self._supervised.start(spec, environment | {TASK: command.task_id}, start.stdin)
         if self._cancelled[attempt]:
             await self._supervised.cancel(attempt)
-        return await self._finish(command, ports)
+        return await self._insist(command, ports)
 
     async def recover(self, command: Command, ports: Ports) -> Found:
         """See `Executor.recover`.
@@ -196,6 +197,16 @@ class CommandExecutor:
 
     async def aclose(self) -> None:
         """See `Executor.aclose`: there is nothing to let go of, as supervised commands go on by themselves."""
+
+    async def _insist(self, command: Command, ports: Ports) -> Result | None:
+        """Does `_finish` until it can be done: taken back for want of a key or of room, the work would be done twice."""
+        while True:
+            try:
+                return await self._finish(command, ports)
+            except Retryable as error:
+                if error.code == "store_closed":
+                    raise
+            await anyio.sleep(INSIST_S)
 
     async def _finish(self, command: Command, ports: Ports) -> Result | None:
         """Waits for the attempt's end and reads its result; None where it never began.
@@ -276,7 +287,7 @@ class CommandExecutor:
         )
 
     def _stands_in(self, command: Command) -> bool:
-        """Tells whether it looks after an attempt of an executor that left the config: it adopts, and begins nothing."""
+        """Tells whether it looks after an attempt of an executor that left the config: it then begins nothing."""
         return command.recover and command.executor != self.name
 
     def _cwd(self, work: Work) -> str:

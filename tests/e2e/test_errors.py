@@ -353,7 +353,7 @@ def store_io(home: Home) -> str:
     home.environ = {name: value for name, value in home.environ.items() if not name.startswith("COVERAGE_")}
     home.start()
     assert home.process
-    # From here on, the system refuses what it writes behind this place of a file; the log of what is written grows ahead.
+    # From here on, the system refuses what it writes behind this place of a file.
     resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, FILE_BYTES_MAX))
     with contextlib.suppress(OmnidError):
         home.submit(["true"], stdin="x" * 100_000)
