@@ -23,7 +23,7 @@ from omnid.flow.answers import (
 from omnid.flow.caller import Caller
 from omnid.flow.texts import RESULT_CHARS_MAX, excerpt, plain
 from omnid.model import Gate, Problem, ReplyTo, Task, Work
-from omnid.settings import Destination
+from omnid.settings import Cap, Destination
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal, outbox
 from tests.fakes.clock import FakeClock
@@ -118,6 +118,16 @@ async def test_a_cost_that_is_unknown_is_said_to_be(told: World) -> None:
     assert [body["cost_usd"] for body in await rows(told)] == [None, 0.5, 0.0004]
 
 
+async def test_of_what_costs_nothing_no_cost_is_told(told: World) -> None:
+    for executor in ("command", "safe"):
+        await told.add("x", executor=executor, reply_to=CHAT)
+    told.set("budget", day_usd=10.0)
+    told.context.config = structs.replace(told.context.config, cap=(Cap(name="safe", executor="safe", day_usd=5.0),))
+    for command in await told.claim():
+        await told.finish(command, "success")
+    assert [body["text"].splitlines()[1:] for body in await rows(told)] == [[], ["Cost: unknown"]]
+
+
 async def test_a_failure_for_good_says_why_and_offers_another_try(told: World) -> None:
     await told.add("x", reply_to=CHAT, attempts_max=2, backoff_s=0)
     (command,) = await told.claim()
@@ -127,7 +137,7 @@ async def test_a_failure_for_good_says_why_and_offers_another_try(told: World) -
     (command,) = await told.claim()
     await told.finish(command, "failure", problem=PROBLEM, output="boom")
     body = await last(told)
-    assert body["text"] == f"t1 failed: x\n{PROBLEM.what}\nboom\nCost: unknown\nReply 2 again."
+    assert body["text"] == f"t1 failed: x\n{PROBLEM.what}\nboom\nReply 2 again."
     await told.control("t1", "reply", text="2")
     assert (await told.task(body["task_id"])).state == "idle"
 
