@@ -13,7 +13,7 @@ import msgspec
 from omnid.errors import Rejected, Retryable
 from omnid.executor.agent_reading import read_report
 from omnid.executor.environment import gather, names_for
-from omnid.executor.interface import Found, Ports
+from omnid.executor.interface import CHANGES, Found, Ports
 from omnid.executor.profiles.known import PROFILES, profile_of
 from omnid.executor.profiles.plan import Plan, exact_words, plan
 from omnid.executor.reading import Reading, ended
@@ -199,7 +199,7 @@ class CommandExecutor:
         """See `Executor.aclose`: there is nothing to let go of, as supervised commands go on by themselves."""
 
     async def _insist(self, command: Command, ports: Ports) -> Result | None:
-        """Does `_finish` until it can be done: taken back for want of a key or of room, the work would be done twice."""
+        """Does `_finish` until it can be done: were what has ended taken back, its work would be done twice."""
         while True:
             try:
                 return await self._finish(command, ports)
@@ -223,7 +223,7 @@ class CommandExecutor:
         if trace.exit is not None and spec is not None:
             result = await Reading(supervised.spool, command, spec, trace.exit, self._zone()).result()
             if self._workspaces is not None:
-                result = await self._workspaces.leave(command, result)
+                await self._leave(self._workspaces, command, ports, result)
         elif not trace.began:
             return None
         else:
@@ -231,6 +231,13 @@ class CommandExecutor:
             result = ended(command, "lost", Problem.make("supervisor_lost", detail=detail))
         await self._keep_session(command, ports, lost=result.outcome == "lost")
         return result
+
+    async def _leave(self, workspaces: Workspaces, command: Command, ports: Ports, result: Result) -> None:
+        """Settles the workspace, and notes what has changed in it so far: once it is merged, nothing else tells."""
+        await workspaces.leave(command, result)
+        changes = await workspaces.changes(command.task_id)
+        if changes:
+            await ports.note(command.attempt_id, CHANGES, changes)
 
     async def _keep_session(self, command: Command, ports: Ports, *, lost: bool) -> None:
         """Notes the session that an agent has named itself; what was lost before it named one can't be gone on with."""
