@@ -235,10 +235,11 @@ def _assign(case: Case) -> Effect:
         named = Asked(structs.replace(task.work, executor=case.order.executor))
         executor = choose(named, case.context.facts()).executor
         case.context.executors[executor].accepts(task.work)
-        fields |= {"executor": executor, "route": None}
+        # What it costs there may fit.
+        fields |= {"executor": executor, "route": None, "budget_at_ms": None}
     if case.order.assignee is not None:
         fields["assignee"] = case.order.assignee
-    journal.edit_task(tx, task, **fields)
+    settle_wait(tx, journal.edit_task(tx, task, **fields))
     return Effect(task.id, [task.id])
 
 
