@@ -132,9 +132,8 @@ class Announcer:
         reply_to = after.work.reply_to
         event = event_of(before, after)
         if reply_to is not None:
-            if event is None and before is not None and before.state in RUNNING and after.state == "idle":
-                # It was taken back; only where its executor has no login is that something for a person.
-                event = None if tx.one("gate_by_id", f"login:{after.executor}") is None else "login"
+            if event is None and before is not None and _lacks_login(tx, before, after):
+                event = "login"
             need = need_of(after)
             for id, asked in tx.all("asks_of", after.id):
                 if asked != need and not _still_asks(after, asked):
@@ -187,6 +186,14 @@ class Announcer:
         code = "".join(ALPHABET[drawn >> 5 * place & 31] for place in range(CODE_CHARS))
         tx.create(ASK, _digest(code), {"task_id": task.id, "event": event, "about": about, "created_at_ms": tx.now_ms})
         return code
+
+
+def _lacks_login(tx: Tx, before: Task, after: Task) -> bool:
+    """Tells whether a task was taken back for want of a login that it hadn't lacked before."""
+    if before.state not in RUNNING or after.state != "idle":
+        return False
+    told = before.problem is not None and after.problem is not None and before.problem.code == after.problem.code
+    return not told and tx.one("gate_by_id", f"login:{after.executor}") is not None
 
 
 class Cost(NamedTuple):

@@ -22,7 +22,7 @@ from omnid.flow.answers import (
 )
 from omnid.flow.caller import Caller
 from omnid.flow.texts import RESULT_CHARS_MAX, excerpt, plain
-from omnid.model import Gate, Problem, ReplyTo, Task, Work
+from omnid.model import Gate, Park, Problem, ReplyTo, Task, Work
 from omnid.settings import Cap, Destination
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal, outbox
@@ -386,6 +386,16 @@ def test_what_is_no_answer_is_refused(text: str) -> None:
 def test_all_that_a_person_may_be_asked_has_choices() -> None:
     assert CHOICES.keys() >= NEEDS_YOU
     assert ASKED <= NEEDS_YOU
+
+
+async def test_a_login_that_is_still_missing_is_told_once(told: World, clock: FakeClock) -> None:
+    problem = Problem.make("agent_login", executor="command", said="Not logged in.")
+    await told.add("x", reply_to=CHAT)
+    for _ in range(3):
+        (probe,) = await told.claim()
+        await told.finish(probe, "parked", problem=problem, park=Park("login", None))
+        clock.now_ms += 7_200_000
+    assert [body["event"] for body in await rows(told)] == ["login"]
 
 
 async def test_a_missing_login_is_for_a_person(told: World, clock: FakeClock) -> None:
