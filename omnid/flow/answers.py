@@ -73,12 +73,14 @@ def event_of(before: Task | None, after: Task) -> str | None:
 
 
 def need_of(task: Task) -> str | None:
-    """Gives what a task waits for that a person must do. Pure."""
+    """Gives what a task waits for that a person must do; a cap that leaves room again by itself is none. Pure."""
     if task.state == "uncertain":
         return "uncertain"
     if task.state == "input_required":
         return "input"
-    return task.reason if task.state == "waiting" and task.reason in ("approval", "budget") else None
+    if task.state != "waiting" or (task.reason == "budget" and task.wake_at_ms is not None):
+        return None
+    return task.reason if task.reason in ("approval", "budget") else None
 
 
 def _still_asks(task: Task, asked: str) -> bool:

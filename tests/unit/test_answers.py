@@ -1,5 +1,6 @@
 """Answers: written with what they tell, short and clean; and what a reply to them may do."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from omnid.settings import Cap, Destination
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal, outbox
 from tests.fakes.clock import FakeClock
+from tests.fakes.purse import Purse
 from tests.fakes.world import AGENT, World
 
 pytestmark = pytest.mark.anyio
@@ -386,6 +388,20 @@ def test_what_is_no_answer_is_refused(text: str) -> None:
 def test_all_that_a_person_may_be_asked_has_choices() -> None:
     assert CHOICES.keys() >= NEEDS_YOU
     assert ASKED <= NEEDS_YOU
+
+
+async def test_what_goes_on_by_itself_when_a_cap_leaves_room_needs_nobody(tmp_path: Path, clock: FakeClock) -> None:
+    purse = Purse(tmp_path / "world", clock)
+    purse.store.set_follow(Announcer(purse.context))
+    purse.cap(Cap(name="night", label="night", day_usd=3.0))
+    chat = (Destination(name="chat", kind="openclaw", target="@me"),)
+    purse.context.config = structs.replace(purse.context.config, destination=chat)
+    for _ in range(2):
+        await purse.add("x", executor="codex", labels=("night",), reply_to=ReplyTo(channel="chat"))
+    await purse.add("x", executor="codex", cost_max_usd=0.0, reply_to=ReplyTo(channel="chat"))
+    assert [command.name for command in await purse.claim()] == ["t1"]
+    assert [(body["event"], body["task"]) for body in await rows(purse)] == [("budget", "t3")]
+    purse.close()
 
 
 async def test_a_login_that_is_still_missing_is_told_once(told: World, clock: FakeClock) -> None:
