@@ -3,7 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
 from omnid.model import Problem, Submit, Submitted
+from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
 from omnid.store.interface import Outcome, Reader, Tx
 
@@ -301,16 +302,20 @@ class Api:
 
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
-        if params.executor != "*" and params.executor not in self._context.executors:
-            known = ", ".join(sorted(self._context.executors))
-            raise Rejected("unknown_executor", executor=params.executor, hint="", known=known)
+        self._check_executor(params.executor, {"*"})
         await self._gates.pause(params.executor)
         return shapes.Gates(self._views.gates())
 
     async def resume(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Lets an executor's tasks (or all) start again."""
+        # One that left the config may have left a closed gate behind.
+        self._check_executor(params.executor, {"*", *(gate.subject for gate in self._gates.all())})
         await self._gates.resume(params.executor)
         return shapes.Gates(self._views.gates())
+
+    def _check_executor(self, name: str, others: Container[str]) -> None:
+        if name not in self._context.executors and name not in others:
+            raise unknown_executor(name, self._context.executors)
 
     async def status(self, _caller: Caller, _params: shapes.Empty) -> shapes.Status:
         """Says how omnid is doing."""

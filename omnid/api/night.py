@@ -1,6 +1,5 @@
 """What people see in the morning: the digest of what happened, and the receipt of a task."""
 
-from collections.abc import Sequence
 from functools import partial
 
 from omnid.api import shapes_night as shapes
@@ -12,8 +11,9 @@ from omnid.flow.context import Context
 from omnid.flow.digest import Money
 from omnid.flow.gates import Gates
 from omnid.model import Attempt, Task
+from omnid.money import MICRO
+from omnid.store import journal
 from omnid.store.interface import Reader, Tx
-from omnid.store.journal import MICRO
 
 DAY_MS = 86_400_000
 FAILED_SHOWN_MAX = 10
@@ -71,21 +71,20 @@ class Night:
         store = self._context.store
         task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
         check = await self._check(task, await store.read(partial(_last, task=task)))
-        changes = None
-        return await store.read(partial(self._receipt, task_id=task.id, check=check, changes=changes))
+        return await store.read(partial(self._receipt, task_id=task.id, check=check))
 
-    async def _check(self, task: Task, last: str | None) -> shapes.CheckReceipt | None:
+    async def _check(self, task: Task, last: Attempt | None) -> shapes.CheckReceipt | None:
         if task.work.check is None:
             return None
-        output = "" if last is None else await self._context.spool.excerpt(last, check=True)
-        passed = None if task.finished_at_ms is None else task.state == "completed"
-        if task.problem is not None and task.problem.code != "check_failed":
-            passed = None
+        output = "" if last is None else await self._context.spool.excerpt(last.id, check=True)
+        passed = None
+        if task.state == "completed" and last is not None and last.outcome == "success":
+            passed = True  # Whoever completed it by hand has checked nothing.
+        elif task.state == "failed" and task.problem is not None and task.problem.code == "check_failed":
+            passed = False
         return shapes.CheckReceipt(task.work.check, passed, output[-CHECK_CHARS_MAX:])
 
-    def _receipt(
-        self, reader: Reader, *, task_id: str, check: shapes.CheckReceipt | None, changes: str | None
-    ) -> shapes.Receipt:
+    def _receipt(self, reader: Reader, *, task_id: str, check: shapes.CheckReceipt | None) -> shapes.Receipt:
         view = self._views.view(reader, "", Get(task=task_id), timed_out=False)
         facts = receipt.gather(reader, find_task(reader, task_id, ""))
         return shapes.Receipt(
@@ -100,7 +99,7 @@ class Night:
             reserved_usd=facts.reserved_microusd / MICRO,
             unknown=facts.unknown,
             check=check,
-            changes=changes,
+            changes=facts.changes,
             entries=facts.entries,
             sha256=facts.sha256,
         )
@@ -129,6 +128,6 @@ def _mark(tx: Tx, *, at_ms: int) -> None:
     tx.run("meta_set", MARK, str(at_ms))
 
 
-def _last(reader: Reader, *, task: Task) -> str | None:
-    rows: Sequence[Sequence[str]] = reader.all("attempts_of", task.id, 1)
-    return rows[0][1] if rows else None
+def _last(reader: Reader, *, task: Task) -> Attempt | None:
+    rows = reader.all("attempts_of", task.id, 1)
+    return journal.attempt_of(rows[0]) if rows else None

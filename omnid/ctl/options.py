@@ -6,6 +6,7 @@ as it is. Options are never abbreviated, so that a new one can't change what an 
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
@@ -99,15 +100,31 @@ class Given:
     def amount(self, name: str) -> float | None:
         """Gives the value as an amount of money, not below zero."""
         text = self.text(name)
-        if text is None:
-            return None
+        return None if text is None else self.dollars(f"--{name}", text)
+
+    def dollars(self, what: str, text: str) -> float:
+        """Reads an amount of money, not below zero, that `what` was given."""
         try:
             value = float(text.removeprefix("$"))
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf"):
-            self.misuse(f"--{name} takes an amount like 1.50, not {text!r}")
+            self.misuse(f"{what} takes an amount like 1.50, not {text!r}")
         return value
+
+    def one_of(self, name: str, known: Sequence[str]) -> str | None:
+        """Gives the value, which is one of the words."""
+        text = self.text(name)
+        if text is not None and text not in known:
+            self.misuse(f"--{name} takes one of {', '.join(known)}, not {text!r}")
+        return text
+
+    def hours(self, name: str) -> str | None:
+        """Gives the value, a daily window."""
+        text = self.text(name)
+        if text is not None and not re.fullmatch(r"(([01]\d|2[0-3]):[0-5]\d(-|$)){2}", text, re.ASCII):
+            self.misuse(f"--{name} takes hours like 23:00-07:00, not {text!r}")
+        return text
 
     def duration_s(self, name: str) -> float | None:
         """Gives the value, a duration, in seconds."""
@@ -212,7 +229,7 @@ def _count(given: Given, verb: Verb) -> None:
         given.misuse(f"It needs {verb.arguments}")
     if most is not None and len(given.arguments) > most:
         extra = given.arguments[most]
-        after = f"; what is to run stands after --, as in: omnictl {given.verb} -- {extra}" if verb.rest else ""
+        after = "; a prompt stands in quotes, and a command after --" if verb.rest else ""
         given.misuse(f"It has no use for {extra!r}{after}")
     if given.rest is not None and not verb.rest:
         given.misuse("It takes nothing after --")

@@ -120,9 +120,17 @@ class Screen:
         self.stdout.flush()
 
     def tell(self, line: str) -> None:
-        """Writes one line, cleaned, to standard error: for the person, not for the pipe."""
+        """Writes one line, cleaned, to standard error: for the person, not for the pipe. A terminal gets it wrapped."""
         self.stdout.flush()
-        self.stderr.write(clean(line) + "\n")
+        lines = [clean(line)]
+        if self.stderr.isatty():
+            text = lines[0].lstrip(" ")
+            indent = len(lines[0]) - len(text)
+            # What begins with a space is a label and its text, as the lines of an error are.
+            hang = len(lines[0]) - len(text.partition(" ")[2].lstrip(" ")) if indent else 0
+            first, *more = wrap(text, max(self.columns - hang, _COLUMNS_MIN // 2))
+            lines = [" " * indent + first, *(" " * hang + other for other in more)]
+        self.stderr.write("\n".join(lines) + "\n")
         self.stderr.flush()
 
     def progress(self, line: str) -> None:

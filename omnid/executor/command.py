@@ -13,7 +13,7 @@ import msgspec
 from omnid.errors import Rejected, Retryable
 from omnid.executor.agent_reading import read_report
 from omnid.executor.environment import gather, names_for
-from omnid.executor.interface import Found, Ports
+from omnid.executor.interface import CHANGES, Found, Ports
 from omnid.executor.profiles.known import PROFILES, profile_of
 from omnid.executor.profiles.plan import Plan, exact_words, plan
 from omnid.executor.reading import Reading, ended
@@ -27,6 +27,7 @@ from omnid.settings import CommandExecutor as Section
 
 TASK = "OMNID_TASK"
 PROBE_TIMEOUT_S = 10.0
+INSIST_S = 1.0
 ROOM = {"workspace_full", "workspace_down"}
 MENDED = {"setup_failed"}
 """What may be over at the next attempt, though nothing but an attempt finds that out."""
@@ -137,6 +138,10 @@ class CommandExecutor:
 
     async def _start(self, command: Command, ports: Ports, *, resume: bool) -> Result | None:
         attempt = command.attempt_id
+        if self._stands_in(command):
+            # Its words, its directory or its sandbox were those of an executor that is not there any more.
+            detail = "it is not in the config any more"
+            return ended(command, "unstarted", Problem.make("executor_down", executor=command.executor, detail=detail))
         environment = await self._environment((*self._names(), *command.work.env))
         try:
             start = self._plan(command, resume=resume)
@@ -156,11 +161,18 @@ class CommandExecutor:
         await self._supervised.start(spec, environment | {TASK: command.task_id}, start.stdin)
         if self._cancelled[attempt]:
             await self._supervised.cancel(attempt)
-        return await self._finish(command, ports)
+        return await self._insist(command, ports)
 
     async def recover(self, command: Command, ports: Ports) -> Found:
-        """See `Executor.recover`."""
+        """See `Executor.recover`.
+
+        In place of an executor that left the config: without a directory in the spool, work other than a command may
+        have been begun by another kind of executor, and nobody knows how far it came.
+        """
         found = await self._supervised.look(command.attempt_id)
+        there = self._supervised.spool.directory(command.attempt_id).exists()
+        if found is Found.NEVER_RAN and self._stands_in(command) and not command.work.argv and not there:
+            return Found.LOST
         if found is Found.LOST:
             await self._keep_session(command, ports, lost=True)
         return found
@@ -186,6 +198,16 @@ class CommandExecutor:
     async def aclose(self) -> None:
         """See `Executor.aclose`: there is nothing to let go of, as supervised commands go on by themselves."""
 
+    async def _insist(self, command: Command, ports: Ports) -> Result | None:
+        """Does `_finish` until it can be done: were what has ended taken back, its work would be done twice."""
+        while True:
+            try:
+                return await self._finish(command, ports)
+            except Retryable as error:
+                if error.code == "store_closed":
+                    raise
+            await anyio.sleep(INSIST_S)
+
     async def _finish(self, command: Command, ports: Ports) -> Result | None:
         """Waits for the attempt's end and reads its result; None where it never began.
 
@@ -201,7 +223,7 @@ class CommandExecutor:
         if trace.exit is not None and spec is not None:
             result = await Reading(supervised.spool, command, spec, trace.exit, self._zone()).result()
             if self._workspaces is not None:
-                result = await self._workspaces.leave(command, result)
+                await self._leave(self._workspaces, command, ports, result)
         elif not trace.began:
             return None
         else:
@@ -209,6 +231,13 @@ class CommandExecutor:
             result = ended(command, "lost", Problem.make("supervisor_lost", detail=detail))
         await self._keep_session(command, ports, lost=result.outcome == "lost")
         return result
+
+    async def _leave(self, workspaces: Workspaces, command: Command, ports: Ports, result: Result) -> None:
+        """Settles the workspace, and notes what has changed in it so far: once it is merged, nothing else tells."""
+        await workspaces.leave(command, result)
+        changes = await workspaces.changes(command.task_id)
+        if changes:
+            await ports.note(command.attempt_id, CHANGES, changes)
 
     async def _keep_session(self, command: Command, ports: Ports, *, lost: bool) -> None:
         """Notes the session that an agent has named itself; what was lost before it named one can't be gone on with."""
@@ -263,6 +292,10 @@ class CommandExecutor:
             stdout=bool(mapping) or start.agent is not None,
             agent=start.agent,
         )
+
+    def _stands_in(self, command: Command) -> bool:
+        """Tells whether it looks after an attempt of an executor that left the config: it then begins nothing."""
+        return command.recover and command.executor != self.name
 
     def _cwd(self, work: Work) -> str:
         return work.cwd or self._section.cwd or self._environ.get("HOME") or "/"

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from omnid.model import Command, Result, Work
 
+CHANGES = "changes"
+"""The kind of note that says what an attempt has changed in its workspace: ``git diff --stat``."""
+
 
 class Ports(Protocol):
     """What an executor may use of the daemon while it works on one attempt."""

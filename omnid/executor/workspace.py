@@ -18,6 +18,7 @@ from omnid.clock import Clock
 from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.executor import workspace_files, worktree
 from omnid.executor.git import Git
+from omnid.executor.spool import printable
 from omnid.executor.workspace_pool import Pool
 from omnid.executor.workspace_record import Record, Records, mapped
 from omnid.executor.worktree import UNFIT, impossible
@@ -31,6 +32,7 @@ States = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
 
 POOL = "pool"
 DIFF_INDEX = ".index"
+STAT_BYTES_MAX = 4_000
 NAMED_MAX = 5
 DIFF_S = 60.0
 SWEEP_S = 3600.0
@@ -136,21 +138,32 @@ class Workspaces:
                 record = await self._restored(record, hold)
         return record.place
 
-    async def leave(self, command: Command, result: Result) -> Result:
-        """Hears that an attempt has ended, before its result is in the journal; gives the result.
+    async def leave(self, command: Command, result: Result) -> None:
+        """Hears that an attempt has ended, before its result is in the journal.
 
         After a success, what was left uncommitted is committed, and a workspace in which nothing has come of it is
         removed. Whatever fails here fails the next time too, so it is logged and noted, and the work stays.
         """
         record = self.records.of(command.task_id)
         if record is None or not record.ready:
-            return result
+            return
         try:
             async with self.records.hold(record.key) as hold:
                 await self._settle(record, hold, done=result.outcome == "success")
         except OmnidError as error:
             self._log.warning("workspace_not_settled", task=command.name, **error.as_dict())
-        return result
+
+    async def changes(self, task_id: str) -> str:
+        """Gives ``git diff --stat`` of a task's work so far; empty where it has no workspace, or git can't tell."""
+        record = self.records.of(task_id)
+        if record is None or not record.ready:
+            return ""
+        try:
+            stat, _, more = await self.diff(record, stat=True, to=None, skip_bytes=0, bytes_max=STAT_BYTES_MAX)
+        except OmnidError as error:
+            self._log.warning("changes_not_told", task=record.task, **error.as_dict())
+            return ""
+        return printable(stat).rstrip("\n") + ("\n..." if more else "")
 
     async def check(self) -> None:
         """Raises Retryable where no task could get a workspace now: for the probes of executors that use them.

@@ -21,6 +21,7 @@ from omnid.flow.intake import permit_id, title_of
 from omnid.flow.notify import tell
 from omnid.flow.texts import WORDS, excerpt, plain, say
 from omnid.model import USER_ORIGIN, Attempt, Task, Work
+from omnid.money import MICRO
 from omnid.settings import Destination
 from omnid.states import RUNNING, TERMINAL
 from omnid.store import journal, outbox
@@ -72,12 +73,14 @@ def event_of(before: Task | None, after: Task) -> str | None:
 
 
 def need_of(task: Task) -> str | None:
-    """Gives what a task waits for that a person must do. Pure."""
+    """Gives what a task waits for that a person must do; a cap that leaves room again by itself is none. Pure."""
     if task.state == "uncertain":
         return "uncertain"
     if task.state == "input_required":
         return "input"
-    return task.reason if task.state == "waiting" and task.reason in ("approval", "budget") else None
+    if task.state != "waiting" or (task.reason == "budget" and task.wake_at_ms is not None):
+        return None
+    return task.reason if task.reason in ("approval", "budget") else None
 
 
 def _still_asks(task: Task, asked: str) -> bool:
@@ -131,9 +134,8 @@ class Announcer:
         reply_to = after.work.reply_to
         event = event_of(before, after)
         if reply_to is not None:
-            if event is None and before is not None and before.state in RUNNING and after.state == "idle":
-                # It was taken back; only where its executor has no login is that something for a person.
-                event = None if tx.one("gate_by_id", f"login:{after.executor}") is None else "login"
+            if event is None and before is not None and _lacks_login(tx, before, after):
+                event = "login"
             need = need_of(after)
             for id, asked in tx.all("asks_of", after.id):
                 if asked != need and not _still_asks(after, asked):
@@ -161,9 +163,9 @@ class Announcer:
                 code = self._ask(tx, task, event, permit_id(task.origin, task.executor, exact))
         row = tx.one("attempt_by_number", task.id, task.attempt) if task.attempt else None
         last = None if row is None else journal.attempt_of(row)
-        cost_usd = cost_of(tx, task.id)
+        cost = cost_of(tx, task.id)
         result = excerpt(shown if event == "approval" else "" if event in NEEDS_YOU else _output(last))
-        text = message(task, event, result, cost_usd, code=code, language=config.notify.language)
+        text = message(task, event, result, cost, code=code, language=config.notify.language)
         body = {
             "event": event,
             "text": text,
@@ -172,7 +174,7 @@ class Announcer:
             "title": _title(task),
             "result": result or None,
             "problem": task.problem,
-            "cost_usd": cost_usd,
+            "cost_usd": cost and cost.usd,
             "choices": [choice.number for choice in CHOICES.get(event, ())],
             "target": reply_to.get("target"),
             "session": reply_to.get("session"),
@@ -188,16 +190,30 @@ class Announcer:
         return code
 
 
-def message(task: Task, event: str, result: str, cost_usd: float | None, *, code: str, language: str) -> str:
+def _lacks_login(tx: Tx, before: Task, after: Task) -> bool:
+    """Tells whether a task was taken back for want of a login that it hadn't lacked before."""
+    if before.state not in RUNNING or after.state != "idle":
+        return False
+    told = before.problem is not None and after.problem is not None and before.problem.code == after.problem.code
+    return not told and tx.one("gate_by_id", f"login:{after.executor}") is not None
+
+
+class Cost(NamedTuple):
+    """What a task has cost."""
+
+    usd: float | None
+    """None: nobody knows."""
+
+
+def message(task: Task, event: str, result: str, cost: Cost | None, *, code: str, language: str) -> str:
     """Puts an answer into words: what became of the task, its result, its cost, and what may be replied. Pure."""
     problem = plain(task.problem.what) if task.problem else ""
     fields = {"task": task.name, "title": _title(task), "executor": task.executor, "problem": problem}
     lines = [say(language, f"answer.{event}", **fields).rstrip()]
     if result:
         lines.append(result)
-    if event not in NEEDS_YOU:
-        unknown = cost_usd is None
-        lines.append(say(language, "cost.unknown" if unknown else "cost", usd=_usd(cost_usd or 0.0)))
+    if event not in NEEDS_YOU and cost is not None:
+        lines.append(say(language, "cost.unknown" if cost.usd is None else "cost", usd=_usd(cost.usd or 0.0)))
     if event in ASKED and not code:
         do = f"omnictl approve {task.name}" if event == "approval" else f"omnictl resolve {task.name}"
         lines.append(say(language, "reply.omnictl", do=do))
@@ -208,12 +224,13 @@ def message(task: Task, event: str, result: str, cost_usd: float | None, *, code
     return "\n".join(lines)
 
 
-def cost_of(reader: Reader, task_id: str) -> float | None:
-    """Gives what all attempts of a task have cost in dollars; None where one of them isn't known."""
+def cost_of(reader: Reader, task_id: str) -> Cost | None:
+    """Gives what all attempts of a task have cost; None where they cost nothing."""
     row = reader.one("cost_of_task", task_id)
-    if row is None or row[0] != row[1]:
+    begun, known, microusd, reserved = row or (0, 0, None, 0)
+    if not known and not reserved:
         return None
-    return (row[2] or 0) / journal.MICRO
+    return Cost(None if known < begun else (microusd or 0) / MICRO)
 
 
 class Answer(NamedTuple):

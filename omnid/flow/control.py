@@ -12,7 +12,7 @@ from omnid.flow.answers import action_of, read_answer, take_code
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
-from omnid.flow.intake import granted, needs_approval, permit_id
+from omnid.flow.intake import granted, needs_approval, permit_id, title_of
 from omnid.model import Problem, Task, Work
 from omnid.route.router import choose
 from omnid.route.rules import Asked
@@ -235,10 +235,11 @@ def _assign(case: Case) -> Effect:
         named = Asked(structs.replace(task.work, executor=case.order.executor))
         executor = choose(named, case.context.facts()).executor
         case.context.executors[executor].accepts(task.work)
-        fields |= {"executor": executor, "route": None}
+        # What it costs there may fit.
+        fields |= {"executor": executor, "route": None, "budget_at_ms": None}
     if case.order.assignee is not None:
         fields["assignee"] = case.order.assignee
-    journal.edit_task(tx, task, **fields)
+    settle_wait(tx, journal.edit_task(tx, task, **fields))
     return Effect(task.id, [task.id])
 
 
@@ -263,7 +264,7 @@ def _deny(case: Case) -> Effect:
     if case.order.always:
         _permit(tx, task, _exact(case), allowed=False)
     denied = journal.edit_task(tx, task, approval="denied")
-    give_up(tx, denied, Problem.make("not_approved", detail=f"It asked to run: {_short(task.work)}"))
+    give_up(tx, denied, Problem.make("not_approved", detail=f"It asked to run: {title_of(task.work)}"))
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
 
 
@@ -281,11 +282,6 @@ def _reply(case: Case) -> Effect:
             raise _refuse(task, "approve", why, "`omnictl approve` shows what it is now")
     # A new order: whoever passes an answer on adds nothing to it.
     return _ACTIONS[action](case._replace(order=Order(case.order.ref, action)))
-
-
-def _short(work: Work) -> str:
-    text = " ".join(work.argv) if work.argv else f"{work.server or ''}.{work.tool or ''}"
-    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _exact(case: Case) -> Work:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
+from omnid.executor.interface import CHANGES
 from omnid.model import Attempt, Task
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
@@ -27,6 +28,8 @@ class Facts(NamedTuple):
     calls: int
     unknown: int
     """Calls that have ended and whose cost nobody knows."""
+    changes: str | None
+    """What the last attempt that worked in a workspace left there; see `executor.interface.CHANGES`."""
     entries: int
     sha256: str
     """Over the task's entries in the log, in order; see `digest`."""
@@ -46,9 +49,18 @@ def gather(reader: Reader, task: Task) -> Facts:
         spent_microusd=sum(row[2] or 0 for row in calls),
         calls=len(calls),
         unknown=sum(row[3] is not None for row in open_or_unknown),
+        changes=_changes(reader, attempts),
         entries=len(entries),
         sha256=digest(entries),
     )
+
+
+def _changes(reader: Reader, attempts: list[Attempt]) -> str | None:
+    for attempt in reversed(attempts):
+        notes = journal.notes(reader, attempt.id, CHANGES)
+        if notes:
+            return notes[-1]
+    return None
 
 
 def digest(entries: Iterable[Row]) -> str:

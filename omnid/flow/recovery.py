@@ -63,11 +63,12 @@ class Recovery:
     def _executor_for(self, command: Command) -> str | None:
         """Gives the executor that can look after the attempt: its own, else for a command the built-in one.
 
-        An adopted command follows the spec in its spool, so an executor that left the config changes nothing for it.
+        An adopted command follows the spec in its spool, so an executor that left the config changes nothing for it;
+        what never ran is taken back.
         """
         if command.executor in self._context.executors:
             return command.executor
-        is_command = bool(command.work.argv or command.work.prompt)
+        is_command = command.work.tool is None and command.work.server is None
         return "command" if is_command and "command" in self._context.executors else None
 
     async def tidy(self) -> None:

@@ -1,6 +1,6 @@
 """Which executor gets a task, and why. Pure: it is given what it decides on, and its reasons are written down."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import NamedTuple
@@ -80,12 +80,17 @@ def _by_name(work: Work, name: str, ways: Mapping[str, Way]) -> Route:
         return Route(name, BY_NAME)  # Its config says all there is to do.
     sort = work_sort(work)
     if name not in ways:
-        close = get_close_matches(name, ways, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise Rejected("unknown_executor", executor=name, hint=hint, known=", ".join(sorted(ways)))
+        raise unknown_executor(name, ways)
     if sort not in ways[name].takes:
         raise Rejected("wrong_executor", executor=name, kind=ways[name].kind, wanted=WANTED[sort])
     return Route(name, BY_NAME)
+
+
+def unknown_executor(name: str, known: Collection[str]) -> Rejected:
+    """Says that there is no executor of that name, which is nearest to it, and which there are."""
+    near = get_close_matches(name, known, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return Rejected("unknown_executor", executor=name, hint=hint, known=", ".join(sorted(known)))
 
 
 def _against(name: str, asked: Asked, sort: Sort, matcher: Matcher, facts: Facts) -> Against:

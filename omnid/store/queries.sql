@@ -135,7 +135,8 @@ SELECT {attempt_row} FROM attempt WHERE task_id = $1 ORDER BY number DESC LIMIT 
 -- name: count_attempts
 SELECT count(*) FROM attempt WHERE task_id = $1
 -- name: cost_of_task
-SELECT count(*), count(cost_microusd), sum(cost_microusd) FROM attempt WHERE task_id = $1
+SELECT count(CASE WHEN outcome <> 'unstarted' OR outcome IS NULL THEN 1 END), count(cost_microusd), sum(cost_microusd),
+count(reserved_microusd) FROM attempt WHERE task_id = $1
 -- name: attempt_ids
 SELECT id FROM attempt WHERE task_id = $1
 -- name: attempt_head

@@ -264,6 +264,26 @@ async def test_what_codex_lost_before_it_named_its_session_is_asked_about(tmp_pa
 CLAUDE_TOOLS = "Read,Glob,Grep,Edit,Write,NotebookEdit,Bash(git status *),Bash(git diff *),Bash(git log *)"
 
 
+async def test_what_has_ended_is_not_taken_back_because_it_can_not_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnid.executor.command.INSIST_S", 0.001)
+    agent = Agent(tmp_path, "codex")
+    write, refused = agent.ports.note, ["session", "session"]
+
+    async def full(attempt_id: str, kind: str, body: Any) -> None:
+        if kind in refused:
+            refused.remove(kind)
+            raise Retryable("disk_full", detail="x", path="y")
+        await write(attempt_id, kind, body)
+
+    monkeypatch.setattr(agent.ports, "note", full)
+    result = await agent.run(agent.command(prompt("success")))
+    assert (code(result), refused) == (("success", None), [])
+    assert agent.prompts() == [["success first prompt"]]
+    agent.fifo.close()
+
+
 async def test_a_persons_own_words_get_the_profile(tmp_path: Path) -> None:
     agent = Agent(tmp_path, "claude-code")
     words = ("claude", "-p", "success", "--model", "opus", "--allowedTools", "Edit", "Bash(make *)")

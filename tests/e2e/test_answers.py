@@ -154,9 +154,7 @@ async def test_the_answer_comes_once_though_the_client_left_and_the_daemon_was_k
     chat.settled()
     (argv,) = chat.calls()
     assert argv[:5] == ["message", "send", "--channel", "telegram", "--target=@me"]
-    assert argv[5] == (
-        f"--message={name} is done: /bin/sh -c read x < go; echo the answer is 42\nthe answer is 42\nCost: unknown"
-    )
+    assert argv[5] == (f"--message={name} is done: /bin/sh -c read x < go; echo the answer is 42\nthe answer is 42")
     home.stop()
     home.assert_nothing_left()
 
@@ -201,7 +199,7 @@ async def test_a_person_approves_through_the_chat_and_the_agent_alone_can_not(ch
         assert not done.is_error, done
     assert home.wait(name)["task"]["state"] == "completed"
     until(lambda: len(chat.calls()) == 2, "the answer")
-    assert chat.messages()[1].splitlines()[1:] == ["deployed", "Cost: unknown"]
+    assert chat.messages()[1].splitlines()[1:] == ["deployed"]
     home.stop()
 
 
@@ -237,7 +235,7 @@ def test_an_answer_goes_over_mcp(chat: Chat, home: Home) -> None:
     calls = [json.loads(line) for line in chat.ledger.read_text().splitlines()]
     sent = [call["arguments"] for call in calls if call.get("called") == "messages_send"]
     assert [given["session_key"] for given in sent][:3] == ["main", "unknown", "down"]
-    assert sent[0]["text"] == "t1 is done: /bin/sh -c echo hello\nhello\nCost: unknown"
+    assert sent[0]["text"] == "t1 is done: /bin/sh -c echo hello\nhello"
     home.assert_nothing_left()
 
 

@@ -26,6 +26,7 @@ from omnid.messages import CATALOGUE
 from tests.e2e.harness import FAKES, OMNICTL, WAIT_S, Home, assert_says, home_at, until
 
 WIDE = {"COLUMNS": "1000"}
+FILE_BYTES_MAX = 65_536
 SESSION = "01a1fc6f-0dd0-7b21-bc59-25941ffffc1f"
 CONFIG = f"""
 [socket]
@@ -223,7 +224,7 @@ SHARED: dict[str, Provoke] = {
     "input_too_large": ctl("add", "--", "echo", "x" * 5000),
     "too_many": ctl("add", "--label", "a", "--label", "b", "--label", "c", "--", "true"),
     "nothing_to_do": ctl("add", "--prompt", "hello", "--", "true"),
-    "kind_missing": ctl("add", "--prompt", "hello"),
+    "kind_missing": ctl("add", "--tool", "echo"),
     "unknown_executor": ctl("add", "--executor", "nobody", "--", "true"),
     "wrong_executor": ctl("add", "--executor", "server", "--", "true"),
     "bad_cwd": ctl("add", "--cwd", "/no/such/directory", "--", "true"),
@@ -352,9 +353,8 @@ def store_io(home: Home) -> str:
     home.environ = {name: value for name, value in home.environ.items() if not name.startswith("COVERAGE_")}
     home.start()
     assert home.process
-    size = (home.state / "journal.db-wal").stat().st_size
-    # From here on, the system refuses to let its files grow.
-    resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (size, size))
+    # From here on, the system refuses what it writes behind this place of a file.
+    resource.prlimit(home.process.pid, resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, FILE_BYTES_MAX))
     with contextlib.suppress(OmnidError):
         home.submit(["true"], stdin="x" * 100_000)
     assert home.process.wait(WAIT_S) == 1

@@ -1,5 +1,6 @@
 """Answers: written with what they tell, short and clean; and what a reply to them may do."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +23,12 @@ from omnid.flow.answers import (
 )
 from omnid.flow.caller import Caller
 from omnid.flow.texts import RESULT_CHARS_MAX, excerpt, plain
-from omnid.model import Gate, Problem, ReplyTo, Task, Work
-from omnid.settings import Destination
+from omnid.model import Gate, Park, Problem, ReplyTo, Task, Work
+from omnid.settings import Cap, Destination
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal, outbox
 from tests.fakes.clock import FakeClock
+from tests.fakes.purse import Purse
 from tests.fakes.world import AGENT, World
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +120,16 @@ async def test_a_cost_that_is_unknown_is_said_to_be(told: World) -> None:
     assert [body["cost_usd"] for body in await rows(told)] == [None, 0.5, 0.0004]
 
 
+async def test_of_what_costs_nothing_no_cost_is_told(told: World) -> None:
+    for executor in ("command", "safe"):
+        await told.add("x", executor=executor, reply_to=CHAT)
+    told.set("budget", day_usd=10.0)
+    told.context.config = structs.replace(told.context.config, cap=(Cap(name="safe", executor="safe", day_usd=5.0),))
+    for command in await told.claim():
+        await told.finish(command, "success")
+    assert [body["text"].splitlines()[1:] for body in await rows(told)] == [[], ["Cost: unknown"]]
+
+
 async def test_a_failure_for_good_says_why_and_offers_another_try(told: World) -> None:
     await told.add("x", reply_to=CHAT, attempts_max=2, backoff_s=0)
     (command,) = await told.claim()
@@ -127,7 +139,7 @@ async def test_a_failure_for_good_says_why_and_offers_another_try(told: World) -
     (command,) = await told.claim()
     await told.finish(command, "failure", problem=PROBLEM, output="boom")
     body = await last(told)
-    assert body["text"] == f"t1 failed: x\n{PROBLEM.what}\nboom\nCost: unknown\nReply 2 again."
+    assert body["text"] == f"t1 failed: x\n{PROBLEM.what}\nboom\nReply 2 again."
     await told.control("t1", "reply", text="2")
     assert (await told.task(body["task_id"])).state == "idle"
 
@@ -376,6 +388,30 @@ def test_what_is_no_answer_is_refused(text: str) -> None:
 def test_all_that_a_person_may_be_asked_has_choices() -> None:
     assert CHOICES.keys() >= NEEDS_YOU
     assert ASKED <= NEEDS_YOU
+
+
+async def test_what_goes_on_by_itself_when_a_cap_leaves_room_needs_nobody(tmp_path: Path, clock: FakeClock) -> None:
+    purse = Purse(tmp_path / "world", clock)
+    purse.store.set_follow(Announcer(purse.context))
+    purse.cap(Cap(name="night", label="night", day_usd=3.0))
+    chat = (Destination(name="chat", kind="openclaw", target="@me"),)
+    purse.context.config = structs.replace(purse.context.config, destination=chat)
+    for _ in range(2):
+        await purse.add("x", executor="codex", labels=("night",), reply_to=ReplyTo(channel="chat"))
+    await purse.add("x", executor="codex", cost_max_usd=0.0, reply_to=ReplyTo(channel="chat"))
+    assert [command.name for command in await purse.claim()] == ["t1"]
+    assert [(body["event"], body["task"]) for body in await rows(purse)] == [("budget", "t3")]
+    purse.close()
+
+
+async def test_a_login_that_is_still_missing_is_told_once(told: World, clock: FakeClock) -> None:
+    problem = Problem.make("agent_login", executor="command", said="Not logged in.")
+    await told.add("x", reply_to=CHAT)
+    for _ in range(3):
+        (probe,) = await told.claim()
+        await told.finish(probe, "parked", problem=problem, park=Park("login", None))
+        clock.now_ms += 7_200_000
+    assert [body["event"] for body in await rows(told)] == ["login"]
 
 
 async def test_a_missing_login_is_for_a_person(told: World, clock: FakeClock) -> None:

@@ -19,6 +19,7 @@ from omnid.errors import Rejected, Retryable
 from omnid.executor import command as module
 from omnid.executor import reading
 from omnid.executor.command import CommandExecutor
+from omnid.executor.interface import Found
 from omnid.executor.spool import Spool, excerpt, printable
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
@@ -350,6 +351,25 @@ def test_cut_falls_between_characters(text: str, head: int, tail: int) -> None:
     assert text.startswith(before)
     assert text.endswith(after)
     assert len(before.encode()) + int(count) + len(after.encode()) == len(data)
+
+
+# In place of an executor that left the config.
+
+
+async def test_it_begins_nothing_in_place_of_an_executor_that_is_gone(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    command = msgspec.structs.replace(command_of(Work(argv=("touch", str(made)))), executor="sandbox", recover=True)
+    executor = commands(tmp_path)
+    assert await executor.recover(command, Ports()) is Found.NEVER_RAN
+    for step in (executor.run, executor.adopt):
+        result = await step(command, Ports())
+        assert (result.outcome, result.problem and result.problem.code) == ("unstarted", "executor_down")
+    assert not made.exists()
+
+
+async def test_what_another_kind_of_executor_may_have_begun_is_lost_with_it(tmp_path: Path) -> None:
+    command = msgspec.structs.replace(command_of(Work(prompt="x")), executor="model", recover=True)
+    assert await commands(tmp_path).recover(command, Ports()) is Found.LOST
 
 
 @given(

@@ -289,6 +289,17 @@ async def test_a_denied_task_fails_with_those_after_it(world: World) -> None:
     assert (await world.task(after.id)).state == "failed"
 
 
+async def test_a_denied_prompt_says_what_it_asked(world: World) -> None:
+    executor: Any = world.context.executors["safe"]
+    executor.takes_prompts, executor.accepts = True, lambda _: None
+    world.context.take_executors(world.context.executors)
+    (asked,) = await world.submit(Submit(prompt="drop all tables", executor="safe"), caller=AGENT)
+    await world.control("claude/t1", "deny")
+    problem = (await world.task(asked.id)).problem
+    assert problem is not None
+    assert "drop all tables" in problem.why
+
+
 async def test_an_approval_for_good_covers_exactly_the_same_work(world: World) -> None:
     fields: dict[str, Any] = {"cwd": "/a", "env": ("X",), "check": ("true",)}
     await world.add("rm", "x", caller=AGENT, **fields)

@@ -34,7 +34,9 @@ def test_spend_without_any_and_in_words_that_it_does_not_know():
 def test_budget_raises_what_a_task_may_cost():
     ran = Ran("budget", "t7", "$2.5", daemon=Daemon(task__control=CONTROLLED))
     assert ran.calls == [("task.control", {"task": "t7", "action": "budget", "cost_max_usd": 2.5})]
-    assert Ran("budget", "t7", "much").code == 2
+    for amount in ("much", "-1", "nan", "1e400"):
+        ran = Ran("budget", "t7", amount)
+        assert (ran.code, ran.err.splitlines()[0]) == (2, f"omnictl: USD takes an amount like 1.50, not {amount!r}.")
 
 
 def test_status_shows_today_where_there_is_a_cap_or_a_cost():

@@ -137,6 +137,18 @@ def test_progress_is_one_line_rewritten_and_removed():
     assert second == ""
 
 
+def test_what_is_told_fits_a_terminal_and_is_one_line_in_a_pipe():
+    line = "  why: It was never submitted here, was deleted, or was removed after its time."
+    terminal, pipe = Terminal(), io.StringIO()
+    for err in (terminal, pipe):
+        Screen(io.StringIO(), err, {"COLUMNS": "50"}).tell(line)
+    assert pipe.getvalue() == f"{line}\n"
+    assert terminal.getvalue().splitlines() == [
+        "  why: It was never submitted here, was",
+        "       deleted, or was removed after its time.",
+    ]
+
+
 @pytest.mark.parametrize("environ", [{}, {"TERM": "dumb"}])
 def test_no_progress_where_it_can_not_be_rewritten(environ):
     err = Terminal() if environ else io.StringIO()

@@ -73,6 +73,17 @@ def test_add_takes_every_field(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    "words", ["--only 25:00-26:00", "--only 23:00", "--only x", "--workspace tree", "--cost-max nan", "--cost-max -1"]
+)
+def test_add_says_what_an_option_takes(words):
+    option, value = words.split()
+    ran = Ran("add", option, value, "--", "true")
+    assert ran.code == 2
+    assert ran.err.startswith(f"omnictl: {option} takes ")
+    assert value in ran.err.splitlines()[0]
+
+
 def test_add_of_a_tool_call_and_a_prompt():
     daemon = Daemon(task__submit=SUBMITTED, task__why=WHY)
     Ran("add", "--server", "s", "--tool", "t", "--arguments", '{"a": [1]}', daemon=daemon)

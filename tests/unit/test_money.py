@@ -236,6 +236,17 @@ async def test_a_tasks_own_lid_waits_for_a_person_who_raises_it(purse: Purse, to
     assert refused.value.code == "not_in_state"
 
 
+async def test_a_task_that_waits_for_money_goes_on_where_it_costs_less(purse: Purse) -> None:
+    purse.cap(Cap(name="night", label="night", day_usd=1.0))
+    for lid in ({"labels": ("night",)}, {"cost_max_usd": 0.0}):
+        task = await purse.add("x", executor="codex", **lid)
+        assert await purse.claim() == []
+        assert (await purse.task(task.id)).reason == "budget"
+        await purse.control(task.id, "assign", executor="safe")
+        (command,) = await purse.claim()
+        assert (command.task_id, command.executor) == (task.id, "safe")
+
+
 async def test_the_dispatcher_goes_on_behind_tasks_that_wait_for_money(purse: Purse) -> None:
     purse.cap(Cap(name="n", label="night", day_usd=2))
     purse.set("daemon", slots_max=2)

@@ -1,6 +1,13 @@
 """The receipt of a task: its way, its cost, and a hash that changes with any of its entries."""
 
+import pytest
+
+from omnid.api.night import Night
+from omnid.api.shapes_night import ReceiptOf
+from omnid.api.views import Views
 from omnid.flow import receipt
+from omnid.flow.caller import Caller
+from omnid.model import Problem
 from omnid.store.calls import add_call, zone_of
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
@@ -41,6 +48,30 @@ async def test_it_adds_up_what_the_journal_knows(world: World, clock: FakeClock)
     assert (facts.calls, facts.unknown) == (3, 2)
     assert (facts.spent_microusd, facts.reserved_microusd) == (250_000, 2_000_000)
     assert await world.differences() == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "by_hand", "passed"),
+    [
+        ("success", None, False, True),
+        ("failure", "check_failed", False, False),
+        ("failure", "exit_code", False, None),
+        ("failure", "check_failed", True, None),
+    ],
+)
+async def test_a_check_has_passed_only_where_it_was_run(
+    world: World, outcome: str, code: str | None, by_hand: bool, passed: bool | None
+) -> None:
+    await world.add("x", check=("true",), attempts_max=1)
+    (command,) = await world.claim()
+    problem = code and Problem(code, "what", "why", "do")
+    await world.finish(command, outcome, problem=problem or None)
+    if by_hand:
+        await world.control("t1", "complete")
+    night = Night(world.context, world.gates, Views(world.context, world.gates))
+    check = (await night.receipt(Caller(), ReceiptOf(task="t1"))).check
+    assert check is not None
+    assert check.passed is passed
 
 
 async def test_the_hash_covers_every_entry(world: World) -> None:

@@ -92,6 +92,8 @@ async def test_from_the_submit_to_the_merge(world: World) -> None:
         merged = await running.call("workspace.merge", task="t1")
         assert (merged.into, merged.files, merged.removed) == ("main", ["sub/new.txt"], True)
         assert (running.repository.path / "sub" / "new.txt").read_text() == "new\n"
+        receipt = await running.call("task.receipt", task="t1")
+        assert receipt.changes == " sub/new.txt | 1 +\n 1 file changed, 1 insertion(+)"
         assert (await running.call("task.get", task="t1")).workspace is None
         with pytest.raises(Rejected) as caught:
             await running.call("workspace.diff", task="t1")

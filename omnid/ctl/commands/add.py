@@ -120,10 +120,9 @@ def _fields(context: Context) -> dict[str, Any]:
     given, now_ms = context.given, context.world.now_ms()
     after = given.commas("after")
     return {
-        **{
-            name: given.text(name)
-            for name in ("key", "executor", "lane", "kind", "assignee", "origin", "workspace", "only")
-        },
+        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee", "origin")},
+        "workspace": given.one_of("workspace", ("worktree", "copy", "none")),
+        "only": given.hours("only"),
         "priority": given.whole("priority"),
         "after": after,
         "not_before_ms": given.future_ms("not-before", now_ms),

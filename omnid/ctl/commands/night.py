@@ -8,7 +8,7 @@ from omnid.ctl.context import Context
 from omnid.ctl.options import Option, Verb
 from omnid.ctl.render import Cell, clean, clean_lines, fit
 
-_LABEL_COLUMNS = 15
+_LABEL_COLUMNS = 13
 
 
 def _away(context: Context) -> int:
@@ -67,7 +67,8 @@ def _facts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if answer["check"]:
         passed = {True: "passed", False: "did not pass", None: "not decided"}[answer["check"]["passed"]]
         yield "check", f"{views.command(answer['check']['argv'])}: {passed}"
-    yield "journal", f"{answer['entries']} entries, SHA-256 {answer['sha256']}"
+    yield "journal", f"{answer['entries']} entries"
+    yield "SHA-256", answer["sha256"]
 
 
 def _attempt(attempt: Mapping[str, Any]) -> str:
@@ -79,15 +80,15 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
     if attempt["exit_code"] is not None:
         parts.append(f"exit code {attempt['exit_code']}")
     if attempt["cost_usd"] is not None:
-        parts.append(f"${attempt['cost_usd']:.4f}")
+        parts.append(views.usd(attempt["cost_usd"]))
     return ", ".join(parts) + (f". {attempt['problem']}" if attempt["problem"] else "")
 
 
 def _cost(answer: Mapping[str, Any]) -> str:
-    text = f"${answer['spent_usd']:.4f} spent in {answer['calls']} call{'s' if answer['calls'] > 1 else ''}"
+    text = f"{views.usd(answer['spent_usd'])} spent in {answer['calls']} call{'s' if answer['calls'] > 1 else ''}"
     if answer["unknown"]:
         text += f", {answer['unknown']} of unknown cost"
-    return text + (f", ${answer['reserved_usd']:.4f} reserved" if answer["reserved_usd"] else "")
+    return text + (f", {views.usd(answer['reserved_usd'])} reserved" if answer["reserved_usd"] else "")
 
 
 def _texts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

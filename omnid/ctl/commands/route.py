@@ -50,7 +50,7 @@ def _route(context: Context) -> int:
 
 def _tell(context: Context, explained: Mapping[str, Any]) -> None:
     screen, route = context.screen, explained["route"]
-    screen.put(Cell(route["executor"], "bold"), f"  {route['reason']}")
+    screen.paragraph(route["executor"], route["reason"], label_style="bold")
     for one in route.get("turned_down", ()):
         rule = f" (rule {one['rule']})" if one.get("rule") not in (None, route.get("rule")) else ""
         screen.paragraph("  not", f"{one['executor']} {one['why']}{rule}", 7)

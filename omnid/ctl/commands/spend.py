@@ -14,9 +14,7 @@ _AMOUNTS = ("SPENT", "RESERVED", "UNKNOWN", "CALLS")
 
 
 def _spend(context: Context) -> int:
-    by = context.given.text("by") or "executor"
-    if by not in _BY:
-        context.given.misuse(f"--by takes one of {', '.join(_BY)}")
+    by = context.given.one_of("by", _BY) or "executor"
     since = context.given.text("since")
     now_ms = context.world.now_ms()
     spent = context.call("spend", by=by, since_ms=None if since is None else times.parse_past(since, now_ms))
@@ -59,11 +57,7 @@ def _cap(cap: Mapping[str, Any], now_ms: int) -> Sequence[Cell]:
 
 def _budget(context: Context) -> int:
     task, amount = context.given.arguments
-    try:
-        cost_max_usd = float(amount.removeprefix("$"))
-    except ValueError:
-        context.given.misuse(f"The most that it may cost is dollars, as in 2.50, and not {amount!r}")
-    return control(context, [task], "budget", cost_max_usd=cost_max_usd)
+    return control(context, [task], "budget", cost_max_usd=context.given.dollars("USD", amount))
 
 
 VERBS = {
