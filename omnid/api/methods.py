@@ -107,10 +107,10 @@ class Api:
         self._host = host
         self._views = Views(context, gates)
         self._history = JournalViews(context, gates, self._views, Doctor(context))
-        self.night = Night(context, gates, self._views)
         self._routing = Routing(context)
         self._outbox = OutboxViews(context)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
+        self.night = Night(context, gates, self._views, self._workspaces)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:

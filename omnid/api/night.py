@@ -6,6 +6,7 @@ from functools import partial
 from omnid.api import shapes_night as shapes
 from omnid.api.shapes import Get
 from omnid.api.views import NEEDS_YOU_MAX, Views
+from omnid.api.workspace_views import WorkspaceViews
 from omnid.flow import digest, receipt
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
@@ -25,10 +26,11 @@ MARK = "away_since_ms"
 class Night:
     """Builds digests and receipts."""
 
-    def __init__(self, context: Context, gates: Gates, views: Views) -> None:
+    def __init__(self, context: Context, gates: Gates, views: Views, workspaces: WorkspaceViews) -> None:
         self._context = context
         self._gates = gates
         self._views = views
+        self._workspaces = workspaces
 
     async def away(self, caller: Caller, params: shapes.Away) -> shapes.AwayDigest:
         """Says what happened since a person last asked; a person's question sets that time anew."""
@@ -81,7 +83,8 @@ class Night:
         store = self._context.store
         task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
         check = await self._check(task, await store.read(partial(_last, task=task)))
-        changes = None
+        # Like the diff itself, it is for people.
+        changes = await self._workspaces.stat(task.id) if caller.role == "person" else None
         return await store.read(partial(self._receipt, task_id=task.id, check=check, changes=changes))
 
     async def _check(self, task: Task, last: str | None) -> shapes.CheckReceipt | None:

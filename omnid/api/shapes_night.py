@@ -89,6 +89,6 @@ class Receipt(Struct, frozen=True):
     unknown: int
     check: CheckReceipt | None
     changes: str | None
-    """``git diff --stat`` of its workspace, where it has one."""
+    """``git diff --stat`` of its workspace, where it has one; for people."""
     entries: int
     sha256: str

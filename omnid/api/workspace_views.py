@@ -5,7 +5,7 @@ import msgspec
 from omnid.api import shapes_workspaces as shapes
 from omnid.api.journal_views import decode_piece
 from omnid.api.shapes import TaskView, WhyAnswer
-from omnid.errors import Rejected
+from omnid.errors import OmnidError, Rejected
 from omnid.executor.workspace import Listed, Workspaces
 from omnid.executor.workspace_record import Record
 from omnid.flow.caller import Caller, find_task
@@ -15,6 +15,8 @@ from omnid.states import TERMINAL
 
 FILES_MAX = 200
 """How many files of a merge are named."""
+STAT_BYTES_MAX = 16_384
+"""How much of `git diff --stat` a receipt shows."""
 
 
 class WorkspaceViews:
@@ -42,6 +44,17 @@ class WorkspaceViews:
         text, used = decode_piece(data, whole=not more)
         following = params.offset_bytes + used if more else None
         return shapes.DiffPart(text, to, following, view_of(record))
+
+    async def stat(self, task_id: str) -> str | None:
+        """Gives which files a task has changed, or why that can't be told; None where it has no workspace."""
+        record = None if self._workspaces is None else self._workspaces.of(task_id)
+        if record is None:
+            return None
+        try:
+            data, _, more = await self._there().diff(record, stat=True, to=None, skip_bytes=0, bytes_max=STAT_BYTES_MAX)
+        except OmnidError as error:
+            return f"They can't be told: {error.what} {error.why}"
+        return decode_piece(data, whole=not more)[0] + ("...\n" if more else "")
 
     async def merge(self, caller: Caller, params: shapes.WorkspaceOf) -> shapes.WorkspaceMerged:
         """Merges a task's work and removes its workspace."""

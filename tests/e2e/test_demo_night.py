@@ -47,6 +47,7 @@ def test_it_tells_the_night_without_a_terminal_and_without_a_network(ground):
         "6 done, 2 parked until 00:00, 1 needs you; $1.20 of $1.40 and up to $0.20 unknown; 1 limit waited out",
         "claude-code/t1 wants to run on claude-code",
         "attempt 1 lost on claude-code",
+        "settings.toml | 2 ++",
         "t1 is merged into main of",
         "9 done; $1.80 of $2.50",
     ):

@@ -9,6 +9,7 @@ import pytest
 
 from omnid.api.night import Night
 from omnid.api.views import Views
+from omnid.api.workspace_views import WorkspaceViews
 from omnid.flow.daily import Daily
 from omnid.flow.wakeup import Wakeup
 from omnid.store import outbox
@@ -26,7 +27,8 @@ def at(text: str) -> int:
 
 
 def daily(world: World) -> Daily:
-    return Daily(world.context, Night(world.context, world.gates, Views(world.context, world.gates)).line)
+    context, gates = world.context, world.gates
+    return Daily(context, Night(context, gates, Views(context, gates), WorkspaceViews(context, gates, None)).line)
 
 
 def wish(world: World, digest_at: str = "08:00") -> None:
