@@ -27,6 +27,7 @@ from omnid.flow.answers import Announcer
 from omnid.flow.awake import Awake
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
+from omnid.flow.daily import Daily
 from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.drain import Drain
 from omnid.flow.failover import Failover
@@ -191,7 +192,10 @@ class Daemon:
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))
         work.start_soon(self._kept("prewarm", self.workspaces.pool.run))
-        await self._listen(work, Api(context, self.gates, cancelling, self, self.workspaces))
+        api = Api(context, self.gates, cancelling, self, self.workspaces)
+        self._daily = Daily(context, api.night.line)
+        work.start_soon(self._kept("daily", self._daily.run))
+        await self._listen(work, api)
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
 
     async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
@@ -265,6 +269,7 @@ class Daemon:
         work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
         context.wake()
         self.drain.ring_all()
+        self._daily.look()
         self._log.info("config_taken_over", path=loaded.path)
 
     async def _probe(self, names: Collection[str]) -> None:

@@ -108,10 +108,10 @@ class Api:
         self._host = host
         self._views = Views(context, gates)
         self._history = JournalViews(context, gates, self._views, Doctor(context))
-        self._night = Night(context, gates, self._views)
         self._routing = Routing(context)
         self._outbox = OutboxViews(context)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
+        self.night = Night(context, gates, self._views)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -348,11 +348,11 @@ class Api:
 
     async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:
         """Says what happened while nobody looked."""
-        return await self._night.away(caller, params)
+        return await self.night.away(caller, params)
 
     async def receipt(self, caller: Caller, params: shapes_night.ReceiptOf) -> shapes_night.Receipt:
         """Gives all that is known of a task's way."""
-        return await self._night.receipt(caller, params)
+        return await self.night.receipt(caller, params)
 
     async def spend(self, _caller: Caller, params: shapes_money.Spend) -> shapes_money.Spent:
         """Gives what was spent, and the caps."""

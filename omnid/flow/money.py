@@ -187,10 +187,11 @@ def _cost(result: Result) -> int | None:
 def settle_one(tx: Tx, budget: Budget, call: Call, spent_microusd: int | None, outcome: str, turned: Turned) -> None:
     """Settles one call; None keeps its whole reservation, as unknown, until its window ends."""
     settle_call(tx, call, spent_microusd, outcome, zone_of(tx))
-    if spent_microusd is not None and spent_microusd < call.reserved_microusd:
-        look_again(tx, budget, turned)
-        if not budget.labels.isdisjoint(call.labels):
-            _release(tx, budget.labels.intersection(call.labels), turned)
+    # Where nothing is given back no gate opens, but why it is closed and until when may be another matter now.
+    look_again(tx, budget, turned)
+    gives_back = spent_microusd is not None and spent_microusd < call.reserved_microusd
+    if gives_back and not budget.labels.isdisjoint(call.labels):
+        _release(tx, budget.labels.intersection(call.labels), turned)
     for fill in fills(tx, budget.lids(call.executor, call.labels), tx.now_ms):
         _tell_share(tx, budget, fill)
 

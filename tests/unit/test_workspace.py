@@ -371,6 +371,10 @@ async def test_submodules_are_refused_unless_a_set_up_fills_them(repository: Rep
 async def test_without_git_the_task_waits(repository: Repository, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     places = Places(tmp_path / "w", {"PATH": str(tmp_path / "bin")})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    assert await places.enter(places.task(), outside) == outside
+    await places.workspaces.check()  # Nothing has needed git so far.
     error = await refused(places.enter(places.task(), repository.path), "workspace_down")
     assert "git was not found" in error.what
     await refused(places.workspaces.check(), "workspace_down")
