@@ -4,9 +4,10 @@ This module imports the MCP SDK, which takes most of a second and about 40 MB: o
 thread. The loop speaks 2026-07-28 (stateless) and 2025-11-25 (initialize) and takes the era of the first request.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import anyio
 import mcp_types as types
@@ -17,6 +18,7 @@ from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_dual_era_loop
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -24,15 +26,16 @@ from pydantic import ValidationError
 
 from omnid import wire
 from omnid.api.handler import AGENT_ORIGIN
+from omnid.api.http_gate import App
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
 from omnid.api.shapes import Get, TaskView
-from omnid.api.socket import Connection
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.flow.caller import Caller
 from omnid.log import Logger
 from omnid.model import USER_ORIGIN
+from omnid.settings import Http
 
 PROGRESS_S = 5.0
 """How often a wait reports progress to a client that asked for it."""
@@ -45,10 +48,37 @@ ORIGIN_CHARS_MAX = 100
 Send = Callable[[bytes], Awaitable[None]]
 
 
+class Client(Protocol):
+    """What a client said of itself before it spoke MCP."""
+
+    @property
+    def origin(self) -> str | None:
+        """Under which name its tasks go; None: under the one that it gives in MCP."""
+        ...
+
+    @property
+    def session(self) -> str | None:
+        """Its session, within which a repeat is answered and not done again; None: it has none."""
+        ...
+
+    @property
+    def parent(self) -> str | None:
+        """The task from inside which it comes."""
+        ...
+
+
+class Stranger(NamedTuple):
+    """A client that has said nothing of itself: one that came over HTTP."""
+
+    origin: str | None = None
+    session: str | None = None
+    parent: str | None = None
+
+
 class Session:
     """What the handlers know of the connection that a request came over."""
 
-    def __init__(self, connection: Connection, requests_max: int) -> None:
+    def __init__(self, connection: Client, requests_max: int) -> None:
         self.connection = connection
         self.requests_max = requests_max
         self.requests_open = 0
@@ -82,6 +112,28 @@ class ToolServer:
         reading, writing = _Lines(session, lines, send), _Answers(session, send)
         with session.scope:
             await serve_dual_era_loop(self._server, reading, writing, lifespan_state=session)
+        if session.fatal is not None:
+            raise session.fatal
+
+    @asynccontextmanager
+    async def over_http(self, settings: Http) -> AsyncGenerator[App]:
+        """Gives what answers requests over HTTP; raises what is Fatal when the context ends."""
+        session = Session(Stranger(), settings.connections_max)
+
+        @asynccontextmanager
+        async def lifespan(_server: Server[Any]) -> AsyncGenerator[Session]:
+            yield session
+
+        self._server.lifespan = lifespan
+        manager = StreamableHTTPSessionManager(
+            self._server,
+            session_idle_timeout=settings.session_idle_s,
+            max_request_body_size=settings.body_bytes_max,
+            max_sessions=settings.sessions_max,
+        )
+        with session.scope:
+            async with manager.run():
+                yield cast("App", manager.asgi_app)
         if session.fatal is not None:
             raise session.fatal
 

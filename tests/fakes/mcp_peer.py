@@ -112,6 +112,9 @@ class Log:
     def error(self, event: str, **fields: Any) -> None:
         self.errors.append({"event": event, **fields})
 
+    def warning(self, event: str, **fields: Any) -> None:
+        """Nobody looks at these."""
+
 
 class Connection:
     def __init__(self, origin: str | None = None, session: str | None = None) -> None:
