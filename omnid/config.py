@@ -38,7 +38,7 @@ Origin = Literal["default", "file", "env"]
 CONFIG_BYTES_MAX = MIB
 SHOWN_CHARS_MAX = 200
 SLOTS_MIN = 4
-AT_START = ("state.", "socket.", "store.", "log.", "workspace.dir")
+AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir")
 """The settings that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
 LIVE = frozenset({"store.free_bytes_min"})
 
@@ -137,6 +137,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     lists["channel"] = reader.channels(lists["channel"])
     reader.environment(environ, sections)
     reader.together(sections, executors)
+    reader.http(sections["http"], environ)
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
     places = platform.paths(environ, settings)
@@ -278,6 +279,25 @@ class _Reader:
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
+
+    def http(self, http: dict[str, Any], environ: Mapping[str, str]) -> None:
+        """Checks that HTTP is open to nobody who shouldn't come in, and makes its paths absolute."""
+        listen, token = http.get("listen", ""), http.get("token", "")
+        address = platform.host_port(listen)
+        if listen and address is None:
+            detail = 'it is an address and a port, as in "127.0.0.1:7373" or "[::1]:7373"'
+            self.problems.append(_bad("http.listen", listen, detail))
+        if token and not is_reference(token):
+            self.problems.append(Rejected("secret_plain", key="http.token"))
+        if address is not None and not token and not platform.is_loopback(address[0]):
+            detail = f"{listen} can be reached from elsewhere, and whoever reaches it could hand over tasks"
+            self.problems.append(_bad("http.token", token or None, detail))
+        if bool(http.get("certificate")) != bool(http.get("private_key")):
+            detail = "TLS needs http.certificate and http.private_key, both"
+            self.problems.append(_bad("http.certificate", http.get("certificate"), detail))
+        for key in ("certificate", "private_key"):
+            if path := http.get(key):
+                http[key] = platform.absolute(path, environ)
 
     def places(
         self, notify: dict[str, Any], destinations: tuple[Destination, ...], executors: tuple[Executor, ...]

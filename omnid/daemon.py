@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from omnid import __version__, config, platform
 from omnid.api.handler import SocketHandler
+from omnid.api.http import HttpServer
 from omnid.api.mcp_server import McpServer
 from omnid.api.methods import Api
 from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
@@ -32,7 +33,7 @@ from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.drain import Drain
 from omnid.flow.failover import Failover
 from omnid.flow.gates import PROBE_S_MAX, Gates
-from omnid.flow.guard import first
+from omnid.flow.guard import first, guard
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
@@ -102,6 +103,7 @@ class Daemon:
         self.workspaces = self._parts.make_workspaces(settings, self._states)
         self._link = EmbeddedLink()
         self._server: SocketServer | None = None
+        self.http: HttpServer | None = None
         self._work: TaskGroup | None = None
 
     async def serve(self, *, task_status: TaskStatus["Daemon"] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -231,16 +233,24 @@ class Daemon:
                 self._closed.set()
 
         server = self._server
+        if self.context.config.http.listen:
+            self.http = HttpServer(self.context.config.http, mcp, self._secrets, self._clock, self._log)
+            await self.http.open()
+            work.start_soon(partial(guard, "http", self.http.run, log=self._log))
         await work.start(serve)
 
     async def _wind_down(self) -> None:
         """Lets answers out; commands go on under their supervisors."""
         self.context.paused_starts = True
         self.store.interrupt()
+        if self.http is not None:
+            self.http.stop()
         if self._server is not None:
             self._server.stop()
             with anyio.move_on_after(self.context.config.daemon.stop_grace_s):
                 await self._closed.wait()
+                if self.http is not None:
+                    await self.http.closed.wait()
                 await self.drain.finish()
 
     def _kept(self, name: str, loop: Callable[[], Any]) -> Callable[[], Any]:

@@ -59,6 +59,23 @@ class Socket(_Section, frozen=True, kw_only=True):
     stall_s: Seconds = 30.0
 
 
+class Http(_Section, frozen=True, kw_only=True):
+    """MCP over HTTP: off unless `listen` names an address."""
+
+    listen: str = ""
+    token: str = ""
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    certificate: str = ""
+    private_key: str = ""
+    body_bytes_max: Bytes = 4 * MIB
+    body_s: Seconds = 30.0
+    connections_max: Count = 256
+    sessions_max: Count = 1000
+    session_idle_s: Seconds = 1800.0
+    requests_per_s_max: Count = 1000
+
+
 class Limits(_Section, frozen=True, kw_only=True):
     """What tasks may hold and leave behind."""
 
@@ -337,6 +354,7 @@ class Config(_Section, frozen=True, kw_only=True):
     state: State = State()
     daemon: Daemon = Daemon()
     socket: Socket = Socket()
+    http: Http = Http()
     limits: Limits = Limits()
     store: Store = Store()
     retention: Retention = Retention()

@@ -1,6 +1,8 @@
 """The MCP server as the daemon knows it: there from the start, while the SDK is loaded when it is first needed."""
 
 import gc
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from anyio import Lock, to_thread
@@ -10,9 +12,11 @@ from omnid.clock import Clock
 from omnid.log import Logger
 
 if TYPE_CHECKING:
+    from omnid.api.http_gate import App
     from omnid.api.mcp_session import Send, ToolServer
     from omnid.api.methods import Api
     from omnid.api.socket import Connection
+    from omnid.settings import Http
 
 
 class McpServer:
@@ -41,6 +45,13 @@ class McpServer:
         from omnid.api.mcp_session import Session
 
         await tools.serve(Session(connection, self._requests_max), lines, send)
+
+    @asynccontextmanager
+    async def over_http(self, settings: "Http") -> AsyncGenerator["App"]:
+        """Gives what answers requests over HTTP, for as long as the context lasts; raises what is Fatal at its end."""
+        tools = await self._loaded()
+        async with tools.over_http(settings) as app:
+            yield app
 
     async def _loaded(self) -> "ToolServer":
         async with self._lock:

@@ -3,7 +3,8 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -30,6 +31,7 @@ from omnid.flow.diskroom import DiskRoom
 from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
+from omnid.flow.retention import DAY_MS
 from omnid.model import Problem, Submit, Submitted
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
@@ -220,6 +222,20 @@ class Api:
         by_id = shapes.Get(task=task.id, output=params.output)
         view = await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
         return self._workspaces.shown(view)
+
+    @contextmanager
+    def change_of(self, task_id: str) -> Generator[anyio.Event]:
+        """Gives what is set at the task's next change: enter, then look at the task, then wait."""
+        watch = self._context.watch
+        event = watch.event(task_id)
+        try:
+            yield event
+        finally:
+            watch.forget(task_id, event)
+
+    def kept_ms(self) -> int:
+        """Gives how long a task that has ended is kept."""
+        return round(self._context.config.retention.finished_days * DAY_MS)
 
     async def _settled(self, task_id: str) -> None:
         watch = self._context.watch

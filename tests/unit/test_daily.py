@@ -9,7 +9,6 @@ import pytest
 
 from omnid.api.night import Night
 from omnid.api.views import Views
-from omnid.api.workspace_views import WorkspaceViews
 from omnid.flow.daily import Daily
 from omnid.flow.wakeup import Wakeup
 from omnid.store import outbox
@@ -28,7 +27,7 @@ def at(text: str) -> int:
 
 def daily(world: World) -> Daily:
     context, gates = world.context, world.gates
-    return Daily(context, Night(context, gates, Views(context, gates), WorkspaceViews(context, gates, None)).line)
+    return Daily(context, Night(context, gates, Views(context, gates)).line)
 
 
 def wish(world: World, digest_at: str = "08:00") -> None:
