@@ -122,7 +122,18 @@ def _fields(context: Context) -> dict[str, Any]:
     return {
         **{
             name: given.text(name)
-            for name in ("key", "executor", "lane", "kind", "assignee", "origin", "workspace", "only")
+            for name in (
+                "key",
+                "executor",
+                "lane",
+                "kind",
+                "assignee",
+                "origin",
+                "workspace",
+                "only",
+                "model",
+                "offline",
+            )
         },
         "priority": given.whole("priority"),
         "after": after,
@@ -275,6 +286,8 @@ VERBS = {
             Option("only", "HOURS", "Start within these hours only: 23:00-07:00"),
             Option("workspace", "KIND", "Where an agent works: worktree, copy or none"),
             Option("cost-max", "USD", "The most that all its attempts may cost"),
+            Option("model", "NAME", "For a prompt: a model's name, or cheap, strong, local"),
+            Option("offline", "HOW", "For a prompt, while the cloud is gone: park (the default), local or fail"),
             Option("reply-to", "CHANNEL[:TARGET]", "Where the answer goes: a destination of the config"),
             Option("reply-session", "SESSION", "The session there that asked"),
             Option("wait", None, "Wait for the end; exit code 0: completed, 1: not"),
