@@ -22,6 +22,7 @@ from omnid.settings import (
     COMMAND,
     DESKTOP,
     MIB,
+    MODEL,
     NO_PROFILE,
     Cap,
     Channel,
@@ -30,6 +31,7 @@ from omnid.settings import (
     Destination,
     Executor,
     McpExecutor,
+    ModelExecutor,
     Rule,
 )
 
@@ -45,7 +47,7 @@ LIVE = frozenset({"store.free_bytes_min"})
 _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
 _WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
-_KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor}
+_KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor, "model": ModelExecutor}
 _LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination, "channel": Channel}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
@@ -55,6 +57,8 @@ BUILT_IN: dict[str, Executor] = {
     **{name: CommandExecutor(name=name, profile=name) for name in AGENT_PROGRAMS.values()},
 }
 """The executors that are there without any config."""
+WITH_CHANNELS: dict[str, Executor] = {**BUILT_IN, MODEL: ModelExecutor(name=MODEL)}
+"""Those that are there where the config has channels."""
 
 _SECTIONS: dict[str, type[Any]] = {
     name: kind for name, kind in get_type_hints(Config).items() if name not in ("executor", *_LISTS)
@@ -76,8 +80,8 @@ class Loaded(Struct, frozen=True):
                     yield f"{section}.{key}", value, self.origins.get(f"{section}.{key}", "default")
         for kind in ("executor", *_LISTS):
             for item in getattr(self.config, kind):
-                if item.name != COMMAND and item == BUILT_IN.get(item.name):
-                    continue  # An agent that nobody has set anything of.
+                if item.name != COMMAND and item == WITH_CHANNELS.get(item.name):
+                    continue  # An agent or a model that nobody has set anything of.
                 origin = self.origins.get(f"{kind}.{item.name}", "default")
                 for key, value in msgspec.to_builtins(item).items():
                     if key != "name":
@@ -132,9 +136,9 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     sections = {name: reader.section(name, settings.get(name, {})) for name in _SECTIONS}
     for name in settings.keys() - _SECTIONS.keys() - {"executor", *_LISTS}:
         reader.problems.append(_unknown(name, [*_SECTIONS, "executor", *_LISTS]))
-    executors = reader.executors(settings.get("executor", []))
     lists: dict[str, Any] = {name: reader.named(name, kind, settings.get(name, [])) for name, kind in _LISTS.items()}
     lists["channel"] = reader.channels(lists["channel"])
+    executors = reader.executors(settings.get("executor", []), WITH_CHANNELS if lists["channel"] else BUILT_IN)
     reader.environment(environ, sections)
     reader.together(sections, executors)
     reader.http(sections["http"], environ)
@@ -197,14 +201,14 @@ class _Reader:
             elif _VARIABLE.fullmatch(variable):
                 self.problems.append(_unknown(variable, list(known)))
 
-    def executors(self, tables: object) -> tuple[Executor, ...]:
+    def executors(self, tables: object, built_in: Mapping[str, Executor]) -> tuple[Executor, ...]:
         """Checks the executors of the file and adds the built-in ones that the file doesn't override."""
         found: dict[str, Executor] = {}
         for position, table in enumerate(self._tables("executor", tables)):
             executor = self._executor(f"executor[{position}]", table)
             if executor is not None:
                 self._found("executor", executor.name, executor, found)
-        return tuple({**BUILT_IN, **found}.values())
+        return tuple({**built_in, **found}.values())
 
     def named(self, what: str, kind: type[Any], tables: object) -> tuple[Any, ...]:
         """Checks a list of sections that each have a name."""
@@ -356,8 +360,8 @@ class _Reader:
         if not isinstance(kind, str) or kind not in _KINDS:
             self.problems.append(_bad(f"{where}.kind", kind, f"it is one of {', '.join(_KINDS)}"))
             return None
-        if name == COMMAND and kind != COMMAND:
-            self.problems.append(_bad(f"{where}.kind", kind, "this name belongs to the built-in executor of commands"))
+        if name in (COMMAND, MODEL) and kind != name:
+            self.problems.append(_bad(f"{where}.kind", kind, f"this name belongs to the built-in executor of {name}s"))
         values: dict[str, Any] = {}
         fields = _fields(_KINDS[kind])
         for key, value in given.items():

@@ -121,6 +121,7 @@ class Daemon:
                 with anyio.move_on_after(EXECUTOR_CLOSE_S, shield=True):
                     for executor in self.context.executors.values():
                         await executor.aclose()
+                    await self._parts.aclose()
                 root.cancel_scope.cancel()
         finally:
             self._link.close()

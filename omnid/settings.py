@@ -21,6 +21,8 @@ Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
+MODEL = "model"
+"""The name of the executor that is there where the config has channels: it answers prompts."""
 DESKTOP = "desktop"
 """The place for notices that needs no destination in the config."""
 NO_PROFILE = "none"
@@ -270,7 +272,17 @@ class McpExecutor(_Executor, frozen=True, kw_only=True, tag="mcp"):
     restart_max_s: Seconds = 60.0
 
 
-Executor = CommandExecutor | McpExecutor
+class ModelExecutor(_Executor, frozen=True, kw_only=True, tag="model"):
+    """Answers prompts through the channels. `model` is a name or an alias, `system` what is said before each prompt."""
+
+    kind: ClassVar[str] = "model"
+    model: str | None = None
+    system: str = ""
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    output_tokens_max: Count | None = None
+
+
+Executor = CommandExecutor | McpExecutor | ModelExecutor
 
 
 class Rule(_Section, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ class Gates:
         """Failures of each executor; a probe that succeeds doesn't end the count, so that flapping slows down."""
         self._hours = Hours(context)
         context.shut = self.shut
+        context.took = self.took
 
     async def load(self) -> None:
         """Reads the gates that were closed when the daemon ended."""

@@ -20,7 +20,7 @@ from omnid.route.budget import Budget
 from omnid.route.router import Facts as RouteFacts
 from omnid.route.router import choose
 from omnid.route.rules import Asked
-from omnid.settings import COMMAND, Config, Limits
+from omnid.settings import COMMAND, MODEL, Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
 from omnid.store.interface import NOTHING, Reader, Taken, Tx
@@ -115,7 +115,7 @@ def _draft(context: Context, caller: Caller, params: Submit, facts: RouteFacts) 
         tool=params.tool,
         arguments=params.arguments,
         prompt=params.prompt,
-        executor=params.executor,
+        executor=params.executor or (MODEL if params.model is not None else None),
         cwd=params.cwd,
         env=params.env,
         check=params.check,
@@ -127,10 +127,14 @@ def _draft(context: Context, caller: Caller, params: Submit, facts: RouteFacts) 
         workspace=params.workspace,
         only=params.only,
         cost_max_usd=params.cost_max_usd,
+        model=params.model,
+        offline=params.offline,
     )
     route = choose(Asked(work, params.kind, params.labels, params.lane), facts)
     executor = route.executor
     encoded = _check_limits(params, work, config.limits)
+    if params.model is not None and context.executors[executor].kind != MODEL:
+        raise Rejected("bad_request", detail=f"executor {executor} takes no model", where="model")
     context.executors[executor].accepts(work)
     asks = needs_approval(caller.role, executor, work, config)
     paid = executor in context.budget.paid

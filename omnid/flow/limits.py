@@ -56,7 +56,7 @@ def settle(tx: Tx, result: Result, head: Row, config: Config, turned: Turned) ->
     `turned` takes that down.
     """
     executor: str = head[8]
-    if result.outcome == "parked" and result.park is not None:
+    if result.outcome == "parked" and result.park is not None and result.park.cause in LIMITS:
         gate = _close(tx, result, result.park, executor, head[0], config)
         turned.closed[gate.id] = gate
     elif result.outcome in PROVES and executor in _limited(tx):

@@ -13,6 +13,7 @@ from omnid.flow.turned import Turned
 from omnid.model import Gate, Problem, Result, Task
 from omnid.money import dollars, micro
 from omnid.route.budget import Budget, Fill, Lid, Refuse, Used, decide, window_ms
+from omnid.settings import Config
 from omnid.states import NEVER_MS
 from omnid.store import journal
 from omnid.store.calls import Call, add_call, call_of, settle_call, zone_of
@@ -92,6 +93,16 @@ def _hold(tx: Tx, budget: Budget, task: Task, refused: Refuse, turned: Turned) -
     _tell_full(tx, budget, refused)
     if not refused.fills:
         notify.tell(tx, budget.config, "needs_you", task.id, what=problem.what, do=problem.do)
+
+
+def hold(tx: Tx, config: Config, task: Task, wake_at_ms: int | None) -> None:
+    """Makes a task wait whose call can't be paid for: until then, or (None) for a person."""
+    if task.state != "idle":
+        return
+    at_ms = NEVER_MS if wake_at_ms is None else wake_at_ms
+    settle_wait(tx, journal.edit_task(tx, task, budget_at_ms=at_ms))
+    if wake_at_ms is None and task.problem is not None:
+        notify.tell(tx, config, "needs_you", task.id, what=task.problem.what, do=task.problem.do)
 
 
 def _problem(executor: str, refused: Refuse) -> Problem:

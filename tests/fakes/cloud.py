@@ -304,6 +304,8 @@ class Cloud:
     def __init__(self, port: int) -> None:
         self.port = port
         self.seen: list[Seen] = []
+        self.modes: dict[str, str] = {}
+        """What a first part of the path stands for, where that isn't a mode itself; may change at any time."""
         self.on_request: Callable[[], object] = lambda: None
         self.closed = anyio.Event()
         """A client has gone while it was being answered."""
@@ -322,7 +324,7 @@ class Cloud:
                     self.seen.append(seen)
                     self.on_request()
                     try:
-                        await MODES[seen.mode](client, seen)
+                        await MODES[self.modes.get(seen.mode, seen.mode)](client, seen)
                     except gone:
                         self.closed.set()
                         raise
