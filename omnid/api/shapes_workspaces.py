@@ -50,7 +50,7 @@ class Diff(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     task: TaskRef
     stat: bool = False
     """Only the names of the files, with how much changed."""
-    to: Annotated[str, Meta(pattern=r"^([0-9a-f]{40,64}|copy)$")] | None = None
+    to: Annotated[str, Meta(pattern=r"^([0-9a-f]{40,64}(\.\.[0-9a-f]{40,64})?|copy)$")] | None = None
     offset_bytes: Ordinal = 0
     limit_bytes: Annotated[int, Meta(ge=1, le=1024 * 1024)] = 256 * 1024
 

@@ -21,7 +21,7 @@ from omnid.executor.records import Spec
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.executor.workspace import Workspaces, uses
-from omnid.model import Command, Problem, Result, Work
+from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section
 
@@ -141,23 +141,25 @@ class CommandExecutor:
         if self._stands_in(command):
             # Its words, its directory or its sandbox were those of an executor that is not there any more.
             detail = "it is not in the config any more"
-            return ended(command, "unstarted", Problem.make("executor_down", executor=command.executor, detail=detail))
+            return _unbegun(
+                command, "unstarted", Problem.make("executor_down", executor=command.executor, detail=detail)
+            )
         environment = await self._environment((*self._names(), *command.work.env))
         try:
             start = self._plan(command, resume=resume)
             spec = self._spec(command, start, await self._place(command))
         except Rejected as error:
-            return ended(command, "failure" if error.code in MENDED else "rejected", Problem.of(error))
+            return _unbegun(command, "failure" if error.code in MENDED else "rejected", Problem.of(error))
         except Retryable as error:
             if error.code not in ROOM or uses(self._section):
                 raise
             # The executor's other tasks need no workspace, so only this one waits.
-            return ended(command, "unstarted", Problem.of(error))
+            return _unbegun(command, "unstarted", Problem.of(error))
         if start.agent is not None and start.agent.resumable and not self.idempotent:
             # What a crash cuts off is gone on with in its session: that repeats nothing (promise 3).
             await ports.note(attempt, "idempotent", True)
         if self._cancelled[attempt]:
-            return ended(command, "cancelled", Problem.make("cancelled", detail="It had not started."))
+            return _unbegun(command, "cancelled", Problem.make("cancelled", detail="It had not started."))
         await self._supervised.start(spec, environment | {TASK: command.task_id}, start.stdin)
         if self._cancelled[attempt]:
             await self._supervised.cancel(attempt)
@@ -343,6 +345,12 @@ class CommandExecutor:
 
     def _down(self, detail: str) -> Retryable:
         return Retryable("executor_down", executor=self.name, detail=detail)
+
+
+def _unbegun(command: Command, outcome: Outcome, problem: Problem) -> Result:
+    """Makes the result of an attempt that began nothing, and so has cost nothing where it could have cost something."""
+    cost_usd = None if command.cost_max_usd is None else 0.0
+    return msgspec.structs.replace(ended(command, outcome, problem), cost_usd=cost_usd)
 
 
 def _turn(result: Result) -> bool | None:

@@ -43,7 +43,8 @@ _SAFE = {
 """Hooks, signing and watchers would run programs with the daemon's rights; garbage is collected when the user does."""
 _FIXED = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_EDITOR": "true", "LC_ALL": "C"}
 _VERSION = re.compile(r"git version (\d+)\.(\d+)")
-_FULL = ("No space left on device", "Disk quota exceeded")
+_FULL = ("No space left on device", "Disk quota exceeded", "unable to write file")
+"""What git says of a full disk; of one that fills up in a checkout it names the file and keeps the cause to itself."""
 
 
 class Done(NamedTuple):

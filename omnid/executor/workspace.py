@@ -216,8 +216,13 @@ class Workspaces:
             if not workspace_files.is_directory(record.path) or not workspace_files.is_directory(record.directory):
                 detail = f"{record.path} or {record.directory}, from which it was copied, was deleted."
                 raise Rejected("no_workspace", task=record.task, detail=detail)
-            words = (*words, "--no-index", "--", record.directory, record.path)
-            done = await run("/", *words)
+            if workspace_files.has(record.path, ".git"):
+                to = to or await worktree.trees_of_copy(
+                    self.git, record, self.records.root / f".{record.key}{DIFF_INDEX}"
+                )
+                done = await run(record.path, *words, *to.split(".."), "--")
+                return done.out, to, done.cut
+            done = await run("/", *words, "--no-index", "--", record.directory, record.path)
             return done.out, "copy", done.cut
         if to is None:
             to = await worktree.tree(self.git, record, self.records.root / f".{record.key}{DIFF_INDEX}")

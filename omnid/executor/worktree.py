@@ -234,6 +234,23 @@ async def tree(git: Git, record: Record, scratch: Path) -> str:
         await anyio.to_thread.run_sync(partial(scratch.unlink, missing_ok=True))
 
 
+async def trees_of_copy(git: Git, record: Record, scratch: Path) -> str:
+    """Gives ``TREE..TREE``: what the copied directory holds now, and what its copy does, both without what git ignores.
+
+    The copy's own repository keeps them; its index and the original stay as they are.
+    """
+    own = f"--git-dir={record.path}/.git"
+    found: list[str] = []
+    for place in (record.directory, record.path):
+        try:
+            words = (own, f"--work-tree={place}", "add", "--all")
+            await git.need(place, *words, deadline_s=LONG_S, index=str(scratch))
+            found.append(await git.need(place, own, "write-tree", index=str(scratch)))
+        finally:
+            await anyio.to_thread.run_sync(partial(scratch.unlink, missing_ok=True))
+    return "..".join(found)
+
+
 async def remove(git: Git, record: Record, hold: int) -> None:
     """Removes a worktree and its branch, with whatever is in them; all of it may be gone already."""
     known = workspace_files.is_directory(record.common_dir)

@@ -11,6 +11,8 @@ import msgspec
 from msgspec import Raw
 
 from omnid.errors import Rejected, Retryable
+from omnid.executor.profiles.plan import has_own_words
+from omnid.executor.workspace import uses
 from omnid.flow import loops
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
@@ -20,7 +22,7 @@ from omnid.route.budget import Budget
 from omnid.route.router import Facts as RouteFacts
 from omnid.route.router import choose
 from omnid.route.rules import Asked
-from omnid.settings import COMMAND, MODEL, Config, Limits
+from omnid.settings import COMMAND, MODEL, CommandExecutor, Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
 from omnid.store.interface import NOTHING, Reader, Taken, Tx
@@ -195,17 +197,21 @@ def needs_approval(role: str, executor: str, work: Work, config: Config) -> bool
     """Tells whether a person must approve what this caller sends to this executor.
 
     A check is a command of its own, and a variable of the daemon may be a secret: an executor that is open to agents
-    opens neither.
+    opens neither. Nor does it open what takes from its agent the place to itself, its permissions or its program.
     """
     if role != "agent":
         return False
+    allow = config.agents.allow
     section = config.executors().get(executor)
     passed_on = section.env if section is not None else ()
-    return (
-        executor not in config.agents.allow
-        or (work.check is not None and COMMAND not in config.agents.allow)
-        or not set(work.env).issubset(passed_on)
-    )
+    if executor not in allow or not set(work.env).issubset(passed_on):
+        return True
+    if COMMAND in allow:
+        return False
+    if work.check is not None:
+        return True
+    in_place = work.workspace == "none" and section is not None and uses(section)
+    return in_place or (isinstance(section, CommandExecutor) and has_own_words(section, work))
 
 
 def _check_limits(params: Submit, work: Work, limits: Limits) -> Raw:

@@ -23,7 +23,9 @@ GATE = "budget"
 RELEASED_MAX = 8
 """How many tasks that wait for a label's cap are let go on at once when some of it is given back."""
 LOOKED_AT_MAX = 1_000
-FREE_OF_COST = frozenset({"command_not_found", "command_no_start", "bad_template", "bad_arguments", "unknown_tool"})
+FREE_OF_COST = frozenset(
+    {"bad_cwd", "command_not_found", "command_no_start", "bad_template", "bad_arguments", "unknown_tool"}
+)
 """Problems with which nothing was begun, so that nothing was spent."""
 
 

@@ -18,6 +18,8 @@ BY_NAME = "asked for by name"
 BY_HAND = "given to it by hand"
 LOCAL = "local"
 """The label of tasks that the built-in rules send to nothing that works in the cloud."""
+THOUGH = ", though it "
+"""In a reason, what stands before the words why its executor can't be used now."""
 
 
 class Facts(NamedTuple):
@@ -134,7 +136,7 @@ def _decided(matcher: Matcher, found: list[tuple[str, Against]], passed_over: li
     turned_down = (*passed_over, *(TurnedDown(name, *(one or after), rule) for name, one in others))
     if matcher.built_in and rule == COMMANDS:
         return Route(executor, DEFAULT["command"], None, turned_down)
-    reason = f"rule {rule}" if against is None else f"rule {rule}, though it {against[1]}"
+    reason = f"rule {rule}" if against is None else f"rule {rule}{THOUGH}{against[1]}"
     return Route(executor, reason, rule, turned_down)
 
 
@@ -180,9 +182,12 @@ def written(task: Task) -> Route:
 
 
 def said(route: Route, went: str = "went") -> str:
-    """Says in words why the executor got the task and what was turned down; empty where there was no choice."""
+    """Says in words why the executor got the task and what was turned down; empty where there was no choice.
+
+    What kept it from its start then is left out: `why` tells what keeps it now.
+    """
     passed_over = [one for one in route.turned_down if one.cause != "order"]
     if route.rule is None and not passed_over:
         return ""
-    text = f"It {went} to {route.executor} by {route.reason}"
+    text = f"It {went} to {route.executor} by {route.reason.partition(THOUGH)[0]}"
     return f"{text}; turned down: {_each(passed_over)}." if passed_over else f"{text}."

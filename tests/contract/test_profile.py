@@ -264,6 +264,14 @@ async def test_what_codex_lost_before_it_named_its_session_is_asked_about(tmp_pa
 CLAUDE_TOOLS = "Read,Glob,Grep,Edit,Write,NotebookEdit,Bash(git status *),Bash(git diff *),Bash(git log *)"
 
 
+async def test_what_was_never_begun_has_cost_nothing(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, "codex", argv=("codex", "{task.colour}"))
+    command = agent.command(prompt("success"), cost_max_usd=5.0)
+    result = await agent.run(command)
+    assert (code(result), result.cost_usd) == (("rejected", "bad_template"), 0.0)
+    agent.fifo.close()
+
+
 async def test_what_has_ended_is_not_taken_back_because_it_can_not_be_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

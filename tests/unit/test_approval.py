@@ -12,8 +12,10 @@ from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import Caller
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
+from omnid.flow.intake import needs_approval
 from omnid.link.embedded import EmbeddedLink
 from omnid.model import Submit, Work
+from omnid.settings import Agents, Config
 from tests.fakes.world import AGENT, World
 from tests.unit.test_handler import Host
 
@@ -93,6 +95,47 @@ async def test_the_view_shows_what_would_run_and_where(world: World, api: Api) -
     await world.control(id, "approve")
     view = await api.call(AGENT, "task.get", Get(task=id))
     assert view.approval == "granted"
+
+
+CLAUDE = CommandExecutor(name="agent", profile="claude-code")
+
+
+@pytest.mark.parametrize(
+    ("section", "work", "asks"),
+    [
+        (CLAUDE, Work(prompt="--settings x"), False),
+        (CLAUDE, Work(argv=("claude", "-p", "x")), False),
+        (CLAUDE, Work(argv=("claude", "--print", "--output-format", "stream-json", "--", "-x")), False),
+        (CLAUDE, Work(argv=("claude", "-p", "x", "--dangerously-skip-permissions")), True),
+        (CLAUDE, Work(argv=("claude", "-p", "--settings", "{}", "x")), True),
+        (CLAUDE, Work(argv=("claude", "-p", "--resume", "another", "x")), True),
+        (CLAUDE, Work(argv=("claude", "mcp", "add", "x")), True),
+        (CLAUDE, Work(argv=("/tmp/claude", "-p", "x")), True),
+        (CLAUDE, Work(argv=("sh", "-p", "x")), True),
+        (structs.replace(CLAUDE, argv=("claude", "-p")), Work(argv=("x",)), False),
+        (structs.replace(CLAUDE, argv=("claude", "-p")), Work(argv=("--add-dir", "/", "x")), True),
+        (CLAUDE, Work(prompt="x", workspace="none"), True),
+        (CLAUDE, Work(prompt="x", workspace="copy"), False),
+        (structs.replace(CLAUDE, workspace="none"), Work(prompt="x", workspace="none"), False),
+        (
+            CommandExecutor(name="agent", profile="openclaw"),
+            Work(argv=("openclaw", "agent", "--json", "--message", "x")),
+            False,
+        ),
+        (CommandExecutor(name="agent", profile="codex"), Work(argv=("codex", "exec", "--json", "x")), False),
+        (CommandExecutor(name="agent", profile="codex"), Work(argv=("codex", "exec", "-c", "a=b", "x")), True),
+        (CommandExecutor(name="agent", argv=("echo",)), Work(argv=("x",), workspace="none"), False),
+    ],
+)
+def test_an_executor_that_is_open_to_agents_opens_no_words_of_their_own(
+    section: CommandExecutor, work: Work, asks: bool
+) -> None:
+    wanted = Config(executor=(section,), agents=Agents(allow=("agent",)))
+    assert needs_approval("agent", "agent", work, wanted) == asks
+    assert not needs_approval("person", "agent", work, wanted)
+    assert not needs_approval(
+        "agent", "agent", work, structs.replace(wanted, agents=Agents(allow=("agent", "command")))
+    )
 
 
 @pytest.mark.parametrize("how", ["key", "session"])

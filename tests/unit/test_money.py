@@ -365,7 +365,7 @@ async def test_an_agent_in_a_loop_is_refused_and_told_of_the_tasks_before(purse:
 
 async def test_a_loop_inside_a_batch_is_refused_whole(purse: Purse) -> None:
     purse.set("budget", repeats_max=2)
-    purse.set("agents", allow=("claude",))
+    purse.set("agents", allow=("claude", "command"))
     same = Submit(argv=("do",), executor="claude")
     with pytest.raises(Rejected) as refused:
         await purse.submit(same, same, same, caller=AGENT)
@@ -386,7 +386,7 @@ async def test_a_person_in_a_loop_is_asked(purse: Purse) -> None:
 
 async def test_an_agent_retries_what_costs_money_only_so_often(purse: Purse, clock: FakeClock) -> None:
     purse.set("budget", repeats_max=2)
-    purse.set("agents", allow=("claude",))
+    purse.set("agents", allow=("claude", "command"))
     await purse.add("do", executor="claude", caller=AGENT, attempts_max=1)
     for _ in range(2):
         (command,) = await purse.claim()

@@ -162,6 +162,7 @@ def test_where_all_are_closed_the_first_gets_it_and_it_waits() -> None:
     route = choose(prompt("x"), facts(closed=(gate("openclaw"), gate("claude-code", "login"))))
     assert route.executor == "openclaw"
     assert route.reason == "rule general, though it can't be used now (You've hit your session limit)"
+    assert said(route).startswith("It went to openclaw by rule general; turned down: claude-code can't")
 
 
 def test_a_pause_holds_tasks_back_and_sends_none_elsewhere() -> None:

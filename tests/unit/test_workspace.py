@@ -383,9 +383,10 @@ async def test_without_git_the_task_waits(repository: Repository, tmp_path: Path
     assert "at least 2.17" in (await refused(places.workspaces.check(), "workspace_down")).what
 
 
-async def test_a_full_disk_is_said_and_leaves_nothing(repository: Repository, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ["fatal: write error: No space left on device", "error: unable to write file big"])
+async def test_a_full_disk_is_said_and_leaves_nothing(repository: Repository, tmp_path: Path, said: str) -> None:
     binary = tmp_path / "bin" / "git"
-    full = "echo 'fatal: write error: No space left on device' >&2; exit 128"
+    full = f"echo '{said}' >&2; exit 128"
     write(binary, f'#!/bin/sh\ncase "$*" in *"worktree add"*) {full};; esac\nPATH=${{PATH#*:}} exec git "$@"\n')
     binary.chmod(0o755)
     places = Places(tmp_path / "w", {"PATH": f"{binary.parent}:{os.environ['PATH']}"})

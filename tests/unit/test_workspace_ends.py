@@ -365,6 +365,21 @@ async def test_a_copy_of_a_whole_repository_is_one_of_its_own(places: Places, re
     assert repository.git("status", "--porcelain") == ""
 
 
+async def test_of_a_copied_repository_git_itself_is_no_change(places: Places, repository: Repository) -> None:
+    write(repository.path / "uncommitted.txt", "x\n")
+    at = await places.enter(task := places.task(workspace="copy"), repository.path, PLAIN)
+    write(at / "sub" / "b.txt", "three\n")
+    repository.commit({"new.txt": "x\n"}, "there", at=at)
+    repository.git("branch", "another")
+    diff = await compared(places, task)
+    assert [line for line in diff.splitlines() if line.startswith("diff")] == [
+        "diff --git a/new.txt b/new.txt",
+        "diff --git a/sub/b.txt b/sub/b.txt",
+    ]
+    assert await places.workspaces.changes(task.task_id)
+    assert repository.git("status", "--porcelain") == "?? uncommitted.txt"
+
+
 def test_a_read_only_tree_can_be_removed(tmp_path: Path) -> None:
     write(tmp_path / "tree" / "locked" / "file", "x")
     (tmp_path / "tree" / "locked").chmod(0o500)

@@ -14,7 +14,7 @@ from omnid.executor.profiles.calls import (
     with_defaults,
     words_of,
 )
-from omnid.executor.profiles.known import program_of
+from omnid.executor.profiles.known import profile_of, program_of
 from omnid.executor.profiles.profile import Profile
 from omnid.executor.records import Agent
 from omnid.model import Command, Work
@@ -48,6 +48,26 @@ def run_of(profile: Profile, section: CommandExecutor, before: Sequence[str], wo
     if run is None or (run.prompt is None and work.stdin is None):
         return None
     return with_defaults(profile, section, run)
+
+
+def has_own_words(section: CommandExecutor, work: Work) -> bool:
+    """Tells whether work brings the agent of an executor more than a prompt and the format of its answer.
+
+    Such words could take from it what holds it back: its permissions, its settings, its sandbox, its very program.
+    """
+    profile = profile_of(section)
+    if profile is None or work.argv is None:
+        return False
+    asked = work.argv
+    if program_of(asked) == profile.program and (section.argv or asked[0] == profile.program):
+        asked = asked[1:]
+    elif not section.argv:
+        return True
+    own = read_run(profile, (profile.program, *asked), prompted=True)
+    if own is None or run_of(profile, section, section.argv, work) is None:
+        return True
+    usual = {default.words for default in profile.defaults}
+    return any(flag.name not in profile.structured and flag.words not in usual for flag in own.flags)
 
 
 def exact_words(profile: Profile | None, section: CommandExecutor, work: Work) -> tuple[str, ...]:
