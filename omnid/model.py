@@ -254,7 +254,7 @@ class Command(Struct, frozen=True):
     session: str | None = None
     """The session that an agent named in one of them."""
     lost_before: bool = False
-    """Whether nobody knows how one of them ended."""
+    """Whether nobody knows how one of them ended, and no person has said `again` since."""
     cost_max_usd: float | None = None
     """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 

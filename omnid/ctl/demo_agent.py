@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 SCRIPT = "script.json"
 """Prompt -> what the session does with it: `name`, `work_s`, `waits_for` (files of the place), `limit_s` (it hits a
-limit that lasts so long), `file` and `text` (what it writes), `cost_usd`."""
+limit that lasts so long), `file` and `text` (what it writes; "" writes nothing), `cost_usd`."""
 PROMPTS, EFFECTS, COSTS = "prompts", "effects", "costs"
 """The ledgers: the name of each session at its first prompt and when its work is done, and what each run has cost."""
 LIMIT, DOOR, SESSIONS = "limit", "door", "sessions"
@@ -64,8 +64,9 @@ class Agent:
         self._stop_at_limit()
         # One that was killed after its work sees in its session that it is done, as the real one does.
         if name not in self._read(EFFECTS).splitlines():
-            with open(step.get("file", "notes.txt"), "w", encoding="utf-8") as file:
-                file.write(step.get("text", f"{session['prompt']}: done by a scripted agent\n"))
+            if path := step.get("file", "notes.txt"):
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(step.get("text", f"{session['prompt']}: done by a scripted agent\n"))
             self._append(EFFECTS, name)
         cost_usd = step.get("cost_usd", COST_USD)
         self._append(COSTS, f"{name} {cost_usd}")
