@@ -98,7 +98,7 @@ class ToolServer(Calls):
         self._clock = clock
         self._log = log
         self._tools = types.ListToolsResult(tools=[_listed(tool) for tool in TOOLS.values()])
-        self._server: Server[Any] = Server(
+        self.server: Server[Any] = Server(
             "omnid",
             version=version,
             title="omnid",
@@ -108,13 +108,13 @@ class ToolServer(Calls):
             on_call_tool=self._call_tool,
         )
         self._tasks = Tasks(api, self, clock)
-        self._tasks.install(self._server)
+        self._tasks.install(self.server)
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
         """Answers the client's lines until they end; raises what is Fatal."""
         reading, writing = _Lines(session, lines, send), _Answers(session, send)
         with session.scope:
-            await serve_dual_era_loop(self._server, reading, writing, lifespan_state=session)
+            await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
         if session.fatal is not None:
             raise session.fatal
 
@@ -127,9 +127,9 @@ class ToolServer(Calls):
         async def lifespan(_server: Server[Any]) -> AsyncGenerator[Session]:
             yield session
 
-        self._server.lifespan = lifespan
+        self.server.lifespan = lifespan
         manager = StreamableHTTPSessionManager(
-            self._server,
+            self.server,
             session_idle_timeout=settings.session_idle_s,
             max_request_body_size=settings.body_bytes_max,
             max_sessions=settings.sessions_max,
