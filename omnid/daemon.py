@@ -105,6 +105,8 @@ class Daemon:
         self._server: SocketServer | None = None
         self.http: HttpServer | None = None
         self._work: TaskGroup | None = None
+        self.extend_mcp: Callable[[Any], None] | None = None
+        """See `McpServer.extend`."""
 
     async def serve(self, *, task_status: TaskStatus["Daemon"] = anyio.TASK_STATUS_IGNORED) -> None:
         """Recovers, then serves until `stop`; `started` once clients can connect. Raises Fatal and Rejected."""
@@ -217,6 +219,7 @@ class Daemon:
     async def _listen(self, work: TaskGroup, api: Api) -> None:
         settings = self.context.config.socket
         mcp = McpServer(api, __version__, self._clock, self._log, requests_max=settings.requests_max)
+        mcp.extend = self.extend_mcp
         handler = SocketHandler(
             api,
             mcp,

@@ -15,7 +15,7 @@ import msgspec
 from anyio import CancelScope
 from anyio.streams.memory import MemoryObjectReceiveStream
 from mcp.server.caching import CacheHint
-from mcp.server.context import ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_dual_era_loop
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -98,7 +98,7 @@ class ToolServer(Calls):
         self._clock = clock
         self._log = log
         self._tools = types.ListToolsResult(tools=[_listed(tool) for tool in TOOLS.values()])
-        self._server: Server[Any] = Server(
+        self.server: Server[Any] = Server(
             "omnid",
             version=version,
             title="omnid",
@@ -108,13 +108,14 @@ class ToolServer(Calls):
             on_call_tool=self._call_tool,
         )
         self._tasks = Tasks(api, self, clock)
-        self._tasks.install(self._server)
+        self._tasks.install(self.server)
+        self.server.middleware.append(self._greet)
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
         """Answers the client's lines until they end; raises what is Fatal."""
         reading, writing = _Lines(session, lines, send), _Answers(session, send)
         with session.scope:
-            await serve_dual_era_loop(self._server, reading, writing, lifespan_state=session)
+            await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
         if session.fatal is not None:
             raise session.fatal
 
@@ -127,9 +128,9 @@ class ToolServer(Calls):
         async def lifespan(_server: Server[Any]) -> AsyncGenerator[Session]:
             yield session
 
-        self._server.lifespan = lifespan
+        self.server.lifespan = lifespan
         manager = StreamableHTTPSessionManager(
-            self._server,
+            self.server,
             session_idle_timeout=settings.session_idle_s,
             max_request_body_size=settings.body_bytes_max,
             max_sessions=settings.sessions_max,
@@ -139,6 +140,14 @@ class ToolServer(Calls):
                 yield cast("App", manager.asgi_app)
         if session.fatal is not None:
             raise session.fatal
+
+    async def _greet(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        """Says at the greeting what ended while the client was away."""
+        result = await call_next(ctx)
+        if ctx.method not in ("initialize", "server/discover") or not isinstance(result, dict):
+            return result
+        line = await self._api.inbox.line(_origin_of(ctx))
+        return {**result, "instructions": f"{INSTRUCTIONS} {line}"} if line else result
 
     async def _list_tools(
         self, _context: Context, _params: types.PaginatedRequestParams | None
@@ -360,6 +369,15 @@ def _caller(context: Context) -> Caller:
         request_id=_id_json(context.request_id).decode(),
         parent=connection.parent,
     )
+
+
+def _origin_of(context: Context) -> str:
+    """Gives the origin of a client that greets: at `initialize` the session doesn't know its name yet."""
+    info: Any = (context.params or {}).get("clientInfo")
+    name: Any = cast("dict[str, Any]", info).get("name") if isinstance(info, dict) else None
+    if context.method == "initialize" and isinstance(name, str):
+        return origin_of(context.lifespan_context.connection.origin, name)
+    return _caller(context).origin
 
 
 def origin_of(hello: str | None, client: str | None) -> str:

@@ -14,6 +14,7 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver.server import require_client_extension
 from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
 from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from msgspec import Struct
@@ -240,7 +241,8 @@ class Tasks:
         return task_fields(view.task, view.why, self._api.kept_ms(), modern=False)
 
     async def _view(self, context: Context, task_id: str) -> TaskView:
-        """Gives a task by its UUID alone; raises MCPError for any other."""
+        """Gives a task by its UUID alone; raises MCPError for any other, and where the Mcp-Name header says another."""
+        _check_name(context, task_id)
         ref = task_id.lower()
         try:
             if not is_uuid(ref):
@@ -267,6 +269,16 @@ def _allowed(context: Context) -> bool:
     if context.protocol_version != ERA_OF_TASKS:
         raise _no_method(context)
     return False
+
+
+def _check_name(context: Context, task_id: str) -> None:
+    """Holds the header that requests are routed by against the task; some clients leave it out."""
+    if not _modern(context) or context.request is None:
+        return
+    name: str | None = context.request.headers.get(MCP_NAME_HEADER)
+    if name is not None and context.method.startswith("tasks/") and decode_header_value(name) != task_id:
+        detail = "The Mcp-Name header is not the taskId of the request."
+        raise MCPError(types.HEADER_MISMATCH, detail, {"header": name[:100], "taskId": task_id[:100]})
 
 
 def _asked(context: Context, params: types.SubscriptionsListenRequestParams) -> Sequence[str]:

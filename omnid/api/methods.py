@@ -14,6 +14,7 @@ from msgspec import Struct
 from omnid import __version__
 from omnid.api import shapes, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_workspaces as places
+from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
@@ -112,6 +113,7 @@ class Api:
         self._history = JournalViews(context, gates, self._views, Doctor(context))
         self._routing = Routing(context)
         self._outbox = OutboxViews(context)
+        self.inbox = InboxViews(context, self._views)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
         self._room = DiskRoom(context.config.state.dir, context.clock)
@@ -249,8 +251,10 @@ class Api:
             finally:
                 watch.forget(task_id, event)
 
-    async def search(self, _caller: Caller, params: shapes.Search) -> shapes.Page:
-        """Gives the tasks that fit a filter, newest first."""
+    async def search(self, caller: Caller, params: shapes.Search) -> shapes.Page:
+        """Gives the tasks that fit a filter, newest first; or the caller's inbox."""
+        if params.inbox:
+            return await self.inbox.page(caller, params)
         return await self._context.store.read(partial(self._views.page, params=params))
 
     async def log(self, caller: Caller, params: shapes.Log) -> shapes.LogPart:
@@ -333,7 +337,7 @@ class Api:
         if name not in self._context.executors and name not in others:
             raise unknown_executor(name, self._context.executors)
 
-    async def status(self, _caller: Caller, _params: shapes.Empty) -> shapes.Status:
+    async def status(self, caller: Caller, _params: shapes.Empty) -> shapes.Status:
         """Says how omnid is doing."""
         context, host = self._context, self._host
         needs_you, total = await context.store.read(self._views.needs_you)
@@ -360,6 +364,7 @@ class Api:
             problems=self._views.problems(),
             config_problem=host.config_problem(),
             outbox=await context.store.read(self._outbox.waiting),
+            inbox=await self.inbox.line(caller.origin) if caller.role == "agent" else None,
         )
 
     async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:

@@ -126,12 +126,18 @@ class Connection:
 Do = Callable[[str, Struct], Awaitable[Struct]]
 
 
+class Inbox:
+    async def line(self, origin: str) -> str | None:
+        return None
+
+
 class Api:
     """Answers with `RESULTS`, or as `do` says; keeps who called what."""
 
     def __init__(self, do: Do | None = None) -> None:
         self.calls: list[tuple[Caller, str, Struct]] = []
         self._do = do
+        self.inbox = Inbox()
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
         self.calls.append((caller, name, params))

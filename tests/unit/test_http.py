@@ -181,6 +181,26 @@ async def test_a_session_of_an_earlier_daemon_is_one_to_begin_anew(home: Home) -
 
 @ON_ASYNCIO
 @pytest.mark.anyio
+async def test_the_header_that_requests_are_routed_by_names_the_task_or_is_missing(home: Home) -> None:
+    listen(home)
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {"extensions": {"io.modelcontextprotocol/tasks": {}}},
+    }
+    nobody = "01931e3c-0000-7000-8000-00000000dead"
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "tasks/get", "params": {"taskId": nobody, "_meta": meta}}
+    async with bare(home, **{"Mcp-Protocol-Version": "2026-07-28", "Mcp-Method": "tasks/get"}) as (daemon, client):
+        for headers, status, code in (
+            ({"Mcp-Name": "another"}, 400, -32020),
+            ({"Mcp-Name": nobody}, 400, -32602),
+            ({}, 400, -32602),
+        ):
+            answer = await client.post(url(daemon), json=asked, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
 async def test_a_stop_ends_streams_that_clients_listen_to(home: Home) -> None:
     listen(home)
     async with bare(home) as (daemon, client):
