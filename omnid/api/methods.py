@@ -321,7 +321,7 @@ class Api:
         return shapes.Status(
             version=__version__,
             pid=host.pid,
-            mode="normal",
+            mode=self._context.modes.mode,
             started_at_ms=host.started_at_ms,
             now_ms=context.clock.wall_ms(),
             state_dir=context.config.state.dir,
