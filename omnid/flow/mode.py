@@ -60,6 +60,8 @@ class ModeKeeper:
         self._mended = FailureCount()
         """How often the gateway was gone lately: one that comes and goes comes back more slowly."""
         self._repair_at_s: float | None = None
+        context.modes.hold_at = self.hold
+        context.modes.probe = self.probe
 
     async def watch_gateway(self) -> None:
         """Probes the gateway while it runs, and mends it while it counts as gone; ends when it is cancelled."""
@@ -106,6 +108,18 @@ class ModeKeeper:
             await self._cloud_gone("a person holds the mode at brainstem")
         elif before == "brainstem" and modes.mode != "brainstem":
             await self._cloud_back()
+
+    async def probe(self, channel: Channel, reference: str) -> tuple[str | None, str]:
+        """See `Modes.probe`; the kind of what is wrong is one of `Failure`'s, or ``secret``."""
+        shared = self._shared()
+        if shared is None:
+            return "gateway", "the config was just changed"
+        try:
+            key = await self._secrets.resolve(reference) if reference else ""
+        except OmnidError as error:
+            return "secret", error.what.rstrip(".")
+        failure = await shared.direct.probe(channel, key, self._context.config.models.connect_timeout_s)
+        return (None, "") if failure is None else (failure.kind, failure.detail)
 
     async def _mend(self) -> None:
         """Tells people, and starts the gateway anew until it is well."""

@@ -62,6 +62,7 @@ class ModelCalls:
         self._channels: defaultdict[str, ChannelFacts] = defaultdict(ChannelFacts)
         self._took_at_ms: dict[str, int] = {}
         self._config = context.config
+        context.modes.facts = lambda now_ms: self.facts("gateway", now_ms)
 
     def check(self, model: str) -> None:
         """See `Calls.check`."""

@@ -1,18 +1,27 @@
 """The mode, as far as it is known now: calls tell what they saw, and `flow.mode` acts on it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal
 
 import anyio
 
 from omnid.clock import Clock
+from omnid.route.catalog import Facts
 from omnid.route.modes import Health, Mode, mode_of
-from omnid.settings import Config
+from omnid.settings import Channel, Config
 
 Hold = Literal["auto", "normal", "brainstem"]
 SLEPT_S = 5.0
 """A wall clock that has gained so much on the monotonic one shows that the machine was asleep."""
+
+
+async def _nothing(_: Hold) -> None:
+    """Holds nothing, where nobody acts on the mode."""
+
+
+async def _unprobed(_: Channel, __: str) -> tuple[str | None, str]:
+    return "gateway", "nobody can ask it yet"
 
 
 class Modes:
@@ -28,6 +37,12 @@ class Modes:
         """What brought the mode about, in words; empty: nothing has."""
         self.hold: Hold = "auto"
         """What a person holds it at."""
+        self.hold_at: Callable[[Hold], Awaitable[None]] = _nothing
+        """Holds it; `flow.mode` sets it."""
+        self.probe: Callable[[Channel, str], Awaitable[tuple[str | None, str]]] = _unprobed
+        """Asks a channel, with a key by its reference, what costs nothing; gives what is wrong, and in words."""
+        self.facts: Callable[[int], Facts] = Facts
+        """Gives what is known of keys and channels; `flow.model_calls` sets it."""
         self.gateway_changed = anyio.Event()
         self.cloud_suspect = anyio.Event()
         """One channel has failed so often in a row that all are to be probed."""

@@ -214,3 +214,23 @@ def test_the_config_may_hold_executors_of_kind_model(planted: Home, fake: Cloud)
     planted.start()
     finished(planted, prompt(planted, "say hello", executor="terse"))
     assert [message["role"] for message in fake.seen[0].body["messages"]] == ["system", "user"]
+
+
+def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: Cloud) -> None:
+    good = channel("p1", fake.base_url("ok"), "P1_KEY") + channel("p2", fake.base_url("key_refused"), "P2_KEY")
+    planted.configure(good + channel("p3", "http://127.0.0.1:9/v1", "NO_KEY"))
+    planted.start()
+    shown_mode = planted.ctl("mode")
+    assert (shown_mode.code, "normal" in shown_mode.out, "p3" in shown_mode.out) == (0, True, True)
+    checks = planted.client.call("omnid/channel.check", {})["checks"]
+    assert [(one["name"], one["ok"]) for one in checks] == [("p1", True), ("p2", False), ("p3", False)]
+    assert checks[1]["do"] == "Look at the account of p2, and at the key that env:P2_KEY names."
+    assert "NO_KEY" in checks[2]["detail"]
+    assert planted.ctl("config", "check", "--live").code == 1
+    assert planted.ctl("mode", "hold", "brainstem").code == 0
+    id = prompt(planted, "say hello")
+    until(lambda: shown(planted, id)["reason"] == "cloud", "the gate")
+    assert "held at brainstem" in planted.ctl("mode").out
+    assert "cloud" in planted.ctl("outages").out
+    assert planted.ctl("mode", "hold", "auto").code == 0
+    finished(planted, id)
