@@ -35,6 +35,7 @@ from omnid.flow.failover import Failover
 from omnid.flow.gates import PROBE_S_MAX, Gates
 from omnid.flow.guard import first, guard
 from omnid.flow.keep import keep
+from omnid.flow.mode import ModeKeeper
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.retention import Retention
@@ -97,6 +98,7 @@ class Daemon:
         )
         self._parts.context = self.context
         self.gates = Gates(self.context)
+        self.mode = ModeKeeper(self.context, self._parts.shared, secrets)
         self.drain = Drain(self.context, self._parts.places().open)
         self.store.rung = self.drain.ring
         self.store.set_follow(Announcer(self.context))
@@ -193,6 +195,8 @@ class Daemon:
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
+        work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
+        work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
         work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))

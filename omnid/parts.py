@@ -20,6 +20,7 @@ from omnid.executor.model import ModelExecutor, Ways
 from omnid.executor.supervised import Supervised
 from omnid.executor.workspace import Workspaces
 from omnid.flow.context import Context
+from omnid.flow.mode import Shared
 from omnid.flow.model_calls import ModelCalls
 from omnid.flow.places import Places
 from omnid.link.apprise import AppriseDestination
@@ -84,6 +85,10 @@ class Parts:
         if self._models is not None:
             self._models.gateway.configure(wanted)
             self._models.direct.configure(wanted.models)
+
+    def shared(self) -> Shared | None:
+        """Gives what model executors share, where there are any."""
+        return None if self._models is None else Shared(self._models.gateway, self._models.direct)
 
     async def aclose(self) -> None:
         """Ends what the executors shared."""

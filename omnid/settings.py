@@ -181,6 +181,21 @@ class Gateway(_Section, frozen=True, kw_only=True):
     memory_bytes_max: Bytes = 512 * MIB
 
 
+class Mode(_Section, frozen=True, kw_only=True):
+    """When the gateway and the cloud count as gone and as back, and who mends the gateway."""
+
+    gateway_failures_max: Count = 2
+    gateway_good_min: Count = 2
+    gateway_probe_s_max: Seconds = 1.0
+    gateway_probe_every_s: Seconds = 10.0
+    repair_executor: str = ""
+    repair_every_s: Seconds = 3600.0
+    cloud_failures_max: Count = 3
+    cloud_good_min: Count = 2
+    cloud_probe_every_s: Seconds = 30.0
+    wake_grace_s: Seconds = 30.0
+
+
 class Notify(_Section, frozen=True, kw_only=True):
     """What people are told, where, and when not."""
 
@@ -377,6 +392,7 @@ class Config(_Section, frozen=True, kw_only=True):
     budget: Budget = Budget()
     models: Models = Models()
     gateway: Gateway = Gateway()
+    mode: Mode = Mode()
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
     log: Log = Log()

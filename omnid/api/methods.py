@@ -12,10 +12,11 @@ import anyio
 from msgspec import Struct
 
 from omnid import __version__
-from omnid.api import shapes, shapes_money, shapes_night, shapes_outbox
+from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_workspaces as places
 from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
+from omnid.api.mode_views import ModeViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
@@ -114,6 +115,7 @@ class Api:
         self._routing = Routing(context)
         self._outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
+        self._modes = ModeViews(context)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
         self._room = DiskRoom(context.config.state.dir, context.clock)
@@ -320,6 +322,22 @@ class Api:
         """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
         return self._routing.explain(caller, params)
 
+    async def mode(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ModeShown:
+        """Says what omnid can reach, and what is known of each channel."""
+        return self._modes.mode()
+
+    async def mode_hold(self, _caller: Caller, params: shapes_mode.ModeHold) -> shapes_mode.ModeShown:
+        """Holds the mode, until omnid is started again."""
+        return await self._modes.hold(params)
+
+    async def outages(self, _caller: Caller, params: shapes_mode.OutageList) -> shapes_mode.Outages:
+        """Lists what could not be used, from when to when."""
+        return await self._modes.list_outages(params)
+
+    async def channel_check(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ChannelsChecked:
+        """Asks every channel with every key something that costs nothing."""
+        return await self._modes.check()
+
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
         self._check_executor(params.executor, {"*"})
@@ -346,7 +364,7 @@ class Api:
         return shapes.Status(
             version=__version__,
             pid=host.pid,
-            mode="normal",
+            mode=self._context.modes.mode,
             started_at_ms=host.started_at_ms,
             now_ms=context.clock.wall_ms(),
             state_dir=context.config.state.dir,
@@ -466,6 +484,10 @@ METHODS: Mapping[str, Method] = {
         Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
         Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True),
         Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
+        Method("mode.show", shapes.Empty, shapes_mode.ModeShown, Api.mode, _ALL),
+        Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
+        Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, Api.outages, _ALL),
+        Method("channel.check", shapes.Empty, shapes_mode.ChannelsChecked, Api.channel_check, _PERSON, waits=True),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),

@@ -132,7 +132,7 @@ class ModelExecutor:
         self._clock = clock
         self._log = log
         self._limits = limits
-        self._scopes: dict[str, anyio.CancelScope] = {}
+        self._attempts: dict[str, _Attempt] = {}
 
     def accepts(self, work: Work) -> None:
         """See `Executor.accepts`."""
@@ -157,15 +157,18 @@ class ModelExecutor:
         """See `Executor.run`."""
         log = AttemptLog(self._spool, command.attempt_id, self._log)
         attempt = _Attempt(command, self._clock.monotonic_s() + command.timeout_s, log)
-        self._scopes[command.attempt_id] = scope = anyio.CancelScope()
+        self._attempts[command.attempt_id] = attempt
         self._tasks.start_soon(log.write)
         try:
-            with scope:
+            with attempt.scope:
                 return await self._answered(attempt)
         finally:
-            del self._scopes[command.attempt_id]
+            del self._attempts[command.attempt_id]
             log.close()
             await log.flush()
+        if attempt.parked:
+            problem = Problem.make("cloud_gone", detail="its call was closed")
+            return attempt.ended("parked", problem, Park("cloud", None))
         return attempt.ended("cancelled", Problem.make("cancelled", detail="Its call was closed."))
 
     async def recover(self, command: Command, ports: Ports) -> Found:
@@ -179,9 +182,16 @@ class ModelExecutor:
 
     async def cancel(self, attempt_id: str) -> None:
         """See `Executor.cancel`: closes the connection, so that the provider can stop."""
-        scope = self._scopes.get(attempt_id)
-        if scope is not None:
-            scope.cancel()
+        attempt = self._attempts.get(attempt_id)
+        if attempt is not None:
+            attempt.scope.cancel()
+
+    async def park(self) -> None:
+        """Ends all attempts whose call goes to the cloud, which is gone: they run again when it is back."""
+        for attempt in list(self._attempts.values()):
+            if attempt.call is None or not attempt.call.channel.local:
+                attempt.parked = True
+                attempt.scope.cancel()
 
     async def settled(self, attempt_id: str) -> None:
         """See `Executor.settled`: nothing was kept for a recovery."""
@@ -202,6 +212,7 @@ class ModelExecutor:
                 return attempt.ended("failure", Problem.of(error))
             if isinstance(call, NoCall):
                 return attempt.ended(call.outcome, call.problem, call.park)
+            attempt.call = call
             said = await self._made(attempt, call)
             if isinstance(said, Answer):
                 return self._result(attempt, call, said)
@@ -265,6 +276,10 @@ class _Attempt:
         self.command = command
         self.until_s = until_s
         self.log = log
+        self.scope = anyio.CancelScope()
+        self.parked = False
+        """Its scope was cancelled because the cloud is gone."""
+        self.call: Call | None = None
         self.tried: list[Tried] = []
         self.spent: int | None = 0
         """What its calls have cost so far, in microdollars; None is unknown."""

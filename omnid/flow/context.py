@@ -10,6 +10,7 @@ import anyio
 from omnid import platform
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
+from omnid.flow.modes import Modes
 from omnid.flow.turned import Turned
 from omnid.log import Logger
 from omnid.model import Gate, Problem
@@ -150,6 +151,7 @@ class Context:
         self.spool = spool
         self.set_aside = set_aside
         """Ends an attempt that the journal doesn't know, and moves its files away."""
+        self.modes = Modes(lambda: self.config, clock)
         self.dispatch = Bell()
         self.timer = Bell()
         self.failover = Bell()

@@ -59,6 +59,8 @@ def gate_text(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
     if gate.cause in ("hours", "budget") and gate.problem is not None:
         return f"{_inside(gate.problem.what)}; it goes on {_when(gate.wake_at_ms, now_ms)}."
     reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    if gate.cause == "cloud":
+        return f"{what} waits for the cloud{reason}; all channels are probed again and again, and it goes on by itself."
     return f"{what} is down{reason}; it is tried again {_when(gate.wake_at_ms, now_ms)}."
 
 
@@ -176,6 +178,8 @@ def _behind(task: Task, gate: Gate, facts: Situation) -> str:
     if gate.cause == "budget" and gate.problem is not None:
         return f"for money: {_inside(gate.problem.what)}; {_money_next(gate.wake_at_ms, gate.problem, facts)}"
     reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    if gate.cause == "cloud":
+        return f"for the cloud{reason}; all channels are probed again and again, and it goes on when one answers"
     again = f"it is tried again {_in(gate.wake_at_ms, facts)}"
     if facts.login:
         needs = f"because executor {gate.subject} needs a key or a login{reason}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from omnid.channels import cost_microusd
 from omnid.errors import Rejected, Retryable
-from omnid.executor.model import Call, NoCall, Tried, Wanted, Way
+from omnid.executor.model import CUT, Call, NoCall, Tried, Wanted, Way
 from omnid.executor.model_errors import RULES, Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
 from omnid.flow import money
@@ -41,12 +41,15 @@ from omnid.store.interface import Tx
 
 SOON_MS = 2_000
 """When a task looks again that waits for a place or for money that runs now may give back."""
-CLOUD_MS = 30_000
+CLOUD_MS = 5_000
+"""When one looks again that no channel could be reached for, until the cloud counts as gone."""
 STALE_MS = 300_000
 """How long a channel that was slow stays behind the others, until it is tried again."""
 OF_THE_CHANNEL: frozenset[Kind] = frozenset({"cloud", "provider", "model", "silent", "cut", "overloaded"})
 """Failures for which another key of the same channel does no better."""
-AWAY: frozenset[Kind] = frozenset({"cloud", "silent"})
+AWAY: frozenset[Kind] = frozenset({"cloud"})
+NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent"})
+"""Failures that say nothing of whether the cloud can be reached."""
 
 
 class ModelCalls:
@@ -59,6 +62,7 @@ class ModelCalls:
         self._channels: defaultdict[str, ChannelFacts] = defaultdict(ChannelFacts)
         self._took_at_ms: dict[str, int] = {}
         self._config = context.config
+        context.modes.facts = lambda now_ms: self.facts("gateway", now_ms)
 
     def check(self, model: str) -> None:
         """See `Calls.check`."""
@@ -77,6 +81,7 @@ class ModelCalls:
     async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
         """See `Calls.end`; where it can't be written, the end of the attempt settles it."""
         self._learn(call, said, took_s)
+        self._tell_modes(call, said)
         cost = cost_of(call, said)
         outcome = "success" if isinstance(said, Answer) else said.kind
         turned = Turned.nothing()
@@ -112,8 +117,16 @@ class ModelCalls:
         return Facts(now_ms, way, dict(self._keys), dict(self._channels))
 
     def _way(self, tried: Sequence[Tried]) -> Way:
-        broken = any(one.failure.kind == "gateway" for one in tried)
+        broken = self._context.modes.gateway.is_gone or any(one.failure.kind == "gateway" for one in tried)
         return "direct" if broken or not self._has_gateway else "gateway"
+
+    def _tell_modes(self, call: Call, said: Answer | Failure) -> None:
+        """Says what the call has shown of the gateway and the cloud."""
+        kind, modes = (None if isinstance(said, Answer) else said.kind), self._context.modes
+        if call.way == "gateway" and not modes.gateway.is_gone:
+            modes.gateway_was(good=kind != "gateway")
+        if not call.channel.local and kind not in NO_SIGN and said is not CUT:
+            modes.channel_was(call.channel.name, away=kind in AWAY)
 
     def _begin(self, tx: Tx, *, command: Command, wanted: Wanted, tried: Sequence[Tried]) -> Call | NoCall:
         config = self._context.config
@@ -209,6 +222,9 @@ class ModelCalls:
             shared = not choice.candidates and len(lifts) == len(choice.turned_down)
             cause = "rate_limit" if shared else "channels"
             return NoCall("parked", Problem.make("no_channel", detail=detail), Park(cause, min(lifts)))
+        away = any(one.failure.kind in AWAY for one in tried)
+        if away and self._context.modes.mode == "brainstem" and task.work.offline != "fail":
+            return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("cloud", None))
         return _without_time(task, choice, tried, detail, tx.now_ms)
 
     def _detail(self, down: Sequence[TurnedDown], tried: Sequence[Tried], now_ms: int) -> str:

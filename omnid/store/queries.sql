@@ -333,6 +333,9 @@ SELECT count(*) FROM (SELECT 1 FROM task WHERE executor = $1 AND ready = 1 LIMIT
 -- name: outages_since
 SELECT cause, subject, began_at_ms, ended_at_ms FROM outage
 WHERE began_at_ms > $1 ORDER BY began_at_ms LIMIT $2
+-- name: outages_newest
+SELECT cause, subject, began_at_ms, ended_at_ms, parked, resumed, problem FROM outage
+WHERE began_at_ms >= $1 ORDER BY began_at_ms DESC LIMIT $2
 -- name: outages_open
 SELECT cause, subject, began_at_ms, ended_at_ms FROM outage WHERE ended_at_ms IS NULL ORDER BY ord LIMIT $1
 

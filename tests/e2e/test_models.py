@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +21,13 @@ CALL_S = 60.0
 def fake() -> Iterator[Cloud]:
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(cloud()) as made:
         yield made
+
+
+@pytest.fixture
+def sky() -> Iterator[Callable[[int], Any]]:
+    """Gives clouds that can be taken away: each is served at a port (0: a free one) inside a `with`."""
+    with start_blocking_portal() as portal:
+        yield lambda port: portal.wrap_async_context_manager(cloud(port))
 
 
 @pytest.fixture
@@ -106,12 +113,20 @@ def test_where_all_are_limited_the_task_parks_with_the_time(planted: Home, fake:
     finished(planted, id)
 
 
-def test_a_gateway_killed_in_flight_goes_on_directly_as_a_new_call(planted: Home, fake: Cloud) -> None:
+def outages(home: Home) -> list[tuple[Any, ...]]:
+    """Gives cause, subject, how many were parked and gone on, and whether it is over."""
+    with contextlib.closing(sqlite3.connect(home.state / "journal.db")) as database:
+        query = "SELECT cause, subject, parked, resumed, ended_at_ms IS NOT NULL FROM outage ORDER BY ord"
+        return database.execute(query).fetchall()
+
+
+def test_a_gateway_killed_in_flight_goes_on_directly_and_comes_back_once(planted: Home, fake: Cloud) -> None:
     fake.modes["one"] = "hang_before"
-    planted.configure(channel("p1", fake.base_url("one"), "P1_KEY", 'backup_keys = ["env:P1_BACKUP"]'))
+    place = channel("p1", fake.base_url("one"), "P1_KEY", 'backup_keys = ["env:P1_BACKUP"]')
+    planted.configure(place + "[mode]\ngateway_probe_every_s = 0.2\n")
     planted.start()
-    id = prompt(planted, "say hello")
-    until(lambda: len(fake.seen) == 1, "the call through the gateway", CALL_S)
+    id, other = prompt(planted, "say hello"), prompt(planted, "say more")
+    until(lambda: len(fake.seen) == 2, "the calls through the gateway", CALL_S)
     fake.modes["one"] = "ok"
     gateways = [pid for pid, line in planted.processes().items() if "worker/gateway.py" in line]
     os.kill(max(gateways), signal.SIGKILL)
@@ -123,7 +138,41 @@ def test_a_gateway_killed_in_flight_goes_on_directly_as_a_new_call(planted: Home
         (True, "gateway"),
         (False, "success"),
     ]
-    assert fake.seen[1].headers["authorization"] == f"Bearer {KEYS['P1_BACKUP']}"
+    assert fake.seen[2].headers["authorization"] == f"Bearer {KEYS['P1_BACKUP']}"
+    finished(planted, other)
+    until(lambda: outages(planted) == [("gateway", "litellm", None, None, 1)], lambda: str(outages(planted)), CALL_S)
+    assert planted.client.status()["mode"] == "normal"
+    assert "through the gateway" in finished(planted, prompt(planted, "say it again"))["why"]
+
+
+def test_the_cloud_goes_and_comes_back(planted: Home, sky: Callable[[int], Any]) -> None:
+    rest = "[mode]\ncloud_probe_every_s = 0.3\n"
+    with sky(0) as fake:
+        port = fake.port
+        planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY") + rest)
+        planted.start()
+        finished(planted, prompt(planted, "say hello"))
+    ids = [prompt(planted, f"say {number}") for number in range(3)]
+    until(lambda: planted.client.status()["mode"] == "brainstem", "the mode", CALL_S)
+    ids.append(prompt(planted, "say more"))
+    until(lambda: {shown(planted, id)["reason"] for id in ids} == {"cloud"}, "the gate", CALL_S)
+    assert "waits for the cloud" in shown(planted, ids[0])["why"]
+    assert [gate["cause"] for gate in planted.client.status()["gates"]] == ["cloud"]
+    planted.kill()
+    planted.start()
+    with sky(port):
+        for id in ids:
+            finished(planted, id)
+        assert planted.client.status()["mode"] == "normal"
+    (outage,) = [one for one in outages(planted) if one[0] == "cloud"]
+    assert outage[4] == 1
+
+
+def test_offline_fail_fails_where_nothing_can_be_reached(planted: Home) -> None:
+    planted.configure(channel("p1", "http://127.0.0.1:9/v1", "P1_KEY"))
+    planted.start()
+    got = finished(planted, prompt(planted, "say hello", offline="fail"), "failed")
+    assert "No channel can be reached" in got["why"]
 
 
 def test_a_call_cut_with_the_daemon_stays_unknown_and_the_prompt_runs_again(planted: Home, fake: Cloud) -> None:
@@ -165,3 +214,23 @@ def test_the_config_may_hold_executors_of_kind_model(planted: Home, fake: Cloud)
     planted.start()
     finished(planted, prompt(planted, "say hello", executor="terse"))
     assert [message["role"] for message in fake.seen[0].body["messages"]] == ["system", "user"]
+
+
+def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: Cloud) -> None:
+    good = channel("p1", fake.base_url("ok"), "P1_KEY") + channel("p2", fake.base_url("key_refused"), "P2_KEY")
+    planted.configure(good + channel("p3", "http://127.0.0.1:9/v1", "NO_KEY"))
+    planted.start()
+    shown_mode = planted.ctl("mode")
+    assert (shown_mode.code, "normal" in shown_mode.out, "p3" in shown_mode.out) == (0, True, True)
+    checks = planted.client.call("omnid/channel.check", {})["checks"]
+    assert [(one["name"], one["ok"]) for one in checks] == [("p1", True), ("p2", False), ("p3", False)]
+    assert checks[1]["do"] == "Look at the account of p2, and at the key that env:P2_KEY names."
+    assert "NO_KEY" in checks[2]["detail"]
+    assert planted.ctl("config", "check", "--live").code == 1
+    assert planted.ctl("mode", "hold", "brainstem").code == 0
+    id = prompt(planted, "say hello")
+    until(lambda: shown(planted, id)["reason"] == "cloud", "the gate")
+    assert "held at brainstem" in planted.ctl("mode").out
+    assert "cloud" in planted.ctl("outages").out
+    assert planted.ctl("mode", "hold", "auto").code == 0
+    finished(planted, id)

@@ -331,9 +331,10 @@ class Cloud:
 
 
 @asynccontextmanager
-async def cloud() -> AsyncGenerator[Cloud]:
-    """Serves on a free port of loopback."""
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+async def cloud(port: int = 0) -> AsyncGenerator[Cloud]:
+    """Serves on a free port of loopback, or on that one."""
+    listening = anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port, reuse_port=True)
+    async with await listening as listener, anyio.create_task_group() as group:
         made = Cloud(listener.extra(anyio.abc.SocketAttribute.local_port))
         group.start_soon(listener.serve, made.serve_one)
         yield made
