@@ -8,6 +8,7 @@ from statistics import median
 
 import anyio
 
+from bench.morning import digests
 from bench.report import Report
 from bench.routing import decisions
 from bench.world import environ, scratch
@@ -75,7 +76,7 @@ async def worktrees(report: Report) -> None:
     report.add("a task's worktree, p50", median(ours), "ms")
 
 
-PARTS = (worktrees, decisions)
+PARTS = (worktrees, decisions, digests)
 
 
 def run(report: Report) -> None:
