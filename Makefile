@@ -8,10 +8,10 @@ KILLS ?= 1000
 PROGRAMS := redis-server rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs agents demo test check format cover kills sim conformance bench lock clean
+.PHONY: help setup venv programs agents demo test check format cover kills night-kills sim conformance bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: ## what omnid needs to run, in .venv
 	@python=$$(sh scripts/python.sh) && $$python scripts/setup.py runtime
@@ -55,6 +55,10 @@ cover: venv agents ## all tests, then what they don't reach
 
 kills: venv ## the kill test at length: KILLS=1000
 	@OMNID_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=3600 tests/e2e/test_kill.py
+
+night-kills: KILLS = 100
+night-kills: venv ## the kill test of agents at length: KILLS=100
+	@OMNID_NIGHT_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=3600 tests/e2e/test_night_kills.py
 
 sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

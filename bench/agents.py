@@ -9,6 +9,7 @@ from statistics import median
 import anyio
 
 from bench.digests import digests
+from bench.morning import digests
 from bench.report import Report
 from bench.routing import decisions
 from bench.world import environ, scratch

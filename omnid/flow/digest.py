@@ -14,6 +14,9 @@ PARKED_MAX = 10_000
 LIMITS = frozenset({"rate_limit", "login"})
 """Causes of outages that count as limits which were waited out."""
 
+ENDS = ("completed", "failed", "cancelled")
+"""The states of the query `ended_since`, in its order."""
+
 Language = Literal["en", "zh-TW"]
 
 
@@ -56,11 +59,12 @@ def gather(
 ) -> Digest:
     """Reads what happened since a time; bounded work, whatever the number of tasks."""
     outages = reader.all("outages_since", since_ms, OUTAGES_MAX)
+    counts = reader.one("ended_since", since_ms) or (0, 0, 0)
     spans = [(row[2], row[3]) for row in outages if row[0] in LIMITS and row[3] is not None]
     return Digest(
         since_ms=since_ms,
         until_ms=now_ms,
-        ended={row[0]: row[1] for row in reader.all("ended_since", since_ms)},
+        ended={state: count for state, count in zip(ENDS, counts, strict=True) if count},
         parked=tuple(_parked(reader, gates)),
         needs_you=needs_you,
         money=money,

@@ -324,9 +324,12 @@ SELECT ord, id, state, lane, labels, coalesce(work, (SELECT data FROM blob WHERE
 WHERE ord > $1 ORDER BY ord LIMIT $2
 
 -- name: ended_since
-SELECT state, count(*) FROM task WHERE finished_at_ms > $1 GROUP BY state
+-- Without grouping: one pass over the index of ends, and no sorting.
+SELECT count(*) FILTER (WHERE state = 'completed'), count(*) FILTER (WHERE state = 'failed'),
+    count(*) FILTER (WHERE state = 'cancelled')
+FROM task WHERE finished_at_ms > $1
 -- name: failed_since
-SELECT {brief_row} FROM {brief_from} WHERE t.finished_at_ms > $1 AND t.state = 'failed'
+SELECT {brief_row} FROM {brief_from} WHERE t.finished_at_ms > $1 AND +t.state = 'failed'
 ORDER BY t.finished_at_ms DESC LIMIT $2
 -- name: count_ready
 SELECT count(*) FROM (SELECT 1 FROM task WHERE executor = $1 AND ready = 1 LIMIT $2) AS some

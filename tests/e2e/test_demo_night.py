@@ -163,7 +163,7 @@ def test_it_is_night_where_the_demo_is(hour):
 
 
 def agent(place: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    argv = [sys.executable, "-I", "-S", demo_agent.__file__, str(place), *words]
+    argv = [sys.executable, demo_agent.__file__, str(place), *words]
     return subprocess.run(argv, cwd=place, capture_output=True, text=True, timeout=WAIT_S, check=False)
 
 
