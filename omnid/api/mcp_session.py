@@ -4,7 +4,7 @@ This module imports the MCP SDK, which takes most of a second and about 40 MB: o
 thread. The loop speaks 2026-07-28 (stateless) and 2025-11-25 (initialize) and takes the era of the first request.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, cast
@@ -14,7 +14,7 @@ import mcp_types as types
 import msgspec
 from anyio import CancelScope
 from anyio.streams.memory import MemoryObjectReceiveStream
-from mcp.server.caching import CacheHint
+from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_dual_era_loop
@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from omnid import wire
 from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.http_gate import App
+from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_tasks import Calls, Tasks
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
@@ -44,6 +45,14 @@ PROGRESS_S = 5.0
 TOOLS_TTL_MS = 300_000
 """How long a client may keep the list of tools; it changes only with the program."""
 
+_FIXED = CacheHint(ttl_ms=TOOLS_TTL_MS, scope="public")
+CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = {
+    "tools/list": _FIXED,
+    "prompts/list": _FIXED,
+    "resources/list": _FIXED,
+    "resources/templates/list": _FIXED,
+    "resources/read": CacheHint(ttl_ms=0, scope="private"),
+}
 ORIGIN_CHARS_MAX = 100
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -103,12 +112,13 @@ class ToolServer(Calls):
             version=version,
             title="omnid",
             instructions=INSTRUCTIONS,
-            cache_hints={"tools/list": CacheHint(ttl_ms=TOOLS_TTL_MS, scope="public")},
+            cache_hints=CACHE_HINTS,
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
         )
         self._tasks = Tasks(api, self, clock)
         self._tasks.install(self.server)
+        Resources(self).install(self.server)
         self.server.middleware.append(self._greet)
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:

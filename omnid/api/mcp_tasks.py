@@ -37,6 +37,9 @@ ERA_OF_TASKS = "2025-11-25"
 TOOL = "task_submit"
 """The tool whose calls may become tasks."""
 
+TASK_URI = "omnid://task/"
+"""How the address of a task's resource starts; its UUID follows, where it is subscribed to."""
+
 LISTENED_MAX = 100
 """How many tasks one subscription may follow."""
 
@@ -180,12 +183,21 @@ class Tasks:
         """Tells a client of every change of the tasks that it names, the first time at once, until it goes."""
         asked = _asked(context, params)
         known = [task_id for task_id in asked if await self._is_known(context, task_id)]
+        read = {
+            uri: task_id
+            for uri in (params.notifications.resource_subscriptions or [])[:LISTENED_MAX]
+            if (task_id := str(uri).removeprefix(TASK_URI)) != uri and await self._is_known(context, task_id)
+        }
         meta: dict[str, Any] = {SUBSCRIPTION_ID_META_KEY: context.request_id}
         honored: dict[str, Any] = {"taskIds": known} if known else {}
+        if read:
+            honored["resourceSubscriptions"] = list(read)
         await _say(context, "notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta})
         async with anyio.create_task_group() as group:
             for task_id in known:
                 group.start_soon(self._follow, context, task_id, meta)
+            for uri, task_id in read.items():
+                group.start_soon(self._follow, context, task_id, meta, uri)
             await anyio.sleep_forever()
         raise AssertionError("only a cancellation ends this")
 
@@ -196,7 +208,8 @@ class Tasks:
             return False
         return True
 
-    async def _follow(self, context: Context, task_id: str, meta: dict[str, Any]) -> None:
+    async def _follow(self, context: Context, task_id: str, meta: dict[str, Any], uri: str | None = None) -> None:
+        """Tells of a task's changes: with the task, or where its resource is subscribed to with the `uri` alone."""
         said: dict[str, Any] | None = None
         while True:
             with self._api.change_of(task_id) as changed:
@@ -205,9 +218,11 @@ class Tasks:
                 except MCPError:
                     return  # It was deleted.
                 now = detailed(view, self._api.kept_ms())
-                if now != said:
-                    said = now
+                if now != said and uri is None:
                     await _say(context, "notifications/tasks", {**now, "_meta": meta})
+                elif now != said and said is not None:
+                    await _say(context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
+                said = now
                 await changed.wait()
 
     async def _around(self, ctx: Context, call_next: CallNext) -> HandlerResult:
