@@ -76,6 +76,11 @@ class Client(Protocol):
         """The task from inside which it comes."""
         ...
 
+    @property
+    def tools(self) -> frozenset[str] | None:
+        """The tools that it gets; None: all."""
+        ...
+
 
 class Stranger(NamedTuple):
     """A client that has said nothing of itself: one that came over HTTP."""
@@ -83,6 +88,7 @@ class Stranger(NamedTuple):
     origin: str | None = None
     session: str | None = None
     parent: str | None = None
+    tools: frozenset[str] | None = None
 
 
 class Session:
@@ -106,7 +112,7 @@ class ToolServer(Calls):
         self._api = api
         self._clock = clock
         self._log = log
-        self._tools = types.ListToolsResult(tools=[_listed(tool) for tool in TOOLS.values()])
+        self._listed = types.ListToolsResult(tools=[_listed(tool) for tool in TOOLS.values()])
         self.server: Server[Any] = Server(
             "omnid",
             version=version,
@@ -159,10 +165,21 @@ class ToolServer(Calls):
         line = await self._api.inbox.line(_origin_of(ctx))
         return {**result, "instructions": f"{INSTRUCTIONS} {line}"} if line else result
 
+    def offers(self, context: Context, name: str) -> bool:
+        """See `Calls.offers`."""
+        tools = context.lifespan_context.connection.tools
+        return tools is None or name in tools
+
     async def _list_tools(
-        self, _context: Context, _params: types.PaginatedRequestParams | None
+        self, context: Context, _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return self._tools
+        if context.lifespan_context.connection.tools is None:
+            return self._listed
+        return types.ListToolsResult(
+            tools=[tool for tool in self._listed.tools if self.offers(context, tool.name)],
+            ttl_ms=TOOLS_TTL_MS,
+            cache_scope="private",
+        )
 
     async def do(self, context: Context, name: str, params: Struct) -> Struct:
         """See `Calls.do`."""
@@ -181,7 +198,7 @@ class ToolServer(Calls):
     async def _call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         """Does a call. What a model can mend comes back as the tool's result, so that the model gets to read it."""
         tool = TOOLS.get(params.name)
-        if tool is None:
+        if tool is None or not self.offers(context, params.name):
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}")
         try:
             done = await self._do(context, tool, tool.parse(params.arguments or {}))

@@ -79,6 +79,10 @@ class Calls:
         """Names who asks."""
         raise NotImplementedError
 
+    def offers(self, context: Context, name: str) -> bool:
+        """Tells whether the client gets a tool."""
+        raise NotImplementedError
+
 
 class Tasks:
     """The methods of tasks on the SDK's server, in both eras."""
@@ -118,6 +122,8 @@ class Tasks:
 
     async def _cancel(self, context: Context, params: TaskParams) -> dict[str, Any]:
         modern = _allowed(context)
+        if not self._calls.offers(context, "task_control"):
+            raise _no_method(context)
         view = await self._view(context, params.task_id)
         if view.task.state in TERMINAL:
             if modern:
