@@ -188,11 +188,13 @@ class Tasks:
     ) -> types.SubscriptionsListenResult:
         """Tells a client of every change of the tasks that it names, the first time at once, until it goes."""
         asked = _asked(context, params)
-        known = [task_id for task_id in asked if await self._is_known(context, task_id)]
+        known = [task_id for task_id in asked if await self._known(context, task_id) is not None]
+        # What they are now is looked up before the client is told, so that no change falls in between.
         read = {
-            uri: task_id
+            uri: now
             for uri in (params.notifications.resource_subscriptions or [])[:LISTENED_MAX]
-            if (task_id := str(uri).removeprefix(TASK_URI)) != uri and await self._is_known(context, task_id)
+            if (task_id := str(uri).removeprefix(TASK_URI)) != uri
+            and (now := await self._known(context, task_id)) is not None
         }
         meta: dict[str, Any] = {SUBSCRIPTION_ID_META_KEY: context.request_id}
         honored: dict[str, Any] = {"taskIds": known} if known else {}
@@ -202,21 +204,26 @@ class Tasks:
         async with anyio.create_task_group() as group:
             for task_id in known:
                 group.start_soon(self._follow, context, task_id, meta)
-            for uri, task_id in read.items():
-                group.start_soon(self._follow, context, task_id, meta, uri)
+            for uri, now in read.items():
+                group.start_soon(self._follow, context, now["taskId"], meta, uri, now)
             await anyio.sleep_forever()
         raise AssertionError("only a cancellation ends this")
 
-    async def _is_known(self, context: Context, task_id: str) -> bool:
+    async def _known(self, context: Context, task_id: str) -> dict[str, Any] | None:
         try:
-            await self._view(context, task_id)
+            return detailed(await self._view(context, task_id), self._api.kept_ms())
         except MCPError:
-            return False
-        return True
+            return None
 
-    async def _follow(self, context: Context, task_id: str, meta: dict[str, Any], uri: str | None = None) -> None:
+    async def _follow(
+        self,
+        context: Context,
+        task_id: str,
+        meta: dict[str, Any],
+        uri: str | None = None,
+        said: dict[str, Any] | None = None,
+    ) -> None:
         """Tells of a task's changes: with the task, or where its resource is subscribed to with the `uri` alone."""
-        said: dict[str, Any] | None = None
         while True:
             with self._api.change_of(task_id) as changed:
                 try:
@@ -226,7 +233,7 @@ class Tasks:
                 now = detailed(view, self._api.kept_ms())
                 if now != said and uri is None:
                     await _say(context, "notifications/tasks", {**now, "_meta": meta})
-                elif now != said and said is not None:
+                elif now != said:
                     await _say(context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
                 said = now
                 await changed.wait()
