@@ -6,6 +6,7 @@ import sys
 _USAGE = """\
 usage: omnid run        run the daemon in the foreground
        omnid mcp        speak MCP on stdin and stdout, for agents
+                        [--readonly] [--origin NAME] [--expose TOOL,...]
        omnid config check|show   the config as JSON, without a daemon
        omnid --version  show the version
 People use omnictl: `omnictl help`.
@@ -15,11 +16,11 @@ People use omnictl: `omnictl help`.
 def main() -> int:
     """Runs what the arguments ask for and gives the exit code: 2 where that can't be understood."""
     verb, *rest = sys.argv[1:] or [""]
-    if verb == "mcp" and not rest:
+    if verb == "mcp":
         # Before anything else is imported: every session of an agent keeps a relay in memory.
         from omnid import relay
 
-        return relay.main(os.environ)
+        return relay.main(os.environ, rest)
     if verb == "run":
         from omnid import daemon
 

@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from omnid import platform, wire
 from omnid.errors import OmnidError, Rejected, Retryable
@@ -230,9 +230,16 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def main(environ: Mapping[str, str]) -> int:
-    """Relays between stdin, stdout and the daemon that the environment and the config name; gives the exit code."""
+def main(environ: Mapping[str, str], argv: Sequence[str] = ()) -> int:
+    """Relays between stdin, stdout and the daemon that the environment and the config name; gives the exit code.
+
+    `argv` may hold ``--readonly``, ``--origin NAME`` and ``--expose TOOL,...``: what the client is and gets.
+    """
     _open_standard_streams()
+    asked = _asked(argv)
+    if asked is None:
+        note("it takes --readonly, --origin NAME and --expose TOOL,TOOL; nothing else.")
+        return 2
     path = platform.socket_path(environ)
     try:
         length = len(os.fsencode(path))
@@ -240,7 +247,7 @@ def main(environ: Mapping[str, str]) -> int:
             raise Rejected("path_too_long", path=path, length=length, limit=platform.SOCKET_PATH_BYTES_MAX)
         away_s = float(environ.get("OMNID_RELAY_AWAY_S") or AWAY_S)
         attempt = platform.attempt_of(environ)
-        session = Session(_session_id(os.urandom(16)), path, away_s, note, time.monotonic(), attempt)
+        session = Session(_session_id(os.urandom(16)), path, away_s, note, time.monotonic(), attempt, asked=asked)
         return Relay(session, path, lambda: _start_daemon(environ)).run()
     except OmnidError as error:
         note(str(error))
@@ -256,6 +263,24 @@ def note(text: str) -> None:
     # Without a stderr there is nobody to tell.
     with contextlib.suppress(OSError):
         os.write(2, f"omnid mcp: {text}\n".encode(errors="replace"))
+
+
+def _asked(argv: Sequence[str]) -> dict[str, object] | None:
+    """Gives what the hello says of the client; None where the arguments can't be understood."""
+    asked: dict[str, object] = {}
+    rest = list(argv)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if option == "--readonly" and not equals:
+            asked["readonly"] = True
+            continue
+        if option not in ("--origin", "--expose") or not (equals or rest):
+            return None
+        value = value if equals else rest.pop(0)
+        if not value:
+            return None
+        asked[option[2:]] = value if option == "--origin" else value.split(",")
+    return asked
 
 
 def _start_daemon(environ: Mapping[str, str]) -> None:

@@ -56,8 +56,11 @@ class Session:
         note: Callable[[str], None],
         now_s: float,
         attempt: str | None = None,
+        *,
+        asked: Mapping[str, object] | None = None,
     ) -> None:
-        """`attempt` is the one from inside which the client works, if any."""
+        """`attempt` is the one from inside which the client works, if any; `asked` goes into the hello."""
+        self._asked_for = dict(asked or {})
         self.to_client = bytearray()
         self.to_daemon = bytearray()
         self.open: dict[int | str, _Request] = {}
@@ -102,7 +105,7 @@ class Session:
         """Begins to talk to a daemon."""
         self.phase = "greeting"
         self._dialled += 1
-        hello = {"session": self._session, "role": "agent", "version": __version__}
+        hello = {"session": self._session, "role": "agent", "version": __version__, **self._asked_for}
         if self._attempt is not None:
             hello["attempt"] = self._attempt
         self.to_daemon += wire.request(_HELLO_ID, "omnid/hello", hello)

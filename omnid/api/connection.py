@@ -43,6 +43,8 @@ class Connection:
         self.origin: str | None = None
         self.session: str | None = None
         self.parent: str | None = None
+        self.tools: frozenset[str] | None = None
+        """The MCP tools that it gets; None: all."""
         self.closed = anyio.Event()
         self.tasks = tasks
         """What goes on for this client; it is cancelled when the client goes."""

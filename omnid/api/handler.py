@@ -9,6 +9,7 @@ from msgspec import Raw
 
 from omnid import __version__
 from omnid.api.mcp_server import McpServer
+from omnid.api.mcp_tools import TOOLS
 from omnid.api.methods import METHODS, Api, Method
 from omnid.api.shapes import Hello, Welcome
 from omnid.api.socket import PREFIX, Connection, Request
@@ -89,13 +90,27 @@ class SocketHandler:
             raise Rejected("bad_request", detail="session is a UUID", where=request.method)
         if connection.role == "agent" and hello.role == "person":
             raise Rejected("not_allowed", method=HELLO, role="agent")
+        tools = _tools(hello)
         connection.role = hello.role
+        connection.tools = tools
         connection.origin = _origin(hello)
         connection.session = hello.session
         connection.parent = None if hello.attempt is None else await self._api.task_of(hello.attempt)
         if hello.role == "agent":
             connection.tasks.start_soon(self._mcp.preload)
         return self._encode(Welcome(__version__, self._pid, self._incarnation, self._message_bytes_max))
+
+
+def _tools(hello: Hello) -> frozenset[str] | None:
+    """Gives the MCP tools that a client wants, None for all; raises Rejected(`bad_request`) for unknown ones."""
+    if hello.expose is None and not hello.readonly:
+        return None
+    wanted = frozenset(TOOLS if hello.expose is None else hello.expose)
+    unknown = wanted - TOOLS.keys()
+    if unknown:
+        detail = f"there is no tool {min(unknown)} (there are: {', '.join(TOOLS)})"
+        raise Rejected("bad_request", detail=detail, where="expose")
+    return frozenset(name for name in wanted if TOOLS[name].read_only or not hello.readonly)
 
 
 def _origin(hello: Hello) -> str | None:

@@ -4,7 +4,7 @@ This module imports the MCP SDK, which takes most of a second and about 40 MB: o
 thread. The loop speaks 2026-07-28 (stateless) and 2025-11-25 (initialize) and takes the era of the first request.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, cast
@@ -14,7 +14,7 @@ import mcp_types as types
 import msgspec
 from anyio import CancelScope
 from anyio.streams.memory import MemoryObjectReceiveStream
-from mcp.server.caching import CacheHint
+from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_dual_era_loop
@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from omnid import wire
 from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.http_gate import App
+from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_tasks import Calls, Tasks
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
@@ -44,6 +45,14 @@ PROGRESS_S = 5.0
 TOOLS_TTL_MS = 300_000
 """How long a client may keep the list of tools; it changes only with the program."""
 
+_FIXED = CacheHint(ttl_ms=TOOLS_TTL_MS, scope="public")
+CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = {
+    "tools/list": _FIXED,
+    "prompts/list": _FIXED,
+    "resources/list": _FIXED,
+    "resources/templates/list": _FIXED,
+    "resources/read": CacheHint(ttl_ms=0, scope="private"),
+}
 ORIGIN_CHARS_MAX = 100
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -67,6 +76,11 @@ class Client(Protocol):
         """The task from inside which it comes."""
         ...
 
+    @property
+    def tools(self) -> frozenset[str] | None:
+        """The tools that it gets; None: all."""
+        ...
+
 
 class Stranger(NamedTuple):
     """A client that has said nothing of itself: one that came over HTTP."""
@@ -74,6 +88,7 @@ class Stranger(NamedTuple):
     origin: str | None = None
     session: str | None = None
     parent: str | None = None
+    tools: frozenset[str] | None = None
 
 
 class Session:
@@ -97,18 +112,19 @@ class ToolServer(Calls):
         self._api = api
         self._clock = clock
         self._log = log
-        self._tools = types.ListToolsResult(tools=[_listed(tool) for tool in TOOLS.values()])
+        self._listed = types.ListToolsResult(tools=[_listed(tool) for tool in TOOLS.values()])
         self.server: Server[Any] = Server(
             "omnid",
             version=version,
             title="omnid",
             instructions=INSTRUCTIONS,
-            cache_hints={"tools/list": CacheHint(ttl_ms=TOOLS_TTL_MS, scope="public")},
+            cache_hints=CACHE_HINTS,
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
         )
         self._tasks = Tasks(api, self, clock)
         self._tasks.install(self.server)
+        Resources(self).install(self.server)
         self.server.middleware.append(self._greet)
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
@@ -149,10 +165,21 @@ class ToolServer(Calls):
         line = await self._api.inbox.line(_origin_of(ctx))
         return {**result, "instructions": f"{INSTRUCTIONS} {line}"} if line else result
 
+    def offers(self, context: Context, name: str) -> bool:
+        """See `Calls.offers`."""
+        tools = context.lifespan_context.connection.tools
+        return tools is None or name in tools
+
     async def _list_tools(
-        self, _context: Context, _params: types.PaginatedRequestParams | None
+        self, context: Context, _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return self._tools
+        if context.lifespan_context.connection.tools is None:
+            return self._listed
+        return types.ListToolsResult(
+            tools=[tool for tool in self._listed.tools if self.offers(context, tool.name)],
+            ttl_ms=TOOLS_TTL_MS,
+            cache_scope="private",
+        )
 
     async def do(self, context: Context, name: str, params: Struct) -> Struct:
         """See `Calls.do`."""
@@ -171,7 +198,7 @@ class ToolServer(Calls):
     async def _call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         """Does a call. What a model can mend comes back as the tool's result, so that the model gets to read it."""
         tool = TOOLS.get(params.name)
-        if tool is None:
+        if tool is None or not self.offers(context, params.name):
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}")
         try:
             done = await self._do(context, tool, tool.parse(params.arguments or {}))

@@ -37,6 +37,9 @@ ERA_OF_TASKS = "2025-11-25"
 TOOL = "task_submit"
 """The tool whose calls may become tasks."""
 
+TASK_URI = "omnid://task/"
+"""How the address of a task's resource starts; its UUID follows, where it is subscribed to."""
+
 LISTENED_MAX = 100
 """How many tasks one subscription may follow."""
 
@@ -74,6 +77,10 @@ class Calls:
 
     def caller(self, context: Context) -> Caller:
         """Names who asks."""
+        raise NotImplementedError
+
+    def offers(self, context: Context, name: str) -> bool:
+        """Tells whether the client gets a tool."""
         raise NotImplementedError
 
 
@@ -115,6 +122,8 @@ class Tasks:
 
     async def _cancel(self, context: Context, params: TaskParams) -> dict[str, Any]:
         modern = _allowed(context)
+        if not self._calls.offers(context, "task_control"):
+            raise _no_method(context)
         view = await self._view(context, params.task_id)
         if view.task.state in TERMINAL:
             if modern:
@@ -179,25 +188,42 @@ class Tasks:
     ) -> types.SubscriptionsListenResult:
         """Tells a client of every change of the tasks that it names, the first time at once, until it goes."""
         asked = _asked(context, params)
-        known = [task_id for task_id in asked if await self._is_known(context, task_id)]
+        known = [task_id for task_id in asked if await self._known(context, task_id) is not None]
+        # What they are now is looked up before the client is told, so that no change falls in between.
+        read = {
+            uri: now
+            for uri in (params.notifications.resource_subscriptions or [])[:LISTENED_MAX]
+            if (task_id := str(uri).removeprefix(TASK_URI)) != uri
+            and (now := await self._known(context, task_id)) is not None
+        }
         meta: dict[str, Any] = {SUBSCRIPTION_ID_META_KEY: context.request_id}
         honored: dict[str, Any] = {"taskIds": known} if known else {}
+        if read:
+            honored["resourceSubscriptions"] = list(read)
         await _say(context, "notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta})
         async with anyio.create_task_group() as group:
             for task_id in known:
                 group.start_soon(self._follow, context, task_id, meta)
+            for uri, now in read.items():
+                group.start_soon(self._follow, context, now["taskId"], meta, uri, now)
             await anyio.sleep_forever()
         raise AssertionError("only a cancellation ends this")
 
-    async def _is_known(self, context: Context, task_id: str) -> bool:
+    async def _known(self, context: Context, task_id: str) -> dict[str, Any] | None:
         try:
-            await self._view(context, task_id)
+            return detailed(await self._view(context, task_id), self._api.kept_ms())
         except MCPError:
-            return False
-        return True
+            return None
 
-    async def _follow(self, context: Context, task_id: str, meta: dict[str, Any]) -> None:
-        said: dict[str, Any] | None = None
+    async def _follow(
+        self,
+        context: Context,
+        task_id: str,
+        meta: dict[str, Any],
+        uri: str | None = None,
+        said: dict[str, Any] | None = None,
+    ) -> None:
+        """Tells of a task's changes: with the task, or where its resource is subscribed to with the `uri` alone."""
         while True:
             with self._api.change_of(task_id) as changed:
                 try:
@@ -205,9 +231,11 @@ class Tasks:
                 except MCPError:
                     return  # It was deleted.
                 now = detailed(view, self._api.kept_ms())
-                if now != said:
-                    said = now
+                if now != said and uri is None:
                     await _say(context, "notifications/tasks", {**now, "_meta": meta})
+                elif now != said:
+                    await _say(context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
+                said = now
                 await changed.wait()
 
     async def _around(self, ctx: Context, call_next: CallNext) -> HandlerResult:

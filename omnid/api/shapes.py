@@ -400,6 +400,10 @@ class Hello(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: str = ""
     attempt: Annotated[str, Meta(max_length=64, description="OMNID_ATTEMPT of the caller's environment")] | None = None
     """The attempt from inside which the client calls: its task is the parent of what is submitted."""
+    readonly: bool = False
+    """Over MCP: only the tools that change nothing."""
+    expose: tuple[str, ...] | None = None
+    """Over MCP: only these tools."""
 
 
 class Welcome(Struct, frozen=True):

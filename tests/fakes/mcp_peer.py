@@ -121,6 +121,7 @@ class Connection:
         self.origin = origin
         self.session = session
         self.parent: str | None = None
+        self.tools: frozenset[str] | None = None
 
 
 Do = Callable[[str, Struct], Awaitable[Struct]]

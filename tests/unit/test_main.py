@@ -22,9 +22,15 @@ def test_help_goes_to_stdout() -> None:
     assert "omnid mcp" in out
 
 
-@pytest.mark.parametrize("arguments", [(), ("status",), ("mcp", "--fast")])
+@pytest.mark.parametrize("arguments", [(), ("status",)])
 def test_what_is_not_understood_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert "omnid run" in err
     assert not arguments or f"there is no `{' '.join(arguments)}`" in err
+
+
+def test_the_relay_says_which_arguments_it_takes() -> None:
+    code, out, err = run("mcp", "--fast")
+    assert (code, out) == (2, "")
+    assert "--readonly, --origin NAME and --expose" in err

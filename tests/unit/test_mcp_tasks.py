@@ -203,3 +203,32 @@ def test_the_time_to_live_counts_from_the_creation() -> None:
     fields = task_fields(brief, "It ran.", 5_000, modern=True)
     assert (fields["createdAt"], fields["lastUpdatedAt"]) == ("1970-01-01T00:00:01.000Z", "1970-01-01T00:01:01.000Z")
     assert fields["ttlMs"] == 65_000
+
+
+@pytest.mark.parametrize("modern", [True, False])
+async def test_a_client_gets_the_tools_that_it_asked_for(home: Home, *, modern: bool) -> None:
+    work = Work(home)
+    async with home.daemon() as daemon:
+        async with talk(daemon, modern=modern) as one:
+            made = await one.ask("tools/call", name="task_submit", arguments={"argv": ["x"], "executor": "mine"})
+            task_id = made.get("taskId") or made["structuredContent"]["id"]
+        for hello, tools in (
+            ({"readonly": True}, ["task_get", "task_search", "status"]),
+            ({"expose": ["status", "task_submit"]}, ["task_submit", "status"]),
+            ({"expose": ["status", "task_submit"], "readonly": True}, ["status"]),
+        ):
+            async with await anyio.connect_unix(daemon.context.config.socket.path) as stream:
+                limited = Talk(stream, modern=False, name="me")
+                await limited.ask("omnid/hello", role="agent", origin="me", **hello)
+                limited.modern = modern
+                if not modern:
+                    await limited.greet()
+                listed = (await limited.ask("tools/list"))["tools"]
+                assert [tool["name"] for tool in listed] == tools
+                control = {"task": task_id, "action": "cancel"}
+                assert (await limited.ask("tools/call", name="task_control", arguments=control))["code"] == -32602
+                assert (await limited.ask("tasks/cancel", taskId=task_id))["code"] == -32601
+        async with await anyio.connect_unix(daemon.context.config.socket.path) as stream:
+            refused = await Talk(stream, modern=False).ask("omnid/hello", role="agent", expose=["nothing"])
+            assert "there is no tool nothing" in refused["message"]
+    assert not work.go.is_set()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from omnid import relay_session, wire
 from omnid.errors import Rejected
+from omnid.relay import _asked
 from omnid.relay_session import Session
 
 INITIALIZE = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}
@@ -260,3 +261,26 @@ def test_each_request_is_answered_at_most_once_and_none_is_forgotten(trace: list
     sent(session)
     session.lost(0.0)
     assert {message["id"] for message in sent(up(session))} == waiting
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked"),
+    [
+        ([], {}),
+        (["--readonly", "--origin", "night"], {"readonly": True, "origin": "night"}),
+        (["--expose=status,task_get", "--origin=night"], {"expose": ["status", "task_get"], "origin": "night"}),
+        (["--origin"], None),
+        (["--origin="], None),
+        (["--readonly=1"], None),
+        (["x"], None),
+    ],
+)
+def test_the_arguments_say_who_the_client_is_and_what_it_gets(argv: list[str], asked: dict[str, object] | None) -> None:
+    assert _asked(argv) == asked
+
+
+def test_what_was_asked_for_is_in_the_hello() -> None:
+    session = Session("s", "/x", 60, lambda _: None, 0, asked={"origin": "night", "readonly": True})
+    session.connected()
+    (hello,) = sent(session)
+    assert (hello["params"]["origin"], hello["params"]["readonly"]) == ("night", True)

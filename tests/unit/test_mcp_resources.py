@@ -1,0 +1,77 @@
+"""Resources and prompts, as raw messages in both eras."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from omnid.api.mcp_resources import PROMPTS
+from tests.fakes.home import Home
+from tests.fakes.mcp_talk import Talk, Work, talk
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("modern", [True, False])]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+async def text(client: Talk, uri: str) -> str:
+    (content,) = (await client.ask("resources/read", uri=uri))["contents"]
+    assert content["uri"] == uri
+    return content["text"]
+
+
+async def test_resources_show_what_the_tools_do(home: Home, *, modern: bool) -> None:
+    work = Work(home)
+    work.go.set()
+    async with home.daemon() as daemon, talk(daemon, modern=modern, declared=False) as one:
+        listed = await one.ask("resources/list")
+        assert [resource["uri"] for resource in listed["resources"]] == ["omnid://status", "omnid://inbox"]
+        if modern:
+            assert (listed["ttlMs"], listed["cacheScope"]) == (300_000, "public")
+        templates = (await one.ask("resources/templates/list"))["resourceTemplates"]
+        assert [template["uriTemplate"] for template in templates] == ["omnid://task/{id}", "omnid://task/{id}/log"]
+        made = (await one.submit())["structuredContent"]
+        await one.ask("tools/call", name="task_get", arguments={"task": "t1", "wait_s": 10})
+        for ref in ("t1", made["id"]):
+            assert json.loads(await text(one, f"omnid://task/{ref}"))["task"]["state"] == "completed"
+        assert json.loads(await text(one, "omnid://status"))["tasks"] == {"completed": 1}
+        assert [task["name"] for task in json.loads(await text(one, "omnid://inbox"))["tasks"]] == ["me/t1"]
+        assert await text(one, "omnid://task/t1/log") == "done"
+        for uri in ("omnid://task/t9", "omnid://task/", "omnid://task/t1/x", "omnid://x", "file:///etc/passwd"):
+            refused = await one.ask("resources/read", uri=uri)
+            assert refused["code"] == (-32602 if modern else -32002)
+            assert refused["data"] == {"uri": uri}
+
+
+async def test_prompts_say_which_tools_answer(home: Home, *, modern: bool) -> None:
+    async with home.daemon() as daemon, talk(daemon, modern=modern, declared=False) as one:
+        listed = {prompt["name"]: prompt for prompt in (await one.ask("prompts/list"))["prompts"]}
+        assert listed.keys() == PROMPTS.keys()
+        for name, prompt in listed.items():
+            given = {argument["name"]: "{task} {plan} x" for argument in prompt.get("arguments", ())}
+            (message,) = (await one.ask("prompts/get", name=name, arguments=given))["messages"]
+            assert message["role"] == "user"
+            assert ("{task} {plan} x" in message["content"]["text"]) is bool(given)
+        assert (await one.ask("prompts/get", name="why_waiting"))["code"] == -32602
+        assert (await one.ask("prompts/get", name="nothing"))["code"] == -32602
+
+
+async def test_a_task_s_resource_is_subscribed_to(home: Home, *, modern: bool) -> None:
+    work = Work(home)
+    async with home.daemon() as daemon, talk(daemon, modern=modern, declared=False) as one:
+        uri = f"omnid://task/{(await one.submit())['structuredContent']['id']}"
+        asked = {"resourceSubscriptions": [uri, "omnid://task/t1", "omnid://status"]}
+        listening = await one.send("subscriptions/listen", notifications=asked)
+        said = await one.read()
+        if not modern:
+            assert said["error"]["code"] == -32601
+            return
+        assert said["params"]["notifications"] == {"resourceSubscriptions": [uri]}
+        work.go.set()
+        said = await one.read()
+        meta = {"io.modelcontextprotocol/subscriptionId": listening}
+        assert said["method"] == "notifications/resources/updated"
+        assert said["params"] == {"uri": uri, "_meta": meta}
