@@ -153,6 +153,11 @@ class Route(Struct, frozen=True, omit_defaults=True):
     turned_down: tuple[TurnedDown, ...] = ()
 
 
+def short_name(origin: str, number: int) -> str:
+    """Gives the short name of a task: ``t7`` for people's, ``origin/t7`` for all others."""
+    return f"t{number}" if origin == USER_ORIGIN else f"{origin}/t{number}"
+
+
 class Task(Struct, frozen=True):
     """A task as the journal holds it. `ord` is the order of submission; `heads` the log's heads per field."""
 
@@ -198,7 +203,7 @@ class Task(Struct, frozen=True):
     @property
     def name(self) -> str:
         """The short name: ``t7`` for people's tasks, ``origin/t7`` for all others."""
-        return f"t{self.number}" if self.origin == USER_ORIGIN else f"{self.origin}/t{self.number}"
+        return short_name(self.origin, self.number)
 
 
 class Attempt(Struct, frozen=True):
