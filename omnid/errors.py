@@ -4,6 +4,7 @@ Standard library only, because the relay and ``omnictl`` import it. An error is 
 in `messages.CATALOGUE` gives the three sentences; tests hold every raise in the source against the table.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from omnid.messages import CATALOGUE
@@ -19,9 +20,9 @@ class OmnidError(Exception):
         message = CATALOGUE[code]
         self.code = code
         self.fields = fields
-        self.what = message.what.format(**fields)
-        self.why = message.why.format(**fields)
-        self.do = message.do.format(**fields)
+        self.what = _filled(message.what, fields)
+        self.why = _filled(message.why, fields)
+        self.do = _filled(message.do, fields)
         super().__init__(self.what)
 
     def as_dict(self) -> dict[str, Any]:
@@ -30,6 +31,12 @@ class OmnidError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what} {self.why} {self.do}"
+
+
+def _filled(text: str, fields: Mapping[str, object]) -> str:
+    """Fills in the fields; one at the end may be a sentence itself, which has its full stop."""
+    said = text.format(**fields)
+    return said[:-1] if said.endswith("..") and not said.endswith("...") else said
 
 
 class Retryable(OmnidError):
