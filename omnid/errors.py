@@ -17,12 +17,9 @@ class OmnidError(Exception):
     """
 
     def __init__(self, code: str, /, **fields: object) -> None:
-        message = CATALOGUE[code]
         self.code = code
         self.fields = fields
-        self.what = _filled(message.what, fields)
-        self.why = _filled(message.why, fields)
-        self.do = _filled(message.do, fields)
+        self.what, self.why, self.do = sentences(code, fields)
         super().__init__(self.what)
 
     def as_dict(self) -> dict[str, Any]:
@@ -33,9 +30,15 @@ class OmnidError(Exception):
         return f"{self.what} {self.why} {self.do}"
 
 
+def sentences(code: str, fields: Mapping[str, object]) -> tuple[str, str, str]:
+    """Fills in what, why and do of a code; raises KeyError where it or one of its fields is missing."""
+    what, why, do = CATALOGUE[code]
+    return _filled(what, fields), _filled(why, fields), _filled(do, fields)
+
+
 def _filled(text: str, fields: Mapping[str, object]) -> str:
-    """Fills in the fields; one at the end may be a sentence itself, which has its full stop."""
     said = text.format(**fields)
+    # A field at the end may be a sentence itself, which has its full stop.
     return said[:-1] if said.endswith("..") and not said.endswith("...") else said
 
 

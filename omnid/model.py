@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.errors import OmnidError
+from omnid.errors import OmnidError, sentences
 
 Priority = Annotated[int, Meta(ge=-10, le=10, description="Higher starts first")]
 Label = Annotated[str, Meta(min_length=1, max_length=100)]
@@ -37,7 +37,7 @@ class Problem(Struct, frozen=True):
     @classmethod
     def make(cls, code: str, /, **fields: object) -> "Problem":
         """Fills in a message of the catalogue; raises KeyError where the code or a field is missing."""
-        return cls.of(OmnidError(code, **fields))
+        return cls(code, *sentences(code, fields))
 
 
 class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
