@@ -8,7 +8,7 @@ KILLS ?= 1000
 PROGRAMS := redis-server rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs agents demo test check format cover kills sim bench lock clean
+.PHONY: help setup venv programs agents demo test check format cover kills sim conformance bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,10 @@ kills: venv ## the kill test at length: KILLS=1000
 sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
+conformance: venv ## the public conformance suite of MCP against /mcp of a daemon
+	@sh scripts/conformance.sh
+	@$(PY) -m tests.conformance
+
 bench: venv ## the figures of docs/
 	@$(PY) -m bench
 
@@ -74,6 +78,6 @@ lock: ## newest versions into the locks, for all platforms (needs uv)
 		-o requirements-build.txt
 
 clean: ## removes all that the targets above made
-	rm -rf tests/agents/node_modules
+	rm -rf tests/agents/node_modules tests/conformance/node_modules
 	rm -rf .venv .venv.lock .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,6 +22,7 @@ from omnid.settings import (
     COMMAND,
     DESKTOP,
     MIB,
+    MODEL,
     NO_PROFILE,
     Cap,
     Channel,
@@ -30,6 +31,7 @@ from omnid.settings import (
     Destination,
     Executor,
     McpExecutor,
+    ModelExecutor,
     Rule,
 )
 
@@ -38,14 +40,14 @@ Origin = Literal["default", "file", "env"]
 CONFIG_BYTES_MAX = MIB
 SHOWN_CHARS_MAX = 200
 SLOTS_MIN = 4
-AT_START = ("state.", "socket.", "store.", "log.", "workspace.dir")
+AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir")
 """The settings that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
 LIVE = frozenset({"store.free_bytes_min"})
 
 _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
 _WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
-_KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor}
+_KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor, "model": ModelExecutor}
 _LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination, "channel": Channel}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
@@ -55,6 +57,8 @@ BUILT_IN: dict[str, Executor] = {
     **{name: CommandExecutor(name=name, profile=name) for name in AGENT_PROGRAMS.values()},
 }
 """The executors that are there without any config."""
+WITH_CHANNELS: dict[str, Executor] = {**BUILT_IN, MODEL: ModelExecutor(name=MODEL)}
+"""Those that are there where the config has channels."""
 
 _SECTIONS: dict[str, type[Any]] = {
     name: kind for name, kind in get_type_hints(Config).items() if name not in ("executor", *_LISTS)
@@ -76,8 +80,8 @@ class Loaded(Struct, frozen=True):
                     yield f"{section}.{key}", value, self.origins.get(f"{section}.{key}", "default")
         for kind in ("executor", *_LISTS):
             for item in getattr(self.config, kind):
-                if item.name != COMMAND and item == BUILT_IN.get(item.name):
-                    continue  # An agent that nobody has set anything of.
+                if item.name != COMMAND and item == WITH_CHANNELS.get(item.name):
+                    continue  # An agent or a model that nobody has set anything of.
                 origin = self.origins.get(f"{kind}.{item.name}", "default")
                 for key, value in msgspec.to_builtins(item).items():
                     if key != "name":
@@ -132,11 +136,12 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     sections = {name: reader.section(name, settings.get(name, {})) for name in _SECTIONS}
     for name in settings.keys() - _SECTIONS.keys() - {"executor", *_LISTS}:
         reader.problems.append(_unknown(name, [*_SECTIONS, "executor", *_LISTS]))
-    executors = reader.executors(settings.get("executor", []))
     lists: dict[str, Any] = {name: reader.named(name, kind, settings.get(name, [])) for name, kind in _LISTS.items()}
     lists["channel"] = reader.channels(lists["channel"])
+    executors = reader.executors(settings.get("executor", []), WITH_CHANNELS if lists["channel"] else BUILT_IN)
     reader.environment(environ, sections)
     reader.together(sections, executors)
+    reader.http(sections["http"], environ)
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
     places = platform.paths(environ, settings)
@@ -196,14 +201,14 @@ class _Reader:
             elif _VARIABLE.fullmatch(variable):
                 self.problems.append(_unknown(variable, list(known)))
 
-    def executors(self, tables: object) -> tuple[Executor, ...]:
+    def executors(self, tables: object, built_in: Mapping[str, Executor]) -> tuple[Executor, ...]:
         """Checks the executors of the file and adds the built-in ones that the file doesn't override."""
         found: dict[str, Executor] = {}
         for position, table in enumerate(self._tables("executor", tables)):
             executor = self._executor(f"executor[{position}]", table)
             if executor is not None:
                 self._found("executor", executor.name, executor, found)
-        return tuple({**BUILT_IN, **found}.values())
+        return tuple({**built_in, **found}.values())
 
     def named(self, what: str, kind: type[Any], tables: object) -> tuple[Any, ...]:
         """Checks a list of sections that each have a name."""
@@ -279,6 +284,25 @@ class _Reader:
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
 
+    def http(self, http: dict[str, Any], environ: Mapping[str, str]) -> None:
+        """Checks that HTTP is open to nobody who shouldn't come in, and makes its paths absolute."""
+        listen, token = http.get("listen", ""), http.get("token", "")
+        address = platform.host_port(listen)
+        if listen and address is None:
+            detail = 'it is an address and a port, as in "127.0.0.1:7373" or "[::1]:7373"'
+            self.problems.append(_bad("http.listen", listen, detail))
+        if token and not is_reference(token):
+            self.problems.append(Rejected("secret_plain", key="http.token"))
+        if address is not None and not token and not platform.is_loopback(address[0]):
+            detail = f"{listen} can be reached from elsewhere, and whoever reaches it could hand over tasks"
+            self.problems.append(_bad("http.token", token or None, detail))
+        if bool(http.get("certificate")) != bool(http.get("private_key")):
+            detail = "TLS needs http.certificate and http.private_key, both"
+            self.problems.append(_bad("http.certificate", http.get("certificate"), detail))
+        for key in ("certificate", "private_key"):
+            if path := http.get(key):
+                http[key] = platform.absolute(path, environ)
+
     def places(
         self, notify: dict[str, Any], destinations: tuple[Destination, ...], executors: tuple[Executor, ...]
     ) -> None:
@@ -336,8 +360,8 @@ class _Reader:
         if not isinstance(kind, str) or kind not in _KINDS:
             self.problems.append(_bad(f"{where}.kind", kind, f"it is one of {', '.join(_KINDS)}"))
             return None
-        if name == COMMAND and kind != COMMAND:
-            self.problems.append(_bad(f"{where}.kind", kind, "this name belongs to the built-in executor of commands"))
+        if name in (COMMAND, MODEL) and kind != name:
+            self.problems.append(_bad(f"{where}.kind", kind, f"this name belongs to the built-in executor of {name}s"))
         values: dict[str, Any] = {}
         fields = _fields(_KINDS[kind])
         for key, value in given.items():

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from omnid import __version__, config, platform
 from omnid.api.handler import SocketHandler
+from omnid.api.http import HttpServer
 from omnid.api.mcp_server import McpServer
 from omnid.api.methods import Api
 from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
@@ -27,12 +28,14 @@ from omnid.flow.answers import Announcer
 from omnid.flow.awake import Awake
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
+from omnid.flow.daily import Daily
 from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.drain import Drain
 from omnid.flow.failover import Failover
 from omnid.flow.gates import PROBE_S_MAX, Gates
-from omnid.flow.guard import first
+from omnid.flow.guard import first, guard
 from omnid.flow.keep import keep
+from omnid.flow.mode import ModeKeeper
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.retention import Retention
@@ -95,13 +98,17 @@ class Daemon:
         )
         self._parts.context = self.context
         self.gates = Gates(self.context)
+        self.mode = ModeKeeper(self.context, self._parts.shared, secrets)
         self.drain = Drain(self.context, self._parts.places().open)
         self.store.rung = self.drain.ring
         self.store.set_follow(Announcer(self.context))
         self.workspaces = self._parts.make_workspaces(settings, self._states)
         self._link = EmbeddedLink()
         self._server: SocketServer | None = None
+        self.http: HttpServer | None = None
         self._work: TaskGroup | None = None
+        self.extend_mcp: Callable[[Any], None] | None = None
+        """See `McpServer.extend`."""
 
     async def serve(self, *, task_status: TaskStatus["Daemon"] = anyio.TASK_STATUS_IGNORED) -> None:
         """Recovers, then serves until `stop`; `started` once clients can connect. Raises Fatal and Rejected."""
@@ -118,6 +125,7 @@ class Daemon:
                 with anyio.move_on_after(EXECUTOR_CLOSE_S, shield=True):
                     for executor in self.context.executors.values():
                         await executor.aclose()
+                    await self._parts.aclose()
                 root.cancel_scope.cancel()
         finally:
             self._link.close()
@@ -187,11 +195,16 @@ class Daemon:
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
+        work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
+        work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
         work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))
         work.start_soon(self._kept("prewarm", self.workspaces.pool.run))
-        await self._listen(work, Api(context, self.gates, cancelling, self, self.workspaces))
+        api = Api(context, self.gates, cancelling, self, self.workspaces)
+        self._daily = Daily(context, api.night.line)
+        work.start_soon(self._kept("daily", self._daily.run))
+        await self._listen(work, api)
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
 
     async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
@@ -210,6 +223,7 @@ class Daemon:
     async def _listen(self, work: TaskGroup, api: Api) -> None:
         settings = self.context.config.socket
         mcp = McpServer(api, __version__, self._clock, self._log, requests_max=settings.requests_max)
+        mcp.extend = self.extend_mcp
         handler = SocketHandler(
             api,
             mcp,
@@ -227,16 +241,24 @@ class Daemon:
                 self._closed.set()
 
         server = self._server
+        if self.context.config.http.listen:
+            self.http = HttpServer(self.context.config.http, mcp, self._secrets, self._clock, self._log)
+            await self.http.open()
+            work.start_soon(partial(guard, "http", self.http.run, log=self._log))
         await work.start(serve)
 
     async def _wind_down(self) -> None:
         """Lets answers out; commands go on under their supervisors."""
         self.context.paused_starts = True
         self.store.interrupt()
+        if self.http is not None:
+            self.http.stop()
         if self._server is not None:
             self._server.stop()
             with anyio.move_on_after(self.context.config.daemon.stop_grace_s):
                 await self._closed.wait()
+                if self.http is not None:
+                    await self.http.closed.wait()
                 await self.drain.finish()
 
     def _kept(self, name: str, loop: Callable[[], Any]) -> Callable[[], Any]:
@@ -265,6 +287,7 @@ class Daemon:
         work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
         context.wake()
         self.drain.ring_all()
+        self._daily.look()
         self._log.info("config_taken_over", path=loaded.path)
 
     async def _probe(self, names: Collection[str]) -> None:

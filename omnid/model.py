@@ -93,6 +93,10 @@ class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cost_max_usd: Annotated[float, Meta(ge=0, le=1e9, description="The most that all its attempts may cost")] | None = (
         None
     )
+    model: Annotated[Name, Meta(description="For a prompt: a model's name, or cheap, strong, local")] | None = None
+    offline: Annotated[
+        Literal["park", "local", "fail"], Meta(description="For a prompt, while the cloud is gone: wait, ...")
+    ] = "park"
 
 
 class Submitted(Struct, frozen=True):
@@ -128,6 +132,10 @@ class Work(Struct, frozen=True, omit_defaults=True):
     workspace: str | None = None
     only: str | None = None
     cost_max_usd: float | None = None
+    model: str | None = None
+    """For a prompt: the model that was asked for, by name or alias."""
+    offline: str = "park"
+    """What becomes of a prompt while the cloud is gone: it waits, goes to a local channel, or fails."""
 
 
 class TurnedDown(Struct, frozen=True, omit_defaults=True):
@@ -249,7 +257,7 @@ class Command(Struct, frozen=True):
     session: str | None = None
     """The session that an agent named in one of them."""
     lost_before: bool = False
-    """Whether nobody knows how one of them ended."""
+    """Whether nobody knows how one of them ended, and no person has said `again` since."""
     cost_max_usd: float | None = None
     """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 
@@ -263,7 +271,7 @@ class Park(Struct, frozen=True):
     """Why an executor can take no work for now, as an attempt has found out: its gate closes."""
 
     cause: str
-    """One of `states.GATES`: ``rate_limit`` or ``login``."""
+    """``rate_limit`` or ``login``; or ``budget`` or ``channels``: then no gate closes, and the task itself waits."""
     wake_at_ms: int | None
     """When it lifts, where that was said."""
 

@@ -1,8 +1,9 @@
 """Chooses implementations: makes the executors and the destinations of a config, and what they are made of."""
 
+import importlib.util
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyio.abc import TaskGroup
 
@@ -10,12 +11,17 @@ from omnid import platform
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
 from omnid.executor.command import CommandExecutor
+from omnid.executor.direct import Direct
 from omnid.executor.environment import BASE_ENVIRONMENT
+from omnid.executor.gateway import Gateway
 from omnid.executor.interface import Executor
 from omnid.executor.mcp import McpExecutor
+from omnid.executor.model import ModelExecutor, Ways
 from omnid.executor.supervised import Supervised
 from omnid.executor.workspace import Workspaces
 from omnid.flow.context import Context
+from omnid.flow.mode import Shared
+from omnid.flow.model_calls import ModelCalls
 from omnid.flow.places import Places
 from omnid.link.apprise import AppriseDestination
 from omnid.link.command import CommandDestination
@@ -28,9 +34,18 @@ from omnid.secrets import Secrets
 from omnid.settings import Config
 from omnid.settings import Destination as DestinationSection
 from omnid.settings import McpExecutor as McpSection
+from omnid.settings import ModelExecutor as ModelSection
 
 _OF_PROGRAMS = frozenset({*BASE_ENVIRONMENT, *VARIABLES})
 """What of the daemon's environment goes to the programs that deliver answers and notices."""
+
+
+class Models(NamedTuple):
+    """What all model executors share."""
+
+    gateway: Gateway
+    direct: Direct
+    calls: ModelCalls
 
 
 class Parts:
@@ -44,6 +59,7 @@ class Parts:
         self._log = log
         self._secrets = secrets
         self._of_programs = {name: value for name, value in environ.items() if name in _OF_PROGRAMS}
+        self._models: Models | None = None
         self._state = Path(wanted.state.dir)
         self.supervised = Supervised(self._state / "spool", clock, wanted.limits, wanted.task.kill_grace_s)
 
@@ -66,6 +82,19 @@ class Parts:
         self.supervised.spool.configure(wanted.limits)
         self.supervised.kill_grace_s = wanted.task.kill_grace_s
         self.workspaces.configure(wanted.workspace)
+        if self._models is not None:
+            self._models.gateway.configure(wanted)
+            self._models.direct.configure(wanted.models)
+
+    def shared(self) -> Shared | None:
+        """Gives what model executors share, where there are any."""
+        return None if self._models is None else Shared(self._models.gateway, self._models.direct)
+
+    async def aclose(self) -> None:
+        """Ends what the executors shared."""
+        if self._models is not None:
+            await self._models.gateway.aclose()
+            await self._models.direct.aclose()
 
     def executors(self, wanted: Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
         """Makes the executors of a config; those in `kept` are unchanged and go on."""
@@ -84,6 +113,8 @@ class Parts:
                     log=self._log,
                     limits=wanted.limits,
                 )
+            elif isinstance(section, ModelSection):
+                made[name] = self._model(section, wanted, work)
             else:
                 made[name] = CommandExecutor(
                     section,
@@ -94,6 +125,36 @@ class Parts:
                     workspaces=self.workspaces,
                 )
         return made
+
+    def _model(self, section: ModelSection, wanted: Config, work: TaskGroup) -> ModelExecutor:
+        models = self._models
+        if models is None:
+            models = self._models = self._make_models(wanted, work)
+        return ModelExecutor(
+            section,
+            Ways(models.calls, models.gateway, models.direct),
+            self._secrets,
+            self.supervised.spool,
+            tasks=work,
+            clock=self._clock,
+            log=self._log,
+            limits=wanted.limits,
+        )
+
+    def _make_models(self, wanted: Config, work: TaskGroup) -> "Models":
+        """Makes what all model executors share; LiteLLM need not be there."""
+        gateway = Gateway(
+            wanted,
+            f"{wanted.socket.path}.gw",
+            self.supervised,
+            self._environ,
+            tasks=work,
+            clock=self._clock,
+            log=self._log,
+        )
+        has_gateway = importlib.util.find_spec("litellm") is not None
+        direct = Direct(self._clock, wanted.models)
+        return Models(gateway, direct, ModelCalls(self.context, has_gateway=has_gateway))
 
     def _destination(self, section: DestinationSection) -> Destination:
         match section.kind:

@@ -24,6 +24,7 @@ FULL_FSYNC = IS_MACOS
 
 HELPER_TIMEOUT_S = 5.0
 UUID_CHARS = 36
+PORT_MAX = 65535
 LOCALTIME = "/etc/localtime"
 
 
@@ -113,6 +114,30 @@ def absolute(path: str, environ: Mapping[str, str]) -> str:
     if path == "~" or path.startswith("~/"):
         path = _home(environ) + path[1:]
     return os.path.abspath(path)
+
+
+def host_port(text: str) -> tuple[str, int] | None:
+    """Reads ``127.0.0.1:7373``, ``[::1]:7373`` or ``name:7373``; None where it is no address with a port."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        return None
+    if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > PORT_MAX:
+        return None
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether an address or name can be reached from this machine alone; a name other than localhost can't."""
+    import ipaddress
+
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def boot_id() -> str:

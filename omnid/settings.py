@@ -21,6 +21,8 @@ Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
+MODEL = "model"
+"""The name of the executor that is there where the config has channels: it answers prompts."""
 DESKTOP = "desktop"
 """The place for notices that needs no destination in the config."""
 NO_PROFILE = "none"
@@ -57,6 +59,23 @@ class Socket(_Section, frozen=True, kw_only=True):
     message_bytes_max: Bytes = 4 * MIB
     write_buffer_bytes_max: Bytes = 8 * MIB
     stall_s: Seconds = 30.0
+
+
+class Http(_Section, frozen=True, kw_only=True):
+    """MCP over HTTP: off unless `listen` names an address."""
+
+    listen: str = ""
+    token: str = ""
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    certificate: str = ""
+    private_key: str = ""
+    body_bytes_max: Bytes = 4 * MIB
+    body_s: Seconds = 30.0
+    connections_max: Count = 256
+    sessions_max: Count = 1000
+    session_idle_s: Seconds = 1800.0
+    requests_per_s_max: Count = 1000
 
 
 class Limits(_Section, frozen=True, kw_only=True):
@@ -162,6 +181,21 @@ class Gateway(_Section, frozen=True, kw_only=True):
     memory_bytes_max: Bytes = 512 * MIB
 
 
+class Mode(_Section, frozen=True, kw_only=True):
+    """When the gateway and the cloud count as gone and as back, and who mends the gateway."""
+
+    gateway_failures_max: Count = 2
+    gateway_good_min: Count = 2
+    gateway_probe_s_max: Seconds = 1.0
+    gateway_probe_every_s: Seconds = 10.0
+    repair_executor: str = ""
+    repair_every_s: Seconds = 3600.0
+    cloud_failures_max: Count = 3
+    cloud_good_min: Count = 2
+    cloud_probe_every_s: Seconds = 30.0
+    wake_grace_s: Seconds = 30.0
+
+
 class Notify(_Section, frozen=True, kw_only=True):
     """What people are told, where, and when not."""
 
@@ -253,7 +287,17 @@ class McpExecutor(_Executor, frozen=True, kw_only=True, tag="mcp"):
     restart_max_s: Seconds = 60.0
 
 
-Executor = CommandExecutor | McpExecutor
+class ModelExecutor(_Executor, frozen=True, kw_only=True, tag="model"):
+    """Answers prompts through the channels. `model` is a name or an alias, `system` what is said before each prompt."""
+
+    kind: ClassVar[str] = "model"
+    model: str | None = None
+    system: str = ""
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    output_tokens_max: Count | None = None
+
+
+Executor = CommandExecutor | McpExecutor | ModelExecutor
 
 
 class Rule(_Section, frozen=True, kw_only=True):
@@ -337,6 +381,7 @@ class Config(_Section, frozen=True, kw_only=True):
     state: State = State()
     daemon: Daemon = Daemon()
     socket: Socket = Socket()
+    http: Http = Http()
     limits: Limits = Limits()
     store: Store = Store()
     retention: Retention = Retention()
@@ -347,6 +392,7 @@ class Config(_Section, frozen=True, kw_only=True):
     budget: Budget = Budget()
     models: Models = Models()
     gateway: Gateway = Gateway()
+    mode: Mode = Mode()
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
     log: Log = Log()

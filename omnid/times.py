@@ -45,6 +45,12 @@ def next_ms(after_ms: int, at: time, zone: ZoneInfo) -> int:
     return next(ms for k in (-1, 0, 1, 2) if (ms := instant_ms(day + k * DAY, at, zone)) > after_ms)
 
 
+def last_ms(at_ms: int, at: time, zone: ZoneInfo) -> int:
+    """Gives the last instant up to `at_ms`, itself included, at which it was `at` in the zone."""
+    day = local(at_ms, zone).date()
+    return next(ms for k in (1, 0, -1, -2) if (ms := instant_ms(day + k * DAY, at, zone)) <= at_ms)
+
+
 def day_ms(at_ms: int, zone: ZoneInfo) -> tuple[int, int]:
     """Gives the begin and the end of the day that holds the instant."""
     day = local(at_ms, zone).date()

@@ -1,7 +1,9 @@
 """The MCP server as the daemon knows it: there from the start, while the SDK is loaded when it is first needed."""
 
 import gc
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from anyio import Lock, to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
@@ -10,9 +12,13 @@ from omnid.clock import Clock
 from omnid.log import Logger
 
 if TYPE_CHECKING:
+    from mcp.server.lowlevel import Server
+
+    from omnid.api.http_gate import App
     from omnid.api.mcp_session import Send, ToolServer
     from omnid.api.methods import Api
     from omnid.api.socket import Connection
+    from omnid.settings import Http
 
 
 class McpServer:
@@ -25,6 +31,8 @@ class McpServer:
         self._clock = clock
         self._log = log
         self._requests_max = requests_max
+        self.extend: Callable[[Server[Any]], None] | None = None
+        """What is done to the SDK's server when it is made: tests add tools of their own by it."""
         self._lock = Lock()
         self._tools: ToolServer | None = None
 
@@ -42,6 +50,13 @@ class McpServer:
 
         await tools.serve(Session(connection, self._requests_max), lines, send)
 
+    @asynccontextmanager
+    async def over_http(self, settings: "Http") -> AsyncGenerator["App"]:
+        """Gives what answers requests over HTTP, for as long as the context lasts; raises what is Fatal at its end."""
+        tools = await self._loaded()
+        async with tools.over_http(settings) as app:
+            yield app
+
     async def _loaded(self) -> "ToolServer":
         async with self._lock:
             if self._tools is None:
@@ -58,7 +73,10 @@ class McpServer:
         try:
             from omnid.api.mcp_session import ToolServer
 
-            return ToolServer(self._api, self._version, self._clock, self._log)
+            tools = ToolServer(self._api, self._version, self._clock, self._log)
+            if self.extend is not None:
+                self.extend(tools.server)
+            return tools
         finally:
             gc.freeze()
             gc.enable()

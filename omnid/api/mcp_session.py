@@ -4,9 +4,10 @@ This module imports the MCP SDK, which takes most of a second and about 40 MB: o
 thread. The loop speaks 2026-07-28 (stateless) and 2025-11-25 (initialize) and takes the era of the first request.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import anyio
 import mcp_types as types
@@ -14,9 +15,10 @@ import msgspec
 from anyio import CancelScope
 from anyio.streams.memory import MemoryObjectReceiveStream
 from mcp.server.caching import CacheHint
-from mcp.server.context import ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_dual_era_loop
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -24,15 +26,17 @@ from pydantic import ValidationError
 
 from omnid import wire
 from omnid.api.handler import AGENT_ORIGIN
+from omnid.api.http_gate import App
+from omnid.api.mcp_tasks import Calls, Tasks
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
 from omnid.api.shapes import Get, TaskView
-from omnid.api.socket import Connection
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.flow.caller import Caller
 from omnid.log import Logger
-from omnid.model import USER_ORIGIN
+from omnid.model import USER_ORIGIN, Submitted
+from omnid.settings import Http
 
 PROGRESS_S = 5.0
 """How often a wait reports progress to a client that asked for it."""
@@ -45,10 +49,37 @@ ORIGIN_CHARS_MAX = 100
 Send = Callable[[bytes], Awaitable[None]]
 
 
+class Client(Protocol):
+    """What a client said of itself before it spoke MCP."""
+
+    @property
+    def origin(self) -> str | None:
+        """Under which name its tasks go; None: under the one that it gives in MCP."""
+        ...
+
+    @property
+    def session(self) -> str | None:
+        """Its session, within which a repeat is answered and not done again; None: it has none."""
+        ...
+
+    @property
+    def parent(self) -> str | None:
+        """The task from inside which it comes."""
+        ...
+
+
+class Stranger(NamedTuple):
+    """A client that has said nothing of itself: one that came over HTTP."""
+
+    origin: str | None = None
+    session: str | None = None
+    parent: str | None = None
+
+
 class Session:
     """What the handlers know of the connection that a request came over."""
 
-    def __init__(self, connection: Connection, requests_max: int) -> None:
+    def __init__(self, connection: Client, requests_max: int) -> None:
         self.connection = connection
         self.requests_max = requests_max
         self.requests_open = 0
@@ -59,15 +90,15 @@ class Session:
 Context = ServerRequestContext[Session, Any]
 
 
-class ToolServer:
-    """The tools on the SDK's server; one serves all connections."""
+class ToolServer(Calls):
+    """The tools and tasks on the SDK's server; one serves all connections."""
 
     def __init__(self, api: Api, version: str, clock: Clock, log: Logger) -> None:
         self._api = api
         self._clock = clock
         self._log = log
         self._tools = types.ListToolsResult(tools=[_listed(tool) for tool in TOOLS.values()])
-        self._server: Server[Any] = Server(
+        self.server: Server[Any] = Server(
             "omnid",
             version=version,
             title="omnid",
@@ -76,19 +107,66 @@ class ToolServer:
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
         )
+        self._tasks = Tasks(api, self, clock)
+        self._tasks.install(self.server)
+        self.server.middleware.append(self._greet)
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
         """Answers the client's lines until they end; raises what is Fatal."""
         reading, writing = _Lines(session, lines, send), _Answers(session, send)
         with session.scope:
-            await serve_dual_era_loop(self._server, reading, writing, lifespan_state=session)
+            await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
         if session.fatal is not None:
             raise session.fatal
+
+    @asynccontextmanager
+    async def over_http(self, settings: Http) -> AsyncGenerator[App]:
+        """Gives what answers requests over HTTP; raises what is Fatal when the context ends."""
+        session = Session(Stranger(), settings.connections_max)
+
+        @asynccontextmanager
+        async def lifespan(_server: Server[Any]) -> AsyncGenerator[Session]:
+            yield session
+
+        self.server.lifespan = lifespan
+        manager = StreamableHTTPSessionManager(
+            self.server,
+            session_idle_timeout=settings.session_idle_s,
+            max_request_body_size=settings.body_bytes_max,
+            max_sessions=settings.sessions_max,
+        )
+        with session.scope:
+            async with manager.run():
+                yield cast("App", manager.asgi_app)
+        if session.fatal is not None:
+            raise session.fatal
+
+    async def _greet(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        """Says at the greeting what ended while the client was away."""
+        result = await call_next(ctx)
+        if ctx.method not in ("initialize", "server/discover") or not isinstance(result, dict):
+            return result
+        line = await self._api.inbox.line(_origin_of(ctx))
+        return {**result, "instructions": f"{INSTRUCTIONS} {line}"} if line else result
 
     async def _list_tools(
         self, _context: Context, _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
         return self._tools
+
+    async def do(self, context: Context, name: str, params: Struct) -> Struct:
+        """See `Calls.do`."""
+        try:
+            return await self._api.call(_caller(context), name, params)
+        except Fatal as error:
+            # The SDK would answer it like any error; it has to end the daemon.
+            context.lifespan_context.fatal = error
+            context.lifespan_context.scope.cancel()
+            raise
+
+    def caller(self, context: Context) -> Caller:
+        """See `Calls.caller`."""
+        return _caller(context)
 
     async def _call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         """Does a call. What a model can mend comes back as the tool's result, so that the model gets to read it."""
@@ -96,11 +174,11 @@ class ToolServer:
         if tool is None:
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}")
         try:
-            result = shown(await self._do(context, tool, tool.parse(params.arguments or {})))
-        except Fatal as error:
-            # The SDK would answer it like any error; it has to end the daemon.
-            context.lifespan_context.fatal = error
-            context.lifespan_context.scope.cancel()
+            done = await self._do(context, tool, tool.parse(params.arguments or {}))
+            if isinstance(done, Submitted) and (task := await self._tasks.made(context, done.id)):
+                return cast("types.CallToolResult", task)
+            result = shown(done)
+        except (Fatal, MCPError):
             raise
         except OmnidError as error:
             return _failed(error)
@@ -112,24 +190,23 @@ class ToolServer:
         return types.CallToolResult(content=[text], structured_content=result)
 
     async def _do(self, context: Context, tool: Tool, params: Struct) -> Struct:
-        caller = _caller(context)
         if isinstance(params, Get) and params.wait_s > PROGRESS_S and "progress_token" in (context.meta or {}):
-            return await self._wait(context, caller, params)
+            return await self._wait(context, params)
         if tool.read_only:
-            return await self._api.call(caller, tool.method.name, params)
+            return await self.do(context, tool.method.name, params)
         # A mutation that has begun is brought to its end whatever becomes of the client, so that its answer is there
         # when the client asks again.
         with CancelScope(shield=True):
-            return await self._api.call(caller, tool.method.name, params)
+            return await self.do(context, tool.method.name, params)
         raise AssertionError("nobody cancels this scope")
 
-    async def _wait(self, context: Context, caller: Caller, params: Get) -> Struct:
+    async def _wait(self, context: Context, params: Get) -> Struct:
         """Waits for the end of a task in short waits, and says between them how it stands."""
         begun_s = self._clock.monotonic_s()
         waited_s = 0.0
         while True:
             part = msgspec.structs.replace(params, wait_s=min(PROGRESS_S, params.wait_s - waited_s))
-            view = await self._api.call(caller, TOOLS["task_get"].method.name, part)
+            view = await self.do(context, TOOLS["task_get"].method.name, part)
             waited_s = self._clock.monotonic_s() - begun_s
             if not isinstance(view, TaskView) or not view.timed_out or waited_s >= params.wait_s:
                 return view
@@ -292,6 +369,15 @@ def _caller(context: Context) -> Caller:
         request_id=_id_json(context.request_id).decode(),
         parent=connection.parent,
     )
+
+
+def _origin_of(context: Context) -> str:
+    """Gives the origin of a client that greets: at `initialize` the session doesn't know its name yet."""
+    info: Any = (context.params or {}).get("clientInfo")
+    name: Any = cast("dict[str, Any]", info).get("name") if isinstance(info, dict) else None
+    if context.method == "initialize" and isinstance(name, str):
+        return origin_of(context.lifespan_context.connection.origin, name)
+    return _caller(context).origin
 
 
 def origin_of(hello: str | None, client: str | None) -> str:

@@ -3,7 +3,8 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -11,9 +12,11 @@ import anyio
 from msgspec import Struct
 
 from omnid import __version__
-from omnid.api import shapes, shapes_money, shapes_night, shapes_outbox
+from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_workspaces as places
+from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
+from omnid.api.mode_views import ModeViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
@@ -30,6 +33,7 @@ from omnid.flow.diskroom import DiskRoom
 from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
+from omnid.flow.retention import DAY_MS
 from omnid.model import Problem, Submit, Submitted
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
@@ -108,10 +112,12 @@ class Api:
         self._host = host
         self._views = Views(context, gates)
         self._history = JournalViews(context, gates, self._views, Doctor(context))
-        self._night = Night(context, gates, self._views)
         self._routing = Routing(context)
         self._outbox = OutboxViews(context)
+        self.inbox = InboxViews(context, self._views)
+        self._modes = ModeViews(context)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
+        self.night = Night(context, gates, self._views)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -221,6 +227,20 @@ class Api:
         view = await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
         return self._workspaces.shown(view)
 
+    @contextmanager
+    def change_of(self, task_id: str) -> Generator[anyio.Event]:
+        """Gives what is set at the task's next change: enter, then look at the task, then wait."""
+        watch = self._context.watch
+        event = watch.event(task_id)
+        try:
+            yield event
+        finally:
+            watch.forget(task_id, event)
+
+    def kept_ms(self) -> int:
+        """Gives how long a task that has ended is kept."""
+        return round(self._context.config.retention.finished_days * DAY_MS)
+
     async def _settled(self, task_id: str) -> None:
         watch = self._context.watch
         while True:
@@ -233,8 +253,10 @@ class Api:
             finally:
                 watch.forget(task_id, event)
 
-    async def search(self, _caller: Caller, params: shapes.Search) -> shapes.Page:
-        """Gives the tasks that fit a filter, newest first."""
+    async def search(self, caller: Caller, params: shapes.Search) -> shapes.Page:
+        """Gives the tasks that fit a filter, newest first; or the caller's inbox."""
+        if params.inbox:
+            return await self.inbox.page(caller, params)
         return await self._context.store.read(partial(self._views.page, params=params))
 
     async def log(self, caller: Caller, params: shapes.Log) -> shapes.LogPart:
@@ -300,6 +322,22 @@ class Api:
         """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
         return self._routing.explain(caller, params)
 
+    async def mode(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ModeShown:
+        """Says what omnid can reach, and what is known of each channel."""
+        return self._modes.mode()
+
+    async def mode_hold(self, _caller: Caller, params: shapes_mode.ModeHold) -> shapes_mode.ModeShown:
+        """Holds the mode, until omnid is started again."""
+        return await self._modes.hold(params)
+
+    async def outages(self, _caller: Caller, params: shapes_mode.OutageList) -> shapes_mode.Outages:
+        """Lists what could not be used, from when to when."""
+        return await self._modes.list_outages(params)
+
+    async def channel_check(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ChannelsChecked:
+        """Asks every channel with every key something that costs nothing."""
+        return await self._modes.check()
+
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
         self._check_executor(params.executor, {"*"})
@@ -317,7 +355,7 @@ class Api:
         if name not in self._context.executors and name not in others:
             raise unknown_executor(name, self._context.executors)
 
-    async def status(self, _caller: Caller, _params: shapes.Empty) -> shapes.Status:
+    async def status(self, caller: Caller, _params: shapes.Empty) -> shapes.Status:
         """Says how omnid is doing."""
         context, host = self._context, self._host
         needs_you, total = await context.store.read(self._views.needs_you)
@@ -326,7 +364,7 @@ class Api:
         return shapes.Status(
             version=__version__,
             pid=host.pid,
-            mode="normal",
+            mode=self._context.modes.mode,
             started_at_ms=host.started_at_ms,
             now_ms=context.clock.wall_ms(),
             state_dir=context.config.state.dir,
@@ -344,15 +382,16 @@ class Api:
             problems=self._views.problems(),
             config_problem=host.config_problem(),
             outbox=await context.store.read(self._outbox.waiting),
+            inbox=await self.inbox.line(caller.origin) if caller.role == "agent" else None,
         )
 
     async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:
         """Says what happened while nobody looked."""
-        return await self._night.away(caller, params)
+        return await self.night.away(caller, params)
 
     async def receipt(self, caller: Caller, params: shapes_night.ReceiptOf) -> shapes_night.Receipt:
         """Gives all that is known of a task's way."""
-        return await self._night.receipt(caller, params)
+        return await self.night.receipt(caller, params)
 
     async def spend(self, _caller: Caller, params: shapes_money.Spend) -> shapes_money.Spent:
         """Gives what was spent, and the caps."""
@@ -445,6 +484,10 @@ METHODS: Mapping[str, Method] = {
         Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
         Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True),
         Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
+        Method("mode.show", shapes.Empty, shapes_mode.ModeShown, Api.mode, _ALL),
+        Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
+        Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, Api.outages, _ALL),
+        Method("channel.check", shapes.Empty, shapes_mode.ChannelsChecked, Api.channel_check, _PERSON, waits=True),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),

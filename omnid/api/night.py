@@ -8,7 +8,7 @@ from omnid.api.views import NEEDS_YOU_MAX, Views
 from omnid.flow import digest, receipt
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
-from omnid.flow.digest import Money
+from omnid.flow.digest import Digest, Money
 from omnid.flow.gates import Gates
 from omnid.model import Attempt, Task
 from omnid.money import MICRO
@@ -42,11 +42,10 @@ class Night:
     def _digest(self, reader: Reader, *, since_ms: int | None, now_ms: int) -> shapes.AwayDigest:
         needs_you, total = self._views.needs_you(reader)
         since = _since(reader, now_ms) if since_ms is None else since_ms
-        facts = digest.gather(reader, since, now_ms, self._gates.all(), total, self._money(reader))
-        config = self._context.config
+        facts = self._gather(reader, since, now_ms, total)
         failed = [self._views.brief(row) for row in reader.all("failed_since", since, FAILED_SHOWN_MAX)]
         return shapes.AwayDigest(
-            text=digest.text(facts, self._context.zone, config.notify.language),
+            text=self._say(facts),
             since_ms=since,
             until_ms=now_ms,
             ended=dict(facts.ended),
@@ -59,6 +58,17 @@ class Night:
             limits=facts.limits,
             limits_s=facts.limits_s,
         )
+
+    def line(self, reader: Reader, since_ms: int, now_ms: int) -> str:
+        """Says in one line what happened between two times: the daily notice."""
+        _, total = self._views.needs_you(reader)
+        return self._say(self._gather(reader, since_ms, now_ms, total))
+
+    def _gather(self, reader: Reader, since_ms: int, now_ms: int, needs_you: int) -> Digest:
+        return digest.gather(reader, since_ms, now_ms, self._gates.all(), needs_you, self._money(reader))
+
+    def _say(self, facts: Digest) -> str:
+        return digest.text(facts, self._context.zone, self._context.config.notify.language)
 
     def _money(self, reader: Reader) -> Money | None:
         today = self._views.money.today(reader)

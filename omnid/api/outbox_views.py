@@ -4,6 +4,7 @@ from functools import partial
 
 from omnid.api.shapes_outbox import DeadList, DeadPage, DeadRef, DeadView, OutboxView
 from omnid.flow.context import Context
+from omnid.flow.inbox import QUEUE as INBOX
 from omnid.model import Delivery
 from omnid.store import outbox
 from omnid.store.interface import Reader
@@ -17,7 +18,7 @@ class OutboxViews:
 
     def waiting(self, reader: Reader) -> list[OutboxView]:
         """Gives what waits, by destination."""
-        return [_queue(one) for one in outbox.waiting(reader)]
+        return [_queue(one) for one in outbox.waiting(reader) if not one.destination.startswith(INBOX)]
 
     async def list(self, params: DeadList) -> DeadPage:
         """Gives dead deliveries, oldest first."""

@@ -119,6 +119,9 @@ class Search(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     text: Annotated[str, Meta(max_length=200, description="Part of the title")] | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
     cursor: str | None = None
+    inbox: Annotated[
+        bool, Meta(description="Instead: what ended while you were away, oldest first; its cursor acknowledges")
+    ] = False
 
 
 class Page(Struct, frozen=True):
@@ -272,6 +275,8 @@ class Status(Struct, frozen=True):
     """What waits to be delivered, and what was given up."""
     today: Today | None = None
     """What today has cost, where there is a cap or a cost."""
+    inbox: str | None = None
+    """Which tasks of an agent ended that it hasn't acknowledged, in one line."""
 
 
 class Why(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,11 +21,12 @@ from omnid.errors import Rejected, Retryable
 from omnid.flow.caller import find_task
 from omnid.flow.context import Context
 from omnid.flow.diskroom import DiskRoom
-from omnid.flow.explain import Situation, gate_text, why
+from omnid.flow.explain import Situation, calls_text, gate_text, why
 from omnid.flow.gates import Gates
 from omnid.flow.present import is_present
 from omnid.model import Attempt, Gate, Problem, Task, Work, short_name
 from omnid.route.router import said
+from omnid.settings import MODEL
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
@@ -144,7 +145,10 @@ class Views:
                 cost=self.money.sentence(reader, task),
             ),
         )
-        return f"{text} {chosen}" if chosen else text
+        calls = ""
+        if last is not None and executor is not None and executor.kind == MODEL:
+            calls = calls_text(journal.notes(reader, last.id, "call"))
+        return " ".join(part for part in (text, chosen, calls) if part)
 
     def page(self, reader: Reader, params: Search) -> Page:
         """Gives the newest tasks that fit the filter; raises Rejected(`bad_cursor`, `bad_request`)."""
@@ -197,7 +201,9 @@ class Views:
     def problems(self) -> list[Problem]:
         """Gives what a person must mend, besides the tasks that need one: disk, database, and missing keys."""
         context = self._context
-        gates = (gate for gate in self._gates.all() if self._gates.login(gate.subject) is gate)
+        gates = (
+            gate for gate in self._gates.all() if gate.cause != "login" and self._gates.login(gate.subject) is gate
+        )
         found = [*context.damage, *(gate.problem for gate in gates if gate.problem is not None)]
         trouble = context.trouble()
         if trouble is not None:

@@ -15,6 +15,8 @@ from omnid.states import TERMINAL
 
 FILES_MAX = 200
 """How many files of a merge are named."""
+STAT_BYTES_MAX = 16_384
+"""How much of `git diff --stat` a receipt shows."""
 
 
 class WorkspaceViews:

@@ -1,25 +1,28 @@
-"""Where the demo happens: a temporary directory with two daemons and a ledger, which ends without leaving anything."""
+"""What all demos have in common: a temporary directory with daemons that leaves nothing behind, and a voice."""
 
 import contextlib
 import fcntl
 import glob
+import io
 import json
 import os
 import shutil
 import signal
 import site
-import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from omnid import platform
 from omnid.api.client import Client
 from omnid.api.spawn import start_daemon, wait_for_end
-from omnid.ctl import demo_tasks
+from omnid.ctl.context import Context
+from omnid.ctl.main import load
+from omnid.ctl.options import parse
+from omnid.ctl.render import Cell
 from omnid.errors import Retryable
 
 END_S = 20.0
@@ -27,24 +30,6 @@ END_S = 20.0
 
 _LOOK_S = 0.05
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-_FIRST = """\
-[daemon]
-slots_max = 8
-[task]
-kill_grace_s = 1.0
-[[executor]]
-name = "second"
-kind = "mcp"
-argv = {argv}
-env = ["PYTHONPATH", "PYTHONUSERBASE"]
-env_set = {{ {variables} }}
-tool = "task_submit"
-# The same key makes it the same task however often it is handed over: that is why it may be declared idempotent.
-arguments = {{ key = "{{task.id}}" }}
-idempotent = true
-"""
-_SECOND = '[agents]\nallow = ["command"]\n'
 
 
 class Interrupted(Exception):
@@ -88,12 +73,15 @@ class Daemon:
     def __init__(self, directory: str, config: str, environ: Mapping[str, str]) -> None:
         os.mkdir(directory, 0o700)
         self.state_dir = os.path.join(directory, "state")
-        path = os.path.join(directory, "config.toml")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(config)
         self.variables = _variables(directory)
+        self.configure(config)
         self._environ = {**environ, **self.variables}
         self.client = Client(self.variables["OMNID_SOCKET"])
+
+    def configure(self, config: str) -> None:
+        """Writes its config, which it reads at its next start or when it is told to."""
+        with open(self.variables["OMNID_CONFIG"], "w", encoding="utf-8") as file:
+            file.write(config)
 
     def start(self) -> int:
         """Starts it, waits until it answers, and gives its pid."""
@@ -126,64 +114,30 @@ class Daemon:
                 time.sleep(_LOOK_S)
 
 
-class Place:
-    """The temporary directory, the daemons in it, and the ledger that the tasks write."""
+class Place(ABC):
+    """A temporary directory with the work of a demo and its daemons."""
 
     def __init__(self, root: str, environ: Mapping[str, str]) -> None:
+        self.root = root
         self.work = os.path.join(root, "work")
         os.mkdir(self.work)
-        demo_tasks.lay_out(self.work)
         outside = {name: value for name, value in environ.items() if not name.startswith(("OMNID_", "XDG_"))}
         # Another home must not hide an omnid that is installed for this user alone.
         outside |= {"HOME": root, "PYTHONUSERBASE": environ.get("PYTHONUSERBASE") or site.getuserbase()}
         outside.setdefault("PATH", os.defpath)
-        self.second = Daemon(os.path.join(root, "second"), _SECOND, outside)
-        variables = ", ".join(f"{name} = {_toml(value)}" for name, value in self.second.variables.items())
-        config = _FIRST.format(argv=_toml([sys.executable, "-m", "omnid", "mcp"]), variables=variables)
-        self.first = Daemon(os.path.join(root, "first"), config, outside)
+        self.outside = outside
+        """The environment of what is started here."""
 
-    def wait_until(self, found: Callable[[], bool], limit_s: float, signals: Signals) -> bool:
-        """Looks again and again; False when there was nothing within `limit_s`. Raises Interrupted."""
-        until_s = time.monotonic() + limit_s
-        while not found():
-            signals.check()
-            if time.monotonic() >= until_s:
-                return False
-            time.sleep(_LOOK_S)
-        return True
-
-    def begun(self, job: str) -> bool:
-        """Tells whether a held task is in the middle of its work."""
-        return os.path.exists(os.path.join(self.work, f"{job}.begun"))
-
-    def open_door(self) -> None:
-        """Lets the held tasks go on."""
-        with open(os.path.join(self.work, demo_tasks.DOOR), "w", encoding="ascii"):
-            pass
-
-    def ledger(self) -> list[str]:
-        """Reads the ledger: the names of the tasks that had their effect, in that order."""
-        try:
-            with open(os.path.join(self.work, demo_tasks.LEDGER), encoding="utf-8") as file:
-                return file.read().splitlines()
-        except FileNotFoundError:
-            return []
-
+    @abstractmethod
     def close(self) -> None:
-        """Ends all that runs here: both daemons, then what their supervisors still hold.
+        """Ends all that runs here; raises Retryable(`demo_failed`) where something doesn't end."""
 
-        Raises Retryable(`demo_failed`) where something doesn't end.
-        """
-        self.first.kill()
-        self.open_door()
-        # With it ends the relay, so nothing can start the second daemon again.
-        self.first.wait_for_supervisors()
-        self.second.kill()
-        self.second.wait_for_supervisors()
+
+P = TypeVar("P", bound=Place)
 
 
 @contextlib.contextmanager
-def place(environ: Mapping[str, str]) -> Generator[Place]:
+def place(environ: Mapping[str, str], make: Callable[[str, Mapping[str, str]], P]) -> Generator[P]:
     """Gives a place, and leaves neither a process nor a file of it, whatever happens.
 
     Raises Retryable(`demo_failed`) where there is no room for it, or something of it doesn't end.
@@ -194,7 +148,7 @@ def place(environ: Mapping[str, str]) -> Generator[Place]:
         raise Retryable("demo_failed", detail=f"there is no place for its files ({error.strerror})") from error
     try:
         try:
-            made = Place(root, environ)
+            made = make(root, environ)
         except OSError as error:
             raise Retryable("demo_failed", detail=f"its files can't be written ({error.strerror})") from error
         try:
@@ -202,32 +156,73 @@ def place(environ: Mapping[str, str]) -> Generator[Place]:
         finally:
             made.close()
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        _remove(root)
     if os.path.exists(root):
         raise Retryable("demo_failed", detail=f"its files in {root} can't be removed")
 
 
-class Count(NamedTuple):
-    """What the ledger adds up to."""
+class End(NamedTuple):
+    """How a demo has ended: what it adds up to, as facts and as its last line."""
 
-    done: int
-    lost: int
-    twice: int
+    facts: Mapping[str, Any]
+    line: str
+    good: bool
+    """Whether nothing was lost and nothing was done twice."""
 
-    @classmethod
-    def of(cls, ledger: Iterable[str], names: Iterable[str]) -> Self:
-        """Counts: each name belongs into the ledger once, and nothing else does."""
-        lines, wanted = Counter(ledger), set(names)
-        done = len(wanted & lines.keys())
-        return cls(done, len(wanted) - done, lines.total() - done)
 
-    def __str__(self) -> str:
-        return f"{self.done} done, {self.lost} lost, {self.twice} done twice"
+class Teller:
+    """Tells what happens while it happens; with ``--json`` it happens in silence."""
 
-    @property
-    def good(self) -> bool:
-        """Whether nothing was lost and nothing was done twice."""
-        return self.lost == self.twice == 0
+    def __init__(self, context: Context, signals: Signals) -> None:
+        self._context = context
+        self.signals = signals
+
+    def chapter(self, title: str) -> None:
+        """Begins a chapter."""
+        self.say("")
+        if not self._context.json:
+            self._context.screen.put(Cell(title, "bold"))
+
+    def say(self, text: str, indent: int = 0) -> None:
+        """Writes a paragraph at once, so that a pipe sees the story while it happens."""
+        if not self._context.json:
+            self._context.screen.paragraph("", text, indent)
+            self._context.world.stdout.flush()
+
+    def table(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Writes a table of the tasks: short name, name, and what it is."""
+        if not self._context.json:
+            cells = [(Cell(task, "bold"), Cell(name), Cell(about, "dim")) for task, name, about in rows]
+            self._context.screen.table((), cells, indent="  ")
+
+    def wait(self, found: Callable[[], bool], limit_s: float, what: str) -> bool:
+        """Looks again and again; False when there was nothing within `limit_s`. Raises Interrupted."""
+        self._context.screen.progress(f"waits for {what} ...")
+        until_s = time.monotonic() + limit_s
+        try:
+            while not found():
+                self.signals.check()
+                if time.monotonic() >= until_s:
+                    return False
+                time.sleep(_LOOK_S)
+            return True
+        finally:
+            self._context.screen.progress("")
+
+    def omnictl(self, daemon: Daemon, *argv: str) -> None:
+        """Runs a verb against a daemon of the demo, and shows it as if it had been typed."""
+        if self._context.json:
+            return
+        screen = self._context.screen
+        screen.put(Cell(f"  $ omnictl {' '.join(argv)}", "bold"))
+        said = io.StringIO()
+        environ = {**self._context.world.environ, "COLUMNS": str(screen.columns - 2)}
+        world = self._context.world._replace(environ=environ, stdout=said, stderr=said, connect=lambda: daemon.client)
+        verb = load(argv[0])
+        verb.run(Context(parse(argv[0], verb, argv[1:]), world))
+        for line in said.getvalue().splitlines():
+            screen.put("  ", line)
+        self._context.world.stdout.flush()
 
 
 def _variables(directory: str) -> dict[str, str]:
@@ -242,7 +237,14 @@ def _directory() -> str | None:
     return None if fits else "/tmp"  # noqa: S108 - mkdtemp makes what lies there private.
 
 
-def _toml(value: object) -> str:
+def _remove(root: str) -> None:
+    """Removes the directory; a program that a killed daemon had just started may write there for a moment yet."""
+    until_s = time.monotonic() + END_S
+    while os.path.exists(root) and time.monotonic() < until_s:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def toml(value: object) -> str:
     """Writes a text or a list of texts, in what TOML and JSON have in common."""
     return json.dumps(value, ensure_ascii=False)
 

@@ -1,8 +1,8 @@
-"""The agent of the night demo: a script that stands in for Claude Code, and says so.
+"""A scripted agent that stands in for Claude Code, in the night demo and in tests, and says so.
 
-It takes the flags of ``claude -p`` that omnid uses, keeps its sessions in files, and does what a script file tells it
-for each prompt: wait, hit a usage limit, edit a file, cost something. What it is given and what it does it writes into
-ledgers, which the demo counts. Run by its path: ``python -I -S demo_agent.py PLACE ARGUMENTS...``.
+It takes the flags of ``claude -p`` that omnid uses, keeps its sessions in files, and does what a script says for each
+prompt: wait, hit a usage limit, write a file, cost something. What it is given and what it does it writes into ledgers,
+which are counted. A prompt that the script doesn't know is done at once. Run by its path, with ``PLACE ARGUMENTS...``.
 """
 
 import json
@@ -11,20 +11,21 @@ import sys
 import time
 from typing import Any, NoReturn
 
-SCRIPT, PROMPTS, EFFECTS, LIMIT, DOOR, SESSIONS = "script.json", "prompts", "effects", "limit", "door", "sessions"
+SCRIPT = "script.json"
+"""Prompt -> what the session does with it: `name`, `work_s`, `waits_for` (files of the place), `limit_s` (it hits a
+limit that lasts so long), `file` and `text` (what it writes; "" writes nothing), `cost_usd`."""
+PROMPTS, EFFECTS, COSTS = "prompts", "effects", "costs"
+"""The ledgers: the name of each session at its first prompt and when its work is done, and what each run has cost."""
+LIMIT, DOOR, SESSIONS = "limit", "door", "sessions"
 CONTINUE = "continue"
+COST_USD = 0.05
 WAIT_S_MAX = 60.0
 
+_LOOK_S = 0.05
 _TAKES_VALUE = frozenset(
     {
-        "--session-id",
-        "--resume",
-        "--output-format",
-        "--permission-mode",
-        "--allowedTools",
-        "--allowed-tools",
-        "--max-budget-usd",
-        "--model",
+        *("--session-id", "--resume", "--output-format", "--permission-mode", "--allowedTools", "--allowed-tools"),
+        *("--max-budget-usd", "--model"),
     }
 )
 
@@ -38,7 +39,9 @@ class Agent:
         words: list[str] = []
         rest = iter(arguments)
         for word in rest:
-            if word in _TAKES_VALUE:
+            if word == "--":
+                words += rest
+            elif word in _TAKES_VALUE:
                 self._options[word] = next(rest, "")
             elif not word.startswith("-"):
                 words.append(word)
@@ -48,33 +51,39 @@ class Agent:
     def run(self) -> int:
         """Does the work of the prompt from where the session stands, and prints the result as JSON."""
         session = self._open()
+        name = session["name"]
         step = self._script().get(session["prompt"], {})
+        self._write(f"{name}.begun", f"{os.getpid()} {os.getppid()}")
+        time.sleep(step.get("work_s", 0.0))
+        for awaited in step.get("waits_for", ()):
+            self._wait_for(awaited)
         if step.get("limit_s") and not session["limited"]:
             session["limited"] = True
             self._save(session)
-            self._close_for(step["limit_s"])
+            self._write(LIMIT, str(int(time.time() + step["limit_s"]) + 1))
         self._stop_at_limit()
-        if step.get("held"):
-            self._mark(f"{session['name']}.begun")
-            self._wait_for_door()
-        with open(step.get("file", "notes.txt"), "a", encoding="utf-8") as file:
-            file.write(f"{session['name']}: done by the demo's agent\n")
-        self._append(EFFECTS, session["name"])
-        return self._answer(f"I did it: {session['prompt']}.", cost_usd=step.get("cost_usd", 0.05))
+        # One that was killed after its work sees in its session that it is done, as the real one does.
+        if name not in self._read(EFFECTS).splitlines():
+            if path := step.get("file", "notes.txt"):
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(step.get("text", f"{session['prompt']}: done by a scripted agent\n"))
+            self._append(EFFECTS, name)
+        cost_usd = step.get("cost_usd", COST_USD)
+        self._append(COSTS, f"{name} {cost_usd}")
+        return self._answer(f"Done by a scripted agent: {session['prompt']}.", cost_usd=cost_usd)
 
     def _open(self) -> dict[str, Any]:
         """Begins a session with its first prompt, or takes an old one up again, as the real one does."""
-        path = self._path(os.path.join(SESSIONS, self._session))
+        found = self._read(os.path.join(SESSIONS, self._session))
         if "--resume" in self._options:
-            try:
-                with open(path, encoding="utf-8") as file:
-                    session: dict[str, Any] = json.load(file)
-            except FileNotFoundError:
+            if not found:
                 self._refuse(f"No conversation found with session ID: {self._session}")
+            session: dict[str, Any] = json.loads(found)
             if self._prompt != CONTINUE:
                 self._append(PROMPTS, f"{session['name']} again")
             return session
-        if os.path.exists(path):
+        if found:
+            self._append(PROMPTS, f"{json.loads(found)['name']} again")
             self._refuse(f"Error: Session ID {self._session} is already in use.")
         name = self._script().get(self._prompt, {}).get("name", self._prompt)
         session = {"prompt": self._prompt, "name": name, "limited": False}
@@ -83,30 +92,18 @@ class Agent:
         return session
 
     def _save(self, session: dict[str, Any]) -> None:
-        path = self._path(os.path.join(SESSIONS, self._session))
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            json.dump(session, file)
-        os.replace(f"{path}.new", path)
-
-    def _close_for(self, limit_s: float) -> None:
-        with open(self._path(LIMIT), "w", encoding="ascii") as file:
-            file.write(str(int(time.time() + limit_s) + 1))
+        self._write(os.path.join(SESSIONS, self._session), json.dumps(session))
 
     def _stop_at_limit(self) -> None:
         """Ends with the real one's words while the account's limit holds."""
-        try:
-            with open(self._path(LIMIT), encoding="ascii") as file:
-                until = int(file.read() or 0)
-        except FileNotFoundError:
-            return
+        until = int(self._read(LIMIT) or 0)
         if time.time() < until:
-            self._answer(f"Claude AI usage limit reached|{until}", cost_usd=0.0, is_error=True)
-            sys.exit(1)
+            sys.exit(self._answer(f"Claude AI usage limit reached|{until}", cost_usd=0.0, is_error=True))
 
-    def _wait_for_door(self) -> None:
+    def _wait_for(self, name: str) -> None:
         until_s = time.monotonic() + WAIT_S_MAX
-        while not os.path.exists(self._path(DOOR)) and time.monotonic() < until_s:
-            time.sleep(0.05)
+        while not os.path.exists(os.path.join(self._place, name)) and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
 
     def _answer(self, text: str, *, cost_usd: float, is_error: bool = False) -> int:
         result: dict[str, Any] = {
@@ -119,29 +116,38 @@ class Agent:
             "total_cost_usd": cost_usd,
             "permission_denials": [],
         }
-        print(json.dumps(result))
+        sys.stdout.write(f"{json.dumps(result)}\n")
         return int(is_error)
 
     def _refuse(self, text: str) -> NoReturn:
-        print(text, file=sys.stderr)
+        sys.stderr.write(f"{text}\n")
         sys.exit(1)
 
     def _script(self) -> dict[str, dict[str, Any]]:
-        with open(self._path(SCRIPT), encoding="utf-8") as file:
-            return json.load(file)
+        script: dict[str, dict[str, Any]] = json.loads(self._read(SCRIPT) or "{}")
+        return script
+
+    def _read(self, name: str) -> str:
+        try:
+            with open(os.path.join(self._place, name), encoding="utf-8") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+    def _write(self, name: str, text: str) -> None:
+        """Writes a file that others see whole or not at all."""
+        path = os.path.join(self._place, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        part = f"{path}.{os.getpid()}"
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
 
     def _append(self, ledger: str, line: str) -> None:
         # One write to a file opened for appending, so that lines of agents side by side don't mix.
-        descriptor = os.open(self._path(ledger), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(os.path.join(self._place, ledger), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, f"{line}\n".encode())
         os.close(descriptor)
-
-    def _mark(self, name: str) -> None:
-        with open(self._path(name), "w", encoding="ascii"):
-            pass
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._place, name)
 
 
 if __name__ == "__main__":

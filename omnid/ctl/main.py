@@ -36,6 +36,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "status": ("status", "Show how omnid is doing, and what needs you"),
     "away": ("night", "Say what happened while you were away"),
     "receipt": ("night", "Show a task's way, its cost, and a hash over its journal"),
+    "mode": ("mode", "Show what omnid can reach, and each channel; or hold the mode"),
+    "outages": ("mode", "Show what could not be used, from when to when"),
     "logs": ("logs", "Show what a task printed, or follow it"),
     "wait": ("wait", "Wait until tasks have ended"),
     "cancel": ("control", "Cancel tasks"),

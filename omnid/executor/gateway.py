@@ -67,6 +67,11 @@ class Gateway:
         """Whether a process is there that takes calls, or is about to: probes make sense only then."""
         return self._child is not None
 
+    @property
+    def ready(self) -> bool:
+        """Whether a process is there that should answer a probe."""
+        return self._child is not None and self._child.started.is_set()
+
     async def call(
         self, channel: Channel, key: str, ask: Ask, deadline_s: float, on_text: OnText | None = None
     ) -> Answer | Failure:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import anyio
@@ -43,6 +44,9 @@ _SAFE = {
 """Hooks, signing and watchers would run programs with the daemon's rights; garbage is collected when the user does."""
 _FIXED = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_EDITOR": "true", "LC_ALL": "C"}
 _VERSION = re.compile(r"git version (\d+)\.(\d+)")
+_TORN = re.compile(r"failed to read \S*worktrees/\S+/commondir")
+"""What git says where another git is in the middle of making a worktree: the file is there and still empty."""
+TORN_TRIES, TORN_S = 20, 0.1
 _FULL = ("No space left on device", "Disk quota exceeded", "unable to write file")
 """What git says of a full disk; of one that fills up in a checkout it names the file and keeps the cause to itself."""
 
@@ -112,6 +116,34 @@ class Git:
         after `bytes_max` more ends the call. Raises Retryable: ``workspace_down`` where there is no git or it takes too
         long, ``disk_full``.
         """
+        once = partial(
+            self._once,
+            directory,
+            *words,
+            deadline_s=deadline_s,
+            hold=hold,
+            index=index,
+            skip_bytes=skip_bytes,
+            bytes_max=bytes_max,
+        )
+        done = await once()
+        for _ in range(TORN_TRIES):
+            if done.code == 0 or _TORN.search(done.err) is None:
+                break
+            await anyio.sleep(TORN_S)
+            done = await once()
+        return done
+
+    async def _once(
+        self,
+        directory: str,
+        *words: str,
+        deadline_s: float,
+        hold: int | None,
+        index: str | None,
+        skip_bytes: int,
+        bytes_max: int,
+    ) -> Done:
         settings = [word for key, value in _SAFE.items() for word in ("-c", f"{key}={value}")]
         argv = ("git", "--no-pager", *settings, *words)
         environment = self._environment if index is None else {**self._environment, "GIT_INDEX_FILE": index}

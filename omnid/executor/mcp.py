@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,10 +12,11 @@ from msgspec import structs
 
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
+from omnid.executor.attempt_log import AttemptLog
 from omnid.executor.environment import gather, names_for
 from omnid.executor.interface import Found, Ports
 from omnid.executor.mcp_schema import check_arguments
-from omnid.executor.spool import Spool, excerpt
+from omnid.executor.spool import excerpt
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.log import Logger
@@ -31,14 +31,11 @@ if TYPE_CHECKING:
 
 OBEY_S = 2.0
 """How long a server that was told to stop a call has to show that it still answers."""
-NOTICES_MAX = 1000
-"""How many notices of one attempt may wait to be written to its log; what comes on top is counted."""
 KNOWN_MAX = 20
 VALUE_BYTES_MAX = 1 << 20
 """The largest structured result that is kept; a larger one stays in the attempt's log."""
 DETAIL_CHARS_MAX = 300
 START_SLACK_S, STOP_SLACK_S = 2.0, 5.0
-FLUSH_S = 5.0
 
 
 class McpExecutor:
@@ -107,7 +104,7 @@ class McpExecutor:
         """See `Executor.run`."""
         began_s = self._clock.monotonic_s()
         timeout_s = min(command.timeout_s, self._section.call_timeout_s or command.timeout_s)
-        notices = _Notices(self._supervised.spool, command.attempt_id, self._log)
+        notices = AttemptLog(self._supervised.spool, command.attempt_id, self._log)
         attempt = _Attempt(command, timeout_s, notices)
         self._attempts[command.attempt_id] = attempt
         self._tasks.start_soon(attempt.notices.write)
@@ -379,7 +376,7 @@ class _Host:
 class _Attempt:
     """One attempt in progress, and how far it came."""
 
-    def __init__(self, command: Command, timeout_s: float, notices: "_Notices") -> None:
+    def __init__(self, command: Command, timeout_s: float, notices: "AttemptLog") -> None:
         self.command = command
         self.timeout_s = timeout_s
         self.scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
@@ -392,51 +389,6 @@ class _Attempt:
     def tool_name(self, section: Section) -> str:
         """Gives the tool that the task names, or else the config."""
         return self.command.work.tool or section.tool or ""
-
-
-class _Notices:
-    """What a server says while it works, on its way to the attempt's log; a slow disk never slows the session."""
-
-    def __init__(self, spool: Spool, attempt_id: str, log: Logger) -> None:
-        self._append = partial(spool.append_log, attempt_id)
-        self._attempt_id = attempt_id
-        self._log = log
-        self._send, self._receive = anyio.create_memory_object_stream[str](NOTICES_MAX)
-        self._dropped = 0
-        self._written = anyio.Event()
-
-    def add(self, text: str) -> None:
-        """Takes a text to be written soon."""
-        try:
-            self._send.send_nowait(text)
-        except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            self._dropped += 1
-
-    def close(self) -> None:
-        """Ends `write` once all is written."""
-        self._send.close()
-
-    async def flush(self) -> None:
-        """Waits until all is written; a disk that takes longer than `FLUSH_S` keeps no attempt from ending."""
-        with anyio.move_on_after(FLUSH_S):
-            await self._written.wait()
-
-    async def write(self) -> None:
-        """Writes what comes until `close`."""
-        try:
-            with self._receive:
-                async for text in self._receive:
-                    texts = [text]
-                    while self._receive.statistics().current_buffer_used:
-                        texts.append(self._receive.receive_nowait())
-                    await self._append("".join(texts))
-            if self._dropped:
-                await self._append(f"[{self._dropped} notices are left out here]\n")
-        except OSError as error:
-            # The log is a help, not the result; the daemon's own log tells that it is missing.
-            self._log.warning("mcp_notices_lost", attempt=self._attempt_id, error=str(error))
-        finally:
-            self._written.set()
 
 
 def _load() -> "type[McpSession]":

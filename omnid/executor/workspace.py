@@ -96,6 +96,7 @@ class Workspaces:
         self._states = states
         self._making = anyio.Lock()
         self._merging = anyio.Lock()
+        self._needs_git = False
 
     def configure(self, settings: Workspace) -> None:
         """Takes over the settings of a changed config."""
@@ -169,8 +170,10 @@ class Workspaces:
         """Raises Retryable where no task could get a workspace now: for the probes of executors that use them.
 
         While unfinished tasks have workspaces, a lack of room is no reason: they need none to go on and make some.
+        Nor is a lack of git before a task has needed it: agents work without it where there is no repository.
         """
-        await self.git.version()
+        if self._needs_git:
+            await self.git.version()
         if self._lacks() is None:
             return
         records = self.records.all()
@@ -274,6 +277,7 @@ class Workspaces:
         return gone
 
     async def _new_worktree(self, command: Command, directory: str, key: str, hold: int) -> Record:
+        self._needs_git = True
         base = await worktree.look(self.git, directory)
         await self._check_submodules(base, directory)
         record = Record(

@@ -17,6 +17,7 @@ import msgspec
 
 from omnid.errors import Rejected
 from omnid.flow.context import Context
+from omnid.flow.inbox import keep_for_origin
 from omnid.flow.intake import permit_id, title_of
 from omnid.flow.notify import tell
 from omnid.flow.texts import WORDS, excerpt, plain, say
@@ -142,6 +143,8 @@ class Announcer:
                     tx.forget(ASK, id)
             if event is not None:
                 self._answer(tx, after, event, reply_to)
+        if event is not None:
+            keep_for_origin(tx, self._context.config, after, event)
         if event == "failed" and not _decided_by_a_person(before, after):
             problem = after.problem.what if after.problem else ""
             tell(tx, self._context.config, "failed", after.id, task=after.name, title=_title(after), problem=problem)

@@ -10,6 +10,8 @@ import anyio
 from omnid import platform
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
+from omnid.flow.modes import Modes
+from omnid.flow.turned import Turned
 from omnid.log import Logger
 from omnid.model import Gate, Problem
 from omnid.route.budget import Budget
@@ -144,9 +146,12 @@ class Context:
         self.take_executors(executors)
         self.shut: Callable[[], Mapping[str, Gate]] = lambda: MappingProxyType({})
         """Gives the closed gates by what they close; `Gates` sets it."""
+        self.took: Callable[[Turned], None] = lambda _: None
+        """Follows what a committed transaction did to gates and tasks; `Gates` sets it."""
         self.spool = spool
         self.set_aside = set_aside
         """Ends an attempt that the journal doesn't know, and moves its files away."""
+        self.modes = Modes(lambda: self.config, clock)
         self.dispatch = Bell()
         self.timer = Bell()
         self.failover = Bell()
@@ -174,7 +179,7 @@ class Context:
         self.executors = executors
         sections = self.config.executors()
         self.ways = {name: way_of(executor.kind, sections.get(name)) for name, executor in executors.items()}
-        self.rules = Rules.made(self.config.rule)
+        self.rules = Rules.made(self.config.rule, models=bool(self.config.channel))
         self.zone = self.store.zone = platform.zone(self.config.daemon.zone)
         self._budget: Budget | None = None
 

@@ -163,7 +163,7 @@ def claim(
             held = True
             continue
         reserved = None
-        if task.executor in budget.paid:
+        if task.executor in budget.paid and task.executor not in budget.by_call:
             if f"{money.GATE}:{task.executor}" in turned.closed:
                 continue
             reserved = money.admit(tx, budget, task, turned)

@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.flow.context import Bell, Context
+from omnid.flow.inbox import QUEUE as INBOX
 from omnid.flow.keep import keep
 from omnid.link.destination import Destination
 from omnid.model import Delivery, Problem
@@ -36,7 +37,9 @@ class Drain:
         self._bell = Bell()
 
     def ring(self, queue: str) -> None:
-        """Says that something waits in a queue."""
+        """Says that something waits in a queue; an inbox waits for its reader."""
+        if queue.startswith(INBOX):
+            return
         carrier = self._carriers.get(queue)
         if carrier is not None:
             carrier.bell.ring()
@@ -52,7 +55,8 @@ class Drain:
     async def run(self, group: TaskGroup) -> None:
         """Starts a carrier in the group for each queue that holds something, now or later; ends when cancelled."""
         for queue in await self._context.store.read(outbox.destinations):
-            self._start(group, queue)
+            if not queue.startswith(INBOX):
+                self._start(group, queue)
         while True:
             rung, self._rung = self._rung, {}
             for queue in rung:

@@ -1,11 +1,14 @@
 """Why a task is where it is, in one sentence: what happened, why, what comes next. Pure."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from omnid.model import Attempt, Gate, Problem, Task
 from omnid.route.admission import LIMITS, is_ajar
 from omnid.times import local
+
+HOPS_SHOWN_MAX = 5
 
 
 class Situation(NamedTuple):
@@ -56,6 +59,8 @@ def gate_text(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
     if gate.cause in ("hours", "budget") and gate.problem is not None:
         return f"{_inside(gate.problem.what)}; it goes on {_when(gate.wake_at_ms, now_ms)}."
     reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    if gate.cause == "cloud":
+        return f"{what} waits for the cloud{reason}; all channels are probed again and again, and it goes on by itself."
     return f"{what} is down{reason}; it is tried again {_when(gate.wake_at_ms, now_ms)}."
 
 
@@ -68,6 +73,20 @@ def _limited(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
         then = f"one task tries it at {at}, and the others follow"
     person = f"; `omnictl resume --executor {gate.subject}` does it at once" if gate.cause == "login" else ""
     return f"{said}; {then}{person}"
+
+
+def calls_text(notes: Sequence[Mapping[str, Any]]) -> str:
+    """Says which ways the calls of an attempt took, and why; `notes` are its notes of kind ``call``, oldest first."""
+    if not notes:
+        return ""
+    last = notes[-1]
+    way = "through the gateway" if last.get("way") == "gateway" else "directly"
+    which = "The call" if len(notes) == 1 else f"Call {len(notes)}"
+    text = f"{which} went to {last.get('channel')} ({last.get('model')}) {way}: {last.get('why')}"
+    before = [str(note["after"]) for note in notes if note.get("after")][-HOPS_SHOWN_MAX:]
+    text += f"; before it, {'; then '.join(before)}" if before else ""
+    turned = last.get("turned_down")
+    return f"{text}; turned down: {', '.join(turned)}." if turned else f"{text}."
 
 
 def span(seconds: float) -> str:
@@ -159,6 +178,8 @@ def _behind(task: Task, gate: Gate, facts: Situation) -> str:
     if gate.cause == "budget" and gate.problem is not None:
         return f"for money: {_inside(gate.problem.what)}; {_money_next(gate.wake_at_ms, gate.problem, facts)}"
     reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
+    if gate.cause == "cloud":
+        return f"for the cloud{reason}; all channels are probed again and again, and it goes on when one answers"
     again = f"it is tried again {_in(gate.wake_at_ms, facts)}"
     if facts.login:
         needs = f"because executor {gate.subject} needs a key or a login{reason}"
@@ -188,7 +209,9 @@ def _own(task: Task, facts: Situation) -> str:
         case "hours":
             return f"for its hours ({task.work.only}); it starts {_in(task.wake_at_ms, facts)}"
         case "backoff":
-            tried = f"{task.failures} of {facts.attempts_max} attempts failed" if task.failures else "it did not start"
+            parked = facts.last is not None and facts.last.outcome == "parked"
+            nothing = "no channel could take it" if parked else "it did not start"
+            tried = f"{task.failures} of {facts.attempts_max} attempts failed" if task.failures else nothing
             return f"before it tries again {_in(task.wake_at_ms, facts)}; {tried}{last}"
         case _:
             return f"({task.reason}) and goes on {_in(task.wake_at_ms, facts)}"

@@ -36,6 +36,7 @@ class Gates:
         """Failures of each executor; a probe that succeeds doesn't end the count, so that flapping slows down."""
         self._hours = Hours(context)
         context.shut = self.shut
+        context.took = self.took
 
     async def load(self) -> None:
         """Reads the gates that were closed when the daemon ended."""
@@ -71,7 +72,9 @@ class Gates:
     def login(self, executor: str) -> Gate | None:
         """Gives the gate that is closed for lack of a key or a login; None where there is none, or a pause first."""
         gate = self.of(executor)
-        return gate if gate is not None and gate.problem is not None and gate.problem.code in LOGIN_CODES else None
+        if gate is None or gate.cause == "login":
+            return gate
+        return gate if gate.problem is not None and gate.problem.code in LOGIN_CODES else None
 
     async def pause(self, subject: str) -> None:
         """Closes the gate `paused` for an executor or, with `*`, for all; it stays until `resume`."""

@@ -19,12 +19,13 @@ from omnid.flow.context import Context
 from omnid.flow.dependents import opens_ms
 from omnid.model import Problem, ReplyTo, Route, Submit, Submitted, Task, Work, short_name
 from omnid.route.budget import Budget
+from omnid.route.router import Facts as RouteFacts
 from omnid.route.router import choose
 from omnid.route.rules import Asked
-from omnid.settings import COMMAND, CommandExecutor, Config, Limits
+from omnid.settings import COMMAND, MODEL, CommandExecutor, Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
-from omnid.store.interface import NOTHING, Reader, Tx
+from omnid.store.interface import NOTHING, Reader, Taken, Tx
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ TITLE_CHARS_MAX = 200
 GRANTED = "granted:"
 """What an approval begins with that a person has given; the id of what was approved follows."""
 
-_encode = msgspec.json.Encoder(order="sorted").encode
+_encode = msgspec.json.Encoder(order="deterministic").encode
 _encode_work = msgspec.json.Encoder().encode
 
 
@@ -74,10 +75,13 @@ def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[
             setting="limits.batch_tasks_max",
         )
     if len(asked) == 1 and asked[0].ref is None:
-        drafts = [_draft(context, caller, asked[0])]
+        drafts = [_draft(context, caller, asked[0], context.facts())]
     else:
         _check_refs(asked)
-        drafts = [_of_batch(index, partial(_draft, context, caller, params)) for index, params in enumerate(asked)]
+        facts = context.facts()
+        drafts = [
+            _of_batch(index, partial(_draft, context, caller, params, facts)) for index, params in enumerate(asked)
+        ]
     return partial(_write, drafts=drafts, caller=caller, budget=context.budget, tally=context.store.tally)
 
 
@@ -86,7 +90,7 @@ def plan_one(context: Context, caller: Caller, params: Submit) -> Callable[[Tx],
     if params.ref is not None:
         write = plan(context, caller, (params,))
         return lambda tx: write(tx)[0]
-    draft = _draft(context, caller, params)
+    draft = _draft(context, caller, params, context.facts())
     return partial(
         _write_single,
         draft=draft,
@@ -102,7 +106,7 @@ def _write_single(tx: Tx, *, draft: Draft, caller: Caller, budget: Budget, tally
     return written
 
 
-def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
+def _draft(context: Context, caller: Caller, params: Submit, facts: RouteFacts) -> Draft:
     config = context.config
     if params.reply_to is not None:
         check_reply_to(params.reply_to, config)
@@ -113,7 +117,7 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         tool=params.tool,
         arguments=params.arguments,
         prompt=params.prompt,
-        executor=params.executor,
+        executor=params.executor or (MODEL if params.model is not None else None),
         cwd=params.cwd,
         env=params.env,
         check=params.check,
@@ -125,10 +129,14 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         workspace=params.workspace,
         only=params.only,
         cost_max_usd=params.cost_max_usd,
+        model=params.model,
+        offline=params.offline,
     )
-    route = choose(Asked(work, params.kind, params.labels, params.lane), context.facts())
+    route = choose(Asked(work, params.kind, params.labels, params.lane), facts)
     executor = route.executor
     encoded = _check_limits(params, work, config.limits)
+    if params.model is not None and context.executors[executor].kind != MODEL:
+        raise Rejected("bad_request", detail=f"executor {executor} takes no model", where="model")
     context.executors[executor].accepts(work)
     asks = needs_approval(caller.role, executor, work, config)
     paid = executor in context.budget.paid
@@ -271,7 +279,7 @@ def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:
 
 def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], budget: Budget) -> Submitted:
     params = draft.params
-    if params.key is not None:
+    if params.key is not None and not _is_plain(draft):
         known = tx.one("task_by_key", draft.origin, params.key)
         if known is not None:
             return _same(journal.task_of(known), draft)
@@ -316,8 +324,26 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], bu
         "problem": problem,
         "input_hash": draft.input_hash,
     }
-    journal.create_task(tx, draft.id, fields, waits_for)
+    try:
+        journal.create_task(tx, draft.id, fields, waits_for)
+    except Taken:
+        return _known(tx, draft)
     return Submitted(draft.id, short_name(draft.origin, number), state, True)
+
+
+def _is_plain(draft: Draft) -> bool:
+    """Tells whether nothing but its key can speak against the task: then it is written first and looked for after."""
+    params = draft.params
+    return params.deadline_ms is None and not params.after and draft.parent is None and draft.exact is None
+
+
+def _known(tx: Tx, draft: Draft) -> Submitted:
+    """Gives the task that has the draft's key; raises Taken where it is something else that is taken."""
+    journal.give_back_number(tx, draft.origin)
+    row = None if draft.params.key is None else tx.one("task_by_key", draft.origin, draft.params.key)
+    if row is None:
+        raise Taken(draft.id)
+    return _same(journal.task_of(row), draft)
 
 
 def _approval(tx: Tx, draft: Draft, caller: Caller, budget: Budget) -> tuple[str | None, Problem | None]:

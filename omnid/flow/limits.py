@@ -56,9 +56,11 @@ def settle(tx: Tx, result: Result, head: Row, config: Config, turned: Turned) ->
     `turned` takes that down.
     """
     executor: str = head[8]
-    if result.outcome == "parked" and result.park is not None:
+    if result.outcome == "parked" and result.park is not None and result.park.cause in LIMITS:
         gate = _close(tx, result, result.park, executor, head[0], config)
         turned.closed[gate.id] = gate
+    elif result.park is not None and result.park.cause == "cloud":
+        outages.parked(tx, Gate(f"cloud:{executor}", "cloud", executor, tx.now_ms, None))
     elif result.outcome in PROVES and executor in _limited(tx):
         turned.opened.update(_open_proved(tx, executor, head[0], config))
 

@@ -13,6 +13,7 @@ from omnid.flow.turned import Turned
 from omnid.model import Gate, Problem, Result, Task
 from omnid.money import dollars, micro
 from omnid.route.budget import Budget, Fill, Lid, Refuse, Used, decide, window_ms
+from omnid.settings import Config
 from omnid.states import NEVER_MS
 from omnid.store import journal
 from omnid.store.calls import Call, add_call, call_of, settle_call, zone_of
@@ -94,6 +95,16 @@ def _hold(tx: Tx, budget: Budget, task: Task, refused: Refuse, turned: Turned) -
     _tell_full(tx, budget, refused)
     if not refused.fills:
         notify.tell(tx, budget.config, "needs_you", task.id, what=problem.what, do=problem.do)
+
+
+def hold(tx: Tx, config: Config, task: Task, wake_at_ms: int | None) -> None:
+    """Makes a task wait whose call can't be paid for: until then, or (None) for a person."""
+    if task.state != "idle":
+        return
+    at_ms = NEVER_MS if wake_at_ms is None else wake_at_ms
+    settle_wait(tx, journal.edit_task(tx, task, budget_at_ms=at_ms))
+    if wake_at_ms is None and task.problem is not None:
+        notify.tell(tx, config, "needs_you", task.id, what=task.problem.what, do=task.problem.do)
 
 
 def _problem(executor: str, refused: Refuse) -> Problem:
@@ -189,10 +200,11 @@ def _cost(result: Result) -> int | None:
 def settle_one(tx: Tx, budget: Budget, call: Call, spent_microusd: int | None, outcome: str, turned: Turned) -> None:
     """Settles one call; None keeps its whole reservation, as unknown, until its window ends."""
     settle_call(tx, call, spent_microusd, outcome, zone_of(tx))
-    if spent_microusd is not None and spent_microusd < call.reserved_microusd:
-        look_again(tx, budget, turned)
-        if not budget.labels.isdisjoint(call.labels):
-            _release(tx, budget.labels.intersection(call.labels), turned)
+    # Where nothing is given back no gate opens, but why it is closed and until when may be another matter now.
+    look_again(tx, budget, turned)
+    gives_back = spent_microusd is not None and spent_microusd < call.reserved_microusd
+    if gives_back and not budget.labels.isdisjoint(call.labels):
+        _release(tx, budget.labels.intersection(call.labels), turned)
     for fill in fills(tx, budget.lids(call.executor, call.labels), tx.now_ms):
         _tell_share(tx, budget, fill)
 

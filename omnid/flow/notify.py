@@ -78,6 +78,8 @@ def _pair(notice: Delivery) -> tuple[str | None, str | None]:
     """Gives what a notice says has begun, and what it says is over."""
     event, subject = notice.body["event"], notice.subject
     if event == "mode":
+        if notice.body.get("mode") == "gateway_back":
+            return None, None
         return (None, "mode") if notice.body.get("mode") == "normal" else ("mode", None)
     if event == "limit":
         return f"limit {subject}", None

@@ -50,7 +50,7 @@ def judge(
         return Verdict("fail", task.failures, problem=Problem.make("deadline_passed"))
     if result.outcome == "parked":
         # Its gate keeps it from its start; an attempt that a limit stopped is none of the task's.
-        return Verdict("again", task.failures, problem=result.problem)
+        return Verdict("again", task.failures, _parked_s(result, now_ms), result.problem)
     if result.outcome in ("unstarted", "lost"):
         again_s = backoff.delay_s(max(1, task.attempt), chance)
         return _without_result(task, result, idempotent=idempotent, again_s=again_s)
@@ -58,6 +58,14 @@ def judge(
     if result.outcome in ("rejected", "cancelled") or failures >= attempts_max:
         return Verdict("fail", failures, problem=result.problem)
     return Verdict("again", failures, backoff.delay_s(failures, chance), result.problem)
+
+
+def _parked_s(result: Result, now_ms: int) -> float | None:
+    """Gives how long a task waits by itself that was parked; None where a gate or its money keeps it."""
+    park = result.park
+    if park is None or park.cause != "channels" or park.wake_at_ms is None:
+        return None
+    return max(UNSTARTED_WAIT_S, (park.wake_at_ms - now_ms) / 1000)
 
 
 def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: float) -> Verdict:
@@ -168,7 +176,9 @@ def finish(tx: Tx, *, result: Result, config: Config, chance: Chance, budget: Bu
     limits.settle(tx, result, head, config, turned)
     journal.end_attempt(tx, head, fields)
     touched = move_on(tx, task, verdict)
-    if head[7] is not None:
+    if result.park is not None and result.park.cause == money.GATE:
+        money.hold(tx, config, journal.need_task(tx, task.id), result.park.wake_at_ms)
+    if head[7] is not None or head[8] in budget.by_call:
         money.settle(tx, budget, result, turned)
     return touched
 

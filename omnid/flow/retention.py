@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import anyio
 
+from omnid.flow import inbox
 from omnid.flow.context import Context
 from omnid.settings import Retention as Settings
 from omnid.states import TERMINAL
@@ -130,7 +131,8 @@ def forget_old(tx: Tx, *, now_ms: int, settings: Settings) -> int:
     outages = tx.all("old_outages", round(now_ms - settings.finished_days * DAY_MS), settings.batch)
     for (id,) in outages:
         tx.forget(OUTAGE, id)
-    return len(answers) + len(tombstones) + len(outages)
+    unread = inbox.forget_old(tx, round(now_ms - settings.finished_days * DAY_MS))
+    return len(answers) + len(tombstones) + len(outages) + unread
 
 
 def _hlc(now_ms: int, days: float) -> int:

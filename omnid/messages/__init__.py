@@ -7,6 +7,7 @@ from omnid.messages.agents import AGENTS
 from omnid.messages.attempts import ATTEMPTS
 from omnid.messages.connections import CONNECTIONS
 from omnid.messages.message import Message
+from omnid.messages.models import MODELS
 from omnid.messages.requests import REQUESTS
 from omnid.messages.settings import SETTINGS
 from omnid.messages.storage import STORAGE
@@ -22,4 +23,5 @@ CATALOGUE: dict[str, Message] = {
     **ATTEMPTS,
     **AGENTS,
     **WORKSPACES,
+    **MODELS,
 }

@@ -28,6 +28,16 @@ CONNECTIONS: dict[str, Message] = {
         "The last that it said (in {path}): {said}",
         "Run `omnid run` in a terminal to see it fail, and correct what it names.",
     ),
+    "http_start": Message(
+        "HTTP can't be served at {listen}: {detail}.",
+        "http.listen in the config asks for it, and omnid doesn't start with less than it was asked for.",
+        "Correct [http] in the config, or set http.listen to nothing.",
+    ),
+    "http_refused": Message(
+        "The request was refused: {detail}.",
+        "{why}",
+        "{do}",
+    ),
     "path_too_long": Message(
         "The socket path {path} has {length} bytes; this system takes {limit}.",
         "Unix socket addresses are short by definition (unix(7)).",

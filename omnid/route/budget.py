@@ -146,10 +146,16 @@ class Budget:
         self.config = config
         self._sections = config.executors()
         capped = {cap.executor for cap in config.cap}
+        free = frozenset({"model"}) if config.channel and all(channel.free for channel in config.channel) else ()
         self.paid = frozenset(
-            name for name, kind in kinds.items() if _costs(self._sections.get(name), kind) or name in capped
+            name
+            for name, kind in kinds.items()
+            if (kind not in free and _costs(self._sections.get(name), kind)) or name in capped
         )
         """The executors whose runs cost money; nothing of all this touches the others."""
+        by_call = (name for name, kind in kinds.items() if kind == "model") if config.channel else ()
+        self.by_call = frozenset(by_call)
+        """The executors that reserve each of their calls by itself, and nothing at their start."""
         self._lids = tuple(_lids(config))
         self.labels = frozenset(lid.scope.partition(":")[2] for lid in self._lids if lid.scope.startswith("label:"))
         """The labels that have a lid."""

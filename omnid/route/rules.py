@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from omnid.model import Problem, Work
 from omnid.route.ways import EVERY, Sort, Way, agent_of
-from omnid.settings import AGENT_PROGRAMS, COMMAND, Rule
+from omnid.settings import AGENT_PROGRAMS, COMMAND, MODEL, Rule
 from omnid.times import Window
 
 TEXT_CHARS_MAX = 16_384
@@ -47,6 +47,10 @@ BUILT_IN: tuple[tuple[Rule, tuple[Sort, ...]], ...] = (
     (Rule(name=COMMANDS, executor=(COMMAND,)), ("command",)),
 )
 """The rules that hold after the config's, with what they are for; one of the config's of the same name replaces one."""
+
+
+GENERAL_WITH_MODELS = Rule(name="general", executor=(MODEL, "openclaw", "claude-code"))
+"""The built-in rule `general` where the config has channels."""
 
 
 class Asked:
@@ -137,10 +141,12 @@ class Rules(NamedTuple):
     of: Mapping[Sort, tuple[Matcher, ...]]
 
     @classmethod
-    def made(cls, own: Sequence[Rule]) -> "Rules":
-        """Puts the config's rules before the built-in ones."""
+    def made(cls, own: Sequence[Rule], *, models: bool = False) -> "Rules":
+        """Puts the config's rules before the built-in ones; with `models`, prompts go to models first."""
         names = {rule.name for rule in own}
-        built_in = (Matcher(rule, sorts, built_in=True) for rule, sorts in BUILT_IN if rule.name not in names)
+        swapped = {GENERAL_WITH_MODELS.name: GENERAL_WITH_MODELS} if models else {}
+        others = ((swapped.get(rule.name, rule), sorts) for rule, sorts in BUILT_IN if rule.name not in names)
+        built_in = (Matcher(rule, sorts, built_in=True) for rule, sorts in others)
         every = (*map(Matcher, own), *built_in)
         return cls(every, {sort: tuple(one for one in every if sort in one.sorts) for sort in EVERY})
 

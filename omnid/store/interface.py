@@ -145,6 +145,10 @@ def tally_key(state: str, reason: str | None) -> str:
     return f"{state}:{reason}" if state == "waiting" else state
 
 
+class Taken(Exception):
+    """A row can't be created because one with its id, its name or its key is there; nothing was written."""
+
+
 class Reader(Protocol):
     """Named queries (see queries.sql) against one consistent state."""
 
@@ -188,7 +192,7 @@ class Tx(Tables, Protocol):
     ) -> int:
         """Inserts a row and logs it; fields that are None are left out. Gives its `ord` (the change's HLC).
 
-        `derived` columns are written with the row and not logged.
+        `derived` columns are written with the row and not logged. Raises Taken.
         """
         ...
 

@@ -98,8 +98,16 @@ def take_number(tx: Tx, origin: str) -> int:
     return number + 1
 
 
+def give_back_number(tx: Tx, origin: str) -> None:
+    """Takes back the number that was given last in the origin, because its task turned out to be there."""
+    tx.memory["numbers"][origin] -= 1
+
+
 def create_task(tx: Tx, id: str, fields: Mapping[str, Any], after: tuple[str, ...]) -> None:
-    """Writes a new task with its derived rows: open dependencies, labels, and its place in the queue."""
+    """Writes a new task with its derived rows: open dependencies, labels, and its place in the queue.
+
+    Raises store.interface.Taken where a task with its key is there already; nothing is written then.
+    """
     state, lane = fields["state"], fields.get("lane")
     derived = _READY if state == "idle" and lane is None else {}
     ord = tx.create(TASK, id, fields, derived)

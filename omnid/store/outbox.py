@@ -131,9 +131,9 @@ def dead(reader: Reader, after: int, limit: int) -> list[Delivery]:
     return [delivery_of(row) for row in reader.all("outbox_dead", after, limit)]
 
 
-def destinations(reader: Reader) -> list[str]:
-    """Gives the destinations for which something waits."""
-    return _names(reader, "outbox_next_destination")
+def destinations(reader: Reader, after: str = "") -> list[str]:
+    """Gives the destinations for which something waits, in order, from behind a name on."""
+    return _names(reader, "outbox_next_destination", after)
 
 
 def waiting(reader: Reader) -> list[Waiting]:
@@ -148,9 +148,8 @@ def waiting(reader: Reader) -> list[Waiting]:
     return found
 
 
-def _names(reader: Reader, query: str) -> list[str]:
+def _names(reader: Reader, query: str, name: str = "") -> list[str]:
     found: list[str] = []
-    name = ""
     while len(found) < DESTINATIONS_MAX:
         row = reader.one(query, name)
         if row is None or row[0] is None:

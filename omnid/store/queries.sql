@@ -146,7 +146,11 @@ FROM attempt WHERE id = $1
 SELECT {attempt_row} FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 ORDER BY ord LIMIT $2
 
 -- name: attempts_begun
-SELECT count(*), max(CASE WHEN outcome = 'lost' AND idempotent = 1 THEN 1 ELSE 0 END) FROM attempt
+-- After one that was lost and may not be repeated a person has decided, and knows of all that was lost up to it.
+SELECT count(*), max(CASE WHEN outcome = 'lost' AND idempotent = 1 AND number > (
+    SELECT coalesce(max(number), 0) FROM attempt
+    WHERE task_id = $1 AND number < $2 AND outcome = 'lost' AND idempotent IS NOT 1
+) THEN 1 ELSE 0 END) FROM attempt
 WHERE task_id = $1 AND number < $2 AND executor = $3 AND coalesce(outcome, '') <> 'unstarted'
 -- name: session_of_task
 SELECT n.body FROM attempt a JOIN note n ON n.attempt_id = a.id
@@ -329,6 +333,9 @@ SELECT count(*) FROM (SELECT 1 FROM task WHERE executor = $1 AND ready = 1 LIMIT
 -- name: outages_since
 SELECT cause, subject, began_at_ms, ended_at_ms FROM outage
 WHERE began_at_ms > $1 ORDER BY began_at_ms LIMIT $2
+-- name: outages_newest
+SELECT cause, subject, began_at_ms, ended_at_ms, parked, resumed, problem FROM outage
+WHERE began_at_ms >= $1 ORDER BY began_at_ms DESC LIMIT $2
 -- name: outages_open
 SELECT cause, subject, began_at_ms, ended_at_ms FROM outage WHERE ended_at_ms IS NULL ORDER BY ord LIMIT $1
 

@@ -12,7 +12,7 @@ from omnid import platform
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.store import log
-from omnid.store.interface import NOTHING, At, Collection, Follow, Row
+from omnid.store.interface import NOTHING, At, Collection, Follow, Row, Taken
 from omnid.store.queries import insert_sql, queries, update_sql
 
 BUSY_MS = 5_000
@@ -190,11 +190,14 @@ class SqliteTx(SqliteReader):
         given = {name: value for name, value in fields.items() if value is not None}
         columns, logged, blobs = log.cells(collection, given)
         self._keep(blobs)
-        ord = self._append(collection, id, "create", log.encode_body(logged, {}))
         columns.update(derived)
         names = ("ord", "id", *columns)
-        self._execute(insert_sql(collection.name, names), (ord, id, *columns.values()))
-        return ord
+        try:
+            # The row before its entry: where it can't be, there is no entry either.
+            self._execute(insert_sql(collection.name, names), (self.stamp(), id, *columns.values()))
+        except apsw.ConstraintError as error:
+            raise Taken(str(error)) from error
+        return self._append(collection, id, "create", log.encode_body(logged, {}))
 
     def edit(
         self,

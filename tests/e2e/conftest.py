@@ -1,10 +1,12 @@
 """The daemons of these tests."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.ground import Ground
 from tests.e2e.harness import Home, home_at
 
 
@@ -22,3 +24,10 @@ def omnid(home: Home) -> Home:
     """A home with a running daemon."""
     home.start()
     return home
+
+
+@pytest.fixture
+def ground() -> Iterator[Ground]:
+    """Short paths, because that of a socket has a limit, and the demo would use another directory."""
+    with tempfile.TemporaryDirectory(prefix="o-", dir="/tmp") as root:
+        yield Ground(Path(root))

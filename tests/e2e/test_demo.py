@@ -8,96 +8,33 @@ import pty
 import re
 import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from omnid.ctl.demo import Count, place
+from omnid.ctl.demo import place
+from omnid.ctl.demo_day import Count, DayPlace
 from omnid.errors import Retryable
-from tests.e2e.harness import OMNICTL, WAIT_S, until
+from tests.e2e.ground import DEMO, read_until
+from tests.e2e.harness import WAIT_S
 
 GOOD = "12 done, 0 lost, 0 done twice"
-DEMO = (*OMNICTL, "demo")
-
-NO_NETWORK = """
-import os, sys
-def refuse(event, given):
-    if event == "socket.getaddrinfo" or event in ("socket.connect", "socket.bind") and given[0].family != 1:
-        with open(os.environ["HOME"] + "/network", "a") as file:
-            print(event, given, file=file)
-        raise OSError("there is no network here")
-sys.addaudithook(refuse)
-"""
 
 CHANGED = """
 import sys
-from omnid.ctl import demo_tasks
+from omnid.ctl import demo_day_tasks
 from omnid.ctl.main import main
-jobs = {job.name: job for job in demo_tasks.JOBS}
+jobs = {job.name: job for job in demo_day_tasks.JOBS}
 %s
-demo_tasks.JOBS = tuple(jobs.values())
+demo_day_tasks.JOBS = tuple(jobs.values())
 sys.exit(main(["demo"]))
 """
 
 
-class Ground:
-    """A place that a demo may use: a TMPDIR, a home, and the state directory of somebody's own daemon."""
-
-    def __init__(self, root: Path) -> None:
-        self.tmp, self.home, self.own = root / "t", root / "home", root / "own"
-        self.tmp.mkdir()
-        self.home.mkdir()
-        self.environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
-        self.environ |= {
-            "TMPDIR": str(self.tmp),
-            "HOME": str(self.home),
-            "OMNID_STATE": str(self.own),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        }
-
-    def start(self, argv=DEMO, **streams) -> "subprocess.Popen[bytes]":
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **streams}
-        return subprocess.Popen(argv, env=self.environ, cwd=self.home, start_new_session=True, **streams)
-
-    def run(self, argv=DEMO) -> tuple[int, str]:
-        with self.start(argv) as process:
-            out, _ = process.communicate(timeout=2 * WAIT_S)
-        return process.returncode, out.decode()
-
-    def processes(self) -> list[str]:
-        mark = os.fsencode(self.tmp)
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    line = (entry / "cmdline").read_bytes()
-                    if line and (mark in line or mark in (entry / "environ").read_bytes()):
-                        found.append(f"{entry.name} {line!r}")
-        return found
-
-    def assert_untouched(self) -> None:
-        assert self.processes() == []
-        assert list(self.tmp.iterdir()) == list(self.home.iterdir()) == []
-        assert not self.own.exists()
-
-
-@pytest.fixture
-def ground() -> Iterator[Ground]:
-    """Short paths, because that of a socket has a limit, and the demo would use another directory."""
-    with tempfile.TemporaryDirectory(prefix="o-", dir="/tmp") as root:
-        yield Ground(Path(root))
-
-
 def test_it_loses_nothing_without_a_terminal_and_without_a_network(ground):
-    guard = ground.home.parent / "guard"
-    guard.mkdir()
-    (guard / "sitecustomize.py").write_text(NO_NETWORK)
-    ground.environ["PYTHONPATH"] += f":{guard}"
+    ground.cut_network()
     code, out = ground.run()
     assert (code, out.splitlines()[-1]) == (0, GOOD), out
     assert re.search(r"adopted t4 and t6", out.replace("\n", " "))
@@ -109,8 +46,7 @@ def test_it_loses_nothing_without_a_terminal_and_without_a_network(ground):
 
 
 def test_the_guard_against_the_network_works(ground):
-    (ground.home.parent / "sitecustomize.py").write_text(NO_NETWORK)
-    ground.environ["PYTHONPATH"] += f":{ground.home.parent}"
+    ground.cut_network()
     code, out = ground.run([sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"])
     assert (code, "there is no network here" in out) == (1, True)
 
@@ -215,7 +151,7 @@ def test_a_task_that_was_not_adopted_is_no_good_end(ground):
 
 def test_no_place_for_its_files_is_an_error_that_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(Retryable, match="no place for its files"), place({}):
+    with pytest.raises(Retryable, match="no place for its files"), place({}, DayPlace):
         pass
 
 
@@ -232,17 +168,3 @@ def test_no_place_for_its_files_is_an_error_that_says_so(monkeypatch, tmp_path):
 def test_the_count(ledger, count):
     assert Count.of(ledger, ["a", "b"]) == count
     assert Count.of(ledger, ["a", "b"]).good == (count == (2, 0, 0))
-
-
-def read_until(process, mark: bytes) -> bytes:
-    """Reads what it says until the mark is there."""
-    out = b""
-
-    def found() -> bool:
-        nonlocal out
-        out += os.read(process.stdout.fileno(), 4096)
-        assert process.poll() is None or mark in out, out
-        return mark in out
-
-    until(found, lambda: f"{mark!r} in {out!r}")
-    return out

@@ -39,9 +39,10 @@ def omnid() -> Iterator[Home]:
         yield home
 
 
-def run(home: Home, argv: list[str], stdin: str = "") -> "subprocess.CompletedProcess[str]":
+def run(home: Home, argv: list[str], stdin: str = "", cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    environ, at = home.environ, cwd or home.root
     return subprocess.run(
-        argv, input=stdin, capture_output=True, text=True, env=home.environ, cwd=home.root, timeout=WAIT_S, check=False
+        argv, input=stdin, capture_output=True, text=True, env=environ, cwd=at, timeout=WAIT_S, check=False
     )
 
 

@@ -304,6 +304,8 @@ class Cloud:
     def __init__(self, port: int) -> None:
         self.port = port
         self.seen: list[Seen] = []
+        self.modes: dict[str, str] = {}
+        """What a first part of the path stands for, where that isn't a mode itself; may change at any time."""
         self.on_request: Callable[[], object] = lambda: None
         self.closed = anyio.Event()
         """A client has gone while it was being answered."""
@@ -322,16 +324,17 @@ class Cloud:
                     self.seen.append(seen)
                     self.on_request()
                     try:
-                        await MODES[seen.mode](client, seen)
+                        await MODES[self.modes.get(seen.mode, seen.mode)](client, seen)
                     except gone:
                         self.closed.set()
                         raise
 
 
 @asynccontextmanager
-async def cloud() -> AsyncGenerator[Cloud]:
-    """Serves on a free port of loopback."""
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+async def cloud(port: int = 0) -> AsyncGenerator[Cloud]:
+    """Serves on a free port of loopback, or on that one."""
+    listening = anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port, reuse_port=True)
+    async with await listening as listener, anyio.create_task_group() as group:
         made = Cloud(listener.extra(anyio.abc.SocketAttribute.local_port))
         group.start_soon(listener.serve, made.serve_one)
         yield made

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from omnid import errors
-from omnid.api import shapes, shapes_money, shapes_night, shapes_workspaces
+from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_workspaces
 from omnid.api.methods import METHODS
 from omnid.api.shapes_routing import RouteExplained, RuleView
 from omnid.ctl.context import World
@@ -111,6 +111,33 @@ def status(**fields):
 
 SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
 CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
+MODE = shapes_mode.ModeShown(
+    mode="normal",
+    since_ms=NOW_MS - 60_000,
+    now_ms=NOW_MS,
+    hold="normal",
+    why="",
+    gateway_gone=False,
+    cloud_gone=False,
+    channels=[
+        shapes_mode.ChannelState(
+            name="p1",
+            models=("m",),
+            local=False,
+            failures=2,
+            p50_s=1.5,
+            running=0,
+            closed_until_ms=NOW_MS + 1000,
+            why_closed="it is overloaded",
+            keys=[
+                shapes_mode.KeyState("env:A", NOW_MS + 1000, None),
+                shapes_mode.KeyState("env:B", None, "no such key"),
+            ],
+        )
+    ],
+)
+OUTAGE = shapes_mode.OutageView("cloud", "model", NOW_MS - 60_000, None, 2, 0, None)
+CHECKED = shapes_mode.ChannelChecked("p1", "env:A", False, "it refuses", "Look at it.")
 PLACE = shapes_workspaces.WorkspaceView(
     task="t7",
     task_id=ID,

@@ -1,8 +1,8 @@
 """A connection to the MCP server without a socket: the client's end as raw lines, over operations that are made up."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -112,6 +112,9 @@ class Log:
     def error(self, event: str, **fields: Any) -> None:
         self.errors.append({"event": event, **fields})
 
+    def warning(self, event: str, **fields: Any) -> None:
+        """Nobody looks at these."""
+
 
 class Connection:
     def __init__(self, origin: str | None = None, session: str | None = None) -> None:
@@ -123,16 +126,29 @@ class Connection:
 Do = Callable[[str, Struct], Awaitable[Struct]]
 
 
+class Inbox:
+    async def line(self, origin: str) -> str | None:
+        return None
+
+
 class Api:
     """Answers with `RESULTS`, or as `do` says; keeps who called what."""
 
     def __init__(self, do: Do | None = None) -> None:
         self.calls: list[tuple[Caller, str, Struct]] = []
         self._do = do
+        self.inbox = Inbox()
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
         self.calls.append((caller, name, params))
         return await self._do(name, params) if self._do else RESULTS[name]
+
+    @contextmanager
+    def change_of(self, task_id: str) -> Iterator[anyio.Event]:
+        yield anyio.Event()
+
+    def kept_ms(self) -> int:
+        return 1_000
 
 
 class Peer:

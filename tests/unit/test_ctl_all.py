@@ -8,9 +8,10 @@ import sys
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from omnid import errors
-from omnid.api import shapes, shapes_outbox
+from omnid.api import shapes, shapes_mode, shapes_outbox
 from omnid.api import shapes_workspaces as places
 from omnid.ctl.main import EXIT_CODES, TABLE
 from omnid.ctl.render import width
@@ -18,11 +19,14 @@ from omnid.messages import CATALOGUE
 from omnid.states import STATES
 from tests.fakes.ctl_world import (
     AWAY,
+    CHECKED,
     CONTROLLED,
     DECIDED,
     ENTRY,
     FINDING,
+    MODE,
     NOW_MS,
+    OUTAGE,
     PLACE,
     RECEIPT,
     SPENT,
@@ -66,6 +70,9 @@ EVERY = {
     "merge t7": {"workspace__merge": places.WorkspaceMerged("t7", "/r", "main", "omnid/t7-0", 2, ["a"], True, [])},
     "workspaces": {"workspace__list": places.WorkspaceList([PLACE], 9, 50, 99)},
     "workspaces rm t7 --yes": {"workspace__remove": places.WorkspaceRemoved(PLACE)},
+    "mode": {"mode__show": MODE},
+    "mode hold auto": {"mode__hold": MODE},
+    "outages": {"outage__list": shapes_mode.Outages([OUTAGE], NOW_MS)},
     "operations": {"operations": shapes.OperationsPage([ENTRY], None)},
     "replay --until 5": {"replay": shapes.Replayed(5, NOW_MS, {"idle": 1}, [brief()])},
     "doctor": {"doctor": shapes.Doctor(True, [FINDING])},
@@ -74,6 +81,28 @@ EVERY = {
     "version": {"status": status()},
     "down": {"status": status(state_dir="/nowhere"), "daemon__stop": shapes.Stopping(42, 0)},
 }
+
+
+def test_config_check_live_shows_every_key_and_fails_where_one_is_not_well():
+    answers = {
+        "config__check": shapes.ConfigChecked("/c", []),
+        "channel__check": shapes_mode.ChannelsChecked([CHECKED, replace(CHECKED, ok=True)]),
+    }
+    ran = Ran("config", "check", "--live", daemon=Daemon(**answers))
+    assert ran.code == 1
+    assert "it refuses. Look at it." in ran.out
+    ran = Ran("config", "--json", "check", "--live", daemon=Daemon(**answers))
+    assert (ran.code, len(ran.json["result"]["channels"])) == (1, 2)
+    assert Ran("config", "show", "--live", daemon=Daemon()).code == 2
+
+
+def test_the_mode_says_what_is_wrong_with_a_channel():
+    ran = Ran("mode", daemon=Daemon(mode__show=MODE))
+    assert "held at normal" in ran.out
+    assert "2 failures in a row to reach it" in ran.out
+    assert "env:B is refused: no such key" in ran.out
+    assert "first text after 1.5 s" in ran.out
+    assert Ran("mode", "hold", "sometimes", daemon=Daemon()).code == 2
 
 
 def with_json(line):

@@ -1,9 +1,6 @@
 """The daemon as a whole, in this process: it starts, runs tasks, takes a changed config over, and ends."""
 
-import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from io import StringIO
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,62 +8,19 @@ import anyio
 import pytest
 
 from omnid import config, platform
-from omnid.clock import SystemClock
-from omnid.daemon import Daemon, main, serve
+from omnid.daemon import Daemon, main
 from omnid.errors import Fatal, OmnidError
 from omnid.flow import intake
 from omnid.flow.caller import Caller
-from omnid.log import Log
 from omnid.model import Submit
-from omnid.secrets import Secrets
 from omnid.store import journal
 from omnid.store.interface import COLLECTIONS
 from tests.fakes.executor import InProcessExecutor
+from tests.fakes.home import Home
 from tests.fakes.world import nothing
 
 pytestmark = pytest.mark.anyio
 WAIT_S = 20
-
-
-class Home:
-    """A state directory with its config file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        (path / "state").mkdir(mode=0o700)
-        self.file = path / "omnid.toml"
-        self.file.write_text("")
-        self.environ = {
-            "HOME": str(path),
-            "OMNID_STATE": str(path / "state"),
-            "OMNID_CONFIG": str(self.file),
-            "PATH": os.environ["PATH"],
-        }
-        self.logged = StringIO()
-        self.executors: dict[str, Any] = {"mine": InProcessExecutor("mine", nothing)}
-
-    @asynccontextmanager
-    async def daemon(self) -> AsyncIterator[Daemon]:
-        clock = SystemClock()
-        log = Log(clock, lambda text: text, stream=self.logged).logger()
-        loaded = config.load(self.environ)
-        with anyio.fail_after(WAIT_S):
-            async with anyio.create_task_group() as group:
-
-                async def run(*, task_status: Any) -> None:
-                    await serve(
-                        loaded,
-                        environ=self.environ,
-                        clock=clock,
-                        log=log,
-                        secrets=Secrets(self.environ),
-                        executors=self.executors,
-                        task_status=task_status,
-                    )
-
-                daemon = await group.start(run)
-                yield daemon
-                daemon.stop()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnid.flow.explain import Situation, span, why
+from omnid.flow.explain import Situation, calls_text, span, why
 from omnid.model import Attempt, Gate, Problem, Task, Work
 from omnid.states import STATES
 
@@ -175,3 +175,15 @@ def test_durations_are_written_as_people_say_them(seconds_s: float, text: str) -
 @given(st.floats(0, 1e9))
 def test_a_duration_is_short(seconds_s: float) -> None:
     assert len(span(seconds_s)) <= 11
+
+
+def test_the_ways_of_calls_are_told_with_all_that_came_before():
+    first = {"channel": "p1", "model": "m", "way": "gateway", "why": "the first in order", "turned_down": []}
+    assert calls_text([]) == ""
+    assert calls_text([first]) == "The call went to p1 (m) through the gateway: the first in order."
+    second = {**first, "channel": "p2", "way": "direct", "why": "next in order", "after": "p1: it refuses"}
+    text = calls_text([first, {**second, "turned_down": ["p1 (its key is limited)", "p3 (it has no model m)"]}])
+    assert text == (
+        "Call 2 went to p2 (m) directly: next in order; before it, p1: it refuses; "
+        "turned down: p1 (its key is limited), p3 (it has no model m)."
+    )

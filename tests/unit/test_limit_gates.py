@@ -231,6 +231,27 @@ async def test_earlier_attempts_and_their_session_are_known(world: World, clock:
     assert (third.begun_before, third.lost_before) == (2, True)
 
 
+async def test_a_person_who_says_again_knows_that_something_was_lost(world: World, clock: FakeClock) -> None:
+    (command,) = await started(world)
+    await world.finish(command, "lost", problem=PROBLEM)
+    clock.now_ms += HOUR_MS
+    await world.wake()
+    (second,) = await world.claim()
+    assert second.lost_before
+    # Its session went with the first one, so that it is asked about.
+    await world.write(lambda tx: journal.add_note(tx, second.attempt_id, "idempotent", False, notes_max=9))
+    await world.finish(second, "lost", problem=PROBLEM)
+    assert (await world.task(command.task_id)).state == "uncertain"
+    await world.control(command.task_id, "again")
+    (third,) = await world.claim()
+    assert (third.begun_before, third.lost_before) == (2, False), "it may begin anew"
+    await world.finish(third, "lost", problem=PROBLEM)
+    clock.now_ms += HOUR_MS
+    await world.wake()
+    (fourth,) = await world.claim()
+    assert (fourth.begun_before, fourth.lost_before) == (3, True)
+
+
 @given(st.lists(st.tuples(st.booleans(), st.none() | st.integers(-HOUR_MS, 8 * 24 * HOUR_MS)), max_size=20))
 def test_it_is_always_due_some_time_ahead(parks: list[tuple[bool, int | None]]) -> None:
     known, now_ms = None, 1_800_000_000_000
@@ -269,3 +290,7 @@ async def test_a_login_needs_a_person(world: World) -> None:
     await park(world, command, None, "login")
     needs, total = await world.store.read(Views(world.context, world.gates).needs_you)
     assert (total, needs[0].task, needs[0].do) == (1, "safe", "omnictl resume --executor safe")
+    assert Views(world.context, world.gates).problems() == [], "it is told once"
+    gate = world.gates.login("safe")
+    assert gate is not None, "who waits for its tasks must hear that nothing helps but a login"
+    assert gate.cause == "login"

@@ -48,6 +48,8 @@ def test_agents_grant_themselves_nothing() -> None:
         "task.receipt",
         "away",
         "route.explain",
+        "mode.show",
+        "outage.list",
         "status",
         "spend",
     }

@@ -179,6 +179,19 @@ async def test_what_a_run_gives_back_opens_the_gate_at_once(purse: Purse) -> Non
     assert len(await purse.claim()) == 1
 
 
+async def test_a_gate_says_anew_why_it_is_closed_when_what_ran_gives_nothing_back(purse: Purse) -> None:
+    purse.cap(day_usd=3)
+    first = await started(purse, executor="codex")
+    await purse.add("do", "y", executor="codex")
+    assert await purse.claim() == []
+    result = Result(first.attempt_id, first.task_id, first.number, "success", cost_usd=2.0)
+    assert await Results(purse.context, purse.gates).settle(result)
+    gate = purse.gates.of("codex")
+    assert gate is not None
+    assert gate.problem is not None
+    assert (gate.problem.code, "$2.00 spent, and" in gate.problem.what) == ("budget_reached", True), gate.problem.what
+
+
 async def test_a_run_that_never_fits_says_so_and_a_raised_cap_lets_it_go(purse: Purse) -> None:
     purse.cap(day_usd=1)
     await purse.add("do", "y", executor="codex")

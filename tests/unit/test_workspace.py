@@ -371,12 +371,34 @@ async def test_submodules_are_refused_unless_a_set_up_fills_them(repository: Rep
 async def test_without_git_the_task_waits(repository: Repository, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     places = Places(tmp_path / "w", {"PATH": str(tmp_path / "bin")})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    assert await places.enter(places.task(), outside) == outside
+    await places.workspaces.check()  # Nothing has needed git so far.
     error = await refused(places.enter(places.task(), repository.path), "workspace_down")
     assert "git was not found" in error.what
     await refused(places.workspaces.check(), "workspace_down")
     write(tmp_path / "bin" / "git", "#!/bin/sh\necho git version 1.8.3\n")
     (tmp_path / "bin" / "git").chmod(0o755)
     assert "at least 2.17" in (await refused(places.workspaces.check(), "workspace_down")).what
+
+
+async def test_a_worktree_that_another_git_is_making_is_waited_for(repository: Repository, tmp_path: Path) -> None:
+    torn, binary = repository.path / ".git" / "worktrees" / "t6-0" / "commondir", tmp_path / "bin" / "git"
+    torn.parent.mkdir(parents=True)
+    torn.write_text("")
+    (torn.parent / "HEAD").write_text("ref: refs/heads/x\n")
+    (torn.parent / "gitdir").write_text("/nowhere/.git\n")
+    # The other git writes the rest after this one has failed twice.
+    write(
+        binary,
+        f'#!/bin/sh\ncase "$*" in *"worktree add"*) echo x >> {tmp_path}/tries\n'
+        f'[ $(wc -l < {tmp_path}/tries) -lt 3 ] || echo ../.. > {torn};; esac\nPATH=${{PATH#*:}} exec git "$@"\n',
+    )
+    binary.chmod(0o755)
+    places = Places(tmp_path / "w", {"PATH": f"{binary.parent}:{os.environ['PATH']}"})
+    assert (await places.enter(places.task(), repository.path)).is_dir()
+    assert len((tmp_path / "tries").read_text().splitlines()) >= 3
 
 
 @pytest.mark.parametrize("said", ["fatal: write error: No space left on device", "error: unable to write file big"])

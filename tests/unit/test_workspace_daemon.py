@@ -89,8 +89,11 @@ async def test_from_the_submit_to_the_merge(world: World) -> None:
         assert "+new" in (await running.call("workspace.diff", task="t1")).text
         (listed,) = (await running.call("workspace.list")).workspaces
         assert (listed.task, listed.condition, listed.path) == ("t1", "kept", place["path"].removesuffix("/sub"))
+        changes = (await running.call("task.receipt", task="t1")).changes
+        assert changes.splitlines() == [" sub/new.txt | 1 +", " 1 file changed, 1 insertion(+)"]
         merged = await running.call("workspace.merge", task="t1")
         assert (merged.into, merged.files, merged.removed) == ("main", ["sub/new.txt"], True)
+        assert (await running.call("task.receipt", task="t1")).changes is None
         assert (running.repository.path / "sub" / "new.txt").read_text() == "new\n"
         receipt = await running.call("task.receipt", task="t1")
         assert receipt.changes == " sub/new.txt | 1 +\n 1 file changed, 1 insertion(+)"
@@ -100,6 +103,19 @@ async def test_from_the_submit_to_the_merge(world: World) -> None:
         assert caught.value.code == "no_workspace"
         await running.ended(await running.submit("nothing"))
         assert (await running.call("workspace.list")).workspaces == []
+
+
+async def test_a_receipt_says_why_it_cannot_tell_the_changes(world: World) -> None:
+    async with world.daemon() as running:
+        assert await running.ended(await running.submit("new")) == "completed"
+        (listed,) = (await running.call("workspace.list")).workspaces
+        running.repository.git("worktree", "remove", "--force", listed.path)
+        running.repository.git("branch", "-D", listed.branch)
+        receipt = await running.call("task.receipt", task="t1")
+        assert receipt.changes.startswith("They can't be told: t1 has no workspace"), receipt.changes
+        agent = Caller("agent", "claude-code")
+        params = METHODS["task.receipt"].params(task=receipt.task.id)
+        assert (await running.api.call(agent, "task.receipt", params)).changes is None
 
 
 async def test_a_full_house_closes_the_gate_until_there_is_room(world: World) -> None:

@@ -120,7 +120,8 @@ def _fields(context: Context) -> dict[str, Any]:
     given, now_ms = context.given, context.world.now_ms()
     after = given.commas("after")
     return {
-        **{name: given.text(name) for name in ("key", "executor", "lane", "kind", "assignee", "origin")},
+        **{name: given.text(name) for name in ("key", "executor", "model", "lane", "kind", "assignee", "origin")},
+        "offline": given.one_of("offline", ("park", "local", "fail")),
         "workspace": given.one_of("workspace", ("worktree", "copy", "none")),
         "only": given.hours("only"),
         "priority": given.whole("priority"),
@@ -274,6 +275,8 @@ VERBS = {
             Option("only", "HOURS", "Start within these hours only: 23:00-07:00"),
             Option("workspace", "KIND", "Where an agent works: worktree, copy or none"),
             Option("cost-max", "USD", "The most that all its attempts may cost"),
+            Option("model", "NAME", "For a prompt: a model's name, or cheap, strong, local"),
+            Option("offline", "HOW", "For a prompt, while the cloud is gone: park (the default), local or fail"),
             Option("reply-to", "CHANNEL[:TARGET]", "Where the answer goes: a destination of the config"),
             Option("reply-session", "SESSION", "The session there that asked"),
             Option("wait", None, "Wait for the end; exit code 0: completed, 1: not"),

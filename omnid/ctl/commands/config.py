@@ -5,8 +5,9 @@ import subprocess
 from typing import Any
 
 from omnid.ctl import views
+from omnid.ctl.commands.mode import show_checks
 from omnid.ctl.context import Context
-from omnid.ctl.options import Verb
+from omnid.ctl.options import Option, Verb
 from omnid.ctl.render import Cell
 from omnid.errors import Rejected, Retryable
 
@@ -15,16 +16,21 @@ LOOK_S_MAX = 30.0
 
 def _config(context: Context) -> int:
     action = context.given.arguments[0]
+    live = context.given.flag("live")
+    if live and action != "check":
+        context.given.misuse("--live is for check")
     if action == "show":
         return _show(context)
     if action not in ("check", "reload"):
         context.given.misuse(f"There is no config {action}: it is check, show or reload")
     checked = _ask(context, action)
+    checks: list[dict[str, Any]] = context.call("channel.check")["checks"] if live else []
     if context.json:
-        context.give_json(checked)
+        context.give_json({**checked, "channels": checks} if live else checked)
     else:
         _tell_checked(context, checked)
-    return 1 if checked["problems"] else 0
+        show_checks(context, checks)
+    return 1 if checked["problems"] or not all(one["ok"] for one in checks) else 0
 
 
 def _ask(context: Context, action: str) -> dict[str, Any]:
@@ -91,5 +97,6 @@ VERBS = {
         "check: says what is wrong with the config file as it is now (exit code 1 if anything is). "
         "show: every setting in use and where it comes from. reload: takes the file over.",
         "check|show|reload",
+        (Option("live", None, "With check: ask every channel with every key something that costs nothing"),),
     )
 }

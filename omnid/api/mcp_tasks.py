@@ -1,0 +1,322 @@
+"""MCP tasks on the journal: every task of omnid is one, under its UUID, and nothing else is kept of it.
+
+In the era of 2026-07-28 as the extension `io.modelcontextprotocol/tasks` (SEP-2663): a `task_submit` whose request
+declares it is answered with the task itself. At 2025-11-25 as the protocol's own tasks, for which the client asks.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import anyio
+import mcp_types as types
+from anyio import CancelScope
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.mcpserver.server import require_client_extension
+from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
+from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from msgspec import Struct
+from pydantic import Field
+
+from omnid.api.mcp_task_shapes import call_result, detailed, task_fields
+from omnid.api.methods import Api
+from omnid.api.shapes import Control, Get, Page, Search, TaskView
+from omnid.clock import Clock, is_uuid
+from omnid.errors import OmnidError, Rejected
+from omnid.flow.caller import Caller
+from omnid.states import TERMINAL
+
+EXTENSION = "io.modelcontextprotocol/tasks"
+RELATED_TASK = "io.modelcontextprotocol/related-task"
+IMMEDIATE_RESPONSE = "io.modelcontextprotocol/model-immediate-response"
+ERA_OF_TASKS = "2025-11-25"
+"""The one version whose tasks are part of the protocol."""
+
+TOOL = "task_submit"
+"""The tool whose calls may become tasks."""
+
+LISTENED_MAX = 100
+"""How many tasks one subscription may follow."""
+
+PROGRESS_S = 5.0
+"""How often a wait for a result reports progress to a client that asked for it."""
+
+Context = ServerRequestContext[Any, Any]
+
+
+class TaskParams(types.RequestParams):
+    """The parameters of a request about one task."""
+
+    task_id: str
+
+
+class UpdateParams(TaskParams):
+    """The parameters of tasks/update."""
+
+    input_responses: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+class Said(types.Notification[dict[str, Any], str]):
+    """A notification whose parameters go out as they are, with what is null in them."""
+
+    method: str
+    params: dict[str, Any]
+
+
+class Calls:
+    """Does operations for a request: see `mcp_session.ToolServer`, which is the one that implements it."""
+
+    async def do(self, context: Context, name: str, params: Struct) -> Struct:
+        """Does an operation; raises OmnidError, and ends the connection where that is Fatal."""
+        raise NotImplementedError
+
+    def caller(self, context: Context) -> Caller:
+        """Names who asks."""
+        raise NotImplementedError
+
+
+class Tasks:
+    """The methods of tasks on the SDK's server, in both eras."""
+
+    def __init__(self, api: Api, calls: Calls, clock: Clock) -> None:
+        self._api = api
+        self._calls = calls
+        self._clock = clock
+
+    def install(self, server: Server[Any]) -> None:
+        """Registers the methods and what both eras say about them."""
+        server.extensions[EXTENSION] = {}
+        server.add_request_handler("tasks/get", TaskParams, self._get)
+        server.add_request_handler("tasks/cancel", TaskParams, self._cancel)
+        server.add_request_handler("tasks/update", UpdateParams, self._update)
+        server.add_request_handler("tasks/result", TaskParams, self._result)
+        server.add_request_handler("tasks/list", types.PaginatedRequestParams, self._list)
+        server.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, self._listen)
+        server.middleware.append(self._around)
+
+    async def made(self, context: Context, task_id: str) -> dict[str, Any] | None:
+        """Gives the answer to a `task_submit` that a client of 2026-07-28 gets as a task; None: it gets the plain one.
+
+        A task that can't start yet is answered plainly: it may wait for a person, or until tomorrow.
+        """
+        if not _modern(context) or not _declared(context):
+            return None
+        view = await self._view(context, task_id)
+        if view.task.state == "waiting":
+            return None
+        return {"resultType": "task", **task_fields(view.task, view.why, self._api.kept_ms(), modern=True)}
+
+    async def _get(self, context: Context, params: TaskParams) -> dict[str, Any]:
+        modern = _allowed(context)
+        view = await self._view(context, params.task_id)
+        return detailed(view, self._api.kept_ms()) if modern else self._of_old(view)
+
+    async def _cancel(self, context: Context, params: TaskParams) -> dict[str, Any]:
+        modern = _allowed(context)
+        view = await self._view(context, params.task_id)
+        if view.task.state in TERMINAL:
+            if modern:
+                return {}
+            raise MCPError(types.INVALID_PARAMS, f"The task has ended already: it is {view.task.state}.")
+        try:
+            # As with any mutation: what has begun is brought to its end whatever becomes of the client.
+            with CancelScope(shield=True):
+                await self._calls.do(context, "task.control", Control(task=view.task.id, action="cancel"))
+        except Rejected as error:
+            # In between it may have ended by itself.
+            if error.code != "not_in_state":
+                raise _invalid(error) from error
+        return {} if modern else self._of_old(await self._view(context, params.task_id))
+
+    async def _update(self, context: Context, params: UpdateParams) -> dict[str, Any]:
+        """Takes answers to a task's questions. None is open, and answers to others are to be ignored."""
+        if not _allowed(context):
+            raise _no_method(context)
+        await self._view(context, params.task_id)
+        return {}
+
+    async def _result(self, context: Context, params: TaskParams) -> dict[str, Any]:
+        """Waits for the end of a task, and gives what the call that made it would have answered."""
+        if _allowed(context):
+            raise _no_method(context)
+        begun_s, state = self._clock.monotonic_s(), ""
+        while True:
+            with self._api.change_of(params.task_id) as changed:
+                view = await self._view(context, params.task_id)
+                if view.task.state in TERMINAL:
+                    related = {RELATED_TASK: {"taskId": view.task.id}}
+                    return {**call_result(view), "_meta": related}
+                if view.task.state != state:
+                    state = view.task.state
+                    await _say(context, "notifications/tasks/status", self._of_old(view))
+                with anyio.move_on_after(PROGRESS_S):
+                    await changed.wait()
+            if "progress_token" in (context.meta or {}):
+                waited_s = self._clock.monotonic_s() - begun_s
+                await context.session.report_progress(waited_s, None, f"{view.task.name} is {view.task.state}")
+
+    async def _list(self, context: Context, params: types.PaginatedRequestParams) -> dict[str, Any]:
+        """Lists the tasks of the caller's own origin, newest first."""
+        if _allowed(context):
+            raise _no_method(context)
+        search = Search(origin=self._calls.caller(context).origin, cursor=params.cursor)
+        try:
+            page = cast("Page", await self._calls.do(context, "task.list", search))
+        except Rejected as error:
+            raise _invalid(error) from error
+        kept_ms = self._api.kept_ms()
+        answer: dict[str, Any] = {
+            "tasks": [
+                task_fields(brief, brief.problem and brief.problem.what, kept_ms, modern=False) for brief in page.tasks
+            ]
+        }
+        return answer if page.next is None else {**answer, "nextCursor": page.next}
+
+    async def _listen(
+        self, context: Context, params: types.SubscriptionsListenRequestParams
+    ) -> types.SubscriptionsListenResult:
+        """Tells a client of every change of the tasks that it names, the first time at once, until it goes."""
+        asked = _asked(context, params)
+        known = [task_id for task_id in asked if await self._is_known(context, task_id)]
+        meta: dict[str, Any] = {SUBSCRIPTION_ID_META_KEY: context.request_id}
+        honored: dict[str, Any] = {"taskIds": known} if known else {}
+        await _say(context, "notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta})
+        async with anyio.create_task_group() as group:
+            for task_id in known:
+                group.start_soon(self._follow, context, task_id, meta)
+            await anyio.sleep_forever()
+        raise AssertionError("only a cancellation ends this")
+
+    async def _is_known(self, context: Context, task_id: str) -> bool:
+        try:
+            await self._view(context, task_id)
+        except MCPError:
+            return False
+        return True
+
+    async def _follow(self, context: Context, task_id: str, meta: dict[str, Any]) -> None:
+        said: dict[str, Any] | None = None
+        while True:
+            with self._api.change_of(task_id) as changed:
+                try:
+                    view = await self._view(context, task_id)
+                except MCPError:
+                    return  # It was deleted.
+                now = detailed(view, self._api.kept_ms())
+                if now != said:
+                    said = now
+                    await _say(context, "notifications/tasks", {**now, "_meta": meta})
+                await changed.wait()
+
+    async def _around(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        """Says at 2025-11-25 that there are tasks, and makes a task of a call that asks for it."""
+        if _modern(ctx):
+            return await call_next(ctx)
+        if ctx.method == "initialize":
+            return _greeted(cast("dict[str, Any]", await call_next(ctx)))
+        if ctx.protocol_version != ERA_OF_TASKS:
+            return await call_next(ctx)
+        if ctx.method == "tools/list":
+            return _with_support(cast("dict[str, Any]", await call_next(ctx)))
+        if ctx.method == "tools/call" and (ctx.params or {}).get("task") is not None:
+            return await self._called(ctx, call_next)
+        return await call_next(ctx)
+
+    async def _called(self, context: Context, call_next: CallNext) -> dict[str, Any]:
+        name = (context.params or {}).get("name")
+        if name != TOOL:
+            raise MCPError(types.METHOD_NOT_FOUND, f"{str(name)[:100]} is answered at once, so it makes no task.")
+        answer = cast("dict[str, Any]", await call_next(context))
+        made = answer.get("structuredContent")
+        if answer.get("isError") or made is None:
+            text = " ".join(part.get("text", "") for part in answer.get("content", ()))
+            raise MCPError(types.INVALID_PARAMS, text)
+        view = await self._view(context, made["id"])
+        said = f"The task {made['name']} is on the disk and goes on by itself; ask for it with task_get."
+        return {"task": self._of_old(view), "_meta": {IMMEDIATE_RESPONSE: said}}
+
+    def _of_old(self, view: TaskView) -> dict[str, Any]:
+        return task_fields(view.task, view.why, self._api.kept_ms(), modern=False)
+
+    async def _view(self, context: Context, task_id: str) -> TaskView:
+        """Gives a task by its UUID alone; raises MCPError for any other, and where the Mcp-Name header says another."""
+        _check_name(context, task_id)
+        ref = task_id.lower()
+        try:
+            if not is_uuid(ref):
+                raise Rejected("unknown_task", task=task_id[:100], hint=" (tasks are known by their UUIDs here)")
+            return cast("TaskView", await self._calls.do(context, "task.get", Get(task=ref)))
+        except Rejected as error:
+            raise _invalid(error) from error
+
+
+def _modern(context: Context) -> bool:
+    return context.protocol_version in MODERN_PROTOCOL_VERSIONS
+
+
+def _declared(context: Context) -> bool:
+    capabilities = context.session.client_capabilities
+    return EXTENSION in ((capabilities and capabilities.extensions) or {})
+
+
+def _allowed(context: Context) -> bool:
+    """Tells which era asks, True for 2026-07-28; raises MCPError where it may not, or knows no tasks."""
+    if _modern(context):
+        require_client_extension(context, EXTENSION)
+        return True
+    if context.protocol_version != ERA_OF_TASKS:
+        raise _no_method(context)
+    return False
+
+
+def _check_name(context: Context, task_id: str) -> None:
+    """Holds the header that requests are routed by against the task; some clients leave it out."""
+    if not _modern(context) or context.request is None:
+        return
+    name: str | None = context.request.headers.get(MCP_NAME_HEADER)
+    if name is not None and context.method.startswith("tasks/") and decode_header_value(name) != task_id:
+        detail = "The Mcp-Name header is not the taskId of the request."
+        raise MCPError(types.HEADER_MISMATCH, detail, {"header": name[:100], "taskId": task_id[:100]})
+
+
+def _asked(context: Context, params: types.SubscriptionsListenRequestParams) -> Sequence[str]:
+    """Gives the tasks that a subscription names; raises MCPError where they can't be followed."""
+    asked: Any = (params.notifications.model_extra or {}).get("taskIds")
+    if asked is None:
+        return ()
+    require_client_extension(context, EXTENSION)
+    if not isinstance(asked, list) or not all(isinstance(one, str) for one in cast("list[Any]", asked)):
+        raise MCPError(types.INVALID_PARAMS, "taskIds is a list of the UUIDs of tasks.")
+    ids = list(dict.fromkeys(cast("list[str]", asked)))
+    if len(ids) > LISTENED_MAX:
+        raise MCPError(types.INVALID_PARAMS, f"A subscription follows at most {LISTENED_MAX} tasks.")
+    return ids
+
+
+def _greeted(result: dict[str, Any]) -> dict[str, Any]:
+    """Adds to the answer to an initialize what its version knows of tasks; the extension belongs to a later one."""
+    capabilities = {key: value for key, value in result["capabilities"].items() if key != "extensions"}
+    if result["protocolVersion"] == ERA_OF_TASKS:
+        capabilities["tasks"] = {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}
+    return {**result, "capabilities": capabilities}
+
+
+def _with_support(result: dict[str, Any]) -> dict[str, Any]:
+    # Never "required": some clients hide such tools.
+    support = {"execution": {"taskSupport": "optional"}}
+    return {**result, "tools": [{**tool, **support} if tool["name"] == TOOL else tool for tool in result["tools"]]}
+
+
+async def _say(context: Context, method: str, params: dict[str, Any]) -> None:
+    said = cast("types.ServerNotification", Said(method=method, params=params))
+    await context.session.send_notification(said, related_request_id=context.request_id)
+
+
+def _no_method(context: Context) -> MCPError:
+    return MCPError(types.METHOD_NOT_FOUND, "Method not found", context.method)
+
+
+def _invalid(error: OmnidError) -> MCPError:
+    return MCPError(types.INVALID_PARAMS, str(error), error.as_dict())

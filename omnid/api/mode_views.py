@@ -1,0 +1,109 @@
+"""What clients see of the mode, the channels and the outages."""
+
+from functools import partial
+
+from omnid.api.shapes_mode import (
+    ChannelChecked,
+    ChannelsChecked,
+    ChannelState,
+    KeyState,
+    ModeHold,
+    ModeShown,
+    OutageList,
+    Outages,
+    OutageView,
+)
+from omnid.channels import keys_of, models_of
+from omnid.flow.context import Context
+from omnid.route.catalog import ChannelFacts, Facts, KeyFacts
+from omnid.settings import Channel
+from omnid.store.interface import Reader
+from omnid.store.journal import problem_of
+
+
+class ModeViews:
+    """Shows the mode and holds it."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def mode(self) -> ModeShown:
+        """Gives the mode and what is known of each channel."""
+        context, modes = self._context, self._context.modes
+        now_ms = context.clock.wall_ms()
+        facts, away = modes.facts(now_ms), modes.away()
+        return ModeShown(
+            mode=modes.mode,
+            since_ms=modes.since_ms,
+            now_ms=now_ms,
+            hold=modes.hold,
+            why=modes.why,
+            gateway_gone=modes.gateway.is_gone,
+            cloud_gone=modes.cloud.is_gone,
+            channels=[_channel(one, facts, away.get(one.name, 0)) for one in context.config.channel],
+        )
+
+    async def hold(self, params: ModeHold) -> ModeShown:
+        """Holds the mode."""
+        await self._context.modes.hold_at(params.hold)
+        return self.mode()
+
+    def outages(self, reader: Reader, params: OutageList) -> Outages:
+        """Gives the outages since a time."""
+        rows = reader.all("outages_newest", params.since_ms, params.limit)
+        found = [
+            OutageView(row[0], row[1], row[2], row[3], row[4] or 0, row[5] or 0, problem_of(row[6])) for row in rows
+        ]
+        return Outages(found, self._context.clock.wall_ms())
+
+    async def check(self) -> ChannelsChecked:
+        """Asks every channel with every key something that costs nothing."""
+        checks: list[ChannelChecked] = []
+        for channel in self._context.config.channel:
+            for key in keys_of(channel):
+                kind, detail = await self._context.modes.probe(channel, key)
+                checks.append(ChannelChecked(channel.name, key, kind is None, detail, _do(kind, channel, key)))
+        return ChannelsChecked(checks)
+
+    async def list_outages(self, params: OutageList) -> Outages:
+        """Reads the outages."""
+        return await self._context.store.read(partial(self.outages, params=params))
+
+
+def _channel(channel: Channel, facts: Facts, failures: int) -> ChannelState:
+    known = facts.channels.get(channel.name, ChannelFacts())
+    keys: list[KeyState] = []
+    for reference in keys_of(channel):
+        key = facts.keys.get((channel.name, reference), KeyFacts())
+        keys.append(KeyState(reference, _later(key.closed_until_ms, facts.now_ms), key.refused))
+    closed_until_ms = _later(known.closed_until_ms, facts.now_ms)
+    return ChannelState(
+        name=channel.name,
+        models=tuple(model.name for model in models_of(channel)),
+        local=bool(channel.local),
+        failures=failures,
+        p50_s=known.p50_s(),
+        running=known.running,
+        closed_until_ms=closed_until_ms,
+        why_closed=known.why_closed if closed_until_ms is not None else "",
+        keys=keys,
+    )
+
+
+def _later(at_ms: int | None, now_ms: int) -> int | None:
+    return at_ms if at_ms is not None and at_ms > now_ms else None
+
+
+def _do(kind: str | None, channel: Channel, key: str) -> str:
+    """Says what to do about a channel that didn't answer well."""
+    match kind:
+        case None:
+            return ""
+        case "secret":
+            return f"Provide {key}, or correct the reference in the config."
+        case "key" | "credit":
+            return f"Look at the account of {channel.name}, and at the key that {key} names."
+        case "cloud" | "silent":
+            return f"See that {channel.base_url} can be reached: the network, or the program that serves it."
+        case _:
+            return f"See that {channel.base_url} is the start of the provider's address, as its documentation has it."

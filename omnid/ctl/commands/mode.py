@@ -1,0 +1,103 @@
+"""``omnictl mode`` and ``outages``; and the channels for ``omnictl config check --live``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omnid.ctl.context import Context
+from omnid.ctl.options import Option, Verb
+from omnid.ctl.render import Cell
+from omnid.ctl.times import span, stamp
+
+HOLDS = ("auto", "normal", "brainstem")
+
+
+def _mode(context: Context) -> int:
+    given = context.given
+    match given.arguments:
+        case []:
+            shown = context.call("mode.show")
+        case ["hold", hold] if hold in HOLDS:
+            shown = context.call("mode.hold", hold=hold)
+        case _:
+            given.misuse(f"It takes nothing, or hold and one of {', '.join(HOLDS)}")
+    if context.json:
+        context.give_json(shown)
+        return 0
+    held = "" if shown["hold"] == "auto" else f", held at {shown['hold']}"
+    since = span(shown["now_ms"] - shown["since_ms"])
+    colour = "green" if shown["mode"] == "normal" else "yellow"
+    why = f"; {shown['why']}" if shown["why"] else ""
+    context.screen.paragraph(shown["mode"], f"for {since}{held}{why}", 12, label_style=colour)
+    for one in shown["channels"]:
+        context.screen.paragraph(one["name"], f"{', '.join(one['models'])}: {_state(one)}", 12, label_style="bold")
+    if not shown["channels"]:
+        context.screen.tell("There are no channels; docs/models.md says how to add one.")
+    return 0
+
+
+def _state(one: dict[str, Any]) -> str:
+    """Says what is known of a channel."""
+    parts = [f"{one['failures']} failures in a row to reach it"] if one["failures"] else []
+    if one["closed_until_ms"] is not None:
+        parts.append(f"{one['why_closed']}; tried again at {stamp(one['closed_until_ms'])}")
+    for key in one["keys"]:
+        if key["refused"]:
+            parts.append(f"{key['reference']} is refused: {key['refused']}")
+        elif key["closed_until_ms"] is not None:
+            parts.append(f"{key['reference']} is limited until {stamp(key['closed_until_ms'])}")
+    if one["p50_s"] is not None:
+        parts.append(f"first text after {one['p50_s']:.1f} s at the median")
+    return "; ".join(parts) or "well, as far as it is known"
+
+
+def _outages(context: Context) -> int:
+    answer = context.call("outage.list", limit=context.given.whole("limit"))
+    if context.json:
+        context.give_json(answer)
+        return 0
+    now_ms = answer["now_ms"]
+    rows: list[tuple[Cell, ...]] = []
+    for one in answer["outages"]:
+        until_ms = one["ended_at_ms"]
+        lasted = span((until_ms or now_ms) - one["began_at_ms"])
+        rows.append(
+            (
+                Cell(stamp(one["began_at_ms"])),
+                Cell(lasted if until_ms else f"{lasted}, and on", "dim" if until_ms else "yellow"),
+                Cell(one["cause"], "bold"),
+                Cell(one["subject"]),
+                Cell(str(one["parked"])),
+                Cell(one["problem"]["what"] if one["problem"] else ""),
+            )
+        )
+    if rows:
+        context.screen.table(("FROM", "FOR", "CAUSE", "OF", "PARKED", "WHY"), rows)
+    else:
+        context.screen.tell("There were no outages.")
+    return 0
+
+
+def show_checks(context: Context, checks: Sequence[Mapping[str, Any]]) -> None:
+    """Shows what channels have answered to `channel.check`."""
+    for one in checks:
+        label, style = ("ok", "green") if one["ok"] else ("!!", "red")
+        said = "it is well" if one["ok"] else f"{one['detail']}. {one['do']}"
+        context.screen.paragraph(label, f"{one['name']} ({one['key'] or 'no key'}): {said}", 4, label_style=style)
+
+
+VERBS = {
+    "mode": Verb(
+        _mode,
+        "Show what omnid can reach: the mode, and what is known of each channel; or hold it",
+        "[hold] [MODE]",
+        (),
+        ("omnictl mode", "omnictl mode hold brainstem"),
+    ),
+    "outages": Verb(
+        _outages,
+        "Show what could not be used, from when to when",
+        "",
+        (Option("limit", "N", "How many at most (50)"),),
+        ("omnictl outages",),
+    ),
+}

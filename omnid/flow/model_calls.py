@@ -1,0 +1,306 @@
+"""Decides about calls to models: which channel and key is next, whether the lid has room, and what is known after.
+
+Each call is written down with its reservation and its reason in the transaction that decides about it. What is known of
+keys and channels is kept in memory: after a restart, a limit that still holds is met once more.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from omnid.channels import cost_microusd
+from omnid.errors import Rejected, Retryable
+from omnid.executor.model import CUT, Call, NoCall, Tried, Wanted, Way
+from omnid.executor.model_errors import RULES, Failure, Kind, Usage
+from omnid.executor.model_wire import Answer
+from omnid.flow import money
+from omnid.flow.context import Context
+from omnid.flow.explain import clock
+from omnid.flow.turned import Turned
+from omnid.model import Command, Park, Problem, Task
+from omnid.money import dollars, micro
+from omnid.route.budget import Refuse, Run, decide
+from omnid.route.catalog import (
+    MINUTE_MS,
+    Candidate,
+    ChannelFacts,
+    Choice,
+    Facts,
+    KeyFacts,
+    Prompt,
+    TurnedDown,
+    choose,
+    known_names,
+    resolve,
+)
+from omnid.store import journal
+from omnid.store.calls import call_of
+from omnid.store.interface import Tx
+
+SOON_MS = 2_000
+"""When a task looks again that waits for a place or for money that runs now may give back."""
+CLOUD_MS = 5_000
+"""When one looks again that no channel could be reached for, until the cloud counts as gone."""
+STALE_MS = 300_000
+"""How long a channel that was slow stays behind the others, until it is tried again."""
+OF_THE_CHANNEL: frozenset[Kind] = frozenset({"cloud", "provider", "model", "silent", "cut", "overloaded"})
+"""Failures for which another key of the same channel does no better."""
+AWAY: frozenset[Kind] = frozenset({"cloud"})
+NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent"})
+"""Failures that say nothing of whether the cloud can be reached."""
+
+
+class ModelCalls:
+    """Implements `executor.model.Calls` on the journal."""
+
+    def __init__(self, context: Context, *, has_gateway: bool) -> None:
+        self._context = context
+        self._has_gateway = has_gateway
+        self._keys: defaultdict[tuple[str, str], KeyFacts] = defaultdict(KeyFacts)
+        self._channels: defaultdict[str, ChannelFacts] = defaultdict(ChannelFacts)
+        self._took_at_ms: dict[str, int] = {}
+        self._config = context.config
+        context.modes.facts = lambda now_ms: self.facts("gateway", now_ms)
+
+    def check(self, model: str) -> None:
+        """See `Calls.check`."""
+        channels = self._context.config.channel
+        names = known_names(channels)
+        if not any(resolve(channel, model) for channel in channels):
+            near = get_close_matches(model, names, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise Rejected("unknown_model", model=model, hint=hint, known=", ".join(names))
+
+    async def begin(self, command: Command, wanted: Wanted, tried: Sequence[Tried]) -> Call | NoCall:
+        """See `Calls.begin`."""
+        decided = partial(self._begin, command=command, wanted=wanted, tried=tried)
+        return await self._context.store.write(decided, then=self._began)
+
+    async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
+        """See `Calls.end`; where it can't be written, the end of the attempt settles it."""
+        self._learn(call, said, took_s)
+        self._tell_modes(call, said)
+        cost = cost_of(call, said)
+        outcome = "success" if isinstance(said, Answer) else said.kind
+        turned = Turned.nothing()
+        try:
+            settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
+            await self._context.store.write(settle, then=lambda _: self._context.took(turned))
+        except Retryable as error:
+            self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
+        detail = "" if isinstance(said, Answer) else said.detail
+        self._context.log.info(
+            "model_call",
+            channel=call.channel.name,
+            model=call.model.name,
+            way=call.way,
+            outcome=outcome,
+            detail=detail,
+            ms=round(1000 * took_s),
+        )
+        return cost
+
+    def facts(self, way: Way, now_ms: int) -> Facts:
+        """Gives what is known of keys and channels now."""
+        if self._config is not self._context.config:
+            self._config = self._context.config
+            # A key that was refused may be another one by now.
+            for name, known in self._keys.items():
+                self._keys[name] = KeyFacts(known.closed_until_ms, None, known.calls_at_ms)
+        for name, at_ms in list(self._took_at_ms.items()):
+            if at_ms < now_ms - STALE_MS:
+                known = self._channels[name]
+                self._channels[name] = ChannelFacts((), known.closed_until_ms, known.why_closed, known.running)
+                del self._took_at_ms[name]
+        return Facts(now_ms, way, dict(self._keys), dict(self._channels))
+
+    def _way(self, tried: Sequence[Tried]) -> Way:
+        broken = self._context.modes.gateway.is_gone or any(one.failure.kind == "gateway" for one in tried)
+        return "direct" if broken or not self._has_gateway else "gateway"
+
+    def _tell_modes(self, call: Call, said: Answer | Failure) -> None:
+        """Says what the call has shown of the gateway and the cloud."""
+        kind, modes = (None if isinstance(said, Answer) else said.kind), self._context.modes
+        if call.way == "gateway" and not modes.gateway.is_gone:
+            modes.gateway_was(good=kind != "gateway")
+        if not call.channel.local and kind not in NO_SIGN and said is not CUT:
+            modes.channel_was(call.channel.name, away=kind in AWAY)
+
+    def _begin(self, tx: Tx, *, command: Command, wanted: Wanted, tried: Sequence[Tried]) -> Call | NoCall:
+        config = self._context.config
+        task = journal.need_task(tx, command.task_id)
+        prompt = Prompt(
+            f"{wanted.system}\n{task.work.prompt or ''}",
+            wanted.model,
+            task.kind,
+            task.labels,
+            output_tokens_max=wanted.output_tokens_max,
+        )
+        way = self._way(tried)
+        choice = choose(config.channel, config.models, prompt, self.facts(way, tx.now_ms))
+        refused: list[Refuse] = []
+        for candidate in choice.candidates:
+            if _was_tried(candidate, tried):
+                continue
+            most = micro(config.budget.run_usd) if candidate.most_microusd is None else candidate.most_microusd
+            refusal = self._room(tx, task, most)
+            if refusal is not None:
+                refused.append(refusal)
+                continue
+            id = money.reserve(
+                tx, task, command.attempt_id, most, channel=candidate.channel, model=candidate.model.name
+            )
+            body = {"call": id, **_reason(candidate, choice, tried, refused)}
+            journal.add_note(tx, command.attempt_id, "call", body, notes_max=config.limits.notes_max)
+            channel = next(one for one in config.channel if one.name == candidate.channel)
+            return Call(id, channel, candidate.key, candidate.model, candidate.way, candidate.output_tokens_max)
+        return self._none_left(tx, task, choice, tried, refused)
+
+    def _began(self, call: Call | NoCall) -> None:
+        if isinstance(call, NoCall):
+            return
+        now_ms = self._context.clock.wall_ms()
+        key = call.channel.name, call.key
+        known = self._keys[key]
+        recent = tuple(at_ms for at_ms in known.calls_at_ms if at_ms > now_ms - MINUTE_MS)
+        counted = (*recent, now_ms) if call.channel.requests_per_minute_max is not None else ()
+        self._keys[key] = KeyFacts(known.closed_until_ms, known.refused, counted)
+        self._running(call.channel.name, 1)
+
+    def _running(self, name: str, step: int) -> None:
+        known = self._channels[name]
+        running = max(0, known.running + step)
+        self._channels[name] = ChannelFacts(known.latencies_s, known.closed_until_ms, known.why_closed, running)
+
+    def _room(self, tx: Tx, task: Task, most_microusd: int) -> Refuse | None:
+        """Gives why a call can't be paid for; what costs nothing always can."""
+        if not most_microusd:
+            return None
+        budget = self._context.budget
+        limit = budget.task_limit_microusd(task.work)
+        used = 0 if limit is None else money.task_money(tx, task.id).total_microusd
+        run = Run(most_microusd, False, limit, used)
+        decision = decide(run, money.fills(tx, budget.lids(task.executor, task.labels), tx.now_ms))
+        return decision if isinstance(decision, Refuse) else None
+
+    def _settle(self, tx: Tx, *, id: str, cost: int | None, outcome: str, turned: Turned) -> None:
+        row = tx.one("call_by_id", id)
+        call = None if row is None else call_of(row)
+        if call is not None and call.settled_at_ms is None:
+            money.settle_one(tx, self._context.budget, call, cost, outcome, turned)
+
+    def _learn(self, call: Call, said: Answer | Failure, took_s: float) -> None:
+        """Takes down what a call has shown of its key and its channel."""
+        name, now_ms = call.channel.name, self._context.clock.wall_ms()
+        self._running(name, -1)
+        if isinstance(said, Answer):
+            first_s = took_s if said.first_text_s is None else said.first_text_s
+            self._channels[name] = self._channels[name].took(first_s)
+            self._took_at_ms[name] = now_ms
+            return
+        closes = RULES[said.kind].closes
+        if closes == "key":
+            known = self._keys[name, call.key]
+            refused = said.detail if said.kind == "key" else known.refused
+            self._keys[name, call.key] = KeyFacts(said.until_ms, refused, known.calls_at_ms)
+        elif closes == "channel":
+            known = self._channels[name]
+            self._channels[name] = ChannelFacts(known.latencies_s, said.until_ms, said.detail, known.running)
+
+    def _none_left(
+        self, tx: Tx, task: Task, choice: Choice, tried: Sequence[Tried], refused: Sequence[Refuse]
+    ) -> NoCall:
+        """Says what becomes of an attempt without a way: it waits for a time, for money, or for a person, or fails."""
+        lifts = [one.until_ms for one in choice.turned_down if one.until_ms is not None]
+        if refused:
+            return _no_money(refused, tx.now_ms, min(lifts, default=None))
+        detail = self._detail(choice.turned_down, tried, tx.now_ms)
+        if lifts:
+            # Where nothing else stands in the way, it is the same for all prompts.
+            shared = not choice.candidates and len(lifts) == len(choice.turned_down)
+            cause = "rate_limit" if shared else "channels"
+            return NoCall("parked", Problem.make("no_channel", detail=detail), Park(cause, min(lifts)))
+        away = any(one.failure.kind in AWAY for one in tried)
+        if away and self._context.modes.mode == "brainstem" and task.work.offline != "fail":
+            return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("cloud", None))
+        return _without_time(task, choice, tried, detail, tx.now_ms)
+
+    def _detail(self, down: Sequence[TurnedDown], tried: Sequence[Tried], now_ms: int) -> str:
+        zone = self._context.zone
+        parts = [f"{one.call.channel.name}: {one.failure.detail}" for one in tried]
+        for one in down:
+            until = "" if one.until_ms is None else f" until {clock(one.until_ms, now_ms, zone)}"
+            parts.append(f"{one.channel}: {one.reason}{until}")
+        return "; ".join(dict.fromkeys(parts)) or "the config has none"
+
+
+def cost_of(call: Call, said: Answer | Failure) -> int | None:
+    """Gives what a call has cost in microdollars; None where nobody knows."""
+    usage = said.usage or Usage()
+    if usage.cost_microusd is not None:
+        return usage.cost_microusd
+    if call.model.input_usd == 0 and call.model.output_usd == 0:
+        return 0
+    if isinstance(said, Failure):
+        return None if said.may_cost else 0
+    if usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    return cost_microusd(call.model, usage.input_tokens, usage.output_tokens)
+
+
+def _was_tried(candidate: Candidate, tried: Sequence[Tried]) -> bool:
+    """Tells whether a failure of this attempt stands against a way."""
+    for call, failure in tried:
+        if call.channel.name != candidate.channel:
+            continue
+        if failure.kind in OF_THE_CHANNEL or (call.key == candidate.key and call.way == candidate.way):
+            return True
+    return False
+
+
+def _reason(candidate: Candidate, choice: Choice, tried: Sequence[Tried], refused: Sequence[Refuse]) -> dict[str, Any]:
+    """Makes what is written down of a choice, for `why`."""
+    last = tried[-1] if tried else None
+    turned = [f"{one.channel} ({one.reason})" for one in choice.turned_down]
+    turned += [f"a dearer way (it needs {dollars(one.need_microusd)})" for one in refused]
+    return {
+        "channel": candidate.channel,
+        "model": candidate.model.name,
+        "way": candidate.way,
+        "why": candidate.reason,
+        "turned_down": list(dict.fromkeys(turned)),
+        "after": None if last is None else f"{last.call.channel.name}: {last.failure.detail}",
+    }
+
+
+def _without_time(task: Task, choice: Choice, tried: Sequence[Tried], detail: str, now_ms: int) -> NoCall:
+    """Says what becomes of an attempt where no provider has said when to come again."""
+    if any(one.failure.kind in AWAY for one in tried):
+        problem = Problem.make("cloud_gone", detail=detail)
+        if task.work.offline == "fail":
+            return NoCall("rejected", problem)
+        return NoCall("parked", problem, Park("channels", now_ms + CLOUD_MS))
+    if any("at once" in one.reason for one in choice.turned_down):
+        return NoCall("parked", Problem.make("no_channel", detail=detail), Park("channels", now_ms + SOON_MS))
+    if any("is refused" in one.reason for one in choice.turned_down):
+        return NoCall("parked", Problem.make("no_channel_key", detail=detail), Park("login", None))
+    if tried:
+        return NoCall("failure", Problem.make("model_failed", detail=detail))
+    return NoCall("rejected", Problem.make("no_channel_ever", detail=detail))
+
+
+def _no_money(refused: Sequence[Refuse], now_ms: int, lifts_at_ms: int | None) -> NoCall:
+    least = min(refused, key=lambda one: one.need_microusd)
+    if not least.fills:
+        detail = f"the task's own lid has no room for the {dollars(least.need_microusd)} that a call may cost"
+        return NoCall("parked", Problem.make("no_money", detail=detail), Park("budget", lifts_at_ms))
+    fill = least.fills[0]
+    used = money.describe(fill.used)
+    detail = f"a call may cost {dollars(least.need_microusd)}, and of {fill.lid.name} = "
+    detail += f"{dollars(fill.lid.limit_microusd)} there is {used}"
+    wake_at_ms = least.wake_at_ms if least.used_up else now_ms + SOON_MS
+    if lifts_at_ms is not None and wake_at_ms is not None:
+        wake_at_ms = min(wake_at_ms, lifts_at_ms)
+    return NoCall("parked", Problem.make("no_money", detail=detail), Park("budget", wake_at_ms))

@@ -1,0 +1,109 @@
+"""The mode, as far as it is known now: calls tell what they saw, and `flow.mode` acts on it."""
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
+
+import anyio
+
+from omnid.clock import Clock
+from omnid.route.catalog import Facts
+from omnid.route.modes import Health, Mode, mode_of
+from omnid.settings import Channel, Config
+
+Hold = Literal["auto", "normal", "brainstem"]
+SLEPT_S = 5.0
+"""A wall clock that has gained so much on the monotonic one shows that the machine was asleep."""
+
+
+async def _nothing(_: Hold) -> None:
+    """Holds nothing, where nobody acts on the mode."""
+
+
+async def _unprobed(_: Channel, __: str) -> tuple[str | None, str]:
+    return "gateway", "nobody can ask it yet"
+
+
+class Modes:
+    """What is known of the gateway and the cloud; changes of it ring the bells."""
+
+    def __init__(self, config: Callable[[], Config], clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self.gateway = Health()
+        self.cloud = Health()
+        self.since_ms = clock.wall_ms()
+        self.why = ""
+        """What brought the mode about, in words; empty: nothing has."""
+        self.hold: Hold = "auto"
+        """What a person holds it at."""
+        self.hold_at: Callable[[Hold], Awaitable[None]] = _nothing
+        """Holds it; `flow.mode` sets it."""
+        self.probe: Callable[[Channel, str], Awaitable[tuple[str | None, str]]] = _unprobed
+        """Asks a channel, with a key by its reference, what costs nothing; gives what is wrong, and in words."""
+        self.facts: Callable[[int], Facts] = Facts
+        """Gives what is known of keys and channels; `flow.model_calls` sets it."""
+        self.gateway_changed = anyio.Event()
+        self.cloud_suspect = anyio.Event()
+        """One channel has failed so often in a row that all are to be probed."""
+        self._away: defaultdict[str, int] = defaultdict(int)
+        self._awake_at_s = -float("inf")
+        self._seen = clock.wall_ms(), clock.monotonic_s()
+        self.heard_at_s = clock.monotonic_s()
+        """When the cloud was last heard of."""
+
+    @property
+    def mode(self) -> Mode:
+        """What omnid can reach now."""
+        if self.hold == "normal":
+            return "normal"
+        cloud_gone = self.cloud.is_gone or self.hold == "brainstem"
+        return mode_of(gateway_gone=self.gateway.is_gone, cloud_gone=cloud_gone)
+
+    def away(self) -> Mapping[str, int]:
+        """Gives the failures in a row of the channels that have some."""
+        return {name: count for name, count in self._away.items() if count}
+
+    def gateway_was(self, *, good: bool) -> None:
+        """Takes a sign of the gateway. What a call shows while it counts as gone is of an older process."""
+        settings = self._config().mode
+        health, event = self.gateway.saw(
+            good=good, gone_after=settings.gateway_failures_max, back_after=settings.gateway_good_min
+        )
+        self.gateway = health
+        if event is not None:
+            self._turned()
+            self.gateway_changed.set()
+
+    def channel_was(self, name: str, *, away: bool) -> None:
+        """Takes what a call or a probe has shown of a channel: it can't be reached, or it answers, whatever it says."""
+        if not away:
+            self._away[name] = 0
+            self.heard_at_s = self._clock.monotonic_s()
+            return
+        if self.just_woken():
+            return
+        self._away[name] += 1
+        if self._away[name] >= self._config().mode.cloud_failures_max and not self.cloud.is_gone:
+            self.cloud_suspect.set()
+
+    def cloud_was(self, *, good: bool) -> bool:
+        """Takes what probes of all channels have shown; tells whether the cloud is gone or back with it."""
+        health, event = self.cloud.saw(good=good, gone_after=1, back_after=self._config().mode.cloud_good_min)
+        self.cloud = health
+        if event is not None:
+            self._away.clear()
+            self._turned()
+        return event is not None
+
+    def just_woken(self) -> bool:
+        """Tells whether the machine was asleep a moment ago, so that its network may not be there yet."""
+        wall_ms, now_s = self._clock.wall_ms(), self._clock.monotonic_s()
+        before_ms, before_s = self._seen
+        self._seen = wall_ms, now_s
+        if (wall_ms - before_ms) / 1000 - (now_s - before_s) > SLEPT_S:
+            self._awake_at_s = now_s
+        return now_s - self._awake_at_s < self._config().mode.wake_grace_s
+
+    def _turned(self) -> None:
+        self.since_ms = self._clock.wall_ms()

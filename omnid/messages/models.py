@@ -1,0 +1,46 @@
+"""What goes wrong between a prompt and its model."""
+
+from omnid.messages.message import Message
+
+MODELS: dict[str, Message] = {
+    "no_channel": Message(
+        "No channel can take this prompt now: {detail}.",
+        "Each of them is limited, away, or not for this prompt.",
+        "Nothing: it goes on by itself as soon as one of them can take it.",
+    ),
+    "no_channel_key": Message(
+        "No channel takes this prompt, for want of a key: {detail}.",
+        "A key that a provider refuses, or that can't be had, is not tried again until the config or the key changes.",
+        "Correct the key; `omnictl config check --live` says whether it works.",
+    ),
+    "no_channel_ever": Message(
+        "No channel can ever take this prompt: {detail}.",
+        "The config's channels don't fit it.",
+        "Name another model, shorten the prompt, or add a channel to the config.",
+    ),
+    "no_money": Message(
+        "No call can be paid for now: {detail}.",
+        "The most that a call can cost is reserved before it is made, and the lid has no room for it.",
+        "Raise the cap, or wait for its next window.",
+    ),
+    "unknown_model": Message(
+        "No channel has a model {model}{hint}.",
+        "These are known: {known}.",
+        "Use one of them, or add it to a [[channel]] of the config.",
+    ),
+    "model_failed": Message(
+        "No channel gave an answer: {detail}.",
+        "Each of them was tried, and none came to its end.",
+        "It is tried again by itself, as often as retry.attempts_max says.",
+    ),
+    "cloud_gone": Message(
+        "No channel can be reached: {detail}.",
+        "The network or all providers are away.",
+        "Nothing: it goes on by itself when one of them is back.",
+    ),
+    "call_refused": Message(
+        "{channel} refuses this prompt: {detail}.",
+        "The provider says that the request itself is at fault, so no other way would take it.",
+        "Change the prompt or the model.",
+    ),
+}

@@ -1,0 +1,1 @@
+"""The public conformance suite of MCP, and the fixtures that it asks for: `make conformance`."""

@@ -1,0 +1,236 @@
+"""Prompts through a real daemon, the real LiteLLM and a cloud that fails as it is told to."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from tests.e2e.harness import Home, until
+from tests.fakes.cloud import COST_USD, TEXT, Cloud, cloud
+
+KEYS = {"P1_KEY": "sk-planted-primary-1", "P1_BACKUP": "sk-planted-backup-1", "P2_KEY": "sk-planted-primary-2"}
+CALL_S = 60.0
+
+
+@pytest.fixture
+def fake() -> Iterator[Cloud]:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(cloud()) as made:
+        yield made
+
+
+@pytest.fixture
+def sky() -> Iterator[Callable[[int], Any]]:
+    """Gives clouds that can be taken away: each is served at a port (0: a free one) inside a `with`."""
+    with start_blocking_portal() as portal:
+        yield lambda port: portal.wrap_async_context_manager(cloud(port))
+
+
+@pytest.fixture
+def planted(home: Home) -> Iterator[Home]:
+    """A home whose daemons have the keys in their environment; none of them may come out anywhere."""
+    home.environ |= KEYS
+    yield home
+    home.stop()
+    for key in KEYS.values():
+        for path in home.root.rglob("*"):
+            if path.is_file():
+                assert key.encode() not in path.read_bytes(), path
+
+
+def channel(name: str, base_url: str, key: str, more: str = "") -> str:
+    head = f'[[channel]]\nname = "{name}"\nprofile = "openrouter"\nbase_url = "{base_url}"\nkey = "env:{key}"\n'
+    return f'{head}models = [{{ name = "fake-1", input_usd = 1, output_usd = 2 }}]\n{more}\n'
+
+
+def prompt(home: Home, text: str, **more: Any) -> str:
+    return str(home.client.call("omnid/task.submit", {"prompt": text, **more})["id"])
+
+
+def shown(home: Home, id: str) -> dict[str, Any]:
+    got = home.client.get(id, output=True)
+    return {**got, **got["task"]}
+
+
+def calls_of(home: Home, id: str) -> list[tuple[str, int | None, str | None]]:
+    """Gives the channel, the cost and the outcome of each call."""
+    with contextlib.closing(sqlite3.connect(home.state / "journal.db")) as database:
+        query = "SELECT channel, spent_microusd, outcome FROM call WHERE task_id = ? ORDER BY ord"
+        return database.execute(query, (id,)).fetchall()
+
+
+def finished(home: Home, id: str, state: str = "completed") -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        got = shown(home, id)
+        if got["state"] == "failed" and state != "failed":
+            raise AssertionError(got["why"])
+        return got if got["state"] == state else None
+
+    until(look, lambda: f"{state}: {shown(home, id)['why']}", CALL_S)
+    return shown(home, id)
+
+
+def test_a_prompt_takes_the_first_channel_and_its_cost_is_known(planted: Home, fake: Cloud) -> None:
+    planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY"))
+    planted.start()
+    got = finished(planted, prompt(planted, "say hello"))
+    assert got["attempts"][0]["output"] == TEXT
+    assert got["executor"] == "model"
+    assert "The call went to p1 (fake-1) through the gateway: the first in order" in got["why"]
+    assert got["money"]["amounts"]["spent_usd"] == pytest.approx(COST_USD)
+    assert calls_of(planted, got["id"]) == [("p1", round(COST_USD * 1e6), "success")]
+
+
+def test_p1_limited_goes_on_with_the_next_key_and_then_with_p2(planted: Home, fake: Cloud) -> None:
+    fake.modes["one"] = "limit_seconds"
+    more = 'backup_keys = ["env:P1_BACKUP"]'
+    one, two = (fake.base_url("one"), fake.base_url("ok"))
+    planted.configure(channel("p1", one, "P1_KEY", more) + channel("p2", two, "P2_KEY"))
+    planted.start()
+    got = finished(planted, prompt(planted, "say hello"))
+    assert "Call 3 went to p2" in got["why"]
+    assert "HTTP 429: the fake says rate_limit_error; turned down: p1 (its key is limited)" in got["why"]
+    assert [seen.headers["authorization"].removeprefix("Bearer ") for seen in fake.seen] == list(KEYS.values())
+    again = finished(planted, prompt(planted, "say it again"))
+    assert "The call went to p2" in again["why"]
+    assert len(fake.seen) == 4
+
+
+def test_where_all_are_limited_the_task_parks_with_the_time(planted: Home, fake: Cloud) -> None:
+    planted.configure(channel("p1", fake.base_url("limit_seconds"), "P1_KEY"))
+    planted.start()
+    id = prompt(planted, "say hello")
+    why = until(lambda: "No channel can take" in (text := shown(planted, id)["why"]) and text, "the reason")
+    assert "its key is limited until" in str(why)
+    assert shown(planted, id)["reason"] == "rate_limit"
+    planted.configure(channel("p2", fake.base_url("ok"), "P2_KEY"))
+    planted.client.call("omnid/config.reload", {})
+    planted.client.call("omnid/gate.resume", {"executor": "model"})
+    finished(planted, id)
+
+
+def outages(home: Home) -> list[tuple[Any, ...]]:
+    """Gives cause, subject, how many were parked and gone on, and whether it is over."""
+    with contextlib.closing(sqlite3.connect(home.state / "journal.db")) as database:
+        query = "SELECT cause, subject, parked, resumed, ended_at_ms IS NOT NULL FROM outage ORDER BY ord"
+        return database.execute(query).fetchall()
+
+
+def test_a_gateway_killed_in_flight_goes_on_directly_and_comes_back_once(planted: Home, fake: Cloud) -> None:
+    fake.modes["one"] = "hang_before"
+    place = channel("p1", fake.base_url("one"), "P1_KEY", 'backup_keys = ["env:P1_BACKUP"]')
+    planted.configure(place + "[mode]\ngateway_probe_every_s = 0.2\n")
+    planted.start()
+    id, other = prompt(planted, "say hello"), prompt(planted, "say more")
+    until(lambda: len(fake.seen) == 2, "the calls through the gateway", CALL_S)
+    fake.modes["one"] = "ok"
+    gateways = [pid for pid, line in planted.processes().items() if "worker/gateway.py" in line]
+    os.kill(max(gateways), signal.SIGKILL)
+    got = finished(planted, id)
+    assert "directly: direct, with a backup key" in got["why"]
+    assert "before it, p1: the gateway broke off" in got["why"]
+    assert got["attempts"][0]["number"] == 1
+    assert [(cost is None, outcome) for _, cost, outcome in calls_of(planted, id)] == [
+        (True, "gateway"),
+        (False, "success"),
+    ]
+    assert fake.seen[2].headers["authorization"] == f"Bearer {KEYS['P1_BACKUP']}"
+    finished(planted, other)
+    until(lambda: outages(planted) == [("gateway", "litellm", None, None, 1)], lambda: str(outages(planted)), CALL_S)
+    assert planted.client.status()["mode"] == "normal"
+    assert "through the gateway" in finished(planted, prompt(planted, "say it again"))["why"]
+
+
+def test_the_cloud_goes_and_comes_back(planted: Home, sky: Callable[[int], Any]) -> None:
+    rest = "[mode]\ncloud_probe_every_s = 0.3\n"
+    with sky(0) as fake:
+        port = fake.port
+        planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY") + rest)
+        planted.start()
+        finished(planted, prompt(planted, "say hello"))
+    ids = [prompt(planted, f"say {number}") for number in range(3)]
+    until(lambda: planted.client.status()["mode"] == "brainstem", "the mode", CALL_S)
+    ids.append(prompt(planted, "say more"))
+    until(lambda: {shown(planted, id)["reason"] for id in ids} == {"cloud"}, "the gate", CALL_S)
+    assert "waits for the cloud" in shown(planted, ids[0])["why"]
+    assert [gate["cause"] for gate in planted.client.status()["gates"]] == ["cloud"]
+    planted.kill()
+    planted.start()
+    with sky(port):
+        for id in ids:
+            finished(planted, id)
+        assert planted.client.status()["mode"] == "normal"
+    (outage,) = [one for one in outages(planted) if one[0] == "cloud"]
+    assert outage[4] == 1
+
+
+def test_offline_fail_fails_where_nothing_can_be_reached(planted: Home) -> None:
+    planted.configure(channel("p1", "http://127.0.0.1:9/v1", "P1_KEY"))
+    planted.start()
+    got = finished(planted, prompt(planted, "say hello", offline="fail"), "failed")
+    assert "No channel can be reached" in got["why"]
+
+
+def test_a_call_cut_with_the_daemon_stays_unknown_and_the_prompt_runs_again(planted: Home, fake: Cloud) -> None:
+    fake.modes["one"] = "hang_before"
+    planted.configure(channel("p1", fake.base_url("one"), "P1_KEY") + "[retry]\nbackoff_base_s = 0.1\n")
+    planted.start()
+    id = prompt(planted, "say hello")
+    until(lambda: len(fake.seen) == 1, "the call", CALL_S)
+    planted.kill()
+    fake.modes["one"] = "ok"
+    planted.start()
+    got = finished(planted, id)
+    assert sorted(attempt["outcome"] for attempt in got["attempts"]) == ["lost", "success"]
+    assert [cost is None for _, cost, _ in calls_of(planted, id)] == [True, False]
+
+
+def test_a_lid_holds_back_what_it_has_no_room_for(planted: Home, fake: Cloud) -> None:
+    planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY") + "[budget]\nday_usd = 0.000001\n")
+    planted.start()
+    id = prompt(planted, "say hello")
+    until(lambda: "waits for money" in shown(planted, id)["why"], lambda: str(shown(planted, id)), CALL_S)
+    assert not fake.seen
+    planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY") + "[budget]\nday_usd = 1.0\n")
+    planted.client.call("omnid/config.reload", {})
+    finished(planted, id)
+
+
+def test_an_unknown_model_is_refused_with_the_nearest(planted: Home, fake: Cloud) -> None:
+    planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY"))
+    planted.start()
+    with pytest.raises(Exception, match=r"No channel has a model fake-2.*did you mean fake-1"):
+        prompt(planted, "say hello", model="fake-2")
+    assert shown(planted, prompt(planted, "fix the bug", model="strong"))["executor"] == "model"
+
+
+def test_the_config_may_hold_executors_of_kind_model(planted: Home, fake: Cloud) -> None:
+    more = '[[executor]]\nname = "terse"\nkind = "model"\nsystem = "Be short."\nmodel = "cheap"\n'
+    planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY") + more)
+    planted.start()
+    finished(planted, prompt(planted, "say hello", executor="terse"))
+    assert [message["role"] for message in fake.seen[0].body["messages"]] == ["system", "user"]
+
+
+def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: Cloud) -> None:
+    good = channel("p1", fake.base_url("ok"), "P1_KEY") + channel("p2", fake.base_url("key_refused"), "P2_KEY")
+    planted.configure(good + channel("p3", "http://127.0.0.1:9/v1", "NO_KEY"))
+    planted.start()
+    shown_mode = planted.ctl("mode")
+    assert (shown_mode.code, "normal" in shown_mode.out, "p3" in shown_mode.out) == (0, True, True)
+    checks = planted.client.call("omnid/channel.check", {})["checks"]
+    assert [(one["name"], one["ok"]) for one in checks] == [("p1", True), ("p2", False), ("p3", False)]
+    assert checks[1]["do"] == "Look at the account of p2, and at the key that env:P2_KEY names."
+    assert "NO_KEY" in checks[2]["detail"]
+    assert planted.ctl("config", "check", "--live").code == 1
+    assert planted.ctl("mode", "hold", "brainstem").code == 0
+    id = prompt(planted, "say hello")
+    until(lambda: shown(planted, id)["reason"] == "cloud", "the gate")
+    assert "held at brainstem" in planted.ctl("mode").out
+    assert "cloud" in planted.ctl("outages").out
+    assert planted.ctl("mode", "hold", "auto").code == 0
+    finished(planted, id)

@@ -1,0 +1,295 @@
+"""MCP over HTTP: a daemon in this process, spoken to by the SDK's own client and by bare requests."""
+
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp_types import Implementation
+
+from omnid import config, platform
+from omnid.api.http import HttpServer
+from omnid.api.http_gate import Rates
+from omnid.api.mcp_server import McpServer
+from omnid.clock import SystemClock
+from omnid.daemon import Daemon
+from omnid.errors import Rejected
+from omnid.secrets import Secrets
+from omnid.settings import Http
+from tests.fakes.clock import FakeClock
+from tests.fakes.home import Home
+from tests.fakes.mcp_peer import Api, Log
+
+ERAS = ["legacy", "2026-07-28"]
+TOKEN = "a-token-of-some-length"
+ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])
+PING = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+ACCEPTS = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+HELLO = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "bare", "version": "1"},
+    },
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def listen(home: Home, **settings: Any) -> None:
+    lines = [f"{key} = {value!r}" for key, value in {"listen": "127.0.0.1:0", **settings}.items()]
+    home.file.write_text("[http]\n" + "\n".join(lines) + "\n")
+
+
+def url(daemon: Daemon, path: str = "/mcp", scheme: str = "http") -> str:
+    assert daemon.http is not None
+    return f"{scheme}://127.0.0.1:{daemon.http.port}{path}"
+
+
+@asynccontextmanager
+async def bare(home: Home, **headers: str) -> AsyncIterator[tuple[Daemon, httpx2.AsyncClient]]:
+    async with home.daemon() as daemon, httpx2.AsyncClient(headers={**ACCEPTS, **headers}) as client:
+        yield daemon, client
+
+
+@asynccontextmanager
+async def connected(daemon: Daemon, mode: str, token: str = "", name: str = "tester") -> AsyncIterator[Client]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with httpx2.AsyncClient(headers=headers) as http:
+        transport = streamable_http_client(url(daemon), http_client=http)
+        info = Implementation(name=name, version="1")
+        async with Client(transport, mode=mode, client_info=info, read_timeout_seconds=10) as client:
+            yield client
+
+
+def problem(answer: httpx2.Response) -> dict[str, Any]:
+    return answer.json()["error"]["data"]
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ERAS)
+async def test_a_task_is_handed_over_and_read_by_the_next_client(home: Home, mode: str) -> None:
+    (home.path / "token").write_text(f"{TOKEN}\n")
+    listen(home, token=f"file:{home.path}/token")
+    async with home.daemon() as daemon:
+        async with connected(daemon, mode, TOKEN) as client:
+            assert client.protocol_version == ("2025-11-25" if mode == "legacy" else mode)
+            done = await client.call_tool("task_submit", {"argv": ["true"], "key": "k"})
+            assert done.structured_content is not None
+            assert done.structured_content["name"] == "tester/t1"
+        async with connected(daemon, mode, TOKEN) as client:
+            got = await client.call_tool("task_get", {"task": "t1"})
+            assert got.structured_content is not None
+            assert got.structured_content["task"]["id"] == done.structured_content["id"]
+            failed = await client.call_tool("task_get", {"task": "t2"})
+            assert failed.is_error
+    assert daemon.http is not None
+    assert daemon.http.closed.is_set()
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+@pytest.mark.parametrize("given", [None, "Bearer wrong-token-of-some-length", f"Basic {TOKEN}", f"Bearer {TOKEN}x"])
+async def test_without_the_token_nobody_comes_in(home: Home, given: str | None) -> None:
+    home.environ["WORD"] = TOKEN
+    listen(home, token="env:WORD")
+    async with bare(home, **({"Authorization": given} if given else {})) as (daemon, client):
+        answer = await client.post(url(daemon), json=HELLO)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert "Authorization: Bearer" in problem(answer)["do"]
+        twice = [("Authorization", f"Bearer {TOKEN}"), ("Authorization", f"Bearer {TOKEN}")]
+        assert (await client.post(url(daemon), json=HELLO, headers=twice)).status_code == 401
+        answer = await client.post(url(daemon), json=HELLO, headers={"Authorization": f"bearer {TOKEN}"})
+        assert answer.status_code == 200
+    assert TOKEN not in home.logged.getvalue()
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_only_its_own_names_and_the_pages_of_the_config_may_call(home: Home) -> None:
+    listen(home, hosts=["omnid.example", "other.example:1"], origins=["https://app.example"])
+    async with bare(home) as (daemon, client):
+        assert daemon.http is not None
+        port = daemon.http.port
+
+        async def status(**headers: str) -> int:
+            return (await client.post(url(daemon), json=HELLO, headers=headers)).status_code
+
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "other.example:2", ""):
+            assert await status(Host=host) == 421
+        for host in ("localhost", f"LOCALHOST:{port}", f"[::1]:{port}", "omnid.example:9", "other.example:1"):
+            assert await status(Host=host) == 200
+        for origin in ("https://evil.example", "null", f"https://127.0.0.1:{port}", "https://app.example.evil"):
+            assert await status(Origin=origin) == 403
+        for origin in ("https://app.example", f"http://127.0.0.1:{port}"):
+            assert await status(Origin=origin) == 200
+        asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+        preflight = await client.options(url(daemon), headers=asked)
+        assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        assert (await client.get(url(daemon, "/"))).status_code == 404
+    assert "http_without_token" in home.logged.getvalue()
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_bodies_and_rates_have_limits(home: Home) -> None:
+    home.environ["WORD"] = TOKEN
+    listen(home, token="env:WORD", body_bytes_max=2048, body_s=0.2, requests_per_s_max=200)
+    async with bare(home, Authorization=f"Bearer {TOKEN}") as (daemon, client):
+        assert (await client.post(url(daemon), json={**HELLO, "x": "y" * 3000})).status_code == 413
+
+        assert daemon.http is not None
+        async with await anyio.connect_tcp("127.0.0.1", daemon.http.port) as raw:
+            head = (
+                f"POST /mcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n{{"
+            )
+            await raw.send(head.encode())
+            said = await raw.receive()
+            assert said.startswith(b"HTTP/1.1 408 ")
+        for _ in range(3):
+            answer = await client.post(url(daemon), json=HELLO, headers={"Authorization": "Bearer wrong"})
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_a_session_of_an_earlier_daemon_is_one_to_begin_anew(home: Home) -> None:
+    listen(home)
+    async with bare(home) as (daemon, client):
+        session = (await client.post(url(daemon), json=HELLO)).headers["mcp-session-id"]
+        headers = {"Mcp-Session-Id": session, "Mcp-Protocol-Version": "2025-11-25"}
+        assert (await client.post(url(daemon), json=PING, headers=headers)).status_code == 200
+    async with bare(home) as (daemon, client):
+        assert (await client.post(url(daemon), json=PING, headers=headers)).status_code == 404
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_the_header_that_requests_are_routed_by_names_the_task_or_is_missing(home: Home) -> None:
+    listen(home)
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {"extensions": {"io.modelcontextprotocol/tasks": {}}},
+    }
+    nobody = "01931e3c-0000-7000-8000-00000000dead"
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "tasks/get", "params": {"taskId": nobody, "_meta": meta}}
+    async with bare(home, **{"Mcp-Protocol-Version": "2026-07-28", "Mcp-Method": "tasks/get"}) as (daemon, client):
+        for headers, status, code in (
+            ({"Mcp-Name": "another"}, 400, -32020),
+            ({"Mcp-Name": nobody}, 400, -32602),
+            ({}, 400, -32602),
+        ):
+            answer = await client.post(url(daemon), json=asked, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_a_stop_ends_streams_that_clients_listen_to(home: Home) -> None:
+    listen(home)
+    async with bare(home) as (daemon, client):
+        session = (await client.post(url(daemon), json=HELLO)).headers["mcp-session-id"]
+        async with client.stream("GET", url(daemon), headers={"Mcp-Session-Id": session}) as stream:
+            assert stream.status_code == 200
+            daemon.stop()
+            assert daemon.http is not None
+            with anyio.fail_after(8):
+                await daemon.http.closed.wait()
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_tls_by_certificate_files(home: Home) -> None:
+    paths = {"certificate": str(home.path / "cert.pem"), "private_key": str(home.path / "key.pem")}
+    listen(home, **paths)
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(Rejected, match="can't be used"), allow_unwrapped=True, flatten_subgroups=True
+    ):
+        async with home.daemon():
+            raise AssertionError
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    made += ["-subj", "/CN=omnid", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made += ["-keyout", paths["private_key"], "-out", paths["certificate"]]
+    await anyio.run_process(made, env={"PATH": os.environ["PATH"]})
+    context = ssl.create_default_context(cafile=paths["certificate"])
+    async with home.daemon() as daemon, httpx2.AsyncClient(headers=ACCEPTS, verify=context) as client:
+        assert (await client.post(url(daemon, scheme="https"), json=HELLO)).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_start_that_can_not_serve_is_refused(anyio_backend: str) -> None:
+    async def refused(secrets: dict[str, str], **settings: Any) -> str:
+        mcp = McpServer(Api(), "0", SystemClock(), Log(), requests_max=1)
+        server = HttpServer(Http(**settings), mcp, Secrets(secrets), SystemClock(), Log())
+        with pytest.raises(Rejected) as caught:
+            await server.open()
+        return caught.value.what
+
+    if anyio_backend == "trio":
+        assert "it needs asyncio" in await refused({}, listen="127.0.0.1:0")
+        return
+    assert "WORD" in await refused({}, listen="127.0.0.1:0", token="env:WORD")
+    assert "less than 16" in await refused({"WORD": "short"}, listen="127.0.0.1:0", token="env:WORD")
+    taken = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = taken.extra(anyio.abc.SocketAttribute.local_port)
+    assert f"127.0.0.1:{port}" in await refused({}, listen=f"127.0.0.1:{port}")
+    await taken.aclose()
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"listen": "0.0.0.0:7373"}, "whoever reaches it"),
+        ({"listen": "omnid.example:7373"}, "whoever reaches it"),
+        ({"listen": "7373"}, "an address and a port"),
+        ({"listen": "::1:7373"}, "an address and a port"),
+        ({"listen": "127.0.0.1:99999"}, "an address and a port"),
+        ({"listen": "127.0.0.1:1", "token": TOKEN}, "in plain text"),
+        ({"listen": "127.0.0.1:1", "certificate": "/x"}, "both"),
+        ({"listen": "0.0.0.0:7373", "token": "env:WORD"}, None),
+        ({"listen": "[::1]:7373"}, None),
+        ({"listen": "localhost:7373"}, None),
+    ],
+)
+def test_a_config_that_lets_strangers_in_is_refused(home: Home, settings: dict[str, str], what: str | None) -> None:
+    listen(home, **settings)
+    problems = config.check(home.environ)
+    assert [what in problem.what for problem in problems if what] == ([True] if what else [])
+    assert bool(problems) is bool(what)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("h:1", ("h", 1)), ("[::1]:0", ("::1", 0)), (":1", None), ("h:", None), ("h:-1", None), ("h:٣", None), ("", None)],
+)
+def test_addresses(text: str, address: tuple[str, int] | None) -> None:
+    assert platform.host_port(text) == address
+
+
+def test_a_bucket_fills_with_time_and_is_one_address_s_own() -> None:
+    clock = FakeClock()
+    rates = Rates(10, clock)
+    assert [rates.take("a") for _ in range(10)] == [0.0] * 10
+    assert rates.take("a") == pytest.approx(0.1)
+    assert rates.take("b") == 0.0
+    clock.now_s += 0.1
+    assert rates.take("a") == 0.0
+    clock.now_s += 100
+    assert rates.take("a", 100) == 0.0
+    assert rates.take("a") == pytest.approx(1.1)
