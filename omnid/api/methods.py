@@ -6,7 +6,7 @@ The socket's methods and the MCP tools come from it; later the HTTP routes do to
 from collections.abc import Awaitable, Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -14,6 +14,7 @@ from msgspec import Struct
 from omnid import __version__
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_workspaces as places
+from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
 from omnid.api.mode_views import ModeViews
@@ -34,7 +35,7 @@ from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
 from omnid.flow.retention import DAY_MS
-from omnid.model import Problem, Submit, Submitted
+from omnid.model import Submit, Submitted
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
 from omnid.store.interface import Outcome, Reader, Tx
@@ -44,41 +45,6 @@ T = TypeVar("T")
 FOLLOW_UP_S = 10.0
 BULK_TASKS = 10
 """From how many tasks on a batch is too long for the event loop."""
-
-
-class Host(Protocol):
-    """What the operations ask of the daemon around them."""
-
-    started_at_ms: int
-    pid: int
-
-    def clients(self) -> int:
-        """How many clients are connected."""
-        ...
-
-    def config_rows(self) -> tuple[str, Sequence[tuple[str, Any, str]]]:
-        """Gives the config's path and its (key, value, origin)."""
-        ...
-
-    def config_problems(self) -> list[Problem]:
-        """Gives what is wrong with the config file on disk."""
-        ...
-
-    def config_remarks(self) -> list[Problem]:
-        """Gives what is strange about the config file on disk and keeps it from nothing."""
-        ...
-
-    async def reload(self) -> list[Problem]:
-        """Takes the config file over, whole or (with problems) not at all."""
-        ...
-
-    def config_problem(self) -> Problem | None:
-        """Gives why the last changed config was not taken over, if so."""
-        ...
-
-    def stop(self) -> None:
-        """Makes the daemon end."""
-        ...
 
 
 Write = tuple[Callable[[Tx], Any], Callable[[Any], None] | None]
