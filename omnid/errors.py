@@ -4,6 +4,7 @@ Standard library only, because the relay and ``omnictl`` import it. An error is 
 in `messages.CATALOGUE` gives the three sentences; tests hold every raise in the source against the table.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from omnid.messages import CATALOGUE
@@ -16,12 +17,9 @@ class OmnidError(Exception):
     """
 
     def __init__(self, code: str, /, **fields: object) -> None:
-        message = CATALOGUE[code]
         self.code = code
         self.fields = fields
-        self.what = message.what.format(**fields)
-        self.why = message.why.format(**fields)
-        self.do = message.do.format(**fields)
+        self.what, self.why, self.do = sentences(code, fields)
         super().__init__(self.what)
 
     def as_dict(self) -> dict[str, Any]:
@@ -30,6 +28,18 @@ class OmnidError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what} {self.why} {self.do}"
+
+
+def sentences(code: str, fields: Mapping[str, object]) -> tuple[str, str, str]:
+    """Fills in what, why and do of a code; raises KeyError where it or one of its fields is missing."""
+    what, why, do = CATALOGUE[code]
+    return _filled(what, fields), _filled(why, fields), _filled(do, fields)
+
+
+def _filled(text: str, fields: Mapping[str, object]) -> str:
+    said = text.format(**fields)
+    # A field at the end may be a sentence itself, which has its full stop.
+    return said[:-1] if said.endswith("..") and not said.endswith("...") else said
 
 
 class Retryable(OmnidError):

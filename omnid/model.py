@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.errors import OmnidError
-from omnid.messages import CATALOGUE
+from omnid.errors import OmnidError, sentences
 
 Priority = Annotated[int, Meta(ge=-10, le=10, description="Higher starts first")]
 Label = Annotated[str, Meta(min_length=1, max_length=100)]
@@ -38,8 +37,7 @@ class Problem(Struct, frozen=True):
     @classmethod
     def make(cls, code: str, /, **fields: object) -> "Problem":
         """Fills in a message of the catalogue; raises KeyError where the code or a field is missing."""
-        message = CATALOGUE[code]
-        return cls(code, message.what.format(**fields), message.why.format(**fields), message.do.format(**fields))
+        return cls(code, *sentences(code, fields))
 
 
 class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -161,6 +159,11 @@ class Route(Struct, frozen=True, omit_defaults=True):
     turned_down: tuple[TurnedDown, ...] = ()
 
 
+def short_name(origin: str, number: int) -> str:
+    """Gives the short name of a task: ``t7`` for people's, ``origin/t7`` for all others."""
+    return f"t{number}" if origin == USER_ORIGIN else f"{origin}/t{number}"
+
+
 class Task(Struct, frozen=True):
     """A task as the journal holds it. `ord` is the order of submission; `heads` the log's heads per field."""
 
@@ -206,7 +209,7 @@ class Task(Struct, frozen=True):
     @property
     def name(self) -> str:
         """The short name: ``t7`` for people's tasks, ``origin/t7`` for all others."""
-        return f"t{self.number}" if self.origin == USER_ORIGIN else f"{self.origin}/t{self.number}"
+        return short_name(self.origin, self.number)
 
 
 class Attempt(Struct, frozen=True):

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from msgspec import structs
+
 from omnid.api import shapes_night as shapes
 from omnid.api.shapes import Get
 from omnid.api.views import NEEDS_YOU_MAX, Views
@@ -81,7 +83,9 @@ class Night:
         store = self._context.store
         task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
         check = await self._check(task, await store.read(partial(_last, task=task)))
-        return await store.read(partial(self._receipt, task_id=task.id, check=check))
+        found = await store.read(partial(self._receipt, task_id=task.id, check=check))
+        # As with the diff: what was changed is for people.
+        return found if caller.role == "person" else structs.replace(found, changes=None)
 
     async def _check(self, task: Task, last: Attempt | None) -> shapes.CheckReceipt | None:
         if task.work.check is None:

@@ -24,7 +24,7 @@ from omnid.flow.diskroom import DiskRoom
 from omnid.flow.explain import Situation, calls_text, gate_text, why
 from omnid.flow.gates import Gates
 from omnid.flow.present import is_present
-from omnid.model import USER_ORIGIN, Attempt, Gate, Problem, Task, Work
+from omnid.model import Attempt, Gate, Problem, Task, Work, short_name
 from omnid.route.router import said
 from omnid.settings import MODEL
 from omnid.states import STATES, TERMINAL
@@ -54,7 +54,7 @@ class Views:
             reason, wake_at_ms = self._shared_reason(row[7], ready=bool(row[17]))
         return TaskBrief(
             id=row[0],
-            name=f"t{number}" if origin == USER_ORIGIN else f"{origin}/t{number}",
+            name=short_name(origin, number),
             origin=origin,
             state=state,
             reason=reason,
@@ -132,10 +132,10 @@ class Views:
                 unclear=None if last is None else context.unclear.get(last.id),
                 unwritten=None if last is None else context.unwritten.get(last.id),
                 login=self._gates.login(task.executor) is not None,
-                open_before=tuple(_short(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
+                open_before=tuple(short_name(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
                 zone=context.zone,
-                lane_holder=None if holder is None or holder[0] == task.id else _short(holder[1], holder[2]),
+                lane_holder=None if holder is None or holder[0] == task.id else short_name(holder[1], holder[2]),
                 executor_known=executor is not None,
                 executor_full=executor is not None
                 and executor.concurrency is not None
@@ -265,10 +265,6 @@ def _attempt(attempt: Attempt, *, output: bool) -> AttemptView:
         cost_usd=attempt.cost_usd,
         reserved_usd=attempt.reserved_usd,
     )
-
-
-def _short(origin: str, number: int) -> str:
-    return f"t{number}" if origin == USER_ORIGIN else f"{origin}/t{number}"
 
 
 def _name(reader: Reader, id: str) -> str:

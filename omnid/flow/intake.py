@@ -17,7 +17,7 @@ from omnid.flow import loops
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.dependents import opens_ms
-from omnid.model import USER_ORIGIN, Problem, ReplyTo, Route, Submit, Submitted, Task, Work
+from omnid.model import Problem, ReplyTo, Route, Submit, Submitted, Task, Work, short_name
 from omnid.route.budget import Budget
 from omnid.route.router import Facts as RouteFacts
 from omnid.route.router import choose
@@ -328,8 +328,7 @@ def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], bu
         journal.create_task(tx, draft.id, fields, waits_for)
     except Taken:
         return _known(tx, draft)
-    name = f"t{number}" if draft.origin == USER_ORIGIN else f"{draft.origin}/t{number}"
-    return Submitted(draft.id, name, state, True)
+    return Submitted(draft.id, short_name(draft.origin, number), state, True)
 
 
 def _is_plain(draft: Draft) -> bool:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from omnid.errors import Rejected
-from omnid.model import USER_ORIGIN, Problem, Task
+from omnid.model import Problem, Task, short_name
 from omnid.route.budget import Budget
 from omnid.settings import Agents
 from omnid.store import journal
@@ -37,7 +37,7 @@ def repeated(reader: Reader, budget: Budget, executor: str, input_hash: str, now
     rows = reader.all("earlier_same", input_hash, since_ms, section.repeats_max)
     if len(rows) < section.repeats_max:
         return None
-    names = [f"t{number}" if origin == USER_ORIGIN else f"{origin}/t{number}" for origin, number in rows]
+    names = [short_name(origin, number) for origin, number in rows]
     more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
     return Repeated(len(rows), executor, ", ".join(names[:NAMED_MAX]) + more, section.repeats_s)
 

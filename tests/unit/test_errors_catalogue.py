@@ -48,3 +48,8 @@ def test_the_four_errors_are_told_apart() -> None:
     kinds = (Retryable, Rejected, Fatal)
     assert all(issubclass(kind, OmnidError) for kind in kinds)
     assert not any(issubclass(a, b) for a in kinds for b in kinds if a is not b)
+
+
+def test_a_sentence_inside_of_a_sentence_ends_once():
+    for detail, end in (("It is closed.", "closed."), ("it is closed", "closed."), ("and so on ...", "on ....")):
+        assert Retryable("delivery_failed", destination="x", detail=detail).what.endswith(f" {end}")

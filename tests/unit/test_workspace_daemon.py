@@ -93,7 +93,6 @@ async def test_from_the_submit_to_the_merge(world: World) -> None:
         assert changes.splitlines() == [" sub/new.txt | 1 +", " 1 file changed, 1 insertion(+)"]
         merged = await running.call("workspace.merge", task="t1")
         assert (merged.into, merged.files, merged.removed) == ("main", ["sub/new.txt"], True)
-        assert (await running.call("task.receipt", task="t1")).changes is None
         assert (running.repository.path / "sub" / "new.txt").read_text() == "new\n"
         receipt = await running.call("task.receipt", task="t1")
         assert receipt.changes == " sub/new.txt | 1 +\n 1 file changed, 1 insertion(+)"
@@ -105,17 +104,14 @@ async def test_from_the_submit_to_the_merge(world: World) -> None:
         assert (await running.call("workspace.list")).workspaces == []
 
 
-async def test_a_receipt_says_why_it_cannot_tell_the_changes(world: World) -> None:
+async def test_what_was_changed_is_for_people(world: World) -> None:
     async with world.daemon() as running:
-        assert await running.ended(await running.submit("new")) == "completed"
-        (listed,) = (await running.call("workspace.list")).workspaces
-        running.repository.git("worktree", "remove", "--force", listed.path)
-        running.repository.git("branch", "-D", listed.branch)
-        receipt = await running.call("task.receipt", task="t1")
-        assert receipt.changes.startswith("They can't be told: t1 has no workspace"), receipt.changes
-        agent = Caller("agent", "claude-code")
-        params = METHODS["task.receipt"].params(task=receipt.task.id)
-        assert (await running.api.call(agent, "task.receipt", params)).changes is None
+        id = await running.submit("new")
+        assert await running.ended(id) == "completed"
+        params = METHODS["task.receipt"].params(task=id)
+        for role, told in (("person", True), ("agent", False)):
+            receipt: Any = await running.api.call(Caller(role, "claude-code"), "task.receipt", params)
+            assert (receipt.changes is not None) == told
 
 
 async def test_a_full_house_closes_the_gate_until_there_is_room(world: World) -> None:
