@@ -8,7 +8,6 @@ from statistics import median
 
 import anyio
 
-from bench.digests import digests
 from bench.morning import digests
 from bench.report import Report
 from bench.routing import decisions
