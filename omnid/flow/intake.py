@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from omnid.errors import Rejected, Retryable
 from omnid.flow import loops
@@ -19,7 +19,7 @@ from omnid.model import USER_ORIGIN, Problem, ReplyTo, Route, Submit, Submitted,
 from omnid.route.budget import Budget
 from omnid.route.router import choose
 from omnid.route.rules import Asked
-from omnid.settings import COMMAND, MODEL, Config, Limits
+from omnid.settings import COMMAND, MODEL, OFFLINE, Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
 from omnid.store.interface import NOTHING, Reader, Tx
@@ -127,6 +127,8 @@ def _draft(context: Context, caller: Caller, params: Submit) -> Draft:
         offline=params.offline,
     )
     route = choose(Asked(work, params.kind, params.labels, params.lane), context.facts())
+    if route.executor == MODEL and params.offline != "park":
+        route = structs.replace(route, executor=OFFLINE)
     executor = route.executor
     encoded = _check_limits(params, work, config.limits)
     if params.model is not None and context.executors[executor].kind != MODEL:
@@ -196,9 +198,10 @@ def needs_approval(role: str, executor: str, work: Work, config: Config) -> bool
     if role != "agent":
         return False
     section = config.executors().get(executor)
+    allowed = MODEL if executor == OFFLINE else executor
     passed_on = section.env if section is not None else ()
     return (
-        executor not in config.agents.allow
+        allowed not in config.agents.allow
         or (work.check is not None and COMMAND not in config.agents.allow)
         or not set(work.env).issubset(passed_on)
     )
