@@ -265,6 +265,12 @@ def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: C
     assert checks[1]["do"] == "Look at the account of p2, and at the key that env:P2_KEY names."
     assert "NO_KEY" in checks[2]["detail"]
     assert planted.ctl("config", "check", "--live").code == 1
+    findings = planted.client.call("omnid/doctor", {})["findings"]
+    assert [(one["name"], one["ok"]) for one in findings if "channel" in one["name"]] == [
+        ("channel p1", True),
+        ("channel p2", False),
+        ("channel p3", False),
+    ]
     assert planted.ctl("mode", "hold", "brainstem").code == 0
     id = prompt(planted, "say hello")
     until(lambda: shown(planted, id)["reason"] == "cloud", "the gate")
