@@ -254,8 +254,10 @@ async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
         "operations",
         "replay",
         "doctor",
+        "mode.hold",
+        "channel.check",
     }
-    assert len(waits) == 12
+    assert len(waits) == 14
     assert not handler.waits(Request(jsonrpc="2.0", method="omnid/nothing"))
 
 
