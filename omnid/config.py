@@ -24,6 +24,7 @@ from omnid.settings import (
     MIB,
     MODEL,
     NO_PROFILE,
+    OFFLINE,
     Cap,
     Channel,
     CommandExecutor,
@@ -57,7 +58,11 @@ BUILT_IN: dict[str, Executor] = {
     **{name: CommandExecutor(name=name, profile=name) for name in AGENT_PROGRAMS.values()},
 }
 """The executors that are there without any config."""
-WITH_CHANNELS: dict[str, Executor] = {**BUILT_IN, MODEL: ModelExecutor(name=MODEL)}
+WITH_CHANNELS: dict[str, Executor] = {
+    **BUILT_IN,
+    MODEL: ModelExecutor(name=MODEL),
+    OFFLINE: ModelExecutor(name=OFFLINE),
+}
 """Those that are there where the config has channels."""
 
 _SECTIONS: dict[str, type[Any]] = {

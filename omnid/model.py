@@ -95,7 +95,8 @@ class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
     model: Annotated[Name, Meta(description="For a prompt: a model's name, or cheap, strong, local")] | None = None
     offline: Annotated[
-        Literal["park", "local", "fail"], Meta(description="For a prompt, while the cloud is gone: wait, ...")
+        Literal["park", "local", "fail"],
+        Meta(description="While the cloud is gone a prompt waits, goes to a local model, or fails"),
     ] = "park"
 
 

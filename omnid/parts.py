@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 from omnid import platform
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
+from omnid.executor.brainstem import Brainstem
 from omnid.executor.command import CommandExecutor
 from omnid.executor.direct import Direct
 from omnid.executor.environment import BASE_ENVIRONMENT
@@ -45,6 +46,7 @@ class Models(NamedTuple):
 
     gateway: Gateway
     direct: Direct
+    brainstem: Brainstem
     calls: ModelCalls
 
 
@@ -85,14 +87,16 @@ class Parts:
         if self._models is not None:
             self._models.gateway.configure(wanted)
             self._models.direct.configure(wanted.models)
+            self._models.brainstem.section = wanted.brainstem
 
     def shared(self) -> Shared | None:
         """Gives what model executors share, where there are any."""
-        return None if self._models is None else Shared(self._models.gateway, self._models.direct)
+        return None if self._models is None else Shared(*self._models[:3])
 
     async def aclose(self) -> None:
         """Ends what the executors shared."""
         if self._models is not None:
+            await self._models.brainstem.kill()
             await self._models.gateway.aclose()
             await self._models.direct.aclose()
 
@@ -154,7 +158,16 @@ class Parts:
         )
         has_gateway = importlib.util.find_spec("litellm") is not None
         direct = Direct(self._clock, wanted.models)
-        return Models(gateway, direct, ModelCalls(self.context, has_gateway=has_gateway))
+        brainstem = Brainstem(
+            wanted.brainstem,
+            self.supervised,
+            self._environ,
+            direct,
+            tasks=work,
+            clock=self._clock,
+            log=self._log,
+        )
+        return Models(gateway, direct, brainstem, ModelCalls(self.context, has_gateway=has_gateway))
 
     def _destination(self, section: DestinationSection) -> Destination:
         match section.kind:

@@ -23,6 +23,8 @@ COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
 MODEL = "model"
 """The name of the executor that is there where the config has channels: it answers prompts."""
+OFFLINE = "model-offline"
+"""The one beside it for prompts that don't wait for the cloud: no gate of the cloud closes it."""
 DESKTOP = "desktop"
 """The place for notices that needs no destination in the config."""
 NO_PROFILE = "none"
@@ -194,6 +196,14 @@ class Mode(_Section, frozen=True, kw_only=True):
     cloud_good_min: Count = 2
     cloud_probe_every_s: Seconds = 30.0
     wake_grace_s: Seconds = 30.0
+
+
+class Brainstem(_Section, frozen=True, kw_only=True):
+    """The local model that is woken when the cloud is gone: a command that serves the OpenAI wire at `base_url`."""
+
+    argv: tuple[str, ...] = ()
+    base_url: str = "http://127.0.0.1:8642/v1"
+    model: str = "default_model"
 
 
 class Notify(_Section, frozen=True, kw_only=True):
@@ -393,6 +403,7 @@ class Config(_Section, frozen=True, kw_only=True):
     models: Models = Models()
     gateway: Gateway = Gateway()
     mode: Mode = Mode()
+    brainstem: Brainstem = Brainstem()
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
     log: Log = Log()

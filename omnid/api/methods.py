@@ -373,7 +373,10 @@ class Api:
 
     async def doctor(self, _caller: Caller, _params: shapes.Empty) -> shapes.Doctor:
         """Checks the journal, the disk, the executors and the config."""
-        return await self._history.examine(self._host.config_problems())
+        examined = await self._history.examine(self._host.config_problems())
+        channels = await self._modes.findings()
+        ok = examined.ok and all(one.ok for one in channels)
+        return shapes.Doctor(ok, [*examined.findings, *channels])
 
     async def dead_list(self, _caller: Caller, params: shapes_outbox.DeadList) -> shapes_outbox.DeadPage:
         """Gives what could not be delivered and was given up."""

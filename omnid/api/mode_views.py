@@ -2,6 +2,9 @@
 
 from functools import partial
 
+import anyio
+
+from omnid.api.shapes import Finding
 from omnid.api.shapes_mode import (
     ChannelChecked,
     ChannelsChecked,
@@ -58,12 +61,26 @@ class ModeViews:
 
     async def check(self) -> ChannelsChecked:
         """Asks every channel with every key something that costs nothing."""
-        checks: list[ChannelChecked] = []
-        for channel in self._context.config.channel:
-            for key in keys_of(channel):
+        asked = [(channel, key) for channel in self._context.config.channel for key in keys_of(channel)]
+        found: dict[int, ChannelChecked] = {}
+        async with anyio.create_task_group() as group:
+
+            async def ask(place: int, channel: Channel, key: str) -> None:
                 kind, detail = await self._context.modes.probe(channel, key)
-                checks.append(ChannelChecked(channel.name, key, kind is None, detail, _do(kind, channel, key)))
-        return ChannelsChecked(checks)
+                found[place] = ChannelChecked(channel.name, key, kind is None, detail, _do(kind, channel, key))
+
+            for place, (channel, key) in enumerate(asked):
+                group.start_soon(ask, place, channel, key)
+        return ChannelsChecked([found[place] for place in range(len(asked))])
+
+    async def findings(self) -> list[Finding]:
+        """Gives what `check` found as findings of `doctor`."""
+        return [
+            Finding(
+                f"channel {one.name}", one.ok, f"{one.key or 'no key'}: {one.detail or 'it is well'}", one.do or None
+            )
+            for one in (await self.check()).checks
+        ]
 
     async def list_outages(self, params: OutageList) -> Outages:
         """Reads the outages."""

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from omnid.errors import Rejected, Retryable
 from omnid.executor.profiles.plan import has_own_words
@@ -22,7 +22,7 @@ from omnid.route.budget import Budget
 from omnid.route.router import Facts as RouteFacts
 from omnid.route.router import choose
 from omnid.route.rules import Asked
-from omnid.settings import COMMAND, MODEL, CommandExecutor, Config, Limits
+from omnid.settings import COMMAND, MODEL, OFFLINE, CommandExecutor, Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
 from omnid.store.interface import NOTHING, Reader, Taken, Tx
@@ -133,6 +133,8 @@ def _draft(context: Context, caller: Caller, params: Submit, facts: RouteFacts) 
         offline=params.offline,
     )
     route = choose(Asked(work, params.kind, params.labels, params.lane), facts)
+    if route.executor == MODEL and params.offline != "park":
+        route = structs.replace(route, executor=OFFLINE)
     executor = route.executor
     encoded = _check_limits(params, work, config.limits)
     if params.model is not None and context.executors[executor].kind != MODEL:
@@ -203,8 +205,9 @@ def needs_approval(role: str, executor: str, work: Work, config: Config) -> bool
         return False
     allow = config.agents.allow
     section = config.executors().get(executor)
+    allowed = MODEL if executor == OFFLINE else executor
     passed_on = section.env if section is not None else ()
-    if executor not in allow or not set(work.env).issubset(passed_on):
+    if allowed not in allow or not set(work.env).issubset(passed_on):
         return True
     if COMMAND in allow:
         return False

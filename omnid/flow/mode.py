@@ -11,6 +11,7 @@ from typing import NamedTuple
 import anyio
 
 from omnid.errors import OmnidError, Retryable
+from omnid.executor.brainstem import Brainstem
 from omnid.executor.direct import Direct
 from omnid.executor.gateway import Gateway
 from omnid.executor.model import ModelExecutor
@@ -23,7 +24,7 @@ from omnid.flow.turned import Turned
 from omnid.model import Gate, Problem, Submit
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
-from omnid.settings import Channel
+from omnid.settings import OFFLINE, Channel
 from omnid.store import journal
 from omnid.store.interface import Tx
 
@@ -48,6 +49,7 @@ class Shared(NamedTuple):
 
     gateway: Gateway
     direct: Direct
+    brainstem: Brainstem
 
 
 class ModeKeeper:
@@ -62,6 +64,7 @@ class ModeKeeper:
         self._repair_at_s: float | None = None
         context.modes.hold_at = self.hold
         context.modes.probe = self.probe
+        context.modes.local_model = self._local_model
 
     async def watch_gateway(self) -> None:
         """Probes the gateway while it runs, and mends it while it counts as gone; ends when it is cancelled."""
@@ -87,6 +90,7 @@ class ModeKeeper:
         gates = await self._context.store.read(lambda reader: reader.all("gates"))
         if any(row[1] == CLOUD for row in gates):
             modes.cloud = modes.cloud._replace(is_gone=True)  # It was when the daemon ended.
+            self._wake()
         while True:
             every_s = self._context.config.mode.cloud_probe_every_s
             with anyio.move_on_after(every_s):
@@ -221,7 +225,8 @@ class ModeKeeper:
         context = self._context
         context.modes.why = why
         context.log.warning("cloud_gone", why=why)
-        models = [one for one in context.executors.values() if isinstance(one, ModelExecutor)]
+        models = [one for one in context.executors.values() if isinstance(one, ModelExecutor) and one.name != OFFLINE]
+        self._wake()
         problem = Problem.make("cloud_gone", detail=why)
         now_ms = context.clock.wall_ms()
         gates = [Gate(f"{CLOUD}:{one.name}", CLOUD, one.name, now_ms, None, problem) for one in models]
@@ -231,9 +236,22 @@ class ModeKeeper:
         for one in models:
             await one.park()
 
+    def _local_model(self) -> tuple[Channel | None, bool]:
+        shared = self._shared()
+        return (None, False) if shared is None else (shared.brainstem.channel, shared.brainstem.awake)
+
+    def _wake(self) -> None:
+        """Wakes the local model; nothing waits for it."""
+        shared = self._shared()
+        if shared is not None:
+            shared.brainstem.wake()
+
     async def _cloud_back(self) -> None:
         context = self._context
         context.modes.why = ""
+        shared = self._shared()
+        if shared is not None:
+            await shared.brainstem.kill()
         gates = await context.store.read(lambda reader: reader.all("gates"))
         turned = Turned({}, {row[0] for row in gates if row[1] == CLOUD}, [])
         context.log.info("cloud_back", gates=len(turned.opened))

@@ -10,7 +10,9 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from omnid.channels import cost_microusd
+from msgspec import structs
+
+from omnid.channels import LOCAL, cost_microusd
 from omnid.errors import Rejected, Retryable
 from omnid.executor.model import CUT, Call, NoCall, Tried, Wanted, Way
 from omnid.executor.model_errors import RULES, Failure, Kind, Usage
@@ -35,6 +37,7 @@ from omnid.route.catalog import (
     known_names,
     resolve,
 )
+from omnid.settings import Channel
 from omnid.store import journal
 from omnid.store.calls import call_of
 from omnid.store.interface import Tx
@@ -138,8 +141,16 @@ class ModelCalls:
             task.labels,
             output_tokens_max=wanted.output_tokens_max,
         )
-        way = self._way(tried)
-        choice = choose(config.channel, config.models, prompt, self.facts(way, tx.now_ms))
+        way, channels = self._way(tried), config.channel
+        if self._context.modes.mode == "brainstem" and task.work.offline != "park":
+            local, waking = self._context.modes.local_model()
+            channels = (*(one for one in channels if one.local), *(() if local is None else (local,)))
+            prompt = structs.replace(prompt, model=LOCAL)
+            refused_now = _offline(task, channels, tx.now_ms, waking=waking)
+            if refused_now is not None:
+                return refused_now
+            way = "direct"
+        choice = choose(channels, config.models, prompt, self.facts(way, tx.now_ms))
         refused: list[Refuse] = []
         for candidate in choice.candidates:
             if _was_tried(candidate, tried):
@@ -154,7 +165,7 @@ class ModelCalls:
             )
             body = {"call": id, **_reason(candidate, choice, tried, refused)}
             journal.add_note(tx, command.attempt_id, "call", body, notes_max=config.limits.notes_max)
-            channel = next(one for one in config.channel if one.name == candidate.channel)
+            channel = next(one for one in channels if one.name == candidate.channel)
             return Call(id, channel, candidate.key, candidate.model, candidate.way, candidate.output_tokens_max)
         return self._none_left(tx, task, choice, tried, refused)
 
@@ -223,7 +234,7 @@ class ModelCalls:
             cause = "rate_limit" if shared else "channels"
             return NoCall("parked", Problem.make("no_channel", detail=detail), Park(cause, min(lifts)))
         away = any(one.failure.kind in AWAY for one in tried)
-        if away and self._context.modes.mode == "brainstem" and task.work.offline != "fail":
+        if away and self._context.modes.mode == "brainstem" and task.work.offline == "park":
             return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("cloud", None))
         return _without_time(task, choice, tried, detail, tx.now_ms)
 
@@ -239,10 +250,10 @@ class ModelCalls:
 def cost_of(call: Call, said: Answer | Failure) -> int | None:
     """Gives what a call has cost in microdollars; None where nobody knows."""
     usage = said.usage or Usage()
+    if call.model.input_usd == 0 and call.model.output_usd == 0:
+        return 0  # Nothing was reserved: what is declared free is, whatever a proxy says that it would have cost.
     if usage.cost_microusd is not None:
         return usage.cost_microusd
-    if call.model.input_usd == 0 and call.model.output_usd == 0:
-        return 0
     if isinstance(said, Failure):
         return None if said.may_cost else 0
     if usage.input_tokens is None or usage.output_tokens is None:
@@ -289,6 +300,19 @@ def _without_time(task: Task, choice: Choice, tried: Sequence[Tried], detail: st
     if tried:
         return NoCall("failure", Problem.make("model_failed", detail=detail))
     return NoCall("rejected", Problem.make("no_channel_ever", detail=detail))
+
+
+def _offline(task: Task, channels: Sequence[Channel], now_ms: int, *, waking: bool) -> NoCall | None:
+    """Says what becomes of a prompt that doesn't wait for the cloud, where no local model can take it now."""
+    if task.work.offline == "fail":
+        return NoCall("rejected", Problem.make("cloud_gone", detail="the task says offline = fail"))
+    if channels:
+        return None
+    if waking:
+        problem = Problem.make("cloud_gone", detail="the local model is not awake yet")
+        return NoCall("parked", problem, Park("channels", now_ms + SOON_MS))
+    problem = Problem.make("cloud_gone", detail="the config has no local channel and no [brainstem]")
+    return NoCall("parked", problem, Park("channels", now_ms + CLOUD_MS))
 
 
 def _no_money(refused: Sequence[Refuse], now_ms: int, lifts_at_ms: int | None) -> NoCall:

@@ -43,6 +43,8 @@ class Modes:
         """Asks a channel, with a key by its reference, what costs nothing; gives what is wrong, and in words."""
         self.facts: Callable[[int], Facts] = Facts
         """Gives what is known of keys and channels; `flow.model_calls` sets it."""
+        self.local_model: Callable[[], tuple[Channel | None, bool]] = lambda: (None, False)
+        """Gives the way to the brainstem's model, once it is ready, and whether it is awake; `flow.mode` sets it."""
         self.gateway_changed = anyio.Event()
         self.cloud_suspect = anyio.Event()
         """One channel has failed so often in a row that all are to be probed."""

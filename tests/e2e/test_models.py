@@ -1,10 +1,14 @@
 """Prompts through a real daemon, the real LiteLLM and a cloud that fails as it is told to."""
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from tests.fakes.cloud import COST_USD, TEXT, Cloud, cloud
 
 KEYS = {"P1_KEY": "sk-planted-primary-1", "P1_BACKUP": "sk-planted-backup-1", "P2_KEY": "sk-planted-primary-2"}
 CALL_S = 60.0
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -168,6 +173,39 @@ def test_the_cloud_goes_and_comes_back(planted: Home, sky: Callable[[int], Any])
     assert outage[4] == 1
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_the_local_model_is_woken_answers_who_asked_for_it_and_is_killed(
+    planted: Home, sky: Callable[[int], Any]
+) -> None:
+    port, away = free_port(), free_port()
+    argv = ["/usr/bin/env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.fakes.cloud", str(port)]
+    brainstem = f'[brainstem]\nargv = {json.dumps(argv)}\nbase_url = "http://127.0.0.1:{port}/ok/v1"\n'
+    place = channel("p1", f"http://127.0.0.1:{away}/ok/v1", "P1_KEY")
+    planted.configure(place + brainstem + "[mode]\ncloud_probe_every_s = 0.3\n")
+    planted.start()
+    parked = prompt(planted, "say hello")
+    until(lambda: planted.client.status()["mode"] == "brainstem", "the mode", CALL_S)
+    got = finished(planted, prompt(planted, "say hello", offline="local"))
+    assert got["executor"] == "model-offline"
+    assert "The call went to brainstem (default_model) directly" in got["why"]
+    assert got["money"]["amounts"]["spent_usd"] == 0
+    assert shown(planted, parked)["reason"] == "cloud"
+    refused = finished(planted, prompt(planted, "say hello", offline="fail"), "failed")
+    assert "offline = fail" in refused["why"]
+
+    def servers() -> list[str]:
+        return [line for line in planted.processes().values() if "tests.fakes.cloud" in line and "env " not in line]
+
+    assert servers()
+    with sky(away):
+        finished(planted, parked)
+    until(lambda: not servers(), "the end of the local model")
+
+
 def test_offline_fail_fails_where_nothing_can_be_reached(planted: Home) -> None:
     planted.configure(channel("p1", "http://127.0.0.1:9/v1", "P1_KEY"))
     planted.start()
@@ -227,6 +265,12 @@ def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: C
     assert checks[1]["do"] == "Look at the account of p2, and at the key that env:P2_KEY names."
     assert "NO_KEY" in checks[2]["detail"]
     assert planted.ctl("config", "check", "--live").code == 1
+    findings = planted.client.call("omnid/doctor", {})["findings"]
+    assert [(one["name"], one["ok"]) for one in findings if "channel" in one["name"]] == [
+        ("channel p1", True),
+        ("channel p2", False),
+        ("channel p3", False),
+    ]
     assert planted.ctl("mode", "hold", "brainstem").code == 0
     id = prompt(planted, "say hello")
     until(lambda: shown(planted, id)["reason"] == "cloud", "the gate")

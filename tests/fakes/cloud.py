@@ -342,7 +342,7 @@ async def cloud(port: int = 0) -> AsyncGenerator[Cloud]:
 
 
 async def _main() -> None:
-    async with cloud() as made:
+    async with cloud(int(sys.argv[1]) if len(sys.argv) > 1 else 0) as made:
         print(made.port, flush=True)
         await anyio.to_thread.run_sync(sys.stdin.buffer.read)
 
