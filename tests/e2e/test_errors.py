@@ -23,6 +23,7 @@ import pytest
 from omnid.api.client import Client
 from omnid.errors import OmnidError
 from omnid.messages import CATALOGUE
+from tests.e2e.error_places import ELSEWHERE
 from tests.e2e.harness import FAKES, OMNICTL, WAIT_S, Home, assert_says, home_at, until
 
 WIDE = {"COLUMNS": "1000"}
@@ -406,58 +407,6 @@ ALONE: dict[str, Provoke] = {
     "daemon_lost": daemon_lost,
     "answer_timeout": answer_timeout,
     "daemon_no_start": daemon_no_start,
-}
-
-ELSEWHERE = {
-    "rule_unusable": "tests/e2e/test_route.py::test_a_sentence_is_a_prompt_and_goes_to_the_agent",
-    "rule_unknown_executor": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
-    "rule_unreachable": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
-    "outside_hours": "tests/e2e/test_route.py::test_an_executor_outside_its_hours_is_shown_and_waits",
-    "agent_limit": "tests/contract/test_profile.py::test_a_limit_parks_until_it_lifts",
-    "agent_login": "tests/contract/test_profile.py::test_an_overload_and_a_missing_login_park",
-    "agent_denied": "tests/contract/test_profile.py::test_a_denied_tool_is_named_unless_a_check_knows_better",
-    "agent_silent": "tests/contract/test_profile.py::test_no_answer_is_a_failure_that_says_so",
-    "session_gone": "tests/contract/test_profile.py::test_a_session_that_was_lost_with_the_machine_is_asked_about",
-    "session_taken": "tests/contract/test_profile.py::test_a_session_that_is_there_already_is_gone_on_with",
-    "disk_full": "tests/e2e/test_faults.py::test_a_full_disk_loses_nothing_and_heals",
-    "disk_low": "tests/e2e/test_faults.py::test_new_tasks_are_refused_before_the_disk_is_full",
-    "schema_newer": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
-    "not_a_database": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
-    "already_running": "tests/e2e/test_faults.py::test_a_second_daemon_refuses_and_harms_nothing",
-    "state_unwritable": "tests/e2e/test_faults.py::test_a_read_only_state_directory_is_refused",
-    "path_too_long": "tests/e2e/test_faults.py::test_a_socket_path_that_is_too_long_is_explained",
-    "foreign_file": "tests/e2e/test_faults.py::test_a_foreign_file_in_the_place_of_the_socket_stays",
-    "unsafe_directory": "tests/e2e/test_faults.py::test_a_directory_that_others_can_enter_is_refused",
-    "database_damaged": "tests/unit/test_daemon_unit.py",
-    "bad_tool": "tests/unit/test_mcp_start.py",
-    "foreign_user": "tests/unit/test_socket.py",
-    "secret_missing": "tests/unit/test_secrets.py",
-    "store_closed": "tests/unit/test_store.py",
-    "unknown_channel": "tests/e2e/test_answers.py::test_a_channel_that_is_not_there_or_has_left_is_explained",
-    "no_target": "tests/e2e/test_answers.py::test_a_channel_that_is_not_there_or_has_left_is_explained",
-    "destination_gone": "tests/e2e/test_answers.py::test_a_channel_that_is_not_there_or_has_left_is_explained",
-    "unknown_delivery": "tests/e2e/test_answers.py::test_what_can_not_be_delivered_is_seen_retried_and_dropped",
-    "delivery_refused": "tests/e2e/test_answers.py::test_what_can_not_be_delivered_is_seen_retried_and_dropped",
-    "delivery_failed": "tests/e2e/test_answers.py"
-    "::test_an_answer_waits_for_a_chat_that_is_down_and_survives_a_kill_while_it_is_sent",
-    "delivery_delayed": "tests/unit/test_webhook.py",
-    "given_up": "tests/unit/test_drain.py",
-    "bad_code": "tests/e2e/test_answers.py::test_a_person_approves_through_the_chat_and_the_agent_alone_can_not",
-    "workspace_full": "tests/unit/test_workspace_ends.py::test_no_more_than_may_be_kept",
-    "workspace_down": "tests/unit/test_workspace.py::test_without_git_the_task_waits",
-    "workspace_impossible": "tests/unit/test_workspace.py::test_a_repository_without_commits",
-    "setup_failed": "tests/unit/test_workspace.py::test_a_set_up_makes_it_ready_or_fails_the_attempt",
-    "no_workspace": "tests/unit/test_workspace_daemon.py::test_from_the_submit_to_the_merge",
-    "workspace_busy": "tests/unit/test_workspace_ends.py::test_what_may_still_be_worked_on_stays",
-    "merge_conflict": "tests/unit/test_workspace_ends.py::test_a_conflict_names_the_files_and_changes_nothing",
-    "merge_refused": "tests/unit/test_workspace_ends.py::test_uncommitted_changes_are_not_overwritten",
-    "budget_reached": "tests/unit/test_money.py::test_a_full_cap_closes_the_gate_until_the_next_day",
-    "budget_reserved": "tests/unit/test_money.py::test_what_a_run_gives_back_opens_the_gate_at_once",
-    "budget_never": "tests/unit/test_money.py::test_a_run_that_never_fits_says_so_and_a_raised_cap_lets_it_go",
-    "budget_task": "tests/unit/test_money.py::test_a_tasks_own_lid_waits_for_a_person_who_raises_it",
-    "loop": "tests/unit/test_money.py::test_an_agent_in_a_loop_is_refused_and_told_of_the_tasks_before",
-    "tree_too_deep": "tests/unit/test_money.py::test_a_tree_of_tasks_has_its_limits",
-    "tree_too_wide": "tests/unit/test_money.py::test_a_tree_of_tasks_has_its_limits",
 }
 
 FAULTS = {"bad_event", "executor_fault", "internal"}

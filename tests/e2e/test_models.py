@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from omnid.errors import OmnidError
 from tests.e2e.harness import Home, until
 from tests.fakes.cloud import COST_USD, TEXT, Cloud, cloud
 
@@ -68,6 +69,12 @@ def calls_of(home: Home, id: str) -> list[tuple[str, int | None, str | None]]:
         return database.execute(query, (id,)).fetchall()
 
 
+def problem_code(home: Home, id: str) -> str | None:
+    """Gives what the last attempt said, once it has ended."""
+    attempts = shown(home, id)["attempts"]
+    return attempts[-1]["problem"]["code"] if attempts and attempts[-1]["problem"] else None
+
+
 def finished(home: Home, id: str, state: str = "completed") -> dict[str, Any]:
     def look() -> dict[str, Any] | None:
         got = shown(home, id)
@@ -112,6 +119,7 @@ def test_where_all_are_limited_the_task_parks_with_the_time(planted: Home, fake:
     why = until(lambda: "No channel can take" in (text := shown(planted, id)["why"]) and text, "the reason")
     assert "its key is limited until" in str(why)
     assert shown(planted, id)["reason"] == "rate_limit"
+    assert problem_code(planted, id) == "no_channel"
     planted.configure(channel("p2", fake.base_url("ok"), "P2_KEY"))
     planted.client.call("omnid/config.reload", {})
     planted.client.call("omnid/gate.resume", {"executor": "model"})
@@ -193,7 +201,8 @@ def test_the_local_model_is_woken_answers_who_asked_for_it_and_is_killed(
     assert got["executor"] == "model-offline"
     assert "The call went to brainstem (default_model) directly" in got["why"]
     assert got["money"]["amounts"]["spent_usd"] == 0
-    assert shown(planted, parked)["reason"] == "cloud"
+    # Its first try may still be backing off when the mode turns; it waits for the cloud at the next one.
+    until(lambda: shown(planted, parked)["reason"] == "cloud", "the task waits for the cloud", CALL_S)
     refused = finished(planted, prompt(planted, "say hello", offline="fail"), "failed")
     assert "offline = fail" in refused["why"]
 
@@ -211,6 +220,7 @@ def test_offline_fail_fails_where_nothing_can_be_reached(planted: Home) -> None:
     planted.start()
     got = finished(planted, prompt(planted, "say hello", offline="fail"), "failed")
     assert "No channel can be reached" in got["why"]
+    assert got["problem"]["code"] == "cloud_gone"
 
 
 def test_a_call_cut_with_the_daemon_stays_unknown_and_the_prompt_runs_again(planted: Home, fake: Cloud) -> None:
@@ -233,6 +243,7 @@ def test_a_lid_holds_back_what_it_has_no_room_for(planted: Home, fake: Cloud) ->
     id = prompt(planted, "say hello")
     until(lambda: "waits for money" in shown(planted, id)["why"], lambda: str(shown(planted, id)), CALL_S)
     assert not fake.seen
+    assert problem_code(planted, id) == "no_money"
     planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY") + "[budget]\nday_usd = 1.0\n")
     planted.client.call("omnid/config.reload", {})
     finished(planted, id)
@@ -241,9 +252,39 @@ def test_a_lid_holds_back_what_it_has_no_room_for(planted: Home, fake: Cloud) ->
 def test_an_unknown_model_is_refused_with_the_nearest(planted: Home, fake: Cloud) -> None:
     planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY"))
     planted.start()
-    with pytest.raises(Exception, match=r"No channel has a model fake-2.*did you mean fake-1"):
+    with pytest.raises(OmnidError, match=r"No channel has a model fake-2.*did you mean fake-1") as caught:
         prompt(planted, "say hello", model="fake-2")
+    assert caught.value.code == "unknown_model"
     assert shown(planted, prompt(planted, "fix the bug", model="strong"))["executor"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "reason"),
+    [
+        ("key_refused", "no_channel_key", "login"),
+        ("fault", "model_failed", None),
+        ("bad_request", "call_refused", None),
+    ],
+)
+def test_what_a_provider_says_becomes_a_reason(
+    planted: Home, fake: Cloud, mode: str, code: str, reason: str | None
+) -> None:
+    planted.configure(channel("p1", fake.base_url(mode), "P1_KEY"))
+    planted.start()
+    id = prompt(planted, "say hello", attempts_max=1)
+    found = until(lambda: problem_code(planted, id), lambda: str(shown(planted, id)), CALL_S)
+    assert (found, shown(planted, id)["reason"]) == (code, reason)
+
+
+def test_a_prompt_that_no_channel_can_ever_take_fails_at_once(planted: Home, fake: Cloud) -> None:
+    small = channel("p1", fake.base_url("ok"), "P1_KEY").replace(
+        'name = "fake-1"', 'name = "fake-1", context_tokens = 2000'
+    )
+    planted.configure(small)
+    planted.start()
+    got = finished(planted, prompt(planted, "word " * 9_000), "failed")
+    assert got["problem"]["code"] == "no_channel_ever"
+    assert not fake.seen
 
 
 def test_the_config_may_hold_executors_of_kind_model(planted: Home, fake: Cloud) -> None:

@@ -112,6 +112,7 @@ async def test_without_the_token_nobody_comes_in(home: Home, given: str | None) 
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Bearer")
         assert "Authorization: Bearer" in problem(answer)["do"]
+        assert problem(answer)["code"] == "http_refused"
         twice = [("Authorization", f"Bearer {TOKEN}"), ("Authorization", f"Bearer {TOKEN}")]
         assert (await client.post(url(daemon), json=HELLO, headers=twice)).status_code == 401
         answer = await client.post(url(daemon), json=HELLO, headers={"Authorization": f"bearer {TOKEN}"})
@@ -239,6 +240,7 @@ async def test_a_start_that_can_not_serve_is_refused(anyio_backend: str) -> None
         server = HttpServer(Http(**settings), mcp, Secrets(secrets), SystemClock(), Log())
         with pytest.raises(Rejected) as caught:
             await server.open()
+        assert caught.value.code in ("http_start", "secret_missing")
         return caught.value.what
 
     if anyio_backend == "trio":
