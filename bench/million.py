@@ -15,7 +15,9 @@ from bench.served import NAME, NoopExecutor
 from bench.world import Daemon, answer_of, memory_mb, request, scratch
 from omnid.clock import SystemClock
 from omnid.flow import dispatcher, results
+from omnid.flow.turned import Turned
 from omnid.model import Command, Result
+from omnid.route.budget import Budget
 from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
@@ -97,6 +99,7 @@ async def _claims(small: Path, large: Path) -> tuple[float, float]:
         store._connection.pragma("synchronous", "off")
         await store.write(lambda tx: journal.open_gate(tx, "paused:*"))
     settings = Config()
+    budget = Budget(settings, {NAME: NoopExecutor.kind})
     claim = partial(
         dispatcher.claim,
         free={NAME: 1},
@@ -104,14 +107,23 @@ async def _claims(small: Path, large: Path) -> tuple[float, float]:
         executors={NAME: NoopExecutor(mmap.mmap(-1, 16))},
         config=settings,
         clock=clock,
+        budget=budget,
     )
     taken_ms: tuple[list[float], list[float]] = ([], [])
     for _ in range(CLAIMS):
         for store, durations in zip(stores, taken_ms, strict=True):
             since_ns = time.monotonic_ns()
-            (command,) = await store.write(claim)
+            claimed = await store.write(claim)
             durations.append((time.monotonic_ns() - since_ns) / 1e6)
-            finish = partial(results.finish, result=_success(command), config=settings, chance=clock.uniform)
+            (command,) = claimed.commands
+            finish = partial(
+                results.finish,
+                result=_success(command),
+                config=settings,
+                chance=clock.uniform,
+                budget=budget,
+                turned=Turned.nothing(),
+            )
             if not await store.write(finish):
                 raise RuntimeError("a result was refused")
     for store in stores:

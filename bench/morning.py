@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -35,6 +36,7 @@ def _digest_ms() -> float:
         connection.execute(NIGHT)
         connection.close()
         taken_ms: list[float] = []
+        answer: dict[str, Any] = {}
         with _daemon(directory) as daemon:
             for _ in range(TURNS):
                 since_s = time.perf_counter()
