@@ -171,7 +171,7 @@ async def _until_closed(client: Client, seen: Seen) -> None:
     await client.stream.receive()
 
 
-async def _hang_inside(client: Client, seen: Seen) -> None:
+async def _half_an_answer(client: Client, seen: Seen) -> None:
     if seen.body.get("stream"):
         await client.begin_stream()
         for event in events(seen.wire)[:4]:
@@ -179,6 +179,10 @@ async def _hang_inside(client: Client, seen: Seen) -> None:
     else:
         await client.head(200, {"content-type": "application/json", "content-length": "500"})
         await client.stream.send(b'{"id": "c1", ')
+
+
+async def _hang_inside(client: Client, seen: Seen) -> None:
+    await _half_an_answer(client, seen)
     await anyio.sleep_forever()
 
 
@@ -188,13 +192,7 @@ async def _reset(client: Client, seen: Seen) -> None:
 
 
 async def _broken_stream(client: Client, seen: Seen) -> None:
-    if seen.body.get("stream"):
-        await client.begin_stream()
-        for event in events(seen.wire)[:4]:
-            await client.event(event)
-    else:
-        await client.head(200, {"content-type": "application/json", "content-length": "500"})
-        await client.stream.send(b'{"id": "c1", ')
+    await _half_an_answer(client, seen)
     await client.stream.aclose()
 
 

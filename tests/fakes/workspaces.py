@@ -1,14 +1,16 @@
 """Workspaces on real git, and the states that their tasks have."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 from omnid.clock import SystemClock
+from omnid.errors import OmnidError
 from omnid.executor.workspace import Workspaces
 from omnid.log import Log
 from omnid.model import Command, Outcome, Result, Work
@@ -56,3 +58,11 @@ class Places:
     def record(self, command: Command) -> Any:
         """Gives the record of a task's workspace; None where it has none."""
         return self.workspaces.of(command.task_id)
+
+
+async def refused(awaited: Awaitable[object], code: str) -> OmnidError:
+    """Awaits it, and gives the error of this code that it must end with."""
+    with pytest.raises(OmnidError) as caught:
+        await awaited
+    assert caught.value.code == code
+    return caught.value

@@ -12,14 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnid.errors import OmnidError
 from omnid.executor.workspace import kind_for, uses
 from omnid.executor.workspace_record import NAME_CHARS_MAX, key_of
 from omnid.model import Work
 from omnid.settings import CommandExecutor as Section
 from omnid.settings import McpExecutor
 from tests.fakes.repository import ENVIRON, Repository, write
-from tests.fakes.workspaces import AGENT, PLAIN, Places
+from tests.fakes.workspaces import AGENT, PLAIN, Places, refused
 
 
 @pytest.fixture
@@ -30,13 +29,6 @@ def repository(tmp_path: Path) -> Repository:
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
     return Places(tmp_path / "workspaces")
-
-
-async def refused(awaited, code: str) -> OmnidError:
-    with pytest.raises(OmnidError) as caught:
-        await awaited
-    assert caught.value.code == code
-    return caught.value
 
 
 # Who works in one.

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from omnid.errors import OmnidError
 from omnid.executor import workspace_files
 from omnid.executor.worktree import MERGE_VERSION_MIN
 from omnid.model import Command
 from omnid.settings import CommandExecutor as Section
 from tests.fakes.repository import Repository, write
-from tests.fakes.workspaces import PLAIN, Places
+from tests.fakes.workspaces import PLAIN, Places, refused
 
 COPYING = Section(name="claude-code", profile="claude-code", workspace="copy")
 
@@ -26,13 +25,6 @@ def repository(tmp_path: Path) -> Repository:
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
     return Places(tmp_path / "workspaces")
-
-
-async def refused(awaited, code: str) -> OmnidError:
-    with pytest.raises(OmnidError) as caught:
-        await awaited
-    assert caught.value.code == code
-    return caught.value
 
 
 async def done(places: Places, repository: Repository, files: dict[str, str], name: str = "t7") -> Command:
