@@ -8,7 +8,7 @@ KILLS ?= 1000
 PROGRAMS := redis-server rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs agents demo test check format cover kills night-kills sim conformance bench lock clean
+.PHONY: help setup venv programs agents demo test check format cover kills night-kills relay-kills sim conformance bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,10 @@ kills: venv ## the kill test at length: KILLS=1000
 night-kills: KILLS = 100
 night-kills: venv ## the kill test of agents at length: KILLS=100
 	@OMNID_NIGHT_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=3600 tests/e2e/test_night_kills.py
+
+relay-kills: KILLS = 500
+relay-kills: venv ## the daemon killed in the middle of what MCP clients ask: KILLS=500
+	@OMNID_RELAY_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=7200 tests/e2e/test_relay_kills.py
 
 sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

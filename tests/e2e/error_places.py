@@ -11,6 +11,7 @@ ELSEWHERE = {
     "agent_silent": "tests/contract/test_profile.py::test_no_answer_is_a_failure_that_says_so",
     "session_gone": "tests/contract/test_profile.py::test_a_session_that_was_lost_with_the_machine_is_asked_about",
     "session_taken": "tests/contract/test_profile.py::test_a_session_that_is_there_already_is_gone_on_with",
+    "daemon_differs": "tests/unit/test_relay_session.py::test_a_daemon_of_another_version_is_named_at_once",
     "disk_full": "tests/e2e/test_faults.py::test_a_full_disk_loses_nothing_and_heals",
     "disk_low": "tests/e2e/test_faults.py::test_new_tasks_are_refused_before_the_disk_is_full",
     "schema_newer": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
