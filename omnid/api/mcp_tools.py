@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from omnid.api.methods import METHODS, Method
 from omnid.api.shapes import TaskView
-from omnid.api.texts import refuse_nul
+from omnid.api.texts import NUL_IN_JSON, refuse_nul
 from omnid.errors import Rejected
 from omnid.flow.control import AGENT_ACTIONS
 
@@ -78,7 +78,8 @@ class Tool(NamedTuple):
             params = msgspec.convert(arguments, self.method.params)
         except msgspec.ValidationError as error:
             raise Rejected("bad_request", detail=error, where=where) from error
-        refuse_nul(params, where)
+        if NUL_IN_JSON in msgspec.json.encode(arguments):
+            refuse_nul(params, where)
         return params
 
 
