@@ -75,10 +75,14 @@ class Tool(NamedTuple):
             detail = f"Object contains unknown field `{min(refused)}`"
             raise Rejected("bad_request", detail=detail, where=where)
         try:
+            text = msgspec.json.encode(arguments)
             params = msgspec.convert(arguments, self.method.params)
+        except UnicodeEncodeError as error:
+            # JSON can say half of a surrogate pair; no text can hold it.
+            raise Rejected("bad_request", detail="a text holds half of a surrogate pair", where=where) from error
         except msgspec.ValidationError as error:
             raise Rejected("bad_request", detail=error, where=where) from error
-        if NUL_IN_JSON in msgspec.json.encode(arguments):
+        if NUL_IN_JSON in text:
             refuse_nul(params, where)
         return params
 
