@@ -22,7 +22,7 @@ venv: ## what its tests and checks need too
 programs:
 	@sh scripts/packages.sh $(PROGRAMS) || echo "The tests that need them will fail." >&2
 
-agents:
+agents: venv
 	@sh scripts/agents.sh || echo "The tests that need them will fail." >&2
 
 demo: setup ## twelve real tasks, a killed daemon, and a count of what was lost
@@ -84,8 +84,11 @@ lock: ## newest versions into the locks, for all platforms (needs uv)
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-emit-index-url --custom-compile-command "make lock" --group build -c requirements-dev.txt \
 		-o requirements-build.txt
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --no-strip-extras --custom-compile-command "make lock" tests/agents/requirements.in \
+		-o tests/agents/requirements.txt
 
 clean: ## removes all that the targets above made
-	rm -rf tests/agents/node_modules tests/conformance/node_modules
+	rm -rf tests/agents/node_modules tests/agents/.venv tests/conformance/node_modules
 	rm -rf .venv .venv.lock .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
