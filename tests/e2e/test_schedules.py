@@ -17,7 +17,9 @@ on = ["start"]
 
 
 def runs(home: Home, name: str) -> int:
-    return home.client.call("omnid/schedule.show", {"name": name})["runs"]
+    """Gives how often it has run; 0 where there is none of that name yet."""
+    listed = home.client.call("omnid/schedule.list", {})["schedules"]
+    return next((one["runs"] for one in listed if one["name"] == name), 0)
 
 
 def test_a_schedule_runs_at_its_times_and_over_a_kill(omnid: Home) -> None:
@@ -42,6 +44,7 @@ def test_a_schedule_runs_at_its_times_and_over_a_kill(omnid: Home) -> None:
 def test_a_preset_runs_at_the_start_and_by_hand(home: Home) -> None:
     home.configure(PRESET % home.work)
     home.start()
+    until(lambda: runs(home, "backup") == 1, "it didn't run at the start")
     assert home.wait("config/t1")["task"]["state"] == "completed"
     said = home.ctl("run", "backup", "--param", "path=srv")
     assert said.out == "t1\n"
@@ -49,6 +52,7 @@ def test_a_preset_runs_at_the_start_and_by_hand(home: Home) -> None:
     assert home.lines("saved") == ["home", "srv"]
     home.kill()
     home.start()
+    until(lambda: runs(home, "backup") == 3, "it didn't run at the second start")
     assert home.wait("config/t2")["task"]["state"] == "completed"
     home.configure("")
     assert home.ctl("config", "reload").code == 0
@@ -58,6 +62,7 @@ def test_a_preset_runs_at_the_start_and_by_hand(home: Home) -> None:
 def test_whose_a_schedule_is(home: Home) -> None:
     home.configure(PRESET % home.work)
     home.start()
+    until(lambda: runs(home, "backup") == 1, "the preset isn't there")
     said = home.ctl("schedule", "rm", "backup")
     assert said.code == 1
     assert_says("schedule_of_config", said.err)
