@@ -138,8 +138,9 @@ class Schedules:
 
     def _set_anew(self, tx: Tx) -> None:
         for scheduled in rows.page(tx, "", rows.COUNT_MAX):
-            timed = self._timed(scheduled)
-            if timed.next_at_ms is not None and timed.next_at_ms < (scheduled.next_at_ms or 0):
+            timed, before_ms = self._timed(scheduled), scheduled.next_at_ms
+            ahead = before_ms is not None and before_ms > tx.now_ms
+            if ahead and timed.next_at_ms not in (None, before_ms):
                 rows.put(tx, timed)
 
     async def _run_due(self, scheduled: Scheduled) -> None:
@@ -172,10 +173,9 @@ class Schedules:
         due = recurrence.due(schedule, zone, began_ms, now_ms if first_ms is None else first_ms, now_ms, late_ms)
         if schedule.overlap != "queue" and len(due.times) > 1:
             # All but the last would overlap, or be ended at once.
-            due = Due(due.times[-1:], due.skipped + len(due.times) - 1, due.next_at_ms)
+            due = due._replace(times=due.times[-1:], skipped=due.skipped + len(due.times) - 1)
         left = len(due.times) if schedule.times_max is None else max(0, schedule.times_max - scheduled.runs)
-        next_ms = None if left <= len(due.times) and schedule.times_max is not None else due.next_at_ms
-        return Due(due.times[:left], due.skipped, next_ms)
+        return due._replace(times=due.times[:left])
 
     def _begin(self, tx: Tx, *, before: Scheduled, due: Due, writes: Sequence[Write]) -> Effect | None:
         """Submits the runs, unless the schedule has changed meanwhile; it is looked at again then."""
@@ -194,7 +194,8 @@ class Schedules:
         after = replace(before, next_at_ms=due.next_at_ms, skipped=before.skipped + due.skipped, problem=None)
         if submitted:
             after = replace(after, last_at_ms=tx.now_ms, last_task=submitted[-1].id, runs=before.runs + len(submitted))
-        rows.put(tx, after)
+        ended = after.schedule.times_max is not None and after.runs >= after.schedule.times_max
+        rows.put(tx, replace(after, next_at_ms=None) if ended else after)
         return effect
 
     async def _take_presets(self) -> None:

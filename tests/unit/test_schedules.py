@@ -154,6 +154,34 @@ async def test_it_ends_after_its_times(house: House) -> None:
     assert len(await house.tasks()) == 2
 
 
+async def test_a_time_that_is_left_out_is_not_one_of_its_times(house: House) -> None:
+    await house.add("twice", Schedule(every_s=60, times_max=2))
+    for _ in range(3):
+        await house.after(1)
+    await house.finish()
+    await house.after(1)
+    view = await house.show("twice")
+    assert (view.runs, view.skipped, view.next_at_ms) == (2, 2, None)
+
+
+async def test_another_zone_moves_what_is_to_come(house: House) -> None:
+    house.world.set("daemon", zone="Asia/Taipei")
+    context = house.world.context
+    context.take_executors(context.executors)
+    await house.add("nightly", Schedule(cron="0 3 * * *"))
+    await house.add("there", Schedule(cron="0 3 * * *", zone="Asia/Taipei"))
+    await house.schedules.work_off()
+    before_ms = (await house.show("nightly")).next_at_ms
+    house.world.set("daemon", zone="UTC")
+    context.take_executors(context.executors)
+    await house.schedules.work_off()
+    assert before_ms is not None
+    assert (await house.show("there")).next_at_ms == before_ms
+    moved_ms = (await house.show("nightly")).next_at_ms
+    assert moved_ms is not None
+    assert (moved_ms - before_ms) % (24 * 60 * MINUTE_MS) == 8 * 60 * MINUTE_MS
+
+
 async def test_events_set_it_going(house: House) -> None:
     await house.add("alarm", Schedule(on=("executor.down:safe", "executor.up:safe")))
     await house.add("other", Schedule(on=("cloud.down",)))
@@ -312,6 +340,12 @@ async def test_a_submit_may_ask_for_a_schedule(house: House) -> None:
         await house.world.write(house.views.begin_submit(AGENT, other))
     assert caught.value.code == "schedule_taken"
     assert await house.tasks() == []
+
+
+async def test_a_batch_takes_tasks_alone(house: House) -> None:
+    asked = Submit(argv=("x",), schedule=NamedSchedule(name="nightly", cron="@daily"))
+    with pytest.raises(Rejected, match="submitted by itself"):
+        await house.world.submit(Submit(argv=("y",)), asked)
 
 
 @pytest.mark.parametrize(
