@@ -182,6 +182,17 @@ async def test_another_zone_moves_what_is_to_come(house: House) -> None:
     assert (moved_ms - before_ms) % (24 * 60 * MINUTE_MS) == 8 * 60 * MINUTE_MS
 
 
+async def test_what_was_changed_meanwhile_is_looked_at_again(house: House) -> None:
+    await house.add("tick", EVERY)
+    house.clock.now_ms += MINUTE_MS
+    (due,) = await house.world.store.read(lambda reader: rows.due(reader, house.clock.now_ms, 10))
+    await house.views.switch(PERSON, ScheduleSwitch(name="tick", enabled=False))
+    await house.schedules._run_due(due)
+    view = await house.show("tick")
+    assert (view.enabled, view.runs) == (False, 0)
+    assert await house.tasks() == []
+
+
 async def test_events_set_it_going(house: House) -> None:
     await house.add("alarm", Schedule(on=("executor.down:safe", "executor.up:safe")))
     await house.add("other", Schedule(on=("cloud.down",)))
