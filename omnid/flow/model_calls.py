@@ -86,14 +86,15 @@ class ModelCalls:
         self._learn(call, said, took_s)
         self._tell_modes(call, said)
         cost = cost_of(call, said)
-        outcome = "success" if isinstance(said, Answer) else said.kind
-        turned = Turned.nothing()
-        try:
-            settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
-            await self._context.store.write(settle, then=lambda _: self._context.took(turned))
-        except Retryable as error:
-            self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
-        detail = "" if isinstance(said, Answer) else said.detail
+        outcome, detail = "success", ""
+        if isinstance(said, Failure):
+            outcome, detail = said.kind, said.detail
+            turned = Turned.nothing()
+            try:
+                settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
+                await self._context.store.write(settle, then=lambda _: self._context.took(turned))
+            except Retryable as error:
+                self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
         self._context.log.info(
             "model_call",
             channel=call.channel.name,
