@@ -76,7 +76,7 @@ def models(case: Case) -> Models:
 
 
 def test_the_table_names_every_mode_of_the_fake() -> None:
-    assert MODES.keys() - CASES.keys() == {"ok", "error_in_200", "until_closed"}
+    assert MODES.keys() - CASES.keys() == {"ok", "slow", "error_in_200", "until_closed"}
 
 
 @pytest.mark.parametrize("mode", CASES)

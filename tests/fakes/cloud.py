@@ -24,6 +24,10 @@ LIMIT_S = 40
 NOW_S = 1_900_000_000
 """The time of the fake's dates; tests give the same to whoever reads them."""
 HUGE_BYTES = 300_000
+PAUSE_S = 0.04
+"""Between the pieces of a slow answer."""
+GOOD = frozenset({"ok", "slow"})
+"""The modes that answer."""
 INPUT_TOKENS, OUTPUT_TOKENS, COST_USD = 11, 5, 0.000123
 
 
@@ -160,6 +164,18 @@ async def _ok(client: Client, seen: Seen) -> None:
     await client.end_stream()
 
 
+async def _slow(client: Client, seen: Seen) -> None:
+    await anyio.sleep(PAUSE_S)
+    if not seen.body.get("stream"):
+        await client.answer(200, whole(seen.wire))
+        return
+    await client.begin_stream()
+    for event in events(seen.wire):
+        await client.event(event)
+        await anyio.sleep(PAUSE_S)
+    await client.end_stream()
+
+
 async def _hang_before(client: Client, seen: Seen) -> None:
     await anyio.sleep_forever()
 
@@ -270,6 +286,7 @@ async def _html(client: Client, seen: Seen) -> None:
 
 MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "ok": _ok,
+    "slow": _slow,
     "hang_before": _hang_before,
     "hang_inside": _hang_inside,
     "until_closed": _until_closed,
@@ -302,6 +319,8 @@ class Cloud:
     def __init__(self, port: int) -> None:
         self.port = port
         self.seen: list[Seen] = []
+        self.answered: list[Seen] = []
+        """What was answered well and to its end; whether anybody has read it is another matter."""
         self.modes: dict[str, str] = {}
         """What a first part of the path stands for, where that isn't a mode itself; may change at any time."""
         self.on_request: Callable[[], object] = lambda: None
@@ -321,11 +340,14 @@ class Cloud:
                     seen = await client.request()
                     self.seen.append(seen)
                     self.on_request()
+                    mode = self.modes.get(seen.mode, seen.mode)
                     try:
-                        await MODES[self.modes.get(seen.mode, seen.mode)](client, seen)
+                        await MODES[mode](client, seen)
                     except gone:
                         self.closed.set()
                         raise
+                    if mode in GOOD and seen.body:
+                        self.answered.append(seen)
 
 
 @asynccontextmanager
