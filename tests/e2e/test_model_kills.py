@@ -83,10 +83,9 @@ class Sky:
         self.port = 0
 
     def rise(self) -> None:
-        made = self._up.enter_context(self._portal.wrap_async_context_manager(cloud(self.port)))
+        made = self._up.enter_context(self._portal.wrap_async_context_manager(cloud(self.port, p1="slow")))
         self.port = made.port
         self._clouds.append(made)
-        self.turn("slow")
 
     def fall(self) -> None:
         self._up.close()

@@ -316,12 +316,12 @@ MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
 class Cloud:
     """The fake, once it listens."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, modes: dict[str, str]) -> None:
         self.port = port
         self.seen: list[Seen] = []
         self.answered: list[Seen] = []
         """What was answered well and to its end; whether anybody has read it is another matter."""
-        self.modes: dict[str, str] = {}
+        self.modes = modes
         """What a first part of the path stands for, where that isn't a mode itself; may change at any time."""
         self.on_request: Callable[[], object] = lambda: None
         self.closed = anyio.Event()
@@ -351,11 +351,11 @@ class Cloud:
 
 
 @asynccontextmanager
-async def cloud(port: int = 0) -> AsyncGenerator[Cloud]:
-    """Serves on a free port of loopback, or on that one."""
+async def cloud(port: int = 0, **modes: str) -> AsyncGenerator[Cloud]:
+    """Serves on a free port of loopback, or on that one; `modes` are those of `Cloud`."""
     listening = anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port, reuse_port=True)
     async with await listening as listener, anyio.create_task_group() as group:
-        made = Cloud(listener.extra(anyio.abc.SocketAttribute.local_port))
+        made = Cloud(listener.extra(anyio.abc.SocketAttribute.local_port), modes)
         group.start_soon(listener.serve, made.serve_one)
         yield made
         group.cancel_scope.cancel()
