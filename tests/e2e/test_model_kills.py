@@ -47,6 +47,7 @@ to = []
 day_usd = {lid_usd}
 [retry]
 backoff_base_s = 0.05
+backoff_max_s = 2.0
 [models]
 output_tokens_max = 50
 connect_timeout_s = 2.0
