@@ -1,7 +1,7 @@
 """A provider of models on loopback that misbehaves as the real ones do; the first part of the path says how.
 
 It speaks both wires: ``/<mode>/v1/chat/completions`` and ``/<mode>/v1/messages``. ``python -m tests.fakes.cloud``
-serves by itself and prints its port, for what must not share a process with it.
+serves by itself (at a port and a host that may follow) and prints its port, for what must not share a process with it.
 """
 
 import contextlib
@@ -351,9 +351,9 @@ class Cloud:
 
 
 @asynccontextmanager
-async def cloud(port: int = 0, **modes: str) -> AsyncGenerator[Cloud]:
-    """Serves on a free port of loopback, or on that one; `modes` are those of `Cloud`."""
-    listening = anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port, reuse_port=True)
+async def cloud(port: int = 0, host: str = "127.0.0.1", **modes: str) -> AsyncGenerator[Cloud]:
+    """Serves on a free port of loopback, or on what is given; `modes` are those of `Cloud`."""
+    listening = anyio.create_tcp_listener(local_host=host, local_port=port, reuse_port=True)
     async with await listening as listener, anyio.create_task_group() as group:
         made = Cloud(listener.extra(anyio.abc.SocketAttribute.local_port), modes)
         group.start_soon(listener.serve, made.serve_one)
@@ -362,7 +362,8 @@ async def cloud(port: int = 0, **modes: str) -> AsyncGenerator[Cloud]:
 
 
 async def _main() -> None:
-    async with cloud(int(sys.argv[1]) if len(sys.argv) > 1 else 0) as made:
+    port, host = [*sys.argv[1:], *("0", "127.0.0.1")[len(sys.argv) - 1 :]]
+    async with cloud(int(port), host) as made:
         print(made.port, flush=True)
         await anyio.to_thread.run_sync(sys.stdin.buffer.read)
 
