@@ -7,6 +7,7 @@ serves by itself (at a port and a host that may follow) and prints its port, for
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.abc
 import anyio.to_thread
+from anyio.streams.tls import TLSListener
 
 TEXT = "Hello from the cloud."
 PIECES = ("Hello ", "from the ", "cloud.")
@@ -212,6 +214,21 @@ async def _broken_stream(client: Client, seen: Seen) -> None:
     await client.stream.aclose()
 
 
+async def _reset_inside(client: Client, seen: Seen) -> None:
+    await _half_an_answer(client, seen)
+    # What is still on its way would go with the connection.
+    await anyio.sleep(PAUSE_S)
+    await _reset(client, seen)
+
+
+async def _cut_short(client: Client, seen: Seen) -> None:
+    await _half_an_answer(client, seen)
+    if seen.body.get("stream"):
+        await client.end_stream()
+    else:
+        await client.stream.aclose()
+
+
 async def _drip(client: Client, seen: Seen) -> None:
     if seen.body.get("stream"):
         await client.begin_stream()
@@ -284,6 +301,11 @@ async def _html(client: Client, seen: Seen) -> None:
     await client.answer(502, "<html><title>Bad gateway</title></html>")
 
 
+async def _sign_in(client: Client, seen: Seen) -> None:
+    """What the network of a hotel answers to everything."""
+    await client.answer(200, "<html><title>Welcome, please sign in</title></html>")
+
+
 MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "ok": _ok,
     "slow": _slow,
@@ -291,7 +313,9 @@ MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "hang_inside": _hang_inside,
     "until_closed": _until_closed,
     "reset": _reset,
+    "reset_inside": _reset_inside,
     "broken_stream": _broken_stream,
+    "cut_short": _cut_short,
     "drip": _drip,
     "empty_choices": _empty_choices,
     "wrong_json": _wrong_json,
@@ -306,6 +330,8 @@ MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "key_refused": _says(401, "authentication_error"),
     "fault": _text_error,
     "bad_gateway": _html,
+    "unavailable": _says(503, "service_unavailable"),
+    "sign_in": _sign_in,
     "overloaded": _says(529, "overloaded_error"),
     "bad_request": _says(400, "invalid_request_error"),
     "unknown_model": _says(404, "not_found_error"),
@@ -351,12 +377,14 @@ class Cloud:
 
 
 @asynccontextmanager
-async def cloud(port: int = 0, host: str = "127.0.0.1", **modes: str) -> AsyncGenerator[Cloud]:
+async def cloud(
+    port: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, **modes: str
+) -> AsyncGenerator[Cloud]:
     """Serves on a free port of loopback, or on what is given; `modes` are those of `Cloud`."""
     listening = anyio.create_tcp_listener(local_host=host, local_port=port, reuse_port=True)
     async with await listening as listener, anyio.create_task_group() as group:
         made = Cloud(listener.extra(anyio.abc.SocketAttribute.local_port), modes)
-        group.start_soon(listener.serve, made.serve_one)
+        group.start_soon((listener if tls is None else TLSListener(listener, tls)).serve, made.serve_one)
         yield made
         group.cancel_scope.cancel()
 
