@@ -31,9 +31,11 @@ from tests.fakes.cloud import COST_USD, Cloud, cloud
 KILLS = int(os.environ.get("OMNID_MODEL_KILLS", "12"))
 KEYS = {"P1_KEY": "sk-planted-p1", "P1_BACKUP": "sk-planted-backup", "P2_KEY": "sk-planted-p2"}
 OPEN_MAX = 8
-PAUSE_S_MAX = 1.5
+PAUSE_S_MAX = 0.8
+"""From a new call on, so that a kill meets calls in flight; an answer takes a third of it."""
+CALL_S_MAX = 8.0
 STEP_S_MAX, END_S, LOCAL_S = 20.0, 180.0, 30.0
-LID_USD, RAISE_USD = 0.02, 0.01
+LID_USD, RAISE_USD, CALL_USD_MAX = 0.003, 0.002, 0.0002
 MODES = ("slow", "slow", "slow", "ok", "broken_stream", "reset")
 LOCAL = "tests.fakes.cloud"
 ROOT = Path(__file__).parents[2]
@@ -94,6 +96,10 @@ class Sky:
     def turn(self, mode: str) -> None:
         """Changes what P1 does from here on."""
         self._clouds[-1].modes["p1"] = mode
+
+    @property
+    def calls(self) -> int:
+        return sum(bool(one.body) for made in self._clouds for one in made.seen)
 
     def count(self) -> tuple[Counter[str], Counter[str]]:
         """Gives how often each prompt was asked, and how often it was answered to the end."""
@@ -170,7 +176,7 @@ class Prompts:
         lid_usd = today["limit_usd"]
         if counted_usd > lid_usd + 1e-7:
             self.passed.append(f"{counted_usd} of {lid_usd}")
-        if counted_usd > lid_usd - RAISE_USD / 4 and lid_usd > self.lid_usd - 1e-7:
+        if counted_usd > lid_usd - CALL_USD_MAX and lid_usd > self.lid_usd - 1e-7:
             self.lid_usd += RAISE_USD
             self.configure()
         if lid_usd < self.lid_usd - 1e-7:
@@ -203,6 +209,9 @@ class ModelKiller:
         self._sky.turn(self._chance.choice(MODES))
 
     def pause(self) -> None:
+        before, deadline_s = self._sky.calls, time.monotonic() + CALL_S_MAX
+        while self._sky.calls == before and time.monotonic() < deadline_s:
+            self._prompts.work(time.monotonic() + LOOK_S)
         self._prompts.work(time.monotonic() + self._chance.uniform(0.0, PAUSE_S_MAX))
 
     def _outage(self) -> None:
@@ -211,11 +220,10 @@ class ModelKiller:
         deadline_s = time.monotonic() + LOCAL_S
         while not self._pids(LOCAL) and time.monotonic() < deadline_s:
             self._prompts.work(time.monotonic() + 0.1)
-        self.pause()
+        self._prompts.work(time.monotonic() + self._chance.uniform(0.0, PAUSE_S_MAX))
         self._kill(LOCAL, "local server")
         if self._chance.random() < 0.3:
             self._kill_daemon()
-            self.pause()
         self._sky.rise()
 
     def _kill_daemon(self) -> None:
