@@ -353,6 +353,8 @@ class Result(Struct, frozen=True):
     cost_usd: float | None = None
     park: Park | None = None
     """With the outcome `parked`, what closes the executor's gate."""
+    call_costs: dict[str, int | None] = {}
+    """What calls of it have cost that are not settled yet, in microdollars; None: nobody knows."""
 
 
 class Delivery(Struct, frozen=True):

@@ -136,6 +136,8 @@ DELETE FROM label WHERE label = $1 AND ord = $2
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 AND number = $2
 -- name: attempts_of
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 ORDER BY number DESC LIMIT $2
+-- name: count_without_result
+SELECT count(*) FROM attempt WHERE task_id = $1 AND outcome IN ('unstarted', 'lost')
 -- name: count_attempts
 SELECT count(*) FROM attempt WHERE task_id = $1
 -- name: cost_of_task
