@@ -109,6 +109,8 @@ class SqliteReader:
     def __init__(self, connection: apsw.Connection) -> None:
         self.connection = connection
         self._execute = connection.execute
+        self._whole = connection.cursor().execute
+        """For what is read to its end at once, or gives no rows: one cursor, where a statement else has its own."""
         self._queries = queries()
 
     def one(self, query: str, *args: Any) -> Row | None:
@@ -119,7 +121,7 @@ class SqliteReader:
 
     def all(self, query: str, *args: Any) -> list[Row]:
         """See `interface.Reader.all`."""
-        return list(self._execute(self._queries[query], args))
+        return list(self._whole(self._queries[query], args))
 
 
 class LogClock:
@@ -137,8 +139,6 @@ class SqliteTx(SqliteReader):
 
     def __init__(self, connection: apsw.Connection, position: LogClock, clock: Clock) -> None:
         super().__init__(connection)
-        self._change = connection.cursor().execute
-        """For statements that give no rows: one cursor for all of them, where a query has its own."""
         self._position = position
         self._clock = clock
         self.now_ms = clock.wall_ms()
@@ -171,7 +171,7 @@ class SqliteTx(SqliteReader):
 
     def run(self, query: str, *args: Any) -> None:
         """See `interface.Tx.run`."""
-        self._change(self._queries[query], args)
+        self._whole(self._queries[query], args)
 
     def moved(self, before: str | None, after: str | None) -> None:
         """See `interface.Tx.moved`."""
@@ -196,7 +196,7 @@ class SqliteTx(SqliteReader):
         ord = self.stamp()
         try:
             # The row before its entry: where it can't be, there is no entry either.
-            self._change(insert_sql(collection.name, ("ord", "id", *columns)), (ord, id, *columns.values()))
+            self._whole(insert_sql(collection.name, ("ord", "id", *columns)), (ord, id, *columns.values()))
         except apsw.ConstraintError as error:
             raise Taken(str(error)) from error
         self._append(ord, collection, id, "create", log.encode_body(logged, {}))
@@ -219,35 +219,35 @@ class SqliteTx(SqliteReader):
         heads = {**at.heads, **dict.fromkeys(fields, hlc)}
         columns.update(derived)
         values = (*columns.values(), log.encode_heads(heads), at.ord)
-        self._change(update_sql(collection.name, (*columns, "heads")), values)
+        self._whole(update_sql(collection.name, (*columns, "heads")), values)
         return heads
 
     def delete(self, collection: Collection, id: str, at: At) -> None:
         """See `interface.Tx.delete`."""
         prev = {"*": max((at.ord, *at.heads.values()))}
         self._append(self.stamp(), collection, id, "delete", log.encode_body({}, prev))
-        self._change(self._queries[f"delete_{collection.name}"], (id,))
+        self._whole(self._queries[f"delete_{collection.name}"], (id,))
 
     def forget(self, collection: Collection, id: str) -> None:
         """See `interface.Tx.forget`."""
         self.forgot = True
-        self._change(self._queries[f"delete_{collection.name}"], (id,))
-        self._change(self._queries["forget_changes"], (collection.name, id))
+        self._whole(self._queries[f"delete_{collection.name}"], (id,))
+        self._whole(self._queries["forget_changes"], (collection.name, id))
 
     def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
         """See `interface.Tx.forget_history`."""
         self.forgot = True
-        self._change(self._queries["forget_deleted"], (collection.name, id, before_hlc))
+        self._whole(self._queries["forget_deleted"], (collection.name, id, before_hlc))
 
     def _keep(self, blobs: list[tuple[str, str]]) -> None:
         for digest, text in blobs:
-            self._change(self._queries["keep_blob"], (digest, text))
+            self._whole(self._queries["keep_blob"], (digest, text))
 
     def _append(self, hlc: int, collection: Collection, id: str, kind: str, body: str) -> None:
         position = self._position
         position.seq += 1
         position.hlc = hlc
-        self._change(
+        self._whole(
             self._queries["append_change"],
             (position.seq, hlc, position.node, position.incarnation, collection.name, id, kind, body),
         )
