@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from omnid.errors import OmnidError, sentences
+from omnid.patterns import HOURS
 
 Priority = Annotated[int, Meta(ge=-10, le=10, description="Higher starts first")]
 Label = Annotated[str, Meta(min_length=1, max_length=100)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="Unix milliseconds, up to the year 9999")]
 Ordinal = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-
-HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 USER_ORIGIN = "user"
 """The origin of tasks that people submit; its tasks are shown as ``t7``, those of others as ``origin/t7``."""
