@@ -261,6 +261,17 @@ class Command(Struct, frozen=True):
     cost_max_usd: float | None = None
     """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 
+    def ended(
+        self,
+        outcome: "Outcome",
+        problem: Problem | None,
+        *,
+        cost_usd: float | None = None,
+        park: "Park | None" = None,
+    ) -> "Result":
+        """Makes the result of this attempt, without output."""
+        return Result(self.attempt_id, self.task_id, self.number, outcome, problem, cost_usd=cost_usd, park=park)
+
 
 Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]
 """How an attempt ends. `failure` and `timeout` may be retried and `rejected` may not; `lost` means nobody knows;
