@@ -16,6 +16,7 @@ from omnid.api.shapes import TaskView
 from omnid.api.texts import refuse_nul
 from omnid.errors import Rejected
 from omnid.flow.control import AGENT_ACTIONS
+from omnid.patterns import said
 
 INSTRUCTIONS = (
     "omnid keeps tasks that must not get lost and runs each by the cheapest route that works. task_submit hands one "
@@ -77,7 +78,7 @@ class Tool(NamedTuple):
         try:
             params = msgspec.convert(arguments, self.method.params)
         except msgspec.ValidationError as error:
-            raise Rejected("bad_request", detail=error, where=where) from error
+            raise Rejected("bad_request", detail=said(error), where=where) from error
         refuse_nul(params, where)
         return params
 
