@@ -5,10 +5,10 @@ PYTEST := $(PY) -m pytest
 SEEDS ?= 1000
 KILLS ?= 1000
 # Programs that tests talk to.
-PROGRAMS := redis-server rabbitmq-server
+PROGRAMS := redis-server rabbitmq-server iproute2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs agents demo test check format cover kills night-kills sim conformance bench lock clean
+.PHONY: help setup venv programs agents demo test check format cover kills night-kills model-kills cable sim conformance bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,13 @@ kills: venv ## the kill test at length: KILLS=1000
 night-kills: KILLS = 100
 night-kills: venv ## the kill test of agents at length: KILLS=100
 	@OMNID_NIGHT_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=3600 tests/e2e/test_night_kills.py
+
+model-kills: KILLS = 100
+model-kills: venv ## the kill test of models at length: KILLS=100
+	@OMNID_MODEL_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=3600 tests/e2e/test_model_kills.py
+
+cable: venv programs ## a pulled cable by the times of the default config, which takes four minutes
+	@OMNID_CABLE_SCALE=1 $(PYTEST) -s -p no:cacheprovider tests/e2e/test_cable.py
 
 sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

@@ -107,6 +107,8 @@ def _write_single(tx: Tx, *, draft: Draft, caller: Caller, budget: Budget, tally
 
 def _draft(context: Context, caller: Caller, facts: RouteFacts, params: Submit) -> Draft:
     config = context.config
+    if params.schedule is not None:
+        raise Rejected("bad_request", detail="a schedule is submitted by itself", where="schedule")
     if params.reply_to is not None:
         check_reply_to(params.reply_to, config)
     work = Work(
