@@ -22,7 +22,7 @@ SAID: Mapping[str, str] = {
     NAME: "a name of at most 64 of a-z, 0-9, `.`, `_` and `-`, which begins with a letter or a digit",
     WORDS: "words with no `*` but at their end",
     PARAM_NAME: "a name of at most 64 of a-z, 0-9 and `_`",
-    EVENT: "start, or an event like cloud.down, link.up:NAME",
+    EVENT: "an event like start, cloud.down or executor.up:NAME",
     REVISIONS: "one full commit id, two of them with `..` between, or `copy`",
 }
 
