@@ -284,7 +284,7 @@ class _Reader:
         except ValueError as error:
             self.problems.append(_bad("daemon.zone", zone, f"{error}{_hint(zone, platform.zones())}"))
             del sections["daemon"]["zone"]
-        for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir")):
+        for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir"), ("brainstem", "dir")):
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))

@@ -14,6 +14,7 @@ from msgspec import Struct
 from omnid import __version__
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_workspaces as places
+from omnid.api.account import Account
 from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
@@ -82,6 +83,7 @@ class Api:
         self._outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
         self._modes = ModeViews(context)
+        self._account = Account(context, gates, self._views)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
         self._room = DiskRoom(context.config.state.dir, context.clock)
@@ -304,6 +306,14 @@ class Api:
         """Asks every channel with every key something that costs nothing."""
         return await self._modes.check()
 
+    async def rehearse(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.Rehearsed:
+        """Wakes the local model for a look at how long that takes and what it needs, and kills it again."""
+        return await self._modes.rehearse()
+
+    async def ask(self, caller: Caller, params: shapes_mode.Question) -> shapes_mode.Answered:
+        """Answers a question about omnid's own state from facts, in the words of the local model where it can."""
+        return await self._account.answer(caller, params)
+
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
         self._check_executor(params.executor, {"*"})
@@ -457,6 +467,8 @@ METHODS: Mapping[str, Method] = {
         Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
         Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, Api.outages, _ALL),
         Method("channel.check", shapes.Empty, shapes_mode.ChannelsChecked, Api.channel_check, _PERSON, waits=True),
+        Method("model.rehearse", shapes.Empty, shapes_mode.Rehearsed, Api.rehearse, _PERSON, waits=True),
+        Method("state.ask", shapes_mode.Question, shapes_mode.Answered, Api.ask, _PERSON, waits=True),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),

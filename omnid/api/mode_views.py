@@ -10,11 +10,13 @@ from omnid.api.shapes_mode import (
     ChannelsChecked,
     ChannelState,
     KeyState,
+    LocalModel,
     ModeHold,
     ModeShown,
     OutageList,
     Outages,
     OutageView,
+    Rehearsed,
 )
 from omnid.channels import keys_of, models_of
 from omnid.flow.context import Context
@@ -44,7 +46,17 @@ class ModeViews:
             gateway_gone=modes.gateway.is_gone,
             cloud_gone=modes.cloud.is_gone,
             channels=[_channel(one, facts, away.get(one.name, 0)) for one in context.config.channel],
+            local_model=self._local_model(),
         )
+
+    def _local_model(self) -> LocalModel:
+        state = self._context.modes.local_model()
+        return LocalModel(state.phase, state.why, state.memory_bytes, state.returned_bytes)
+
+    async def rehearse(self) -> Rehearsed:
+        """Wakes the local model for a look, and kills it again unless it is needed."""
+        found = await self._context.modes.rehearse_local()
+        return Rehearsed(found.problem, found.ready_s, found.memory_bytes, self._local_model())
 
     async def hold(self, params: ModeHold) -> ModeShown:
         """Holds the mode."""
@@ -74,13 +86,19 @@ class ModeViews:
         return ChannelsChecked([found[place] for place in range(len(asked))])
 
     async def findings(self) -> list[Finding]:
-        """Gives what `check` found as findings of `doctor`."""
-        return [
+        """Gives what `check` found as findings of `doctor`, and what stands in the way of the local model."""
+        found = [
             Finding(
                 f"channel {one.name}", one.ok, f"{one.key or 'no key'}: {one.detail or 'it is well'}", one.do or None
             )
             for one in (await self.check()).checks
         ]
+        plan = await self._context.modes.plan_local()
+        if plan is not None:
+            fine = f"it can be woken; it needs {plan.memory_bytes >> 20} MiB of memory"
+            ok = not plan.problem
+            found.append(Finding("local model", ok, plan.problem or fine, plan.do if plan.problem else None))
+        return found
 
     async def list_outages(self, params: OutageList) -> Outages:
         """Reads the outages."""

@@ -38,6 +38,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "receipt": ("night", "Show a task's way, its cost, and a hash over its journal"),
     "mode": ("mode", "Show what omnid can reach, and each channel; or hold the mode"),
     "outages": ("mode", "Show what could not be used, from when to when"),
+    "ask": ("ask", "Ask about omnid's own state, in your own words"),
+    "model": ("model", "List, fetch, verify or try the model for when the cloud is gone"),
     "logs": ("logs", "Show what a task printed, or follow it"),
     "wait": ("wait", "Wait until tasks have ended"),
     "cancel": ("control", "Cancel tasks"),
