@@ -7,12 +7,10 @@ What comes from it is data: paths are checked, sizes are limits, and nothing is 
 import hashlib
 import http.client
 import json
-import socket
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from email.message import Message
 from typing import IO, Any, NamedTuple, cast
 
 from omnid.errors import Rejected, Retryable
@@ -23,7 +21,8 @@ LISTING_BYTES_MAX = 8 << 20
 FILES_MAX = 1_000
 NEEDED = (".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What a model consists of, by the ends of names; programs and pickles never: loading them runs them."""
-LAST_REFUSAL = 499
+LAST_REFUSAL, MAY_PASS = 499, (408, 429)
+"""Answers up to this say that it never will, but for these two."""
 
 
 class RemoteFile(NamedTuple):
@@ -101,16 +100,17 @@ class Hub:
             return cast("http.client.HTTPResponse", self._opener.open(request, timeout=READ_S))
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code <= LAST_REFUSAL and error.code not in (408, 429):
-                raise self.refused(name, f"HTTP {error.code} ({error.msg})") from None
-            raise self._down(error) from None
+            detail = f"HTTP {error.code} ({error.msg})"
+            if error.code <= LAST_REFUSAL and error.code not in MAY_PASS:
+                raise self.refused(name, detail) from None
+            raise Retryable("hub_down", hub=self.base_url, detail=detail) from None
         except (OSError, http.client.HTTPException) as error:
             raise self._down(error) from None
 
     def _down(self, error: Exception) -> Retryable:
         cause = getattr(error, "reason", error)
-        silent = isinstance(cause, socket.timeout)
-        detail = f"nothing came for {READ_S:g} s" if silent else f"{type(error).__name__}: {cause}"
+        silent = isinstance(cause, TimeoutError)
+        detail = f"nothing came for {READ_S:g} s" if silent else str(cause) or type(cause).__name__
         return Retryable("hub_down", hub=self.base_url, detail=detail)
 
     def refused(self, name: str, detail: str) -> Rejected:
@@ -122,7 +122,13 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Follows to where the files lie, and never from TLS to none."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         if req.type == "https" and not newurl.startswith("https://"):
             raise urllib.error.HTTPError(newurl, code, "it leads away from TLS", headers, fp)

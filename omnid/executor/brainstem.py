@@ -4,7 +4,8 @@ Killing it is what gives its memory back. It is ready once it has answered, whic
 too little memory is free it stays asleep, and tries again now and then for as long as somebody wants it.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -115,6 +116,7 @@ class Brainstem:
         self._returned_bytes: int | None = None
         self._used_at_s = 0.0
         self._failed = FailureCount()
+        self._holders = 0
 
     @property
     def wanted(self) -> bool:
@@ -137,6 +139,15 @@ class Brainstem:
             self._failed = FailureCount()
             self._turn("waking")
             self._tasks.start_soon(self._run, self._scope, self._gone)
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """Keeps it from being killed because nothing uses it."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
 
     async def kill(self) -> int | None:
         """Ends the server, if it runs; gives how many bytes of memory that returned, None where it held none."""
@@ -238,7 +249,7 @@ class Brainstem:
         self._log.info("brainstem_ready", ms=round(1000 * (self._used_at_s - began_s)))
         while True:
             now_s = self._clock.monotonic_s()
-            if self._around.busy():
+            if self._holders or self._around.busy():
                 self._used_at_s = now_s
             if now_s - self._used_at_s >= section.idle_s:
                 self._log.info("brainstem_idle", idle_s=section.idle_s)

@@ -21,6 +21,7 @@ from omnid.executor.model_wire import Answer, Ask, Message
 from omnid.flow import notify, outages
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
+from omnid.flow.dependents import settle_wait
 from omnid.flow.intake import plan
 from omnid.flow.modes import Hold, Said, Saying
 from omnid.flow.turned import Turned
@@ -40,6 +41,8 @@ MEND_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
 RESTART_SLACK_S = 15.0
 SOON_S = 1.0
 """The pause before a second look at something that was bad once."""
+GO_ON_MAX = 500
+"""How many prompts are let go on at once; the others look again by themselves."""
 SAY_TOKENS_MAX, SAY_S = 300, 120.0
 """An answer about the state: how long, and how long it may take."""
 LOG_CHARS_MAX = 4000
@@ -124,6 +127,8 @@ class ModeKeeper:
             state = self._local_model()
             if modes.mode != "brainstem":
                 told = False
+            elif state.phase == "ready":
+                await self._go_on()
             elif state.cause in STAYS_ASLEEP and not told:
                 told = True
                 await self._write(partial(self._tell, mode="asleep", said=state.why))
@@ -283,26 +288,30 @@ class ModeKeeper:
         shared = self._shared()
         if shared is None:
             return Said(problem="the config has no channels")
-        state = shared.brainstem.state()
-        if state.phase != "none" and (
-            asked.may_wake or state.phase == "waking" or self._context.modes.mode == "brainstem"
-        ):
-            state = await shared.brainstem.settled()
-        channels = [channel for channel in self._context.config.channel if channel.local]
-        ways = [*([] if state.channel is None else [state.channel]), *channels]
-        problem = state.why or "the local model sleeps while the cloud is there (--wake wakes it)"
-        if state.phase == "none":
-            problem = "there is no local model"
-        redact, model = self._secrets.redact, ""
-        for channel in ways:
-            model = models_of(channel)[0].name
-            messages = (Message("system", asked.system), Message("user", redact(asked.text)))
-            key = await self._key(channel)
-            said = await shared.direct.call(channel, key, Ask(model, messages, SAY_TOKENS_MAX, temperature=0.0), SAY_S)
-            if isinstance(said, Answer):
-                return Said(redact(said.text), f"{channel.name} ({model})")
-            problem = f"{channel.name}: {said.detail}"
+        with shared.brainstem.held():
+            state = shared.brainstem.state()
+            may_wake = asked.may_wake or state.phase == "waking" or self._context.modes.mode == "brainstem"
+            if state.phase != "none" and may_wake:
+                state = await shared.brainstem.settled()
+            problem = state.why or "the local model sleeps while the cloud is there (--wake wakes it)"
+            if state.phase == "none":
+                problem = "there is no local model"
+            channels = [channel for channel in self._context.config.channel if channel.local]
+            for channel in (*([] if state.channel is None else [state.channel]), *channels):
+                said = await self._said_by(shared.direct, channel, asked)
+                if not said.problem:
+                    return said
+                problem = said.problem
         return Said(problem=problem)
+
+    async def _said_by(self, direct: Direct, channel: Channel, asked: Saying) -> Said:
+        redact, model = self._secrets.redact, models_of(channel)[0]
+        messages = (Message("system", asked.system), Message("user", redact(asked.text)))
+        ask = Ask(model.id or model.name, messages, SAY_TOKENS_MAX, temperature=0.0)
+        said = await direct.call(channel, await self._key(channel), ask, SAY_S)
+        if isinstance(said, Answer):
+            return Said(redact(said.text), f"{channel.name} ({model.name})")
+        return Said(problem=f"{channel.name}: {said.detail}")
 
     def _wake(self) -> None:
         """Wakes the local model; nothing waits for it."""
@@ -317,11 +326,27 @@ class ModeKeeper:
         turned = Turned({}, {row[0] for row in gates if row[1] == CLOUD}, [])
         context.log.info("cloud_back", gates=len(turned.opened))
         await self._write(partial(self._open, ids=sorted(turned.opened)), turned)
+        await self._go_on()
         # After that: what was parked goes on without waiting for the end of a process.
         shared = self._shared()
         returned_bytes = None if shared is None else await shared.brainstem.kill()
         if returned_bytes is not None:
             await self._write(partial(self._tell, mode="released", size=f"{returned_bytes / GIB:.1f}"))
+
+    async def _go_on(self) -> None:
+        """Lets prompts that don't wait for the cloud look again now, and not when they would have."""
+        ids: list[str] = []
+
+        def release(tx: Tx) -> None:
+            rows = tx.all("waiting_for", "backoff", GO_ON_MAX)
+            ids[:] = [row[0] for row in rows if row[7] == OFFLINE]
+            for id in ids:
+                settle_wait(tx, journal.edit_task(tx, journal.need_task(tx, id), retry_at_ms=None))
+
+        await self._write(release)
+        if ids:
+            self._context.watch.tell(ids)
+            self._context.wake()
 
     async def _write(self, fn: Callable[[Tx], None], turned: Turned | None = None) -> None:
         """Writes, however long that takes: what is known of the mode must not differ from the gates."""

@@ -187,6 +187,11 @@ async def test_a_call_that_is_open_keeps_it_awake(world: World) -> None:
     await world.until(lambda state: state.phase == "ready")
     await anyio.sleep(0.4)
     assert made.state().phase == "ready"
+    with made.held():
+        world.open_calls = False
+        await anyio.sleep(0.4)
+        assert made.state().phase == "ready"
+    await world.until(lambda state: state.phase == "asleep")
 
 
 @pytest.mark.parametrize(

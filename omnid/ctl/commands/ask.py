@@ -29,7 +29,7 @@ def _ask(context: Context) -> int:
     said_by = f"{answer['model']} was given these facts:" if answer["model"] else "The facts:"
     screen.put(Cell(said_by, "dim"))
     for fact in answer["facts"]:
-        screen.paragraph("-", fact, 2)
+        screen.paragraph("-", fact, 1)
     return 0
 
 
