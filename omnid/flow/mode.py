@@ -39,6 +39,8 @@ STAYS_ASLEEP = frozenset({"missing", "memory", "occupied", "failed"})
 """Why the local model is asleep although it is wanted."""
 MEND_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
 RESTART_SLACK_S = 15.0
+REPAIR_AFTER = 2
+"""How many starts must fail before somebody is asked to mend it."""
 SOON_S = 1.0
 """The pause before a second look at something that was bad once."""
 GO_ON_MAX = 500
@@ -169,8 +171,8 @@ class ModeKeeper:
             if problem is None:
                 continue
             failures += 1
-            if failures == 2:
-                await self._ask_for_repair(problem)
+            if failures == REPAIR_AFTER:
+                await self._ask_for_repair(problem, "" if shared is None else shared.gateway.last_words)
             await anyio.sleep(MEND_BACKOFF.delay_s(failures, context.clock.uniform))
         context.log.info("gateway_back")
         await self._write(self._gateway_back)
@@ -193,16 +195,17 @@ class ModeKeeper:
             await anyio.sleep(min(SOON_S, config.mode.gateway_probe_every_s) / 2)
         return None
 
-    async def _ask_for_repair(self, said: str) -> None:
+    async def _ask_for_repair(self, problem: str, said: str) -> None:
         """Submits one task to the executor that the config names for repairs, and not too often."""
         context, settings = self._context, self._context.config.mode
         now_s = context.clock.monotonic_s()
-        context.log.warning("gateway_not_mended", detail=said[:LOG_CHARS_MAX])
+        context.log.warning("gateway_not_mended", detail=problem[:LOG_CHARS_MAX])
         if not settings.repair_executor or (
             self._repair_at_s is not None and now_s - self._repair_at_s < settings.repair_every_s
         ):
             return
-        text = REPAIR.format(program="omnid/worker/gateway.py", said=self._secrets.redact(said)[:LOG_CHARS_MAX])
+        said = self._secrets.redact(said or problem)[-LOG_CHARS_MAX:]
+        text = REPAIR.format(program="omnid/worker/gateway.py", said=said)
         asked = Submit(prompt=text, executor=settings.repair_executor, kind="repair", labels=("repair",))
         try:
             await context.store.write(plan(context, Caller(), (asked,)))
