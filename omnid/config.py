@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from omnid import channels, platform
+from omnid import channels, platform, recurrence
 from omnid.errors import Rejected
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
@@ -33,6 +33,7 @@ from omnid.settings import (
     Executor,
     McpExecutor,
     ModelExecutor,
+    Preset,
     Rule,
 )
 
@@ -49,7 +50,13 @@ _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
 _WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor, "model": ModelExecutor}
-_LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination, "channel": Channel}
+_LISTS: dict[str, type[Any]] = {
+    "rule": Rule,
+    "cap": Cap,
+    "destination": Destination,
+    "channel": Channel,
+    "preset": Preset,
+}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
 
@@ -149,6 +156,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     reader.http(sections["http"], environ)
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
+    reader.presets(lists["preset"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -331,6 +339,13 @@ class _Reader:
             if section.executor is not None and section.executor not in mcp:
                 detail = f"there is no mcp executor of that name{_hint(section.executor, mcp)}"
                 self.problems.append(_bad(f"{where}.executor", section.executor, detail))
+
+    def presets(self, presets: tuple[Preset, ...]) -> None:
+        """Checks when presets run, and that each holds a task."""
+        for preset in presets:
+            for key, detail in recurrence.problems_of(preset):
+                value = getattr(preset, key, None)
+                self.problems.append(_bad(f"preset.{preset.name}.{key}", value, detail))
 
     def _url_of(self, section: Destination, where: str) -> None:
         """Checks an URL: those of Apprise hold keys, and a webhook's goes over TLS unless it stays on the machine."""

@@ -238,6 +238,13 @@ class Outbox(_Section, frozen=True, kw_only=True):
     give_up_days: Annotated[float, Meta(gt=0, le=366)] = 7.0
 
 
+class Schedules(_Section, frozen=True, kw_only=True):
+    """How many schedules there may be, and from when on a run counts as missed."""
+
+    count_max: Count = 1_000
+    late_s: Seconds = 60.0
+
+
 class Log(_Section, frozen=True, kw_only=True):
     """The daemon's log: JSON lines in the state directory."""
 
@@ -397,6 +404,25 @@ class Destination(_Section, frozen=True, kw_only=True):
     timeout_s: Seconds = 30.0
 
 
+class Preset(_Section, frozen=True, kw_only=True):
+    """A schedule of the config: its `task` has the fields of a submit, its texts may hold ``{params.x}``.
+
+    It runs at its times (`cron`, or `every`), on events, and by hand; see `model.Schedule`.
+    """
+
+    name: Name
+    task: dict[str, Any]
+    params: dict[str, str] = {}
+    cron: str = ""
+    zone: str = ""
+    every: str = ""
+    times_max: Count | None = None
+    on: tuple[str, ...] = ()
+    missed: Literal["run_once", "run_all", "skip"] = "run_once"
+    missed_max: Annotated[int, Meta(ge=1, le=1000)] = 10
+    overlap: Literal["skip", "queue", "kill"] = "skip"
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """All settings. Made by `load`, which also fills in paths and slots; `executor` always holds `COMMAND`."""
 
@@ -418,12 +444,14 @@ class Config(_Section, frozen=True, kw_only=True):
     brainstem: Brainstem = Brainstem()
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
+    schedules: Schedules = Schedules()
     log: Log = Log()
     executor: tuple[Executor, ...] = ()
     rule: tuple[Rule, ...] = ()
     cap: tuple[Cap, ...] = ()
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
+    preset: tuple[Preset, ...] = ()
 
     def executors(self) -> dict[str, Executor]:
         """Gives the executors by name."""

@@ -150,7 +150,7 @@ def test_workers_load_what_is_no_standard_library_when_they_need_it() -> None:
     ("module", "own"),
     [
         ("omnid.relay", {"api", "errors", "messages", "platform", "relay", "relay_session", "wire"}),
-        ("omnid.ctl.main", {"api", "ctl", "errors", "messages", "platform", "wire"}),
+        ("omnid.ctl.main", {"api", "ctl", "durations", "errors", "messages", "platform", "wire"}),
         ("omnid.api.client", {"api", "errors", "messages", "platform", "wire"}),
     ],
 )

@@ -57,7 +57,7 @@ class Account:
         self._money = MoneyViews(context)
 
     async def answer(self, caller: Caller, params: Question) -> Answered:
-        """Answers a question; where no model can, the account is the answer."""
+        """Answers a question about omnid's own state from facts, in the words of the local model where it can."""
         context = self._context
         account, facts, parked = await context.store.read(
             partial(self._gather, caller=caller, question=params.question)

@@ -4,7 +4,7 @@ from functools import partial
 
 import anyio
 
-from omnid.api.shapes import Finding
+from omnid.api.shapes import Empty, Finding
 from omnid.api.shapes_mode import (
     ChannelChecked,
     ChannelsChecked,
@@ -19,6 +19,7 @@ from omnid.api.shapes_mode import (
     Rehearsed,
 )
 from omnid.channels import keys_of, models_of
+from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.route.catalog import ChannelFacts, Facts, KeyFacts
 from omnid.settings import Channel
@@ -53,8 +54,8 @@ class ModeViews:
         state = self._context.modes.local_model()
         return LocalModel(state.phase, state.why, state.memory_bytes, state.returned_bytes)
 
-    async def rehearse(self) -> Rehearsed:
-        """Wakes the local model for a look, and kills it again unless it is needed."""
+    async def rehearse(self, _caller: Caller, _params: Empty) -> Rehearsed:
+        """Wakes the local model for a look at how long that takes and what it needs, and kills it again."""
         found = await self._context.modes.rehearse_local()
         return Rehearsed(found.problem, found.ready_s, found.memory_bytes, self._local_model())
 

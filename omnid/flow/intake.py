@@ -108,6 +108,8 @@ def _write_single(tx: Tx, *, draft: Draft, caller: Caller, budget: Budget, tally
 
 def _draft(context: Context, caller: Caller, params: Submit, facts: RouteFacts) -> Draft:
     config = context.config
+    if params.schedule is not None:
+        raise Rejected("bad_request", detail="a schedule is submitted by itself", where="schedule")
     if params.reply_to is not None:
         check_reply_to(params.reply_to, config)
     work = Work(

@@ -133,10 +133,31 @@ OUTBOX = Collection(
     ("destination", "kind", "subject", "body", "created_at_ms", "tries", "retry_at_ms", "dead_at_ms", "problem"),
     json=frozenset({"body", "problem"}),
 )
+SCHEDULE = Collection(
+    "schedule",
+    (
+        "name",
+        "origin",
+        "role",
+        "schedule",
+        "task",
+        "params",
+        "events",
+        "enabled",
+        "created_at_ms",
+        "next_at_ms",
+        "last_at_ms",
+        "last_task",
+        "runs",
+        "skipped",
+        "problem",
+    ),
+    json=frozenset({"schedule", "task", "params", "problem"}),
+)
 ASK = Collection("ask", ("task_id", "event", "about", "created_at_ms"))
 
 COLLECTIONS: Mapping[str, Collection] = {
-    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX, ASK)
+    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX, ASK, SCHEDULE)
 }
 
 
