@@ -249,7 +249,7 @@ class Brainstem:
         self._log.info("brainstem_ready", ms=round(1000 * (self._used_at_s - began_s)))
         while True:
             now_s = self._clock.monotonic_s()
-            if self._holders or self._around.busy():
+            if self._around.busy() or self._holders:
                 self._used_at_s = now_s
             if now_s - self._used_at_s >= section.idle_s:
                 self._log.info("brainstem_idle", idle_s=section.idle_s)

@@ -205,8 +205,8 @@ def test_the_cache_without_a_daemon(place: Ground, fake_hub: Hub) -> None:
     home = place.home
     place.configure()
     assert home.ctl("model", "list").err == "The cache is empty; `omnictl model pull` fetches test/tiny.\n"
-    missing = home.ctl("model", "verify")
-    assert (missing.code, "The model test/tiny is not in the cache." in missing.err) == (1, True)
+    missing = home.ctl("model", "verify", "--json")
+    assert (missing.code, json.loads(missing.out)["error"]["code"]) == (1, "model_missing")
     place.pulled()
     listed = home.ctl("model", "list", "--json")
     (model,) = json.loads(listed.out)["result"]["models"]

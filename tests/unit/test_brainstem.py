@@ -41,15 +41,16 @@ class World:
         self.direct = Direct(Clock(), Models())
         self.free_bytes = 64 * GIB
         self.open_calls = False
+        self.asked = 0
         self.turns: list[str] = []
-        self.changed = anyio.Event()
+        self.changed, self.looked = anyio.Event(), anyio.Event()
         self.made: list[Brainstem] = []
 
     def brainstem(self, section: Section, *, has_mlx: bool = False) -> Brainstem:
         around = Surroundings(
             str(self.directory / "models"),
             has_mlx=has_mlx,
-            busy=lambda: self.open_calls,
+            busy=self._busy,
             changed=self._changed,
             memory=lambda: self.free_bytes,
         )
@@ -60,6 +61,18 @@ class World:
         )
         self.made.append(made)
         return made
+
+    def _busy(self) -> bool:
+        self.asked += 1
+        self.looked.set()
+        return self.open_calls
+
+    async def busy_was_asked(self, times: int) -> None:
+        """Waits for so many looks at whether it is used: each but the first comes a whole idle time after the last."""
+        wanted = self.asked + times
+        while self.asked < wanted:
+            self.looked = anyio.Event()
+            await self.looked.wait()
 
     def _changed(self) -> None:
         state = self.made[-1].state()
@@ -181,15 +194,15 @@ async def test_what_is_not_used_is_killed_and_woken_again(world: World) -> None:
 
 
 async def test_a_call_that_is_open_keeps_it_awake(world: World) -> None:
-    made = world.brainstem(await section(idle_s=0.1))
+    made = world.brainstem(await section(idle_s=0.05))
     world.open_calls = True
     made.wake()
     await world.until(lambda state: state.phase == "ready")
-    await anyio.sleep(0.4)
+    await world.busy_was_asked(4)
     assert made.state().phase == "ready"
     with made.held():
         world.open_calls = False
-        await anyio.sleep(0.4)
+        await world.busy_was_asked(4)
         assert made.state().phase == "ready"
     await world.until(lambda state: state.phase == "asleep")
 
