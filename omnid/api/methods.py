@@ -301,22 +301,6 @@ class Api:
         """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
         return self._routing.explain(caller, params)
 
-    async def mode(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ModeShown:
-        """Says what omnid can reach, and what is known of each channel."""
-        return self.modes.mode()
-
-    async def mode_hold(self, _caller: Caller, params: shapes_mode.ModeHold) -> shapes_mode.ModeShown:
-        """Holds the mode, until omnid is started again."""
-        return await self.modes.hold(params)
-
-    async def outages(self, _caller: Caller, params: shapes_mode.OutageList) -> shapes_mode.Outages:
-        """Lists what could not be used, from when to when."""
-        return await self.modes.list_outages(params)
-
-    async def channel_check(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ChannelsChecked:
-        """Asks every channel with every key something that costs nothing."""
-        return await self.modes.check()
-
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
         self._check_executor(params.executor, {"*"})
@@ -440,10 +424,19 @@ METHODS: Mapping[str, Method] = {
         ),
         Method("away", shapes_night.Away, shapes_night.AwayDigest, _by(_NIGHT, Night.away), _ALL, waits=True),
         Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
-        Method("mode.show", shapes.Empty, shapes_mode.ModeShown, Api.mode, _ALL),
-        Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
-        Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, Api.outages, _ALL),
-        Method("channel.check", shapes.Empty, shapes_mode.ChannelsChecked, Api.channel_check, _PERSON, waits=True),
+        Method("mode.show", shapes.Empty, shapes_mode.ModeShown, _by(_MODES, ModeViews.show), _ALL),
+        Method(
+            "mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, _by(_MODES, ModeViews.hold), _PERSON, waits=True
+        ),
+        Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, _by(_MODES, ModeViews.list_outages), _ALL),
+        Method(
+            "channel.check",
+            shapes.Empty,
+            shapes_mode.ChannelsChecked,
+            _by(_MODES, ModeViews.check),
+            _PERSON,
+            waits=True,
+        ),
         Method(
             "model.rehearse", shapes.Empty, shapes_mode.Rehearsed, _by(_MODES, ModeViews.rehearse), _PERSON, waits=True
         ),
