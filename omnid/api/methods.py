@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 import anyio
 from msgspec import Struct
 
-from omnid import __version__
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_workspaces as places
 from omnid.api.host import Host
@@ -22,7 +21,8 @@ from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
-from omnid.api.views import Views, by_reason, by_state
+from omnid.api.status_views import StatusViews
+from omnid.api.views import Views
 from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.workspace import Workspaces
@@ -36,8 +36,10 @@ from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
 from omnid.flow.retention import DAY_MS
 from omnid.model import Submit, Submitted
+from omnid.route.rights import rights_of
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
+from omnid.store import journal
 from omnid.store.interface import Outcome, Reader, Tx
 
 T = TypeVar("T")
@@ -64,6 +66,8 @@ class Method(NamedTuple):
     """Whether it may take longer than a write to the store."""
     begin: Callable[["Api", Caller, Any], "Write"] | None = None
     """Where it is one write: checks what was asked and gives the write and what follows it; raises what is wrong."""
+    all_origins: bool = False
+    """Whether it adds up the tasks of all origins, so that it is closed to who sees some of them only."""
 
 
 class Api:
@@ -81,6 +85,7 @@ class Api:
         self._routing = Routing(context)
         self._outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
+        self._status = StatusViews(context, host, self._views, self._outbox, self.inbox)
         self._modes = ModeViews(context)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
@@ -91,7 +96,16 @@ class Api:
         method = METHODS[name]
         if caller.role not in method.roles:
             raise Rejected("not_allowed", method=name, role=caller.role)
+        caller = self._entitled(caller)
+        if method.all_origins and not caller.rights.sees_all:
+            raise Rejected("shows_all", method=name, origin=caller.origin)
         return await method.handler(self, caller, params)
+
+    def _entitled(self, caller: Caller) -> Caller:
+        """Gives a caller the rights that the config lets it have: a person's have no bounds."""
+        if caller.role == "person":
+            return caller
+        return caller._replace(rights=rights_of(self._context.config.origin, caller.origin))
 
     def begin(
         self,
@@ -108,7 +122,7 @@ class Api:
         if method.begin is None or caller.role not in method.roles:
             return False
         try:
-            fn, then = method.begin(self, caller, params)
+            fn, then = method.begin(self, self._entitled(caller), params)
         except OmnidError:
             return False
         self._context.store.post(lambda tx: encode(fn(tx)), done, then=then)
@@ -183,14 +197,14 @@ class Api:
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
         """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on."""
         store = self._context.store
-        task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
+        task = await store.read(lambda reader: find_task(reader, params.task, caller))
         timed_out = False
         if params.wait_s and task.state not in TERMINAL:
             with anyio.move_on_after(params.wait_s) as scope:
                 await self._settled(task.id)
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
-        view = await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
+        view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
         return self._workspaces.shown(view)
 
     @contextmanager
@@ -212,7 +226,7 @@ class Api:
         while True:
             event = watch.event(task_id)
             try:
-                task = await self._context.store.read(lambda reader: find_task(reader, task_id, ""))
+                task = await self._context.store.read(lambda reader: journal.need_task(reader, task_id))
                 if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
                     return
                 await event.wait()
@@ -223,7 +237,7 @@ class Api:
         """Gives the tasks that fit a filter, newest first; or the caller's inbox."""
         if params.inbox:
             return await self.inbox.page(caller, params)
-        return await self._context.store.read(partial(self._views.page, params=params))
+        return await self._context.store.read(partial(self._views.page, caller=caller, params=params))
 
     async def log(self, caller: Caller, params: shapes.Log) -> shapes.LogPart:
         """Gives a piece of an attempt's output."""
@@ -246,10 +260,10 @@ class Api:
         effects: list[Effect] = []
 
         def write(tx: Tx) -> shapes.Controlled:
-            before = self._views.brief_of(tx, find_task(tx, params.task, caller.origin).id)
+            before = self._views.brief_of(tx, find_task(tx, params.task, caller).id)
             effect = act(tx)
             effects[:] = [effect]
-            return self._controlled(tx, effect.task_id, before)
+            return self._controlled(tx, caller, effect.task_id, before)
 
         fn = once(caller, "task.control", params, write, shapes.Controlled)
         # What was written is followed up whatever becomes of the client, though not for ever.
@@ -269,18 +283,18 @@ class Api:
         for attempt_id in effect.gone_attempts:
             await self._context.spool.remove(attempt_id)
 
-    def _controlled(self, reader: Reader, task_id: str, before: shapes.TaskBrief) -> shapes.Controlled:
+    def _controlled(self, reader: Reader, caller: Caller, task_id: str, before: shapes.TaskBrief) -> shapes.Controlled:
         if reader.one("brief_by_id", task_id) is None:
             return shapes.Controlled(before, f"{before.name} was deleted; nothing comes next.")
         brief = self._views.brief_of(reader, task_id)
-        return shapes.Controlled(brief, self._history.why(reader, task_id).text)
+        return shapes.Controlled(brief, self._history.why(reader, caller, task_id).text)
 
     async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
         """Says in one sentence why a task is where it is, and in another where its work lies."""
 
         def find(reader: Reader) -> tuple[shapes.WhyAnswer, str]:
-            task = find_task(reader, params.task, caller.origin)
-            return self._history.why(reader, task.id), task.id
+            task = find_task(reader, params.task, caller)
+            return self._history.why(reader, caller, task.id), task.id
 
         return self._workspaces.told(*await self._context.store.read(find))
 
@@ -323,33 +337,7 @@ class Api:
 
     async def status(self, caller: Caller, _params: shapes.Empty) -> shapes.Status:
         """Says how omnid is doing."""
-        context, host = self._context, self._host
-        needs_you, total = await context.store.read(self._views.needs_you)
-        wake_at_ms = await context.store.read(_next_wake)
-        today = await context.store.read(self._views.money.today)
-        return shapes.Status(
-            version=__version__,
-            pid=host.pid,
-            mode=self._context.modes.mode,
-            started_at_ms=host.started_at_ms,
-            now_ms=context.clock.wall_ms(),
-            state_dir=context.config.state.dir,
-            tasks=by_state(context.store.tally),
-            reasons=by_reason(context.store.tally),
-            running=len(context.running),
-            slots=context.config.daemon.slots_max,
-            executors=self._views.executors(),
-            gates=self._views.gates(),
-            needs_you=needs_you,
-            needs_you_total=total,
-            next_wake_at_ms=wake_at_ms,
-            today=today,
-            clients=host.clients(),
-            problems=self._views.problems(),
-            config_problem=host.config_problem(),
-            outbox=await context.store.read(self._outbox.waiting),
-            inbox=await self.inbox.line(caller.origin) if caller.role == "agent" else None,
-        )
+        return await self._status.status(caller)
 
     async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:
         """Says what happened while nobody looked."""
@@ -432,11 +420,6 @@ class Api:
         return shapes.Stopping(self._host.pid, len(self._context.running))
 
 
-def _next_wake(reader: Reader) -> int | None:
-    row = reader.one("next_wake")
-    return row[0] if row else None
-
-
 _PERSON = frozenset({"person"})
 _ALL = frozenset({"person", "agent"})
 
@@ -451,7 +434,7 @@ METHODS: Mapping[str, Method] = {
         Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
         Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
-        Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True),
+        Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True, all_origins=True),
         Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
         Method("mode.show", shapes.Empty, shapes_mode.ModeShown, Api.mode, _ALL),
         Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
@@ -460,8 +443,8 @@ METHODS: Mapping[str, Method] = {
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),
-        Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL),
-        Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _PERSON, waits=True),
+        Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL, all_origins=True),
+        Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _ALL, waits=True),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
         Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, Api.dead_list, _PERSON),

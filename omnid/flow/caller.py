@@ -6,6 +6,7 @@ from typing import NamedTuple
 from omnid.clock import is_uuid
 from omnid.errors import Rejected
 from omnid.model import USER_ORIGIN, Task
+from omnid.route.rights import UNBOUND, Rights
 from omnid.store import journal
 from omnid.store.interface import Reader
 
@@ -23,12 +24,18 @@ class Caller(NamedTuple):
     """With `session` it makes a mutation repeatable: its answer is kept."""
     parent: str | None = None
     """The task from inside which the request comes."""
+    rights: Rights = UNBOUND
+    """What the config lets it do: `Api` sets it for agents, before anything else is looked at."""
+
+    def sees(self, task: Task) -> bool:
+        """Tells whether the caller may know of a task."""
+        return self.rights.sees(task.origin, task.labels)
 
 
-def find_task(reader: Reader, ref: str, origin: str) -> Task:
+def find_task(reader: Reader, ref: str, caller: Caller) -> Task:
     """Finds a task by UUID, ``t7`` (of the caller's origin, else of the only one that has it), or ``origin/t7``.
 
-    Raises Rejected(`unknown_task`, `ambiguous_task`).
+    A task that the caller doesn't see is one that isn't there. Raises Rejected(`unknown_task`, `ambiguous_task`).
     """
     task = None
     match = _SHORT.fullmatch(ref)
@@ -37,8 +44,8 @@ def find_task(reader: Reader, ref: str, origin: str) -> Task:
     elif match["origin"] is not None:
         task = _named(reader, match["origin"], match["number"])
     else:
-        task = _named(reader, origin, match["number"]) or _only(reader, ref, match["number"])
-    if task is None:
+        task = _named(reader, caller.origin, match["number"]) or _only(reader, ref, match["number"], caller)
+    if task is None or not caller.sees(task):
         hint = "" if match or is_uuid(ref.lower()) else " (a task is named t7, origin/t7, or by its UUID)"
         raise Rejected("unknown_task", task=ref, hint=hint)
     return task
@@ -49,7 +56,7 @@ def _named(reader: Reader, origin: str, number: str) -> Task | None:
     return None if row is None else journal.task_of(row)
 
 
-def _only(reader: Reader, ref: str, number: str) -> Task | None:
+def _only(reader: Reader, ref: str, number: str, caller: Caller) -> Task | None:
     found: list[Task] = []
     origin = ""
     for _ in range(ORIGINS_MAX):
@@ -58,7 +65,7 @@ def _only(reader: Reader, ref: str, number: str) -> Task | None:
             break
         origin = row[0]
         task = _named(reader, origin, number)
-        if task is not None:
+        if task is not None and caller.sees(task):
             found.append(task)
     if len(found) > 1:
         names = ", ".join(task.name for task in found[:5])

@@ -50,6 +50,7 @@ def test_agents_grant_themselves_nothing() -> None:
         "route.explain",
         "mode.show",
         "outage.list",
+        "operations",
         "status",
         "spend",
     }
