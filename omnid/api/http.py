@@ -107,7 +107,7 @@ class HttpServer:
             from omnid.api.http_uvicorn import server_of
             from omnid.api.rest import Rest
 
-            self._rest = Rest(self._api, self._log, self._settings.body_bytes_max, self._end)
+            self._rest = Rest(self._api, self._log, self._end)
             return server_of(self._settings, self._gate())
         except (OSError, ValueError) as error:
             raise self._cannot(f"http.certificate or http.private_key can't be used ({error})") from error

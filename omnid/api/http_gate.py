@@ -31,7 +31,7 @@ WRONG_TOKEN_COST = 100
 """As how many requests a wrong token counts."""
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_UNAUTHORIZED, _FORBIDDEN, _TIMEOUT, _MISDIRECTED, _TOO_MANY = 401, 403, 408, 421, 429
+_UNAUTHORIZED, _FORBIDDEN, _TIMEOUT, _TOO_LARGE, _MISDIRECTED, _TOO_MANY = 401, 403, 408, 413, 421, 429
 
 
 class Guest(NamedTuple):
@@ -96,7 +96,7 @@ class Gate:
         elif origin is not None and not self._is_welcome(scope, origin, host):
             await answer(scope, send, _FORBIDDEN, _foreign_origin(origin))
         else:
-            await self._pass(scope, _Bounded(receive, self._settings.body_s), _Watched(send))
+            await self._pass(scope, _Bounded(receive, self._settings), _Watched(send))
 
     def _is_ours(self, host: str) -> bool:
         name, colon, port = host.rpartition(":")
@@ -109,11 +109,18 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: "_Bounded", send: "_Watched") -> None:
         try:
+            length = header(scope, b"content-length") or ""
+            if length.isdecimal() and int(length) > self._settings.body_bytes_max:
+                raise TooLarge  # Before any of it is read.
             await self._app(scope, receive, send)
         except TimeoutError:
             if not receive.late or send.begun:
                 raise
             await answer(scope, send, _TIMEOUT, _slow(self._settings.body_s))
+        except TooLarge:
+            if not send.begun:
+                problem = Rejected("body_too_large", limit_bytes=self._settings.body_bytes_max)
+                await answer(scope, send, _TOO_LARGE, problem, (b"connection", b"close"))
         except Exception as error:  # noqa: BLE001 - a fault in one request must not end up in a library's log.
             self._log.error("http_failed", path=scope["path"], exc_info=error)
             if not send.begun:
@@ -149,12 +156,17 @@ class Bearer:
         return found[0] if found else None
 
 
-class _Bounded:
-    """A request's body, all of which must be there within some seconds."""
+class TooLarge(Exception):
+    """A request's body is larger than the config allows; `Gate` answers it."""
 
-    def __init__(self, receive: Receive, body_s: float) -> None:
+
+class _Bounded:
+    """A request's body, all of which must be there within some seconds, and not be larger than is allowed."""
+
+    def __init__(self, receive: Receive, settings: Settings) -> None:
         self._receive = receive
-        self._until = anyio.current_time() + body_s
+        self._until = anyio.current_time() + settings.body_s
+        self._left_bytes = settings.body_bytes_max
         self._whole = False
         self.late = False
 
@@ -167,6 +179,9 @@ class _Bounded:
         except TimeoutError:
             self.late = True
             raise
+        self._left_bytes -= len(message.get("body", b""))
+        if self._left_bytes < 0:
+            raise TooLarge
         self._whole = not message.get("more_body", False)
         return message
 

@@ -210,7 +210,8 @@ class ToolServer(Calls):
         """Does a call. What a model can mend comes back as the tool's result, so that the model gets to read it."""
         tool = TOOLS.get(params.name)
         if tool is None or not self.offers(context, params.name):
-            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}")
+            known = [name for name in TOOLS if self.offers(context, name)]
+            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}", {"tools": known})
         try:
             done = await self._do(context, tool, tool.parse(params.arguments or {}))
             if isinstance(done, Submitted) and (task := await self._tasks.made(context, done.id)):

@@ -40,7 +40,7 @@ STATUS: Mapping[str, int] = {
     **dict.fromkeys(("not_allowed", "other_origin", "executor_closed", "shows_all", "not_approved"), 403),
     **dict.fromkeys(("unknown_task", "unknown_attempt", "unknown_method"), 404),
     **dict.fromkeys(("key_reused", "busy_key", "not_in_state", "ambiguous_task", "dependency_failed"), 409),
-    **dict.fromkeys(("input_too_large", "body_too_large"), 413),
+    "input_too_large": 413,
     "loop": 429,
     "internal": 500,
 }
@@ -100,11 +100,10 @@ class _Address(NamedTuple):
 class Rest:
     """Answers what comes in below `/api/v1`."""
 
-    def __init__(self, api: Api, log: Logger, body_bytes_max: int, fatal: Callable[[Fatal], None]) -> None:
+    def __init__(self, api: Api, log: Logger, fatal: Callable[[Fatal], None]) -> None:
         """`fatal` is told what has to end the daemon."""
         self._api = api
         self._log = log
-        self._body_bytes_max = body_bytes_max
         self._fatal = fatal
         self._addresses = [_address(route) for route in ROUTES]
         self._document: bytes | None = None
@@ -170,7 +169,7 @@ class Rest:
         if route.verb == "GET":
             given = _query(scope, address.given, where)
             return caller, _converted(route, {**given, **named, **route.fixed}, where, strict=False)
-        given = await body.read(self._body_bytes_max, where)
+        given = await body.read(where)
         for name in given.keys() - address.given.keys():
             raise _unreadable(f"Object contains unknown field `{name[:100]}`", where)
         key = _key(scope, where)
@@ -223,7 +222,7 @@ class _Body:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
 
-    async def read(self, bytes_max: int, where: str) -> dict[str, Any]:
+    async def read(self, where: str) -> dict[str, Any]:
         """Gives the JSON object of the body, an empty one where there is none; raises Rejected."""
         whole = bytearray()
         more = True
@@ -233,8 +232,6 @@ class _Body:
                 raise _Gone
             whole += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(whole) > bytes_max:
-                raise Rejected("body_too_large", limit_bytes=bytes_max)
         try:
             return msgspec.json.decode(whole, type=dict[str, Any]) if whole else {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -58,7 +58,7 @@ ELSEWHERE = {
     "no_money": "tests/e2e/test_models.py::test_a_lid_holds_back_what_it_has_no_room_for",
     "cloud_gone": "tests/e2e/test_models.py::test_offline_fail_fails_where_nothing_can_be_reached",
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
-    "body_too_large": "tests/unit/test_rest.py::test_what_is_wrong_has_its_status_and_changes_nothing",
+    "body_too_large": "tests/unit/test_bad_input.py::test_a_message_that_is_too_large_is_told_so",
     "http_refused": "tests/unit/test_http.py::test_without_the_token_nobody_comes_in",
     "http_start": "tests/unit/test_http.py::test_a_start_that_can_not_serve_is_refused",
 }

@@ -2,6 +2,7 @@
 
 import os
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ async def test_bodies_and_rates_have_limits(home: Home) -> None:
     listen(home, token="env:WORD", body_bytes_max=2048, body_s=0.2, requests_per_s_max=200)
     async with bare(home, Authorization=f"Bearer {TOKEN}") as (daemon, client):
         assert (await client.post(url(daemon), json={**HELLO, "x": "y" * 3000})).status_code == 413
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(4):
+                yield b" " * 1000
+
+        for path in ("/mcp", "/api/v1/tasks"):
+            answer = await client.post(url(daemon, path), content=pieces())
+            assert answer.status_code == 413, "however its length is said"
+            assert "body_too_large" in answer.text
 
         assert daemon.http is not None
         async with await anyio.connect_tcp("127.0.0.1", daemon.http.port) as raw:
