@@ -91,6 +91,9 @@ async def test_an_executor_that_is_not_open_is_refused_however_it_is_asked_for(c
     begun = call.api.begin(CI, METHODS["task.submit"], Submit(argv=("x",)), msgspec.json.encode, lambda _: None)
     assert not begun, "the short way in is no way around"
     assert (await call("status", CI)).tasks == {}
+    for executor in ("command", "safe", "*"):
+        await call("gate.pause", executor=executor)
+    assert [one.subject for one in (await call("status", CI)).gates] == ["*", "safe"]
     assert [one.name for one in (await call("status", CI)).executors] == ["safe"]
     assert (await call("task.submit", CI, argv=("x",), executor="safe")).created
     assert (await call("task.submit", OTHER, argv=("x",))).created
@@ -223,6 +226,7 @@ async def test_labels_show_tasks_of_others_to_read_and_never_to_change(call: Cal
     world = call.world
     shared = await world.add("x", caller=OTHER, labels=("public", "y"))
     await world.add("x", caller=OTHER, labels=("y",))
+    await world.add("x", caller=Caller("agent", "third"))
     sections(world, Origin(name="ci", labels=("public",)))
     assert [one.id for one in (await call("task.list", CI)).tasks] == [shared.id]
     assert (await call("task.get", CI, task="other/t1")).task.id == shared.id
