@@ -247,9 +247,8 @@ def _owner(reader: Reader, collection: str, id: str, owners: dict[str, str | Non
     # A note is named after its attempt.
     key = id if collection == "task" else id.partition("/")[0]
     if key not in owners:
-        query = "origin_of_task" if collection == "task" else "origin_of_attempt"
-        row = reader.one(query, key)
-        owners[key] = None if row is None else row[0]
+        row = reader.one("parent_of" if collection == "task" else "origin_of_attempt", key)
+        owners[key] = None if row is None else row[-1]
     return owners[key]
 
 

@@ -80,6 +80,11 @@ class Client(Protocol):
         ...
 
     @property
+    def above(self) -> tuple[str, ...]:
+        """The origins of that task and of those above it."""
+        ...
+
+    @property
     def tools(self) -> frozenset[str] | None:
         """The tools that it gets; None: all."""
         ...
@@ -91,6 +96,7 @@ class Stranger(NamedTuple):
     origin: str | None = None
     session: str | None = None
     parent: str | None = None
+    above: tuple[str, ...] = ()
     tools: frozenset[str] | None = None
 
 
@@ -407,6 +413,7 @@ def _caller(context: Context) -> Caller:
         # As JSON, because the ids 1 and "1" are two.
         request_id=_id_json(context.request_id).decode(),
         parent=connection.parent,
+        above=connection.above,
     )
 
 

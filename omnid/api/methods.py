@@ -27,7 +27,7 @@ from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.workspace import Workspaces
 from omnid.flow import control, intake
-from omnid.flow.caller import Caller, find_task
+from omnid.flow.caller import Caller, find_task, origins_above
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling, Effect
 from omnid.flow.diskroom import DiskRoom
@@ -105,7 +105,11 @@ class Api:
         """Gives a caller the rights that the config lets it have: a person's have no bounds."""
         if caller.role == "person":
             return caller
-        return caller._replace(rights=rights_of(self._context.config.origin, caller.origin))
+        sections = self._context.config.origin
+        rights = rights_of(sections, caller.origin)
+        for origin in caller.above:
+            rights = rights.within(rights_of(sections, origin))
+        return caller._replace(rights=rights)
 
     def begin(
         self,
@@ -135,10 +139,14 @@ class Api:
         timed = params.not_before_ms is not None or params.deadline_ms is not None
         return once(caller, "task.submit", params, write, Submitted), self._timed if timed else None
 
-    async def task_of(self, attempt_id: str) -> str | None:
-        """Gives the task of an attempt; None where the journal doesn't know it."""
-        row = await self._context.store.read(lambda reader: reader.one("attempt_head", attempt_id))
-        return None if row is None else row[2]
+    async def inside_of(self, attempt_id: str) -> tuple[str | None, tuple[str, ...]]:
+        """Gives the task of an attempt, and its origin with those above; nothing where the journal doesn't know it."""
+
+        def find(reader: Reader) -> tuple[str | None, tuple[str, ...]]:
+            row = reader.one("attempt_head", attempt_id)
+            return (None, ()) if row is None else (row[2], origins_above(reader, row[2]))
+
+        return await self._context.store.read(find)
 
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""

@@ -12,6 +12,7 @@ from omnid.store.interface import Reader
 
 _SHORT = re.compile(r"(?:(?P<origin>.+)/)?t(?P<number>[1-9][0-9]{0,17})")
 ORIGINS_MAX = 1000
+ABOVE_MAX = 100
 
 
 class Caller(NamedTuple):
@@ -24,6 +25,8 @@ class Caller(NamedTuple):
     """With `session` it makes a mutation repeatable: its answer is kept."""
     parent: str | None = None
     """The task from inside which the request comes."""
+    above: tuple[str, ...] = ()
+    """The origins of that task and of those above it: what comes from inside may do no more than they."""
     rights: Rights = UNBOUND
     """What the config lets it do: `Api` sets it for agents, before anything else is looked at."""
 
@@ -49,6 +52,19 @@ def find_task(reader: Reader, ref: str, caller: Caller) -> Task:
         hint = "" if match or is_uuid(ref.lower()) else " (a task is named t7, origin/t7, or by its UUID)"
         raise Rejected("unknown_task", task=ref, hint=hint)
     return task
+
+
+def origins_above(reader: Reader, task_id: str) -> tuple[str, ...]:
+    """Gives the origins of a task and of those from inside which it was submitted, each once."""
+    found: dict[str, None] = {}
+    above: str | None = task_id
+    for _ in range(ABOVE_MAX):
+        row = None if above is None else reader.one("parent_of", above)
+        if row is None:
+            break
+        above = row[0]
+        found[row[1]] = None
+    return tuple(found)
 
 
 def _named(reader: Reader, origin: str, number: str) -> Task | None:

@@ -34,10 +34,23 @@ class Rights(NamedTuple):
         """Tells whether it may use an executor; `OFFLINE` is open with `MODEL`."""
         return self.executors is None or (MODEL if executor == OFFLINE else executor) in self.executors
 
+    def within(self, outer: "Rights") -> "Rights":
+        """Gives what is left of it inside of what another origin may do; its own tasks it sees in any case."""
+        return Rights(
+            self.origin,
+            _both(self.executors, outer.executors),
+            _both(self.labels, outer.labels),
+            self.complete and outer.complete,
+        )
+
     def needs(self, executor: str, work: Work) -> str | None:
         """Gives the executor that the work needs and that isn't open, if any. A check is a command of its own."""
         used = (executor,) if work.check is None else (executor, COMMAND)
         return next((name for name in used if not self.opens(name)), None)
+
+
+def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    return other if one is None else one if other is None else one & other
 
 
 UNBOUND = Rights()

@@ -217,7 +217,7 @@ SELECT origin, number FROM task WHERE input_hash = $1 AND created_at_ms > $2 ORD
 -- name: count_children
 SELECT count(*) FROM task WHERE parent = $1
 -- name: parent_of
-SELECT parent FROM task WHERE id = $1
+SELECT parent, origin FROM task WHERE id = $1
 -- name: waiting_for_money
 SELECT {task_row} FROM task WHERE state = 'waiting' AND reason = 'budget'
 ORDER BY wake_at_ms IS NULL, priority DESC, ord LIMIT $1
@@ -293,8 +293,6 @@ SELECT {brief_row} FROM {brief_from} WHERE t.state = 'waiting' AND t.reason = $1
 -- name: waiting_after
 SELECT id, ord FROM task WHERE state = 'waiting' AND reason = $1 AND ord > $2 ORDER BY ord LIMIT $3
 
--- name: origin_of_task
-SELECT origin FROM task WHERE id = $1
 -- name: origin_of_attempt
 SELECT t.origin FROM attempt a JOIN task t ON t.id = a.task_id WHERE a.id = $1
 -- name: changes_page

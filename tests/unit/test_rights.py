@@ -64,6 +64,21 @@ def test_a_section_of_its_own_decides_else_that_of_all_others(
         assert rights == Rights(name), "an unknown origin has no bounds"
 
 
+@given(SECTIONS, NAMES, NAMES, NAMES, WORDS, st.sampled_from(["a", "b", "c", "d"]))
+def test_inside_of_another_origin_nothing_is_won(
+    given: list[Origin], name: str, above: str, owner: str, labels: tuple[str, ...], executor: str
+) -> None:
+    inner, outer = rights_of(given, name), rights_of(given, above)
+    both = inner.within(outer)
+    assert both.origin == name
+    assert both.opens(executor) is (inner.opens(executor) and outer.opens(executor))
+    assert both.complete is (inner.complete and outer.complete)
+    assert both.sees(name), "its own it sees still"
+    if both.sees(owner, labels):
+        assert inner.sees(owner, labels)
+        assert owner == name or outer.sees(owner, labels)
+
+
 @given(WORDS, st.sampled_from(["a", "b", "command", "model", "model-offline"]), st.booleans())
 def test_a_check_is_a_command_and_prompts_that_do_not_wait_are_prompts(
     open_to: tuple[str, ...], executor: str, check: bool
