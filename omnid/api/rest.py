@@ -38,7 +38,7 @@ STREAM_WAIT_S = 20.0
 STATUS: Mapping[str, int] = {
     **dict.fromkeys(("bad_request", "bad_cursor"), 400),
     **dict.fromkeys(("not_allowed", "other_origin", "executor_closed", "shows_all", "not_approved"), 403),
-    **dict.fromkeys(("unknown_task", "unknown_attempt", "unknown_method"), 404),
+    **dict.fromkeys(("unknown_task", "unknown_attempt"), 404),
     **dict.fromkeys(("key_reused", "busy_key", "not_in_state", "ambiguous_task", "dependency_failed"), 409),
     "input_too_large": 413,
     "loop": 429,

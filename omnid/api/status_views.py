@@ -27,7 +27,7 @@ class StatusViews:
         self._inbox = inbox
 
     async def status(self, caller: Caller) -> Status:
-        """Says how omnid is doing; who sees some tasks only learns nothing of the others, nor of what they cost."""
+        """Says how omnid is doing; who sees some tasks only is told what its own origin has."""
         context, host, views = self._context, self._host, self._views
         everything = caller.rights.sees_all
         tally = context.store.tally if everything else await context.store.read(partial(_own_tally, caller=caller))
@@ -48,7 +48,7 @@ class StatusViews:
             needs_you=needs_you,
             needs_you_total=total,
             next_wake_at_ms=await context.store.read(_next_wake) if everything else None,
-            today=await context.store.read(views.money.today) if everything else None,
+            today=await context.store.read(partial(views.money.today, origin=None if everything else caller.origin)),
             clients=host.clients(),
             problems=views.problems(),
             config_problem=host.config_problem(),

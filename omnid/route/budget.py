@@ -174,10 +174,10 @@ class Budget:
     def lids(self, executor: str, labels: Iterable[str], origin: str | None = None) -> list[Lid]:
         """Gives the lids that a run of this executor with these labels for this origin stands under."""
         scopes = set(scopes_of(executor, labels))
-        own = () if origin is None or not self.config.origin else self._lids_of(origin)
+        own = () if origin is None or not self.config.origin else self.lids_of(origin)
         return [*(lid for lid in self._lids if lid.scope in scopes), *own]
 
-    def _lids_of(self, origin: str) -> list[Lid]:
+    def lids_of(self, origin: str) -> list[Lid]:
         """Gives the lids of an origin; what is said for all others holds for each of them by itself."""
         section = section_of(self.config.origin, origin)
         if section is None:
@@ -187,7 +187,7 @@ class Budget:
     def all_lids(self) -> list[Lid]:
         """Gives every lid of the config; that of origins without a section of their own is many, and none of these."""
         named = (section.name for section in self.config.origin if section.name != EVERY_OTHER)
-        return [*self._lids, *(lid for name in named for lid in self._lids_of(name))]
+        return [*self._lids, *(lid for name in named for lid in self.lids_of(name))]
 
     def run(self, executor: str) -> Run:
         """Gives what one run of the executor may cost, whatever the task."""

@@ -150,6 +150,22 @@ async def test_what_is_offline_and_what_was_done(home: Home) -> None:
         assert len(tasks) == 1, "what others did is not shown"
 
 
+async def test_what_ended_while_it_was_away_waits_for_an_origin(home: Home) -> None:
+    async with served(home, ORIGINS, CI_TOKEN) as rest:
+        for _ in range(3):
+            made = await rest.data("POST", "/tasks", {"argv": ["true"], "cwd": "/"})
+            await rest.data("GET", f"/tasks/{made['id']}?wait_s=20")
+        assert (await rest.data("GET", "/status"))["inbox"].startswith("3 tasks in your inbox: t1 ok, t2 ok, t3 ok.")
+        page = await rest.data("GET", "/tasks?inbox=true&limit=2")
+        assert [one["name"] for one in page["tasks"]] == ["ci/t1", "ci/t2"]
+        again = await rest.data("GET", "/tasks?inbox=true&limit=2")
+        assert again == page, "nothing is gone by being read"
+        rest_of_it = await rest.data("GET", f"/tasks?inbox=true&cursor={page['next']}")
+        assert [one["name"] for one in rest_of_it["tasks"]] == ["ci/t3"]
+        other = {"Authorization": f"Bearer {OTHER_TOKEN}"}
+        assert (await rest.data("GET", "/tasks?inbox=true", **other))["tasks"] == []
+
+
 @pytest.mark.parametrize("quote", ["", '"'])
 async def test_the_idempotency_key_is_the_key(home: Home, quote: str) -> None:
     async with served(home) as rest:

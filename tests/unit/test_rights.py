@@ -320,6 +320,9 @@ async def test_a_cap_of_an_origin_makes_its_tasks_wait_and_no_others(purse: Purs
         ("other", 0.0, 2.0),
     ]
     assert [(cap.name, cap.scope) for cap in spent.caps] == [("origin.ci.day_usd", "origin:ci")]
+    purse.cap(origins=(Origin(name="ci", day_usd=3, labels=()),))
+    today = (await Calls(purse)("status", CI)).today
+    assert (today.amounts.spent_usd, today.amounts.reserved_usd, today.limit_usd) == (0.5, 2.0, 3.0), "its own alone"
 
 
 async def test_what_is_said_for_all_others_holds_for_each_by_itself_and_never_for_people(purse: Purse) -> None:
