@@ -14,9 +14,10 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from omnid import channels, platform
+from omnid import channels, platform, recurrence
 from omnid.errors import Rejected
 from omnid.model import USER_ORIGIN
+from omnid.patterns import said
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
     AGENT_PROGRAMS,
@@ -35,6 +36,7 @@ from omnid.settings import (
     Executor,
     McpExecutor,
     ModelExecutor,
+    Preset,
     Rule,
 )
 from omnid.settings import Origin as OriginSection
@@ -58,6 +60,7 @@ _LISTS: dict[str, type[Any]] = {
     "origin": OriginSection,
     "destination": Destination,
     "channel": Channel,
+    "preset": Preset,
 }
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
@@ -166,6 +169,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
     reader.rights(executors, lists["origin"])
+    reader.presets(lists["preset"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -348,6 +352,13 @@ class _Reader:
                 detail = f"there is no mcp executor of that name{_hint(section.executor, mcp)}"
                 self.problems.append(_bad(f"{where}.executor", section.executor, detail))
 
+    def presets(self, presets: tuple[Preset, ...]) -> None:
+        """Checks when presets run, and that each holds a task."""
+        for preset in presets:
+            for key, detail in recurrence.problems_of(preset):
+                value = getattr(preset, key, None)
+                self.problems.append(_bad(f"preset.{preset.name}.{key}", value, detail))
+
     def _url_of(self, section: Destination, where: str) -> None:
         """Checks an URL: those of Apprise hold keys, and a webhook's goes over TLS unless it stays on the machine."""
         if is_reference(section.url):
@@ -436,7 +447,7 @@ class _Reader:
             choices = [
                 choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
             ]
-            detail = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
+            detail = f"it is one of {', '.join(choices)}" if choices else said(error).replace("`", "")
             self.problems.append(_bad(key, value, detail.replace(" - at $", " at ")))
             return
         if _holds_nul(value):

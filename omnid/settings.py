@@ -7,15 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from omnid.patterns import HOURS_OR_NONE, NAME, TIME_OR_NONE, WORDS
+
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
 Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
 Usd = Annotated[float, Meta(ge=0, le=1e9)]
 ExitCode = Annotated[int, Meta(ge=0, le=255)]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Hours = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")]
+Name = Annotated[str, Meta(pattern=NAME)]
+Hours = Annotated[str, Meta(pattern=HOURS_OR_NONE)]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
-Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200)]
+Words = Annotated[str, Meta(pattern=WORDS, max_length=200)]
 """A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -216,7 +218,7 @@ class Notify(_Section, frozen=True, kw_only=True):
     quiet: Hours = ""
     group_s: Annotated[float, Meta(ge=0, le=86400)] = 10.0
     per_hour_max: Count = 20
-    digest_at: Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")] = ""
+    digest_at: Annotated[str, Meta(pattern=TIME_OR_NONE)] = ""
 
 
 class Outbox(_Section, frozen=True, kw_only=True):
@@ -226,6 +228,13 @@ class Outbox(_Section, frozen=True, kw_only=True):
     retry_base_s: Seconds = 2.0
     retry_max_s: Seconds = 900.0
     give_up_days: Annotated[float, Meta(gt=0, le=366)] = 7.0
+
+
+class Schedules(_Section, frozen=True, kw_only=True):
+    """How many schedules there may be, and from when on a run counts as missed."""
+
+    count_max: Count = 1_000
+    late_s: Seconds = 60.0
 
 
 class Log(_Section, frozen=True, kw_only=True):
@@ -402,6 +411,25 @@ class Destination(_Section, frozen=True, kw_only=True):
     timeout_s: Seconds = 30.0
 
 
+class Preset(_Section, frozen=True, kw_only=True):
+    """A schedule of the config: its `task` has the fields of a submit, its texts may hold ``{params.x}``.
+
+    It runs at its times (`cron`, or `every`), on events, and by hand; see `model.Schedule`.
+    """
+
+    name: Name
+    task: dict[str, Any]
+    params: dict[str, str] = {}
+    cron: str = ""
+    zone: str = ""
+    every: str = ""
+    times_max: Count | None = None
+    on: tuple[str, ...] = ()
+    missed: Literal["run_once", "run_all", "skip"] = "run_once"
+    missed_max: Annotated[int, Meta(ge=1, le=1000)] = 10
+    overlap: Literal["skip", "queue", "kill"] = "skip"
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """All settings. Made by `load`, which also fills in paths and slots; `executor` always holds `COMMAND`."""
 
@@ -423,6 +451,7 @@ class Config(_Section, frozen=True, kw_only=True):
     brainstem: Brainstem = Brainstem()
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
+    schedules: Schedules = Schedules()
     log: Log = Log()
     executor: tuple[Executor, ...] = ()
     rule: tuple[Rule, ...] = ()
@@ -430,6 +459,7 @@ class Config(_Section, frozen=True, kw_only=True):
     origin: tuple[Origin, ...] = ()
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
+    preset: tuple[Preset, ...] = ()
 
     def executors(self) -> dict[str, Executor]:
         """Gives the executors by name."""

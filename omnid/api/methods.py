@@ -5,13 +5,15 @@ The socket's methods and the MCP tools come from it; later the HTTP routes do to
 
 from collections.abc import Awaitable, Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
 from msgspec import Struct
 
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
+from omnid.api import shapes_schedules as plans
 from omnid.api import shapes_workspaces as places
 from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
@@ -20,6 +22,7 @@ from omnid.api.mode_views import ModeViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
+from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.status_views import StatusViews
 from omnid.api.views import Views
@@ -27,7 +30,7 @@ from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.workspace import Workspaces
 from omnid.flow import control, intake
-from omnid.flow.caller import Caller, find_task, origins_above
+from omnid.flow.caller import Caller, entitled, find_task, origins_above
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling, Effect
 from omnid.flow.diskroom import DiskRoom
@@ -35,20 +38,22 @@ from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
 from omnid.flow.retention import DAY_MS
+from omnid.flow.schedules import Schedules
 from omnid.model import Submit, Submitted
-from omnid.route.rights import rights_of
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Outcome, Reader, Tx
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 FOLLOW_UP_S = 10.0
 BULK_TASKS = 10
 """From how many tasks on a batch is too long for the event loop."""
 
 
+Handler = Callable[["Api", Caller, Any], Awaitable[Struct]]
 Write = tuple[Callable[[Tx], Any], Callable[[Any], None] | None]
 """A function of the transaction, and what follows its commit."""
 
@@ -59,7 +64,7 @@ class Method(NamedTuple):
     name: str
     params: type[Struct]
     result: type[Struct]
-    handler: Callable[["Api", Caller, Any], Awaitable[Struct]]
+    handler: Handler
     roles: frozenset[str]
     """Who may call it: `person`, `agent`."""
     waits: bool = False
@@ -74,21 +79,28 @@ class Api:
     """Carries out the operations; one serves all surfaces."""
 
     def __init__(
-        self, context: Context, gates: Gates, cancelling: Cancelling, host: Host, workspaces: Workspaces | None = None
+        self,
+        context: Context,
+        gates: Gates,
+        cancelling: Cancelling,
+        host: Host,
+        workspaces: Workspaces | None = None,
+        schedules: Schedules | None = None,
     ) -> None:
         self._context = context
         self._gates = gates
         self._cancelling = cancelling
         self._host = host
         self._views = Views(context, gates)
-        self._history = JournalViews(context, gates, self._views, Doctor(context))
+        self.history = JournalViews(context, gates, self._views, Doctor(context))
         self._routing = Routing(context)
-        self._outbox = OutboxViews(context)
+        self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
-        self._status = StatusViews(context, host, self._views, self._outbox, self.inbox)
+        self._status = StatusViews(context, host, self._views, self.outbox, self.inbox)
         self._modes = ModeViews(context)
-        self._workspaces = WorkspaceViews(context, gates, workspaces)
+        self.workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
+        self.schedules = ScheduleViews(context, schedules or Schedules(context, cancelling))
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -102,14 +114,7 @@ class Api:
         return await method.handler(self, caller, params)
 
     def _entitled(self, caller: Caller) -> Caller:
-        """Gives a caller the rights that the config lets it have: a person's have no bounds."""
-        if caller.role == "person":
-            return caller
-        sections = self._context.config.origin
-        rights = rights_of(sections, caller.origin)
-        for origin in caller.above:
-            rights = rights.within(rights_of(sections, origin))
-        return caller._replace(rights=rights)
+        return entitled(caller, self._context.config)
 
     def begin(
         self,
@@ -135,6 +140,8 @@ class Api:
     def begin_submit(self, caller: Caller, params: Submit) -> "Write":
         """Checks one task and gives the function that writes it, and what follows; raises what is wrong with it."""
         self._room.check(self._context.config.store.free_bytes_min)
+        if params.schedule is not None:
+            return self.schedules.begin_submit(caller, params), None
         write = intake.plan_one(self._context, caller, params)
         timed = params.not_before_ms is not None or params.deadline_ms is not None
         return once(caller, "task.submit", params, write, Submitted), self._timed if timed else None
@@ -213,7 +220,7 @@ class Api:
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
         view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
-        return self._workspaces.shown(view)
+        return self.workspaces.shown(view)
 
     @contextmanager
     def change_of(self, task_id: str) -> Generator[anyio.Event]:
@@ -246,10 +253,6 @@ class Api:
         if params.inbox:
             return await self.inbox.page(caller, params)
         return await self._context.store.read(partial(self._views.page, caller=caller, params=params))
-
-    async def log(self, caller: Caller, params: shapes.Log) -> shapes.LogPart:
-        """Gives a piece of an attempt's output."""
-        return await self._history.log(caller, params)
 
     async def control(self, caller: Caller, params: shapes.Control) -> shapes.Controlled:
         """Does something with a task: cancel, retry, pause, approve, ..."""
@@ -295,16 +298,16 @@ class Api:
         if reader.one("brief_by_id", task_id) is None:
             return shapes.Controlled(before, f"{before.name} was deleted; nothing comes next.")
         brief = self._views.brief_of(reader, task_id)
-        return shapes.Controlled(brief, self._history.why(reader, caller, task_id).text)
+        return shapes.Controlled(brief, self.history.why(reader, caller, task_id).text)
 
     async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
         """Says in one sentence why a task is where it is, and in another where its work lies."""
 
         def find(reader: Reader) -> tuple[shapes.WhyAnswer, str]:
             task = find_task(reader, params.task, caller)
-            return self._history.why(reader, caller, task.id), task.id
+            return self.history.why(reader, caller, task.id), task.id
 
-        return self._workspaces.told(*await self._context.store.read(find))
+        return self.workspaces.told(*await self._context.store.read(find))
 
     async def route(self, caller: Caller, params: RouteExplain) -> RouteExplained:
         """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
@@ -347,48 +350,20 @@ class Api:
         """Says how omnid is doing."""
         return await self._status.status(caller)
 
-    async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:
-        """Says what happened while nobody looked."""
-        return await self.night.away(caller, params)
-
-    async def receipt(self, caller: Caller, params: shapes_night.ReceiptOf) -> shapes_night.Receipt:
-        """Gives all that is known of a task's way."""
-        return await self.night.receipt(caller, params)
-
     async def spend(self, _caller: Caller, params: shapes_money.Spend) -> shapes_money.Spent:
         """Gives what was spent, and the caps."""
         return await self._context.store.read(partial(self._views.money.spent, params=params))
 
-    async def operations(self, caller: Caller, params: shapes.Operations) -> shapes.OperationsPage:
-        """Gives a part of the log."""
-        return await self._history.operations(caller, params)
-
     async def replay(self, _caller: Caller, params: shapes.Replay) -> shapes.Replayed:
         """Shows the state as it was, from the log alone."""
-        return await self._history.replay(params)
+        return await self.history.replay(params)
 
     async def doctor(self, _caller: Caller, _params: shapes.Empty) -> shapes.Doctor:
         """Checks the journal, the disk, the executors and the config."""
-        examined = await self._history.examine(self._host.config_problems())
+        examined = await self.history.examine(self._host.config_problems())
         channels = await self._modes.findings()
         ok = examined.ok and all(one.ok for one in channels)
         return shapes.Doctor(ok, [*examined.findings, *channels])
-
-    async def dead_list(self, _caller: Caller, params: shapes_outbox.DeadList) -> shapes_outbox.DeadPage:
-        """Gives what could not be delivered and was given up."""
-        return await self._outbox.list(params)
-
-    async def dead_show(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
-        """Gives one dead delivery."""
-        return await self._outbox.show(params)
-
-    async def dead_retry(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
-        """Has a dead delivery tried again."""
-        return await self._outbox.retry(params)
-
-    async def dead_drop(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
-        """Forgets a dead delivery."""
-        return await self._outbox.drop(params)
 
     async def config_show(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigShown:
         """Gives the config in use."""
@@ -408,19 +383,7 @@ class Api:
 
     async def workspace_list(self, _caller: Caller, _params: shapes.Empty) -> places.WorkspaceList:
         """Gives the workspaces of agents' tasks."""
-        return await self._workspaces.list()
-
-    async def workspace_diff(self, caller: Caller, params: places.Diff) -> places.DiffPart:
-        """Gives a piece of what a task has changed in its workspace."""
-        return await self._workspaces.diff(caller, params)
-
-    async def workspace_merge(self, caller: Caller, params: places.WorkspaceOf) -> places.WorkspaceMerged:
-        """Merges a task's work into the branch that is checked out where it came from, and removes the workspace."""
-        return await self._workspaces.merge(caller, params)
-
-    async def workspace_remove(self, caller: Caller, params: places.WorkspaceOf) -> places.WorkspaceRemoved:
-        """Removes a task's workspace with all that is in it, and its branch."""
-        return await self._workspaces.remove(caller, params)
+        return await self.workspaces.list()
 
     async def stop(self, _caller: Caller, _params: shapes.Stop) -> shapes.Stopping:
         """Makes the daemon end; running commands go on under their supervisors."""
@@ -428,6 +391,21 @@ class Api:
         return shapes.Stopping(self._host.pid, len(self._context.running))
 
 
+def _by(part: Callable[[Api], P], do: Callable[[P, Caller, Any], Awaitable[Struct]]) -> Handler:
+    """Makes a handler of what a part of the operations does."""
+
+    @wraps(do)
+    def handle(api: Api, caller: Caller, params: Any) -> Awaitable[Struct]:
+        return do(part(api), caller, params)
+
+    return handle
+
+
+_PLANS: Callable[[Api], ScheduleViews] = attrgetter("schedules")
+_HISTORY: Callable[[Api], JournalViews] = attrgetter("history")
+_NIGHT: Callable[[Api], Night] = attrgetter("night")
+_DEAD: Callable[[Api], OutboxViews] = attrgetter("outbox")
+_PLACES: Callable[[Api], WorkspaceViews] = attrgetter("workspaces")
 _PERSON = frozenset({"person"})
 _ALL = frozenset({"person", "agent"})
 
@@ -438,11 +416,21 @@ METHODS: Mapping[str, Method] = {
         Method("task.submit_batch", shapes.SubmitBatch, shapes.SubmittedBatch, Api.submit_batch, _ALL),
         Method("task.get", shapes.Get, shapes.TaskView, Api.get, _ALL, waits=True),
         Method("task.list", shapes.Search, shapes.Page, Api.search, _ALL, waits=True),
-        Method("task.log", shapes.Log, shapes.LogPart, Api.log, _ALL, waits=True),
+        Method("task.log", shapes.Log, shapes.LogPart, _by(_HISTORY, JournalViews.log), _ALL, waits=True),
         Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
-        Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
-        Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True, all_origins=True),
+        Method(
+            "task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, _by(_NIGHT, Night.receipt), _ALL, waits=True
+        ),
+        Method(
+            "away",
+            shapes_night.Away,
+            shapes_night.AwayDigest,
+            _by(_NIGHT, Night.away),
+            _ALL,
+            waits=True,
+            all_origins=True,
+        ),
         Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
         Method("mode.show", shapes.Empty, shapes_mode.ModeShown, Api.mode, _ALL),
         Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
@@ -452,22 +440,47 @@ METHODS: Mapping[str, Method] = {
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),
         Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL, all_origins=True),
-        Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _ALL, waits=True),
+        Method(
+            "operations",
+            shapes.Operations,
+            shapes.OperationsPage,
+            _by(_HISTORY, JournalViews.operations),
+            _ALL,
+            waits=True,
+        ),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
-        Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, Api.dead_list, _PERSON),
-        Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_show, _PERSON),
-        Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_retry, _PERSON),
-        Method("dead.drop", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_drop, _PERSON),
+        Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, _by(_DEAD, OutboxViews.list), _PERSON),
+        Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.show), _PERSON),
+        Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.retry), _PERSON),
+        Method("dead.drop", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.drop), _PERSON),
         Method("config.show", shapes.Empty, shapes.ConfigShown, Api.config_show, _PERSON),
         Method("config.check", shapes.Empty, shapes.ConfigChecked, Api.config_check, _PERSON),
         Method("config.reload", shapes.Empty, shapes.ConfigChecked, Api.config_reload, _PERSON),
         Method("workspace.list", shapes.Empty, places.WorkspaceList, Api.workspace_list, _PERSON, waits=True),
-        Method("workspace.diff", places.Diff, places.DiffPart, Api.workspace_diff, _PERSON, waits=True),
-        Method("workspace.merge", places.WorkspaceOf, places.WorkspaceMerged, Api.workspace_merge, _PERSON, waits=True),
+        Method("workspace.diff", places.Diff, places.DiffPart, _by(_PLACES, WorkspaceViews.diff), _PERSON, waits=True),
         Method(
-            "workspace.remove", places.WorkspaceOf, places.WorkspaceRemoved, Api.workspace_remove, _PERSON, waits=True
+            "workspace.merge",
+            places.WorkspaceOf,
+            places.WorkspaceMerged,
+            _by(_PLACES, WorkspaceViews.merge),
+            _PERSON,
+            waits=True,
         ),
+        Method(
+            "workspace.remove",
+            places.WorkspaceOf,
+            places.WorkspaceRemoved,
+            _by(_PLACES, WorkspaceViews.remove),
+            _PERSON,
+            waits=True,
+        ),
+        Method("schedule.add", plans.ScheduleAdd, plans.ScheduleView, _by(_PLANS, ScheduleViews.add), _ALL),
+        Method("schedule.list", plans.ScheduleList, plans.SchedulePage, _by(_PLANS, ScheduleViews.list), _ALL),
+        Method("schedule.show", plans.ScheduleOf, plans.ScheduleView, _by(_PLANS, ScheduleViews.show), _ALL),
+        Method("schedule.switch", plans.ScheduleSwitch, plans.ScheduleView, _by(_PLANS, ScheduleViews.switch), _ALL),
+        Method("schedule.remove", plans.ScheduleOf, plans.ScheduleView, _by(_PLANS, ScheduleViews.remove), _ALL),
+        Method("schedule.run", plans.ScheduleRun, Submitted, _by(_PLANS, ScheduleViews.run), _ALL),
         Method("daemon.stop", shapes.Stop, shapes.Stopping, Api.stop, _PERSON),
     )
 }

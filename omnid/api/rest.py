@@ -18,6 +18,7 @@ from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.http_gate import API, Receive, Scope, Send, answer, answer_json, guest_of, header
 from omnid.api.mcp_tools import HIDDEN, visible
 from omnid.api.methods import METHODS, Api, Method
+from omnid.api.schedule_views import SCHEDULED
 from omnid.api.shapes import Log, LogPart
 from omnid.api.texts import refuse_nul
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
@@ -142,7 +143,9 @@ class Rest:
         result = await self._do(address.route.method, *asked, body)
         status, headers = 200, list[tuple[bytes, bytes]]()
         if isinstance(result, Submitted) and result.created:
-            status, headers = 201, [(b"location", f"{API}/tasks/{result.id}".encode())]
+            status = 201
+            if result.state != SCHEDULED:
+                headers = [(b"location", f"{API}/tasks/{result.id}".encode())]
         text = msgspec.json.encode({"status": "ok", "data": visible(result), "message": _said(result)})
         await answer_json(send, status, text, *headers)
 
@@ -178,7 +181,7 @@ class Rest:
                 raise _unreadable("the Idempotency-Key is another one than `key`", where)
         elif key is not None:
             # Submits are repeatable by their tasks' keys; all others by the answer that is kept.
-            caller = caller._replace(session=f"http/{origin}", request_id=key)
+            caller = msgspec.structs.replace(caller, session=f"http/{origin}", request_id=key)
         return caller, _converted(route, {**given, **named, **route.fixed}, where, strict=True)
 
     async def _do(self, method: Method, caller: Caller, params: Struct, body: "_Body") -> Struct:

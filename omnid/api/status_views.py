@@ -7,7 +7,7 @@ from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.shapes import GateView, Status
-from omnid.api.views import Views, by_reason, by_state
+from omnid.api.views import Views, by_reason, by_state, next_wake
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.store.interface import Reader, tally_key
@@ -47,7 +47,7 @@ class StatusViews:
             gates=[one for one in views.gates() if self._concerns(caller, one)],
             needs_you=needs_you,
             needs_you_total=total,
-            next_wake_at_ms=await context.store.read(_next_wake) if everything else None,
+            next_wake_at_ms=await context.store.read(next_wake) if everything else None,
             today=await context.store.read(partial(views.money.today, origin=None if everything else caller.origin)),
             clients=host.clients(),
             problems=views.problems(),
@@ -64,8 +64,3 @@ class StatusViews:
 def _own_tally(reader: Reader, *, caller: Caller) -> dict[str, int]:
     rows = reader.all("count_of_origin", caller.origin, COUNTED_MAX)
     return {tally_key(state, reason): count for state, reason, count in rows}
-
-
-def _next_wake(reader: Reader) -> int | None:
-    row = reader.one("next_wake")
-    return row[0] if row else None

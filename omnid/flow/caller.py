@@ -1,12 +1,14 @@
 """Who asks, and how a task that they name is found."""
 
 import re
-from typing import NamedTuple
+
+from msgspec import Struct, structs
 
 from omnid.clock import is_uuid
 from omnid.errors import Rejected
 from omnid.model import USER_ORIGIN, Task
-from omnid.route.rights import UNBOUND, Rights
+from omnid.route.rights import UNBOUND, Rights, rights_of
+from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Reader
 
@@ -15,7 +17,7 @@ ORIGINS_MAX = 1000
 ABOVE_MAX = 100
 
 
-class Caller(NamedTuple):
+class Caller(Struct, frozen=True):
     """Who is behind a request: a person or an agent, from which origin, in which session."""
 
     role: str = "person"
@@ -28,11 +30,21 @@ class Caller(NamedTuple):
     above: tuple[str, ...] = ()
     """The origins of that task and of those above it: what comes from inside may do no more than they."""
     rights: Rights = UNBOUND
-    """What the config lets it do: `Api` sets it for agents, before anything else is looked at."""
+    """What the config lets it do: see `entitled`, which comes before anything else for what an agent asks."""
 
     def sees(self, task: Task) -> bool:
         """Tells whether the caller may know of a task."""
         return self.rights.sees(task.origin, task.labels)
+
+
+def entitled(caller: Caller, config: Config) -> Caller:
+    """Gives a caller the rights that the config lets it have; a person's have no bounds."""
+    if caller.role == "person":
+        return caller
+    rights = rights_of(config.origin, caller.origin)
+    for origin in caller.above:
+        rights = rights.within(rights_of(config.origin, origin))
+    return structs.replace(caller, rights=rights)
 
 
 def find_task(reader: Reader, ref: str, caller: Caller) -> Task:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import anyio
+from msgspec import structs
 
 from omnid.errors import Rejected
 from omnid.flow.context import Context
@@ -79,7 +80,7 @@ class Failover:
         """Decides anew; None where that changes nothing, or where a person would have to approve it."""
         context = self._context
         try:
-            own = facts._replace(rights=rights_of(context.config.origin, task.origin))
+            own = structs.replace(facts, rights=rights_of(context.config.origin, task.origin))
             route = choose(Asked(task.work, task.kind, task.labels, task.lane), own)
             if route.executor == task.executor:
                 return None

@@ -11,8 +11,10 @@ from omnid.api.methods import METHODS
 from omnid.clock import is_uuid
 from omnid.errors import OmnidError
 from omnid.flow.caller import Caller
+from omnid.flow.control import Cancelling
 from omnid.flow.failover import Failover
-from omnid.model import Gate, Submit, Task, Work
+from omnid.flow.schedules import Schedules
+from omnid.model import Gate, Schedule, Submit, Task, Work
 from omnid.route.rights import Rights, rights_of
 from omnid.settings import Origin, Rule
 from tests.fakes.calls import Calls, code
@@ -331,3 +333,33 @@ async def test_what_is_said_for_all_others_holds_for_each_by_itself_and_never_fo
     tasks = [await purse.add(f"x{n}", caller=caller, executor="codex") for n, caller in enumerate(callers)]
     started = [command.task_id for command in await purse.claim()]
     assert sorted(started) == sorted([tasks[0].id, tasks[2].id, tasks[4].id, tasks[5].id])
+
+
+async def test_schedules_out_of_sight_are_not_there_and_what_they_run_has_their_origin_s_rights(
+    call: Calls, clock: FakeClock
+) -> None:
+    world = call.world
+    every = Schedule(every_s=60)
+    await call("schedule.add", OTHER, name="hidden", schedule=every, task=Submit(argv=("secret-words",)))
+    await call("schedule.add", OTHER, name="open", schedule=every, task=Submit(argv=("x",), labels=("public",)))
+    mine = await call("schedule.add", CI, name="mine", schedule=every, task=Submit(argv=("x",), executor="command"))
+    sections(world, Origin(name="ci", labels=("public",), executors=("safe",)))
+    assert [one.name for one in (await call("schedule.list", CI)).schedules] == ["ci/mine", "other/open"]
+    first = await call("schedule.list", CI, limit=1)
+    assert [one.name for one in (await call("schedule.list", CI, limit=1, after=first.next)).schedules] == [
+        "other/open"
+    ]
+    assert len((await call("schedule.list", OTHER)).schedules) == 3
+    for method, params in (("show", {}), ("run", {}), ("switch", {"enabled": False}), ("remove", {})):
+        said = await told(call, CI, f"schedule.{method}", {"name": "other/hidden", **params})
+        like = await told(call, CI, f"schedule.{method}", {"name": "other/nothing", **params})
+        assert said == {name: text.replace("nothing", "hidden") for name, text in like.items()}
+        assert said["code"] == "unknown_schedule"
+    assert await code(call("schedule.remove", CI, name="other/open")) == "other_schedule"
+    assert await code(call("schedule.run", CI, name="other/open")) == "executor_closed", "in its own name and rights"
+    clock.now_ms += 60_000
+    await Schedules(world.context, Cancelling(world.context)).work_off()
+    refused = (await call("schedule.show", CI, name=mine.name)).problem
+    assert refused is not None
+    assert refused.code == "executor_closed"
+    assert (await call("schedule.show", OTHER, name="hidden")).problem is None
