@@ -93,6 +93,8 @@ class Limits(_Section, frozen=True, kw_only=True):
     labels_max: Count = 32
     after_max: Count = 256
     notes_max: Count = 1_000
+    asks_max: Count = 100
+    ask_bytes_max: Bytes = 16 * KIB
 
 
 class Store(_Section, frozen=True, kw_only=True):
@@ -129,6 +131,7 @@ class Task(_Section, frozen=True, kw_only=True):
 
     timeout_s: Seconds = 3600.0
     kill_grace_s: Seconds = 5.0
+    answer_timeout_s: Seconds = 86_400.0
 
 
 class Agents(_Section, frozen=True, kw_only=True):

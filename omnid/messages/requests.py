@@ -103,6 +103,11 @@ REQUESTS: dict[str, Message] = {
         "{why}",
         "`omnictl show {task}` tells what it can take; {remedy}.",
     ),
+    "no_question": Message(
+        "{task} has no open question {key}.",
+        "It was answered, withdrawn, or ended with its attempt; or it never was.",
+        "`omnictl answer {task}` shows what it asks now.",
+    ),
     "busy_key": Message(
         "The request {request} of this session was answered before with another body.",
         "A session's request ids are used once, so that a repeat is answered and not done again.",
