@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from omnid.errors import Rejected
 from omnid.flow.context import Context
+from omnid.flow.texts import excerpt
 from omnid.model import InputRequest, InputResponse, Task
 from omnid.settings import Config
 from omnid.states import RUNNING
@@ -25,6 +26,7 @@ REQUEST, RESPONSE = "input_request", "input_response"
 NOBODY = "omnid"
 """Who answers what was withdrawn, and what nobody has answered in time."""
 UNANSWERED = InputResponse("cancel")
+MESSAGE_CHARS_MAX = 200
 NAP_S_MAX = 30.0
 """The longest wait between two looks at the time: a wall clock that jumps is noticed within it."""
 
@@ -70,13 +72,43 @@ def open_requests(reader: Reader, task: Task) -> list[Request]:
     return [] if row is None else [one.asked for one in questions(reader, row[1]) if one.answer is None]
 
 
+def message_of(request: Request) -> str:
+    """Gives what a request says to people, in one line: data of whoever asks."""
+    said = request.request.params.get("message")
+    return " ".join(excerpt(said, MESSAGE_CHARS_MAX).split()) if isinstance(said, str) and said else "(it says nothing)"
+
+
 def respond(tx: Tx, task: Task, key: str, response: InputResponse, by: str) -> Task:
     """Writes the answer to an open request, and lets the attempt go on where it was the last; gives the task."""
     row = tx.one("attempt_by_number", task.id, task.attempt)
     if row is None or key not in {request.key for request in open_requests(tx, task)}:
-        raise Rejected("no_question", task=task.name, key=key)
+        raise Rejected("no_question", task=task.name, which=f" {key}")
     journal.add_note(tx, row[1], RESPONSE, Response(key, response, by), notes_max=None)
     return task if open_requests(tx, task) else journal.advance_task(tx, task, "answer")
+
+
+def record(tx: Tx, attempt_id: str, requests: Mapping[str, InputRequest], config: Config) -> str:
+    """Writes down those requests that are new, and gives the id of the task; see `Ports.ask`."""
+    task = _task_of(tx, attempt_id)
+    if task is None:
+        why = "Only an attempt that runs can ask a person."
+        raise Rejected("not_in_state", task=attempt_id, state="over", event="ask", why=why, remedy="ask no more")
+    before = questions(tx, attempt_id)
+    known = {one.asked.name for one in before}
+    new = {name: request for name, request in requests.items() if name not in known}
+    if not new:
+        return task.id
+    _check(len(before) + len(new), "questions of one attempt", config.limits.asks_max, "limits.asks_max")
+    for request in new.values():
+        size_bytes = len(msgspec.json.encode(request))
+        _check(size_bytes, "bytes of a question", config.limits.ask_bytes_max, "limits.ask_bytes_max")
+    row = tx.one("count_notes_of_task", task.id, REQUEST)
+    for number, (name, request) in enumerate(new.items(), (row[0] if row else 0) + 1):
+        note = Request(f"q{number}", name, request, tx.now_ms)
+        journal.add_note(tx, attempt_id, REQUEST, note, notes_max=None)
+    if task.state != "input_required":
+        journal.advance_task(tx, task, "ask")
+    return task.id
 
 
 class Asking:
@@ -88,9 +120,7 @@ class Asking:
     async def ask(self, attempt_id: str, requests: Mapping[str, InputRequest]) -> dict[str, InputResponse]:
         """See `Ports.ask`."""
         context = self._context
-        task_id = await context.store.write(
-            partial(_write, attempt_id=attempt_id, requests=requests, config=context.config)
-        )
+        task_id = await context.store.write(lambda tx: record(tx, attempt_id, requests, context.config))
         context.watch.tell([task_id])
         while True:
             event = context.watch.event(task_id)
@@ -119,30 +149,6 @@ class Asking:
         first_ms = min(one.asked.asked_at_ms for one in asked if one.answer is None)
         waited_s = (self._context.clock.wall_ms() - first_ms) / 1000
         return self._context.config.task.answer_timeout_s - waited_s
-
-
-def _write(tx: Tx, *, attempt_id: str, requests: Mapping[str, InputRequest], config: Config) -> str:
-    """Writes down those requests that are new, and gives the task."""
-    task = _task_of(tx, attempt_id)
-    if task is None:
-        why = "Only an attempt that runs can ask a person."
-        raise Rejected("not_in_state", task=attempt_id, state="over", event="ask", why=why, remedy="ask no more")
-    before = questions(tx, attempt_id)
-    known = {one.asked.name for one in before}
-    new = {name: request for name, request in requests.items() if name not in known}
-    if not new:
-        return task.id
-    _check(len(before) + len(new), "questions of one attempt", config.limits.asks_max, "limits.asks_max")
-    for request in new.values():
-        size_bytes = len(msgspec.json.encode(request))
-        _check(size_bytes, "bytes of a question", config.limits.ask_bytes_max, "limits.ask_bytes_max")
-    row = tx.one("count_notes_of_task", task.id, REQUEST)
-    for number, (name, request) in enumerate(new.items(), (row[0] if row else 0) + 1):
-        note = Request(f"q{number}", name, request, tx.now_ms)
-        journal.add_note(tx, attempt_id, REQUEST, note, notes_max=None)
-    if task.state != "input_required":
-        journal.advance_task(tx, task, "ask")
-    return task.id
 
 
 def _withdraw(tx: Tx, *, attempt_id: str, names: Collection[str]) -> str | None:
