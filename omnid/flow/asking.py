@@ -91,8 +91,7 @@ def record(tx: Tx, attempt_id: str, requests: Mapping[str, InputRequest], config
     """Writes down those requests that are new, and gives the id of the task; see `Ports.ask`."""
     task = _task_of(tx, attempt_id)
     if task is None:
-        why = "Only an attempt that runs can ask a person."
-        raise Rejected("not_in_state", task=attempt_id, state="over", event="ask", why=why, remedy="ask no more")
+        raise _over(attempt_id)
     before = questions(tx, attempt_id)
     known = {one.asked.name for one in before}
     new = {name: request for name, request in requests.items() if name not in known}
@@ -125,7 +124,7 @@ class Asking:
         while True:
             event = context.watch.event(task_id)
             try:
-                found = await context.store.read(partial(questions, attempt_id=attempt_id))
+                found = await context.store.read(partial(_asked, attempt_id=attempt_id))
                 asked = [one for one in found if one.asked.name in requests]
                 if all(one.answer for one in asked):
                     return {one.asked.name: one.answer for one in asked if one.answer}
@@ -151,6 +150,18 @@ class Asking:
         return self._context.config.task.answer_timeout_s - waited_s
 
 
+def _asked(reader: Reader, *, attempt_id: str) -> list[Question]:
+    """Gives what an attempt has asked; raises Rejected(`not_in_state`) where it is over: nothing is answered then."""
+    if _task_of(reader, attempt_id) is None:
+        raise _over(attempt_id)
+    return questions(reader, attempt_id)
+
+
+def _over(attempt_id: str) -> Rejected:
+    why = "Only an attempt that runs can ask a person."
+    return Rejected("not_in_state", task=attempt_id, state="over", event="ask", why=why, remedy="ask no more")
+
+
 def _withdraw(tx: Tx, *, attempt_id: str, names: Collection[str]) -> str | None:
     task = _task_of(tx, attempt_id)
     if task is None:
@@ -161,10 +172,10 @@ def _withdraw(tx: Tx, *, attempt_id: str, names: Collection[str]) -> str | None:
     return task.id
 
 
-def _task_of(tx: Tx, attempt_id: str) -> Task | None:
+def _task_of(reader: Reader, attempt_id: str) -> Task | None:
     """Gives the task of an attempt that is its current one and still runs."""
-    head = tx.one("attempt_head", attempt_id)
-    task = None if head is None or head[4] is not None else journal.task_by_id(tx, head[2])
+    head = reader.one("attempt_head", attempt_id)
+    task = None if head is None or head[4] is not None else journal.task_by_id(reader, head[2])
     current = task is not None and head is not None and task.attempt == head[3] and task.state in RUNNING
     return task if current else None
 
