@@ -54,7 +54,14 @@ def send(message: dict[str, Any]) -> None:
     write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
 
+OUT = threading.local()
+"""Where this thread's messages go, if not to the standard output: see `mcp_http_server`."""
+
+
 def write(data: bytes) -> None:
+    if hasattr(OUT, "write"):
+        OUT.write(data)
+        return
     with LOCK:
         while data:
             data = data[os.write(1, data) :]
@@ -245,7 +252,11 @@ READING = threading.Event()
 READING.set()
 
 
-def answer(message: dict[str, Any]) -> None:
+def spawn(work: Any, *arguments: Any) -> None:
+    threading.Thread(target=work, args=arguments, daemon=True).start()
+
+
+def answer(message: dict[str, Any], run: Any = spawn) -> None:
     method, request = message.get("method"), message.get("id")
     params: dict[str, Any] = message.get("params") or {}
     if method is None:
@@ -277,7 +288,7 @@ def answer(message: dict[str, Any]) -> None:
         era = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if OPTIONS["era"] == "new" else {}
         send({"id": request, "result": {**tools_page(params.get("cursor")), **era}})
     elif method == "tools/call":
-        threading.Thread(target=call, args=(request, params), daemon=True).start()
+        run(call, request, params)
     else:
         send({"id": request, "error": {"code": -32601, "message": f"no {method}"}})
 
