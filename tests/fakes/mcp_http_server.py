@@ -1,6 +1,7 @@
-"""The tools of `mcp_server` over streamable HTTP, in a thread of the test; a hook of the test may answer in its place."""
+"""The tools of `mcp_server` over streamable HTTP, in a thread of the test; its hooks may answer in their place."""
 
 import json
+import queue
 import select
 import socket
 import ssl
@@ -113,7 +114,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     def _hold(self, message: dict[str, Any]) -> None:
         self.until_hung_up()
-        mcp_server.note({"hung_up": message["params"]["name"]})
+        self.server.hung_up.put(message["params"]["name"])
         raise Cut
 
 
@@ -124,13 +125,23 @@ class McpHttpServer(ThreadingHTTPServer):
     block_on_close = False
     allow_reuse_address = True
 
-    def __init__(self, *, token: str = "", events: bool = True, port: int = 0, tls: Path | None = None, **options: Any):
+    def __init__(
+        self,
+        *,
+        token: str = "",
+        events: bool = True,
+        port: int = 0,
+        tls: tuple[Path, Path] | None = None,
+        **options: Any,
+    ):
         super().__init__(("127.0.0.1", port), Exchange)
         self.token = token
         self.events = events
         self.hooks: list[Hook] = []
         self.seen: list[tuple[str, str | None, dict[str, str]]] = []
         self.sessions: set[str] = set()
+        self.hung_up: queue.Queue[str] = queue.Queue()
+        """The tools whose callers hung up before the answer."""
         self._before = dict(mcp_server.OPTIONS)
         mcp_server.OPTIONS.update(options)
         self._dying = mcp_server.do_die
@@ -138,7 +149,7 @@ class McpHttpServer(ThreadingHTTPServer):
         self.scheme = "http"
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(tls)
+            context.load_cert_chain(*tls)
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
             self.scheme = "https"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
