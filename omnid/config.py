@@ -386,9 +386,8 @@ class _Reader:
             for name, value in secrets.items()
             if looks_plain(name, value)
         ]
-        for key, detail in servers.problems(values, url_is_known=not is_reference(values.get("url", ""))):
-            # An address may hold a password.
-            value = None if key == "url" and "@" in values["url"] else values.get(key)
+        known = not is_reference(values.get("url", ""))
+        for key, value, detail in servers.problems(values, url_is_known=known):
             self.problems.append(_bad(f"{where}.{key}", value, detail))
 
     def _profile_of(self, where: str, given: dict[str, Any], values: dict[str, Any]) -> None:

@@ -43,20 +43,35 @@ def may_go_to(url: str, *, secrets: bool) -> bool:
     return is_guarded(url) if secrets else is_url(url)
 
 
-def problems(given: Mapping[str, Any], *, url_is_known: bool) -> Iterator[tuple[str, str]]:
-    """Gives what is wrong with the section of a server, as key and detail; `url_is_known`: it is no reference."""
+def problems(given: Mapping[str, Any], *, url_is_known: bool) -> Iterator[tuple[str, Any, str]]:
+    """Gives what is wrong with the section of a server: key, value (None: it isn't shown) and detail.
+
+    `url_is_known`: it is no reference.
+    """
     url = given.get("url", "")
     if bool(given.get("argv")) == bool(url):
-        yield "argv", "an MCP server needs the command that starts it, or its url, and not both"
+        yield (
+            "argv",
+            [*given.get("argv", ())],
+            "an MCP server needs the command that starts it, or its url, and not both",
+        )
     for key in _OF_PROCESSES if url else _OF_URLS:
         if key in given:
-            yield key, f"it is for a server {'that omnid starts' if url else 'at a url'}"
+            yield (
+                key,
+                None if key in ("token", "headers") else given[key],
+                f"it is for a server {'that omnid starts' if url else 'at a url'}",
+            )
     for name in given.get("headers", {}):
         if not _HEADER.fullmatch(name):
-            yield f"headers.{name}", "it is no name of a header"
+            yield f"headers.{name}", name, "it is no name of a header"
         elif name.lower() in _OWN_HEADERS:
-            yield f"headers.{name}", "omnid sets this header itself"
+            yield f"headers.{name}", name, "omnid sets this header itself"
     if url and url_is_known and not may_go_to(url, secrets="token" in given or "headers" in given):
-        yield "url", "it begins with https:// (http:// is for this machine, or without a token), and holds no password"
+        yield (
+            "url",
+            None if "@" in url else url,
+            "it begins with https:// (http:// is for this machine, or without a token), and holds no password",
+        )
     if (path := given.get("ca_file", "")) and not path.startswith("/"):
-        yield "ca_file", "a path starts with /"
+        yield "ca_file", path, "a path starts with /"

@@ -340,7 +340,7 @@ class Replayed(Struct, frozen=True):
 
 
 class Finding(Struct, frozen=True):
-    """One check of doctor."""
+    """One check."""
 
     name: str
     ok: bool
@@ -349,7 +349,7 @@ class Finding(Struct, frozen=True):
 
 
 class Doctor(Struct, frozen=True):
-    """All checks; `ok` where every one of them is."""
+    """Checks; `ok` where every one of them is."""
 
     ok: bool
     findings: list[Finding]
