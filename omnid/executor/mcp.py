@@ -243,7 +243,7 @@ class McpExecutor:
             # It can be waited for all the same; only a daemon that is killed meanwhile would know nothing of it.
             self._log.warning("mcp_task_not_noted", server=self.name, task=command.name, **error.as_dict())
         self._log.info("mcp_task", server=self.name, tool=attempt.tool, id=task.id, task=command.name)
-        attempt.notices.add(f"[task {task.id} of {self.name}]\n")
+        attempt.notices.add(f"[task {task.id} of {self.name}] {task.said}\n")
 
     async def _follow(self, attempt: "_Attempt") -> Result:
         """Waits for the end of the server's task."""
@@ -314,6 +314,9 @@ class McpExecutor:
         self._keeper.worked()
         if answer.kind == "refused":
             return _ended(command, "rejected", Problem.make("bad_arguments", tool=attempt.tool, detail=detail))
+        if answer.kind == "stopped":
+            problem = Problem.make("reported_error", executor=self.name, detail=detail, task=command.name)
+            return _ended(command, "rejected", problem)
         value = msgspec.json.encode(answer.value)
         text = answer.text if answer.text or answer.value is None else value.decode()
         attempt.notices.add(text + "\n")

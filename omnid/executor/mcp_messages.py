@@ -31,10 +31,11 @@ class Tool(Struct, frozen=True):
 class Answer(Struct, frozen=True):
     """What came of a call: `done`, `error` (the tool says so), `refused` (bad arguments), `unknown` (nobody knows).
 
-    `unsent`: the server surely didn't take it; the session is retired, and a new one may have better luck.
+    `stopped`: somebody has stopped it there. `unsent`: the server surely didn't take it; the session is retired, and a
+    new one may have better luck.
     """
 
-    kind: Literal["done", "error", "refused", "unknown", "unsent"]
+    kind: Literal["done", "error", "refused", "stopped", "unknown", "unsent"]
     text: str
     value: Any = None
 

@@ -36,6 +36,9 @@ UNSENT_MAX = 512
 """How many messages may wait for a server that doesn't read; one that asks on and on ends there."""
 TEXT_CHARS_MAX = 4096
 
+_SAID = object()
+"""Marks errors that the server has sent with the code that the SDK gives to those of a connection that ended."""
+
 Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObjectSendStream[SessionMessage]]
 
 _ANSWER: TypeAdapter[types.CallToolResult | types.InputRequiredResult] = TypeAdapter(
@@ -215,7 +218,7 @@ class McpSession:
         if task.error is not None:
             return Answer("error", short(str(task.error.get("message") or "it failed")))
         if task.status == "cancelled":
-            return Answer("error", f"its task was cancelled there: {short(task.said) or 'it says no more'}")
+            return Answer("stopped", f"its task {task.id} was cancelled there: {short(task.said) or 'it says no more'}")
         raw = task.result
         if raw is None and self._has_tasks:
             raw = await self._of_task("tasks/result", task.id, failed=task.status == "failed")
@@ -295,7 +298,8 @@ class McpSession:
         """Gives why a request got no answer; where the session is of no more use, it takes no new calls."""
         trouble: object = error.error.data
         if not isinstance(trouble, Trouble):
-            return Trouble("unknown", self.why_ended or "") if error.code == types.CONNECTION_CLOSED else None
+            closed = error.code == types.CONNECTION_CLOSED and trouble is not _SAID
+            return Trouble("unknown", self.why_ended or "") if closed else None
         if trouble.kind == "down":
             self.fault(trouble.why)
         elif trouble.kind == "ended":
@@ -410,7 +414,10 @@ class McpSession:
         listing = message.id in self._listings
         self._listings.discard(message.id or 0)
         version = self._client.protocol_version if self._client is not None else None
-        if isinstance(message, types.JSONRPCError) or version is None:
+        if isinstance(message, types.JSONRPCError):
+            error = message.error.model_copy(update={"data": _SAID})
+            return message.model_copy(update={"error": error}) if error.code == types.CONNECTION_CLOSED else message
+        if version is None:
             return message
         if token is not None and is_task(message.result):
             self._made[token] = message.result

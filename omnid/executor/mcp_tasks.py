@@ -4,7 +4,7 @@ Source: the extension `io.modelcontextprotocol/tasks` (SEP-2663), and the tasks 
 """
 
 from collections.abc import Mapping
-from math import isnan
+from math import inf, isnan
 from typing import Any, Literal, cast
 
 import msgspec
@@ -31,8 +31,6 @@ class RemoteTask(Struct, frozen=True):
     status: Status
     said: str = ""
     poll_s: float = POLL_S
-    ttl_ms: float | None = None
-    """How long the server keeps it from its creation on; None: it doesn't say, or for ever."""
     result: dict[str, Any] | None = None
     """What the call would have answered, where that came along."""
     error: dict[str, Any] | None = None
@@ -70,14 +68,21 @@ def read_task(result: Mapping[str, Any]) -> RemoteTask:
     told = msgspec.convert(cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else result, _Task)
     if not 0 < len(told.task_id) <= ID_CHARS_MAX:
         raise ValueError(f"its id has {len(told.task_id)} characters")
+    ttl_ms = told.ttl_ms if told.ttl_ms is not None else told.ttl
     poll_ms = told.poll_interval_ms if told.poll_interval_ms is not None else told.poll_interval
     return RemoteTask(
         id=told.task_id,
         status=told.status,
         said=told.status_message or "",
-        poll_s=POLL_S if poll_ms is None or isnan(poll_ms) else min(max(poll_ms / 1000, POLL_S_MIN), POLL_S_MAX),
-        ttl_ms=told.ttl_ms if told.ttl_ms is not None else told.ttl,
+        poll_s=_poll_s(poll_ms, ttl_ms),
         result=told.result,
         error=told.error,
         questions=told.input_requests,
     )
+
+
+def _poll_s(poll_ms: float | None, ttl_ms: float | None) -> float:
+    """Gives how long to wait for the next look: within the bounds, and so that the task isn't gone by then."""
+    wanted_s = POLL_S if poll_ms is None or isnan(poll_ms) else poll_ms / 1000
+    kept_s = inf if ttl_ms is None or isnan(ttl_ms) else ttl_ms / 1000
+    return max(POLL_S_MIN, min(wanted_s, kept_s / 2, POLL_S_MAX))

@@ -263,6 +263,7 @@ async def test_a_stream_that_is_never_finished_is_given_up(fake: Far, monkeypatc
         (lambda e, m: e.wfile.write(b"what?\r\n\r\n"), "lost", "the connection to it broke"),
         (lambda e, m: e.reply(400, failed(m, -32602)), "rejected", "a must be even"),
         (lambda e, m: e.reply(200, failed(m, -32603)), "failure", "a must be even"),
+        (lambda e, m: e.reply(200, failed(m, -32000)), "failure", "a must be even"),
     ],
 )
 async def test_an_odd_answer_ends_its_own_attempt_only(fake: Far, answer: Any, outcome: str, says: str) -> None:
