@@ -248,10 +248,10 @@ def make_task(params: dict[str, Any]) -> dict[str, Any]:
     task = {"taskId": f"task-{time.time_ns()}", "status": "working", "createdAt": "2026-01-01T00:00:00Z"}
     keep_task({**task, "lastUpdatedAt": task["createdAt"], **given.get("task", {})})
     note({"made": task["taskId"], "asked": params.get("task")})
+    shown = show_task(task["taskId"])
     if "fifo" in given:
         with open(given["fifo"], "w") as file:
             file.write(task["taskId"] + "\n")
-    shown = show_task(task["taskId"])
     return {"resultType": "task", **shown} if OPTIONS["era"] == "new" else {"task": shown}
 
 
