@@ -12,8 +12,9 @@ import anyio
 from msgspec import Struct
 
 from omnid import __version__
-from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
+from omnid.api import shapes, shapes_asks, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_workspaces as places
+from omnid.api.answering import Answering
 from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
@@ -84,6 +85,7 @@ class Api:
         self._modes = ModeViews(context)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
+        self._answering = Answering(context, self._controlled_now)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -231,6 +233,9 @@ class Api:
 
     async def control(self, caller: Caller, params: shapes.Control) -> shapes.Controlled:
         """Does something with a task: cancel, retry, pause, approve, ..."""
+        answered = await self._answering.controlled(caller, params)
+        if answered is not None:
+            return answered
         what = control.Order(
             params.task,
             params.action,
@@ -272,8 +277,15 @@ class Api:
     def _controlled(self, reader: Reader, task_id: str, before: shapes.TaskBrief) -> shapes.Controlled:
         if reader.one("brief_by_id", task_id) is None:
             return shapes.Controlled(before, f"{before.name} was deleted; nothing comes next.")
+        return self._controlled_now(reader, task_id)
+
+    def _controlled_now(self, reader: Reader, task_id: str) -> shapes.Controlled:
         brief = self._views.brief_of(reader, task_id)
         return shapes.Controlled(brief, self._history.why(reader, task_id).text)
+
+    async def answer(self, caller: Caller, params: shapes_asks.Answer) -> shapes.Controlled:
+        """Answers what a running task asks; agents answer for their own tasks only."""
+        return await self._answering.answer(caller, params)
 
     async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
         """Says in one sentence why a task is where it is, and in another where its work lies."""
@@ -454,6 +466,7 @@ METHODS: Mapping[str, Method] = {
         Method("task.list", shapes.Search, shapes.Page, Api.search, _ALL, waits=True),
         Method("task.log", shapes.Log, shapes.LogPart, Api.log, _ALL, waits=True),
         Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
+        Method("task.answer", shapes_asks.Answer, shapes.Controlled, Api.answer, _ALL, waits=True),
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
         Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
         Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True),

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from omnid.errors import Rejected
 from omnid.flow.context import Context
+from omnid.flow.texts import excerpt
 from omnid.model import InputRequest, InputResponse, Task
 from omnid.settings import Config
 from omnid.states import RUNNING
@@ -25,6 +26,7 @@ REQUEST, RESPONSE = "input_request", "input_response"
 NOBODY = "omnid"
 """Who answers what was withdrawn, and what nobody has answered in time."""
 UNANSWERED = InputResponse("cancel")
+MESSAGE_CHARS_MAX = 200
 NAP_S_MAX = 30.0
 """The longest wait between two looks at the time: a wall clock that jumps is noticed within it."""
 
@@ -70,13 +72,42 @@ def open_requests(reader: Reader, task: Task) -> list[Request]:
     return [] if row is None else [one.asked for one in questions(reader, row[1]) if one.answer is None]
 
 
+def message_of(request: Request) -> str:
+    """Gives what a request says to people, in one line: data of whoever asks."""
+    said = request.request.params.get("message")
+    return " ".join(excerpt(said, MESSAGE_CHARS_MAX).split()) if isinstance(said, str) and said else "(it says nothing)"
+
+
 def respond(tx: Tx, task: Task, key: str, response: InputResponse, by: str) -> Task:
     """Writes the answer to an open request, and lets the attempt go on where it was the last; gives the task."""
     row = tx.one("attempt_by_number", task.id, task.attempt)
     if row is None or key not in {request.key for request in open_requests(tx, task)}:
-        raise Rejected("no_question", task=task.name, key=key)
+        raise Rejected("no_question", task=task.name, which=f" {key}")
     journal.add_note(tx, row[1], RESPONSE, Response(key, response, by), notes_max=None)
     return task if open_requests(tx, task) else journal.advance_task(tx, task, "answer")
+
+
+def record(tx: Tx, attempt_id: str, requests: Mapping[str, InputRequest], config: Config) -> str:
+    """Writes down those requests that are new, and gives the id of the task; see `Ports.ask`."""
+    task = _task_of(tx, attempt_id)
+    if task is None:
+        raise _over(attempt_id)
+    before = questions(tx, attempt_id)
+    known = {one.asked.name for one in before}
+    new = {name: request for name, request in requests.items() if name not in known}
+    if not new:
+        return task.id
+    _check(len(before) + len(new), "questions of one attempt", config.limits.asks_max, "limits.asks_max")
+    for request in new.values():
+        size_bytes = len(msgspec.json.encode(request))
+        _check(size_bytes, "bytes of a question", config.limits.ask_bytes_max, "limits.ask_bytes_max")
+    row = tx.one("count_notes_of_task", task.id, REQUEST)
+    for number, (name, request) in enumerate(new.items(), (row[0] if row else 0) + 1):
+        note = Request(f"q{number}", name, request, tx.now_ms)
+        journal.add_note(tx, attempt_id, REQUEST, note, notes_max=None)
+    if task.state != "input_required":
+        journal.advance_task(tx, task, "ask")
+    return task.id
 
 
 class Asking:
@@ -88,14 +119,12 @@ class Asking:
     async def ask(self, attempt_id: str, requests: Mapping[str, InputRequest]) -> dict[str, InputResponse]:
         """See `Ports.ask`."""
         context = self._context
-        task_id = await context.store.write(
-            partial(_write, attempt_id=attempt_id, requests=requests, config=context.config)
-        )
+        task_id = await context.store.write(lambda tx: record(tx, attempt_id, requests, context.config))
         context.watch.tell([task_id])
         while True:
             event = context.watch.event(task_id)
             try:
-                found = await context.store.read(partial(questions, attempt_id=attempt_id))
+                found = await context.store.read(partial(_asked, attempt_id=attempt_id))
                 asked = [one for one in found if one.asked.name in requests]
                 if all(one.answer for one in asked):
                     return {one.asked.name: one.answer for one in asked if one.answer}
@@ -121,28 +150,16 @@ class Asking:
         return self._context.config.task.answer_timeout_s - waited_s
 
 
-def _write(tx: Tx, *, attempt_id: str, requests: Mapping[str, InputRequest], config: Config) -> str:
-    """Writes down those requests that are new, and gives the task."""
-    task = _task_of(tx, attempt_id)
-    if task is None:
-        why = "Only an attempt that runs can ask a person."
-        raise Rejected("not_in_state", task=attempt_id, state="over", event="ask", why=why, remedy="ask no more")
-    before = questions(tx, attempt_id)
-    known = {one.asked.name for one in before}
-    new = {name: request for name, request in requests.items() if name not in known}
-    if not new:
-        return task.id
-    _check(len(before) + len(new), "questions of one attempt", config.limits.asks_max, "limits.asks_max")
-    for request in new.values():
-        size_bytes = len(msgspec.json.encode(request))
-        _check(size_bytes, "bytes of a question", config.limits.ask_bytes_max, "limits.ask_bytes_max")
-    row = tx.one("count_notes_of_task", task.id, REQUEST)
-    for number, (name, request) in enumerate(new.items(), (row[0] if row else 0) + 1):
-        note = Request(f"q{number}", name, request, tx.now_ms)
-        journal.add_note(tx, attempt_id, REQUEST, note, notes_max=None)
-    if task.state != "input_required":
-        journal.advance_task(tx, task, "ask")
-    return task.id
+def _asked(reader: Reader, *, attempt_id: str) -> list[Question]:
+    """Gives what an attempt has asked; raises Rejected(`not_in_state`) where it is over: nothing is answered then."""
+    if _task_of(reader, attempt_id) is None:
+        raise _over(attempt_id)
+    return questions(reader, attempt_id)
+
+
+def _over(attempt_id: str) -> Rejected:
+    why = "Only an attempt that runs can ask a person."
+    return Rejected("not_in_state", task=attempt_id, state="over", event="ask", why=why, remedy="ask no more")
 
 
 def _withdraw(tx: Tx, *, attempt_id: str, names: Collection[str]) -> str | None:
@@ -155,10 +172,10 @@ def _withdraw(tx: Tx, *, attempt_id: str, names: Collection[str]) -> str | None:
     return task.id
 
 
-def _task_of(tx: Tx, attempt_id: str) -> Task | None:
+def _task_of(reader: Reader, attempt_id: str) -> Task | None:
     """Gives the task of an attempt that is its current one and still runs."""
-    head = tx.one("attempt_head", attempt_id)
-    task = None if head is None or head[4] is not None else journal.task_by_id(tx, head[2])
+    head = reader.one("attempt_head", attempt_id)
+    task = None if head is None or head[4] is not None else journal.task_by_id(reader, head[2])
     current = task is not None and head is not None and task.attempt == head[3] and task.state in RUNNING
     return task if current else None
 

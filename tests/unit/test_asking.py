@@ -179,6 +179,14 @@ async def test_an_attempt_that_is_over_asks_nothing(world: World) -> None:
         assert caught.value.code == "not_in_state"
 
 
+async def test_a_question_ends_with_its_attempt(world: World) -> None:
+    with pytest.RaisesGroup(Rejected):
+        async with asked(world, {"name": NAME}) as one:
+            world.context.watch.tell(await world.finish(one.command, "lost"))
+            await one.ended.wait()
+    assert await one.state() == "uncertain"
+
+
 class Curious(Scripted):
     """Asks, and takes longer over the answer than the attempt may last."""
 
