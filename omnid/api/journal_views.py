@@ -145,11 +145,11 @@ class JournalViews:
                 "Free some space, or new tasks are refused.",
             ),
             _finding("config", [p.what for p in config_problems], "fine", "Correct the config file."),
-            *await self._executors(),
+            *await self.executors(),
         ]
         return DoctorAnswer(all(finding.ok for finding in findings), findings)
 
-    async def _executors(self) -> list[Finding]:
+    async def executors(self) -> list[Finding]:
         """Probes every executor, side by side; the gates follow what is found."""
         wrong: dict[str, str] = {}
 

@@ -299,6 +299,11 @@ class Api:
         """Asks every channel with every key something that costs nothing."""
         return await self._modes.check()
 
+    async def executor_check(self, _caller: Caller, _params: shapes.Empty) -> shapes.Doctor:
+        """Probes every executor; that of an MCP server begins a session with it."""
+        findings = await self._history.executors()
+        return shapes.Doctor(all(one.ok for one in findings), findings)
+
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
         self._check_executor(params.executor, {"*"})
@@ -453,6 +458,7 @@ METHODS: Mapping[str, Method] = {
         Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
         Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, Api.outages, _ALL),
         Method("channel.check", shapes.Empty, shapes_mode.ChannelsChecked, Api.channel_check, _PERSON, waits=True),
+        Method("executor.check", shapes.Empty, shapes.Doctor, Api.executor_check, _PERSON, waits=True),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),

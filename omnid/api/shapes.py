@@ -359,7 +359,7 @@ class Replayed(Struct, frozen=True):
 
 
 class Finding(Struct, frozen=True):
-    """One check of doctor."""
+    """One check."""
 
     name: str
     ok: bool
@@ -368,7 +368,7 @@ class Finding(Struct, frozen=True):
 
 
 class Doctor(Struct, frozen=True):
-    """All checks; `ok` where every one of them is."""
+    """Checks; `ok` where every one of them is."""
 
     ok: bool
     findings: list[Finding]

@@ -140,4 +140,6 @@ HARNESSES: dict[str, Callable[[Path], AbstractAsyncContextManager[Harness]]] = {
     "command": _command,
     "in_process": _in_process,
     "mcp": partial(mcp_harness.harness, limits=LIMITS),
+    "mcp_http": partial(mcp_harness.http_harness, limits=LIMITS, events=True),
+    "mcp_http_json": partial(mcp_harness.http_harness, limits=LIMITS, events=False),
 }

@@ -89,12 +89,18 @@ def test_config_check_live_shows_every_key_and_fails_where_one_is_not_well():
     answers = {
         "config__check": shapes.ConfigChecked("/c", []),
         "channel__check": shapes_mode.ChannelsChecked([CHECKED, replace(CHECKED, ok=True)]),
+        "executor__check": shapes.Doctor(True, [FINDING]),
     }
     ran = Ran("config", "check", "--live", daemon=Daemon(**answers))
     assert ran.code == 1
     assert "it refuses. Look at it." in ran.out
+    assert f"{FINDING.name}: {FINDING.detail}" in ran.out
     ran = Ran("config", "--json", "check", "--live", daemon=Daemon(**answers))
-    assert (ran.code, len(ran.json["result"]["channels"])) == (1, 2)
+    assert (ran.code, len(ran.json["result"]["channels"]), len(ran.json["result"]["executors"])) == (1, 2, 1)
+    answers["channel__check"] = shapes_mode.ChannelsChecked([])
+    assert Ran("config", "check", "--live", daemon=Daemon(**answers)).code == 0
+    answers["executor__check"] = shapes.Doctor(False, [replace(FINDING, ok=False)])
+    assert Ran("config", "check", "--live", daemon=Daemon(**answers)).code == 1
     assert Ran("config", "show", "--live", daemon=Daemon()).code == 2
 
 

@@ -257,8 +257,9 @@ async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
         "doctor",
         "mode.hold",
         "channel.check",
+        "executor.check",
     }
-    assert len(waits) == 14
+    assert len(waits) == 15
     assert not handler.waits(Request(jsonrpc="2.0", method="omnid/nothing"))
 
 

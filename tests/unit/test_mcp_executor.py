@@ -19,7 +19,7 @@ from omnid.executor import mcp
 from omnid.executor.interface import Found
 from omnid.executor.mcp import McpExecutor
 from omnid.executor.mcp_schema import check_arguments
-from omnid.executor.mcp_session import LINES_PER_S_MAX
+from omnid.executor.mcp_transport import MESSAGES_PER_S_MAX
 from omnid.executor.supervised import Supervised
 from omnid.log import Log
 from omnid.model import Command, Result, Work
@@ -218,7 +218,7 @@ async def test_a_flood_of_notices_is_slowed_down_and_harms_nobody_else(anyio_bac
         notices = (await fake.executor._supervised.spool.read(command.attempt_id, 0, 1 << 24)).splitlines()
     assert beats > 30
     assert line["outcome"] == "lost"
-    assert 0 < len(notices) < 5 * LINES_PER_S_MAX
+    assert 0 < len(notices) < 5 * MESSAGES_PER_S_MAX
 
 
 async def test_the_log_of_a_task_is_bounded(anyio_backend: str, tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ async def test_the_next_start_waits_longer_after_each_failure(anyio_backend: str
 async def test_an_idle_server_is_closed_and_started_when_needed(anyio_backend: str, tmp_path: Path) -> None:
     async with bench(tmp_path, idle_s=0.2) as fake:
         await fake.run("echo")
-        host = fake.executor._host
+        host = fake.executor._keeper._host
         assert host is not None
         with anyio.fail_after(WAIT_S):
             await host.gone.wait()

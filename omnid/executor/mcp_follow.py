@@ -1,0 +1,78 @@
+"""Follows tasks of an MCP server to their end, over as many sessions as that takes: to look at one repeats nothing."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from omnid.clock import Clock
+from omnid.errors import Retryable
+from omnid.executor.mcp_keeper import Keeper
+from omnid.executor.mcp_tasks import POLL_S_MIN, Status, TaskGoneError
+from omnid.log import Logger
+from omnid.retry import Backoff
+
+if TYPE_CHECKING:
+    from omnid.executor.mcp_messages import Answer
+
+END_S = 10.0
+"""How long a server has to end a task that it is told to end."""
+AWAY = Backoff(base_s=1.0, max_s=30.0)
+"""The waits while the server can't be asked."""
+
+Notice = Callable[[str], None]
+
+
+class Follower:
+    """Follows the tasks of one server. Whoever waits has a deadline."""
+
+    def __init__(self, name: str, keeper: Keeper, clock: Clock, log: Logger) -> None:
+        self._name = name
+        self._keeper = keeper
+        self._clock = clock
+        self._log = log
+
+    async def follow(self, task_id: str, token: str, notice: Notice) -> "Answer":
+        """Waits for a task's end and gives what the call would have answered; `token` names the call.
+
+        A server that can't be reached is waited for. Raises TaskGoneError where it knows the task no more.
+        """
+        failures, said = 0, ""
+        while True:
+            try:
+                session = await self._keeper.session()
+                with session.held(token, notice):
+                    while session.usable:
+                        task = await session.look(task_id)
+                        failures = 0
+                        if task.ended:
+                            return await session.result_of(task)
+                        if said != (said := f"[task {task.status}] {task.said}"):
+                            notice(f"{said}\n")
+                        await anyio.sleep(task.poll_s)
+            except Retryable as error:
+                failures += 1
+                if failures == 1:
+                    self._log.warning("mcp_task_waits", server=self._name, id=task_id, **error.as_dict())
+            if failures:
+                await anyio.sleep(AWAY.delay_s(failures, self._clock.uniform))
+
+    async def end(self, task_id: str, token: str) -> "tuple[Status, Answer] | None":
+        """Has a task ended, and gives its status and what it came to; None: that can't be seen within `END_S`."""
+        with anyio.move_on_after(END_S):
+            try:
+                session = await self._keeper.session()
+                with session.held(token, ignore):
+                    await session.cancel_task(task_id)
+                    while True:
+                        task = await session.look(task_id)
+                        if task.ended:
+                            return task.status, await session.result_of(task)
+                        await anyio.sleep(POLL_S_MIN)
+            except (Retryable, TaskGoneError) as error:
+                self._log.warning("mcp_task_not_ended", server=self._name, id=task_id, why=str(error))
+        return None
+
+
+def ignore(_: str) -> None:
+    """Takes what a server says while nobody listens."""
