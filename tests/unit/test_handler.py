@@ -259,7 +259,7 @@ async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
         "channel.check",
         "executor.check",
     }
-    assert len(waits) == 15
+    assert len(waits) == 16
     assert not handler.waits(Request(jsonrpc="2.0", method="omnid/nothing"))
 
 
