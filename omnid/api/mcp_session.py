@@ -13,6 +13,7 @@ import anyio
 import mcp_types as types
 import msgspec
 from anyio import CancelScope
+from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream
 from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -29,7 +30,9 @@ from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.http_gate import App
 from omnid.api.mcp_asks import Asks
 from omnid.api.mcp_calls import Calls
+from omnid.api.mcp_completions import Completions
 from omnid.api.mcp_resources import Resources
+from omnid.api.mcp_subscriptions import Subscriptions
 from omnid.api.mcp_tasks import Tasks
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
@@ -102,6 +105,8 @@ class Session:
         self.requests_max = requests_max
         self.requests_open = 0
         self.scope = CancelScope()
+        self.group: TaskGroup
+        """Where what outlasts a request lives: subscriptions."""
         self.fatal: Fatal | None = None
 
 
@@ -129,13 +134,17 @@ class ToolServer(Calls):
         self._tasks = Tasks(api, self, self._asks, clock)
         self._tasks.install(self.server)
         Resources(self).install(self.server)
+        Completions(self).install(self.server)
+        Subscriptions(api, self).install(self.server)
         self.server.middleware.append(self._greet)
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
         """Answers the client's lines until they end; raises what is Fatal."""
         reading, writing = _Lines(session, lines, send), _Answers(session, send)
         with session.scope:
-            await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
+            async with anyio.create_task_group() as session.group:
+                await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
+                session.group.cancel_scope.cancel()
         if session.fatal is not None:
             raise session.fatal
 
@@ -156,8 +165,10 @@ class ToolServer(Calls):
             max_sessions=settings.sessions_max,
         )
         with session.scope:
-            async with manager.run():
-                yield cast("App", manager.asgi_app)
+            async with anyio.create_task_group() as session.group:
+                async with manager.run():
+                    yield cast("App", manager.asgi_app)
+                session.group.cancel_scope.cancel()
         if session.fatal is not None:
             raise session.fatal
 

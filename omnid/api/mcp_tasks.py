@@ -20,7 +20,7 @@ from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 from pydantic import Field
 
 from omnid.api.mcp_asks import Asks, read_responses, requests_of
-from omnid.api.mcp_calls import Calls, Context, invalid, is_modern, say
+from omnid.api.mcp_calls import TASK_URI, Calls, Context, invalid, is_modern, say
 from omnid.api.mcp_task_shapes import call_result, detailed, task_fields
 from omnid.api.methods import Api
 from omnid.api.shapes import Control, Get, Page, Search, TaskView
@@ -37,9 +37,6 @@ ERA_OF_TASKS = "2025-11-25"
 
 TOOL = "task_submit"
 """The tool whose calls may become tasks."""
-
-TASK_URI = "omnid://task/"
-"""How the address of a task's resource starts; its UUID follows, where it is subscribed to."""
 
 LISTENED_MAX = 100
 """How many tasks one subscription may follow."""
