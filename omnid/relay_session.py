@@ -120,6 +120,10 @@ class Session:
             self._away_since_s = now_s
         self.phase = "away"
         self.to_daemon.clear()
+        for own_id in self._asked:
+            # Nobody waits for the answer any more; what is still to be asked, the next daemon asks anew.
+            params = {"requestId": own_id, "reason": "omnid has gone away"}
+            self.to_client += wire.line({"jsonrpc": "2.0", "method": _CANCELLED, "params": params})
         self._asked.clear()
 
     def expire(self, now_s: float) -> None:

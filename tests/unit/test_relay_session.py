@@ -172,6 +172,20 @@ def test_a_subscription_is_acknowledged_once() -> None:
         client(session, listen)
 
 
+def test_a_question_of_a_daemon_goes_with_it() -> None:
+    question = {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": {"message": "?"}}
+    session = up()
+    session.from_daemon(wire.line(question).strip(), 0.0)
+    (asked,) = told(session)
+    session.lost(1.0)
+    (cancelled,) = told(session)
+    assert (cancelled["method"], cancelled["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
+    up(session)
+    answer_of_client = {"jsonrpc": "2.0", "id": asked["id"], "result": {"action": "accept"}}
+    client(session, answer_of_client)
+    assert sent(session) == [], "it was for the daemon that is gone"
+
+
 def test_an_initialize_without_an_answer_is_sent_as_any_request() -> None:
     session = up()
     client(session, INITIALIZE)
