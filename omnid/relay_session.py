@@ -25,13 +25,15 @@ SENDS_MAX = 20
 
 _HELLO_ID = "omnid-hello"
 _SUBSCRIBE, _UNSUBSCRIBE, _LISTEN = "resources/subscribe", "resources/unsubscribe", "subscriptions/listen"
+_ACKNOWLEDGED, _UPDATED = "notifications/subscriptions/acknowledged", "notifications/resources/updated"
+_SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
 _INITIALIZE, _INITIALIZED, _CANCELLED = "initialize", "notifications/initialized", "notifications/cancelled"
 
 
 class _Request:
     """A request of the client that has no answer yet."""
 
-    __slots__ = ("at_s", "id", "line", "method", "sends")
+    __slots__ = ("acknowledged", "at_s", "id", "line", "method", "sends")
 
     def __init__(self, request_id: int | str, method: str, line: bytes, at_s: float) -> None:
         self.id = request_id
@@ -39,6 +41,8 @@ class _Request:
         self.line = line
         self.at_s = at_s
         self.sends = 0
+        self.acknowledged = False
+        """Of a subscription: whether the client knows what it gets."""
 
 
 class Session:
@@ -244,8 +248,25 @@ class Session:
             own_id = f"{self._dialled}:{json.dumps(_params(message)['requestId'])}"
             self._asked.pop(own_id, None)
             self.to_client += wire.line({**message, "params": {**_params(message), "requestId": own_id}})
+        elif method == _ACKNOWLEDGED and self._acknowledged_before(message):
+            meta = _params(message).get("_meta")
+            for uri in _mapping(_params(message).get("notifications")).get("resourceSubscriptions") or ():
+                self._say_updated({"uri": uri, "_meta": meta})
         else:
             self.to_client += line + b"\n"
+
+    def _acknowledged_before(self, message: dict[str, Any]) -> bool:
+        """Tells whether a subscription was acknowledged by an earlier daemon already, which the client hears once."""
+        request_id = _mapping(_params(message).get("_meta")).get(_SUBSCRIPTION_ID)
+        request = self.open.get(request_id) if isinstance(request_id, int | str) else None
+        if request is None or request.acknowledged:
+            return request is not None
+        request.acknowledged = True
+        return False
+
+    def _say_updated(self, params: dict[str, Any]) -> None:
+        """Says of a resource that it may have changed while no daemon was there to tell."""
+        self.to_client += wire.line({"jsonrpc": "2.0", "method": _UPDATED, "params": params})
 
     def _greeted(self, message: dict[str, Any], now_s: float) -> None:
         if "result" not in message:
@@ -272,6 +293,8 @@ class Session:
             # Their ids are no longer open, so the answers go nowhere.
             if key != _INITIALIZE:
                 self.to_daemon += request.line + b"\n"
+            if request.method == _SUBSCRIBE:
+                self._say_updated({"uri": _params(_decoded(request.line)).get("uri")})
         for request in list(self.open.values()):
             self._send(request)
 

@@ -3,8 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +23,7 @@ from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.views import Views, by_reason, by_state
+from omnid.api.waiting import Waiting
 from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.workspace import Workspaces
@@ -82,6 +82,8 @@ class Api:
         self._routing = Routing(context)
         self._outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
+        self._waiting = Waiting(context, gates)
+        self.change_of = self._waiting.change_of
         self._modes = ModeViews(context)
         self._workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
@@ -183,43 +185,24 @@ class Api:
         self._context.timer.ring()
 
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
-        """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on."""
+        """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on.
+
+        An agent waits no longer either when its task asks something.
+        """
         store = self._context.store
         task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
         timed_out = False
         if params.wait_s and task.state not in TERMINAL:
             with anyio.move_on_after(params.wait_s) as scope:
-                await self._settled(task.id)
+                await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
         view = await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
         return self._workspaces.shown(view)
 
-    @contextmanager
-    def change_of(self, task_id: str) -> Generator[anyio.Event]:
-        """Gives what is set at the task's next change: enter, then look at the task, then wait."""
-        watch = self._context.watch
-        event = watch.event(task_id)
-        try:
-            yield event
-        finally:
-            watch.forget(task_id, event)
-
     def kept_ms(self) -> int:
         """Gives how long a task that has ended is kept."""
         return round(self._context.config.retention.finished_days * DAY_MS)
-
-    async def _settled(self, task_id: str) -> None:
-        watch = self._context.watch
-        while True:
-            event = watch.event(task_id)
-            try:
-                task = await self._context.store.read(lambda reader: find_task(reader, task_id, ""))
-                if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
-                    return
-                await event.wait()
-            finally:
-                watch.forget(task_id, event)
 
     async def search(self, caller: Caller, params: shapes.Search) -> shapes.Page:
         """Gives the tasks that fit a filter, newest first; or the caller's inbox."""

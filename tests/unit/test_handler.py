@@ -246,6 +246,7 @@ async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
     handler = Client(world).handler
     waits = {name for name in METHODS if handler.waits(Request(jsonrpc="2.0", method=f"omnid/{name}"))}
     assert {name for name in waits if not name.startswith("workspace.")} == {
+        "task.answer",
         "task.get",
         "task.list",
         "task.log",
@@ -258,7 +259,7 @@ async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
         "channel.check",
         "executor.check",
     }
-    assert len(waits) == 15
+    assert len(waits) == 16
     assert not handler.waits(Request(jsonrpc="2.0", method="omnid/nothing"))
 
 
