@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -16,7 +17,9 @@ from omnid.executor.attempt_log import AttemptLog
 from omnid.executor.interface import Found, Ports
 from omnid.executor.mcp_follow import Follower, ignore
 from omnid.executor.mcp_keeper import Keeper
+from omnid.executor.mcp_questions import Questions, UnanswerableError
 from omnid.executor.mcp_schema import check_arguments
+from omnid.executor.mcp_shapes import Answer, Asked, Reply, Tool
 from omnid.executor.mcp_tasks import RemoteTask, TaskGoneError
 from omnid.executor.spool import excerpt
 from omnid.executor.supervised import Supervised
@@ -28,7 +31,6 @@ from omnid.settings import PROMPT, Limits
 from omnid.settings import McpExecutor as Section
 
 if TYPE_CHECKING:
-    from omnid.executor.mcp_messages import Answer, Tool
     from omnid.executor.mcp_session import McpSession
 
 OBEY_S = 2.0
@@ -41,6 +43,8 @@ VALUE_BYTES_MAX = 1 << 20
 DETAIL_CHARS_MAX = 300
 KEEP_MS = 86_400_000
 """How much longer than the attempt may last a task of the server should be kept: the daemon may be away meanwhile."""
+ROUNDS_MAX = 20
+"""How often one call may ask before it is done."""
 CALLED, TASK = "called", "remote_task"
 """The kinds of notes that say that the server was called, and which task of its own it made of the call."""
 
@@ -141,6 +145,8 @@ class McpExecutor:
             answer = await session.call(tool, arguments, id)
         if isinstance(answer, RemoteTask):
             return await self._follower.follow(answer.id, id, ignore)
+        if isinstance(answer, Asked):
+            return Answer("error", "it asks for more, and nobody can be asked here")
         if answer.kind == "unsent":
             raise self._down(answer.text)
         return answer
@@ -162,7 +168,7 @@ class McpExecutor:
     def _attempt(self, command: Command, ports: Ports) -> "_Attempt":
         timeout_s = min(command.timeout_s, self._section.call_timeout_s or command.timeout_s)
         notices = AttemptLog(self._supervised.spool, command.attempt_id, self._log)
-        attempt = _Attempt(command, ports, timeout_s, notices)
+        attempt = _Attempt(command, ports, timeout_s, notices, self._log)
         attempt.tool = command.work.tool or self._section.tool or ""
         attempt.repeatable = command.idempotent or self.idempotent
         return attempt
@@ -196,6 +202,8 @@ class McpExecutor:
             return _unknown(command, error.what, repeatable=attempt.repeatable)
         except Rejected as error:
             return _ended(command, "rejected", Problem.of(error))
+        except UnanswerableError as error:
+            return await self._unanswerable(attempt, str(error))
         except TaskGoneError as error:
             detail = f"the server knows its task {attempt.task_id} no more: {error}"
             return _unknown(command, detail, repeatable=attempt.repeatable)
@@ -218,7 +226,7 @@ class McpExecutor:
     async def _call(self, attempt: "_Attempt", arguments: dict[str, Any]) -> "Answer | RemoteTask":
         command, note = attempt.command, attempt.ports.note
         attempt.session = session = await self._keeper.session()
-        with session.held(command.attempt_id, attempt.notices.add):
+        with session.held(command.attempt_id, attempt.notices.add, attempt.questions.of_call):
             tool = await self._tool(session, attempt.tool, arguments)
             attempt.repeatable = attempt.repeatable or tool.repeatable
             if attempt.repeatable and not command.idempotent:
@@ -226,12 +234,24 @@ class McpExecutor:
             await note(command.attempt_id, CALLED, {"server": self.name, "tool": tool.name})
             attempt.called = True
             keep_ms = round(1000 * attempt.timeout_s) + KEEP_MS
-            answer = await session.call(tool.name, arguments, command.attempt_id, keep_ms)
-        if isinstance(answer, RemoteTask):
-            return answer
-        if answer.kind == "unsent":
+            answer = await self._in_rounds(
+                attempt, partial(session.call, tool.name, arguments, command.attempt_id, keep_ms=keep_ms)
+            )
+        if isinstance(answer, Answer) and answer.kind == "unsent":
             attempt.called = False
         return answer
+
+    async def _in_rounds(
+        self, attempt: "_Attempt", call: Callable[..., Awaitable[Answer | Asked | RemoteTask]]
+    ) -> Answer | RemoteTask:
+        """Makes a call, again and again with the answers to what it asks: it is done when it asks nothing."""
+        answer = await call()
+        for _ in range(ROUNDS_MAX):
+            if not isinstance(answer, Asked):
+                return answer
+            reply = Reply(await attempt.questions.of_call(answer.requests), answer.state)
+            answer = await call(reply=reply)
+        raise UnanswerableError("more and more")
 
     async def _keep_task(self, attempt: "_Attempt", task: RemoteTask) -> None:
         """Writes down what the server has made of the call, before anybody waits for it."""
@@ -247,7 +267,9 @@ class McpExecutor:
 
     async def _follow(self, attempt: "_Attempt") -> Result:
         """Waits for the end of the server's task."""
-        answer = await self._follower.follow(attempt.task_id or "", attempt.command.attempt_id, attempt.notices.add)
+        answer = await self._follower.follow(
+            attempt.task_id or "", attempt.command.attempt_id, attempt.notices.add, attempt.questions
+        )
         return self._result(attempt, answer)
 
     async def _tool(self, session: "McpSession", name: str, arguments: dict[str, Any]) -> "Tool":
@@ -269,6 +291,12 @@ class McpExecutor:
             raise Rejected("unknown_tool", server=self.name, tool=name, hint=hint, known=known)
         await anyio.to_thread.run_sync(check_arguments, name, tool.schema, arguments)
         return tool
+
+    async def _unanswerable(self, attempt: "_Attempt", what: str) -> Result:
+        """Ends an attempt whose server asks for what nobody here can give."""
+        if attempt.task_id is not None:
+            await self._follower.end(attempt.task_id, attempt.command.attempt_id)
+        return self._result(attempt, Answer("error", f"it asks for {what}, which omnid doesn't give"))
 
     async def _given_up(self, attempt: "_Attempt") -> Result:
         """Ends an attempt whose time is over or that was cancelled; the server has been told.
@@ -346,12 +374,13 @@ class McpExecutor:
 class _Attempt:
     """One attempt in progress, and how far it came."""
 
-    def __init__(self, command: Command, ports: Ports, timeout_s: float, notices: "AttemptLog") -> None:
+    def __init__(self, command: Command, ports: Ports, timeout_s: float, notices: "AttemptLog", log: Logger) -> None:
         self.command = command
         self.ports = ports
         self.timeout_s = timeout_s
         self.allowance = Allowance(timeout_s)
         self.notices = notices
+        self.questions = Questions(command.attempt_id, ports, self.allowance, log)
         self.session: McpSession | None = None
         self.tool = ""
         self.task_id: str | None = None

@@ -1,6 +1,6 @@
 """Follows tasks of an MCP server to their end, over as many sessions as that takes: to look at one repeats nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import anyio
@@ -8,12 +8,14 @@ import anyio
 from omnid.clock import Clock
 from omnid.errors import Retryable
 from omnid.executor.mcp_keeper import Keeper
-from omnid.executor.mcp_tasks import POLL_S_MIN, Status, TaskGoneError
+from omnid.executor.mcp_questions import Questions, UnanswerableError
+from omnid.executor.mcp_shapes import Answer
+from omnid.executor.mcp_tasks import POLL_S_MIN, RemoteTask, Status, TaskGoneError
 from omnid.log import Logger
 from omnid.retry import Backoff
 
 if TYPE_CHECKING:
-    from omnid.executor.mcp_messages import Answer
+    from omnid.executor.mcp_session import McpSession
 
 END_S = 10.0
 """How long a server has to end a task that it is told to end."""
@@ -32,21 +34,25 @@ class Follower:
         self._clock = clock
         self._log = log
 
-    async def follow(self, task_id: str, token: str, notice: Notice) -> "Answer":
+    async def follow(self, task_id: str, token: str, notice: Notice, questions: Questions | None = None) -> "Answer":
         """Waits for a task's end and gives what the call would have answered; `token` names the call.
 
-        A server that can't be reached is waited for. Raises TaskGoneError where it knows the task no more.
+        A server that can't be reached is waited for, and what it asks is answered by `questions`. Raises TaskGoneError
+        where it knows the task no more, UnanswerableError where it asks what nobody can answer.
         """
         failures, said = 0, ""
         while True:
             try:
                 session = await self._keeper.session()
-                with session.held(token, notice):
+                with session.held(token, notice, questions and questions.of_call, task_id):
                     while session.usable:
                         task = await session.look(task_id)
                         failures = 0
-                        if task.ended:
+                        if task.ended or (task.status == "input_required" and not task.questions):
+                            # Before 2026-07-28 a server asks while its result is waited for.
                             return await session.result_of(task)
+                        if task.questions and task.status == "input_required":
+                            await self._answer(session, task, questions)
                         if said != (said := f"[task {task.status}] {task.said}"):
                             notice(f"{said}\n")
                         await anyio.sleep(task.poll_s)
@@ -56,6 +62,36 @@ class Follower:
                     self._log.warning("mcp_task_waits", server=self._name, id=task_id, **error.as_dict())
             if failures:
                 await anyio.sleep(AWAY.delay_s(failures, self._clock.uniform))
+
+    async def _answer(self, session: "McpSession", task: RemoteTask, questions: Questions | None) -> None:
+        """Has a person answer what a task asks; it may go on without, if somebody else answers it there."""
+        if questions is None:
+            raise UnanswerableError(", ".join(task.questions))
+        answers, fault = None, list[Exception]()
+        gone: Collection[str] = ()
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                nonlocal gone
+                try:
+                    while session.usable and not gone:
+                        await anyio.sleep(task.poll_s)
+                        gone = task.questions.keys() - (await session.look(task.id)).questions.keys()
+                except (Retryable, TaskGoneError) as error:
+                    fault.append(error)
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            try:
+                answers = await questions.of_task(task.questions)
+            except (Retryable, UnanswerableError) as error:
+                fault.append(error)
+            group.cancel_scope.cancel()
+        for error in fault:
+            raise error
+        await questions.withdraw(gone)
+        if answers is not None and not gone:
+            await session.answer_task(task.id, answers)
 
     async def end(self, task_id: str, token: str) -> "tuple[Status, Answer] | None":
         """Has a task ended, and gives its status and what it came to; None: that can't be seen within `END_S`."""

@@ -4,40 +4,17 @@ Importing this module imports the SDK's types; only `mcp_session` does.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import mcp_types as types
 from mcp.shared.message import ClientMessageMetadata, SessionMessage
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from msgspec import Struct
 from pydantic import ValidationError
 
 from omnid.errors import Retryable
 from omnid.executor.mcp_http import VERSION
+from omnid.executor.mcp_shapes import Answer, Asked, Tool
 from omnid.executor.mcp_transport import DETAIL_CHARS_MAX, Outgoing
-
-
-class Tool(Struct, frozen=True):
-    """What is known of a tool before it is called."""
-
-    name: str
-    schema: dict[str, Any]
-    repeatable: bool
-    """Its annotations say that calling it again does no harm: it only reads, or is idempotent."""
-    tasks: bool = False
-    """Whether calls may ask for a task, at 2025-11-25; from 2026-07-28 on the server decides."""
-
-
-class Answer(Struct, frozen=True):
-    """What came of a call: `done`, `error` (the tool says so), `refused` (bad arguments), `unknown` (nobody knows).
-
-    `stopped`: somebody has stopped it there. `unsent`: the server surely didn't take it; the session is retired, and a
-    new one may have better luck.
-    """
-
-    kind: Literal["done", "error", "refused", "stopped", "unknown", "unsent"]
-    text: str
-    value: Any = None
 
 
 class OfTask(types.Request[dict[str, Any], str]):
@@ -60,10 +37,11 @@ def tool_of(tool: types.Tool) -> Tool:
     return Tool(tool.name, tool.input_schema, repeatable, tasks)
 
 
-def answer_of(result: types.CallToolResult | types.InputRequiredResult) -> Answer:
-    """Gives what a result says."""
+def answer_of(result: types.CallToolResult | types.InputRequiredResult) -> Answer | Asked:
+    """Gives what a result says, or asks."""
     if isinstance(result, types.InputRequiredResult):
-        return Answer("error", "it asks for further input, which omnid doesn't give")
+        asked = result.model_dump(by_alias=True, mode="json", exclude_none=True)
+        return Asked(asked.get("inputRequests", {}), result.request_state)
     return Answer("error" if result.is_error else "done", text_of(result.content), result.structured_content)
 
 

@@ -11,60 +11,32 @@ from typing import Any
 
 import anyio
 import mcp_types as types
-import msgspec
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp import Client, ClientSession
 from mcp.client import advertise
 from mcp.shared.exceptions import MCPError
-from mcp.shared.message import SessionMessage
-from msgspec import Struct
 from pydantic import TypeAdapter, ValidationError
 
 from omnid import __version__
 from omnid.errors import Retryable
-from omnid.executor import mcp_listing
-from omnid.executor.mcp_messages import Answer, Anything, OfTask, Tool, answer_of, leaf, outgoing, short, tool_of
-from omnid.executor.mcp_tasks import ERA_OF_TASKS, EXTENSION, RemoteTask, TaskGoneError, is_task, read_task
-from omnid.executor.mcp_transport import Broken, Flow, Id, Transport, Trouble
+from omnid.executor.mcp_inbox import SAID, SessionInbox, Streams
+from omnid.executor.mcp_messages import Anything, OfTask, answer_of, leaf, outgoing, short, tool_of
+from omnid.executor.mcp_shapes import Answer, Ask, Asked, Party, Reply, Tool
+from omnid.executor.mcp_tasks import (
+    ERA_OF_TASKS,
+    EXTENSION,
+    RemoteTask,
+    TaskGoneError,
+    read_task,
+)
+from omnid.executor.mcp_transport import Broken, Transport, Trouble
 from omnid.log import Logger
 
-DISCOVER_S = 2.0
-"""How long a server may take to answer ``server/discover``, which servers of the older era may ignore."""
 PAGES_MAX = 100
 """How many pages of tools/list are read."""
-UNSENT_MAX = 512
-"""How many messages may wait for a server that doesn't read; one that asks on and on ends there."""
-TEXT_CHARS_MAX = 4096
-
-_SAID = object()
-"""Marks errors that the server has sent with the code that the SDK gives to those of a connection that ended."""
-
-Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObjectSendStream[SessionMessage]]
-
+_RESPONSES: TypeAdapter[types.InputResponses] = TypeAdapter(types.InputResponses)
 _ANSWER: TypeAdapter[types.CallToolResult | types.InputRequiredResult] = TypeAdapter(
     types.CallToolResult | types.InputRequiredResult
 )
-
-
-class _Envelope(Struct):
-    """As much of a message as tells where it goes."""
-
-    method: str | None = None
-    id: int | str | None = None
-    params: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _Progress(Struct):
-    progressToken: int | str  # noqa: N815 - the protocol's name.
-    progress: float
-    total: float | None = None
-    message: str | None = None
-
-
-class _LogMessage(Struct):
-    level: str
-    data: Any
-    logger: str | None = None
 
 
 class McpSession:
@@ -78,8 +50,6 @@ class McpSession:
         self.name = name
         self.legacy = legacy
         self.tools: dict[str, Tool] = {}
-        self.unusable: dict[str, str] = {}
-        """Tools that the server describes in a way that the protocol doesn't allow, and what is wrong with them."""
         self.started = anyio.Event()
         self.why_ended: str | None = None
         self.broken = False
@@ -87,24 +57,24 @@ class McpSession:
         self._transport = transport
         self._log = log
         self._retired: str | None = None
-        self._calls: dict[str, Callable[[str], None]] = {}
-        """The open calls by their progress tokens, and what takes their progress and log notices."""
         self._changed = anyio.Event()
-        self._inward, self._to_client = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-        self._from_client, self._outward = anyio.create_memory_object_stream[SessionMessage](0)
         self._client: ClientSession | None = None
-        self._discover_id: Id | None = None
-        self._discovering, self._discovered = anyio.Event(), anyio.Event()
-        self._listings: set[Id] = set()
-        self._asked: dict[Id, str] = {}
-        """The tokens of calls by the ids of their requests."""
-        self._made: dict[str, dict[str, Any]] = {}
-        """Tasks that servers have answered calls with, by the calls' tokens: the SDK knows no tasks."""
+        self._inbox = SessionInbox(name, log, lambda: self._client.protocol_version if self._client else None)
 
     @property
     def usable(self) -> bool:
         """Whether new calls can be made."""
         return self.started.is_set() and self.why_ended is None and self._retired is None
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """See `SessionInbox.unusable`."""
+        return self._inbox.unusable
+
+    @property
+    def ignores_discover(self) -> bool:
+        """See `SessionInbox.ignores_discover`."""
+        return self._inbox.ignores_discover
 
     @property
     def why_over(self) -> str:
@@ -119,7 +89,7 @@ class McpSession:
         async with anyio.create_task_group() as group:
             group.start_soon(self._read)
             group.start_soon(self._write)
-            group.start_soon(self._bound_discover)
+            group.start_soon(self._inbox.bound_discover)
             with anyio.CancelScope(deadline=anyio.current_time() + start_timeout_s) as starting:
                 try:
                     async with Client(
@@ -129,6 +99,7 @@ class McpSession:
                         cache=None,
                         client_info=types.Implementation(name="omnid", version=__version__),
                         extensions=[advertise(EXTENSION)],
+                        elicitation_callback=self._inbox.elicit,
                     ) as client:
                         self._client = client.session
                         await self.list_tools()
@@ -144,20 +115,25 @@ class McpSession:
             group.cancel_scope.cancel()
 
     @contextlib.contextmanager
-    def held(self, token: str, notice: Callable[[str], None]) -> Generator[None]:
-        """Keeps the session while a call is prepared and made; `notice` takes what the server says meanwhile."""
-        self._calls[token] = notice
+    def held(
+        self, token: str, notice: Callable[[str], None], ask: Ask | None = None, task_id: str | None = None
+    ) -> Generator[None]:
+        """Keeps the session while a call is prepared and made, or its task is followed.
+
+        `notice` takes what the server says meanwhile, `ask` what it asks; without it nobody can be asked.
+        """
+        self._inbox.parties[token] = Party(notice, ask, task_id)
         self._ring()
         try:
             yield
         finally:
-            del self._calls[token]
+            del self._inbox.parties[token]
             self._ring()
 
     async def list_tools(self) -> None:
         """Reads the server's tools anew, page by page; raises Retryable ``executor_down`` where that fails."""
         tools: dict[str, Tool] = {}
-        self.unusable = {}
+        self._inbox.unusable.clear()
         cursor: str | None = None
         try:
             for _ in range(PAGES_MAX):
@@ -175,11 +151,18 @@ class McpSession:
         raise self._down(f"its list of tools has more than {PAGES_MAX} pages")
 
     async def call(
-        self, name: str, arguments: dict[str, Any], token: str, keep_ms: int | None = None
-    ) -> Answer | RemoteTask:
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        token: str,
+        *,
+        keep_ms: int | None = None,
+        reply: Reply | None = None,
+    ) -> Answer | Asked | RemoteTask:
         """Calls a tool, as a task where the server has them; the token is one of `held`.
 
-        `keep_ms` is how long a task should be kept. Cancelled, it tells the server (``notifications/cancelled``).
+        `keep_ms` is how long a task should be kept; `reply` answers what the call asked before. Cancelled, it tells the
+        server (``notifications/cancelled``).
         """
         tool = self.tools.get(name)
         as_task = keep_ms is not None and tool is not None and tool.tasks and self._has_tasks
@@ -187,12 +170,14 @@ class McpSession:
             name=name,
             arguments=arguments,
             task=types.TaskMetadata(ttl=keep_ms) if as_task else None,
+            input_responses=_RESPONSES.validate_python(reply.answers) if reply is not None else None,
+            request_state=reply.state if reply is not None else None,
             _meta={"progressToken": token},
         )
         try:
             # Not call_tool: that checks results against the server's own schemas, unbounded, inside the loop.
             result = await self._session.send_request(types.CallToolRequest(params=params), _ANSWER)
-            made = self._made.pop(token, None)
+            made = self._inbox.made.pop(token, None)
             return answer_of(result) if made is None else read_task(made)
         except MCPError as error:
             return self._answer_to(error)
@@ -200,8 +185,7 @@ class McpSession:
             # pydantic's and msgspec's errors are of this kind.
             return Answer("unknown", f"its answer is no result of a tool: {leaf(error)}")
         finally:
-            self._made.pop(token, None)
-            self._asked = {id: of for id, of in self._asked.items() if of != token}
+            self._inbox.forget(token)
 
     async def look(self, task_id: str) -> RemoteTask:
         """Asks how a task is; raises TaskGoneError, or Retryable ``executor_down`` where it can't be asked now."""
@@ -213,17 +197,22 @@ class McpSession:
         with contextlib.suppress(TaskGoneError):
             await self._of_task("tasks/cancel", task_id)
 
+    async def answer_task(self, task_id: str, answers: Mapping[str, Any]) -> None:
+        """Answers what a task has asked; raises as `look` does."""
+        await self._of_task("tasks/update", task_id, inputResponses=answers)
+
     async def result_of(self, task: RemoteTask) -> Answer:
-        """Gives what the call would have answered whose task has ended; raises as `look` does."""
+        """Gives what the call would have answered that became a task, once that has ended; raises as `look` does."""
         if task.error is not None:
             return Answer("error", short(str(task.error.get("message") or "it failed")))
         if task.status == "cancelled":
             return Answer("stopped", f"its task {task.id} was cancelled there: {short(task.said) or 'it says no more'}")
         raw = task.result
         if raw is None and self._has_tasks:
-            raw = await self._of_task("tasks/result", task.id, failed=task.status == "failed")
+            raw = await self._of_task("tasks/result", task.id, failed=task.status != "completed")
         try:
-            return answer_of(_ANSWER.validate_python(raw, by_name=False))
+            said = answer_of(types.CallToolResult.model_validate(raw, by_name=False))
+            return said if isinstance(said, Answer) else Answer("unknown", "")
         except ValidationError as error:
             return Answer("unknown", f"what its task came to is no result of a tool: {leaf(error)}")
 
@@ -253,7 +242,7 @@ class McpSession:
     def end(self, why: str) -> None:
         """Ends the session now; calls that are open learn that nobody will answer."""
         self.why_ended = self.why_ended or why
-        self._inward.close()
+        self._inbox.inward.close()
         self._ring()
 
     @property
@@ -271,10 +260,10 @@ class McpSession:
         requests = offered.requests if offered is not None else None
         return session.protocol_version == ERA_OF_TASKS and requests is not None and requests.tools is not None
 
-    async def _of_task(self, method: str, task_id: str, *, failed: bool = False) -> dict[str, Any]:
-        """Makes a request about a task; where the task has `failed`, an error is its result."""
+    async def _of_task(self, method: str, task_id: str, *, failed: bool = False, **more: Any) -> dict[str, Any]:
+        """Makes a request about a task; where that can have `failed`, an error is its result."""
         try:
-            request = OfTask(method=method, params={"taskId": task_id})
+            request = OfTask(method=method, params={"taskId": task_id, **more})
             return (await self._session.send_request(request, Anything)).model_dump(by_alias=True)
         except MCPError as error:
             if self._trouble(error) is not None or self.why_ended is not None:
@@ -298,7 +287,7 @@ class McpSession:
         """Gives why a request got no answer; where the session is of no more use, it takes no new calls."""
         trouble: object = error.error.data
         if not isinstance(trouble, Trouble):
-            closed = error.code == types.CONNECTION_CLOSED and trouble is not _SAID
+            closed = error.code == types.CONNECTION_CLOSED and trouble is not SAID
             return Trouble("unknown", self.why_ended or "") if closed else None
         if trouble.kind == "down":
             self.fault(trouble.why)
@@ -321,7 +310,7 @@ class McpSession:
 
     async def _until_over(self, idle_s: float) -> None:
         while self.why_ended is None:
-            idle = not self._calls
+            idle = not self._inbox.parties
             if idle and self._retired is not None:
                 self.why_ended = self._retired
                 return
@@ -334,13 +323,13 @@ class McpSession:
     @contextlib.asynccontextmanager
     async def _streams(self) -> AsyncGenerator[Streams]:
         """Gives the SDK its ends of the streams: what a transport of the SDK is."""
-        async with self._to_client, self._from_client:
-            yield self._to_client, self._from_client
+        async with self._inbox.to_client, self._inbox.from_client:
+            yield self._inbox.to_client, self._inbox.from_client
 
     async def _read(self) -> None:
-        async with self._inward:
+        async with self._inbox.inward:
             try:
-                await self._transport.run(self)
+                await self._transport.run(self._inbox)
             except Broken as error:
                 self._break(str(error))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -348,125 +337,15 @@ class McpSession:
                 self._ring()
 
     async def _write(self) -> None:
-        async with self._outward:
-            async for message in self._outward:
+        async with self._inbox.outward:
+            async for message in self._inbox.outward:
                 if isinstance(message.message, types.JSONRPCRequest):
-                    self._asks(message.message)
+                    self._inbox.asks(message.message)
                 try:
                     await self._transport.send(outgoing(message))
                 except anyio.BrokenResourceError:
                     self._break(await self._transport.farewell())
                     return
-
-    async def take(self, message: bytes, flow: Flow) -> bool:
-        """See `Inbox.take`: hands an answer or a request on to the SDK, and a notice to its call."""
-        try:
-            envelope = msgspec.json.decode(message, type=_Envelope)
-            if envelope.method is not None:
-                await flow.pace()
-                if envelope.id is None:
-                    self._notice(envelope)
-                    return False
-        except ValueError:
-            # It may still be an answer: Python's own json writes numbers (NaN) that only the SDK reads.
-            await flow.pace()
-        try:
-            parsed = types.jsonrpc_message_adapter.validate_json(message, by_name=False)
-        except ValueError:
-            self._count_garbage(message, flow)
-            return False
-        is_answer = isinstance(parsed, types.JSONRPCResponse | types.JSONRPCError)
-        if isinstance(parsed, types.JSONRPCNotification) or (is_answer and flow.answers not in (None, parsed.id)):
-            self._count_garbage(message, flow)
-            return False
-        if is_answer:
-            parsed = self._answered(parsed)
-        elif self._from_client.statistics().tasks_waiting_send > UNSENT_MAX:
-            raise Broken("it asks on and on without reading the answers")
-        await self._inward.send(SessionMessage(parsed))
-        return is_answer
-
-    async def fail(self, id: Id, trouble: Trouble) -> None:
-        """See `Inbox.fail`."""
-        # No server can forge this: what it sends is never a Trouble.
-        said = types.ErrorData(code=types.CONNECTION_CLOSED, message=trouble.why, data=trouble)
-        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-            await self._inward.send(SessionMessage(types.JSONRPCError(jsonrpc="2.0", id=id, error=said)))
-
-    def _asks(self, request: types.JSONRPCRequest) -> None:
-        """Remembers requests whose answers are looked at before the SDK gets them."""
-        if request.method == "server/discover" and self._discover_id is None:
-            self._discover_id = request.id
-            self._discovering.set()
-        elif request.method == mcp_listing.METHOD:
-            self._listings.add(request.id)
-        elif request.method == "tools/call":
-            self._asked[request.id] = str((request.params or {})["_meta"]["progressToken"])
-
-    def _answered(self, message: types.JSONRPCResponse | types.JSONRPCError) -> types.JSONRPCMessage:
-        """Looks at an answer: a task is kept, and from a list of tools those go that can't be used.
-
-        The SDK would refuse the whole of the one and of the other.
-        """
-        if message.id is not None and message.id == self._discover_id:
-            self._discovered.set()
-        token = self._asked.pop(message.id, None) if message.id is not None else None
-        listing = message.id in self._listings
-        self._listings.discard(message.id or 0)
-        version = self._client.protocol_version if self._client is not None else None
-        if isinstance(message, types.JSONRPCError):
-            error = message.error.model_copy(update={"data": _SAID})
-            return message.model_copy(update={"error": error}) if error.code == types.CONNECTION_CLOSED else message
-        if version is None:
-            return message
-        if token is not None and is_task(message.result):
-            self._made[token] = message.result
-            return message.model_copy(update={"result": {"content": [], "resultType": "complete"}})
-        if not listing:
-            return message
-        result, faults = mcp_listing.usable(message.result, version)
-        for name, fault in faults.items():
-            self.unusable[name] = leaf(fault)
-            self._log.warning("mcp_tool_refused", server=self.name, tool=name, why=self.unusable[name])
-        return message.model_copy(update={"result": result})
-
-    @property
-    def ignores_discover(self) -> bool:
-        """Whether the server has left ``server/discover`` without an answer, as servers of the older era may."""
-        return self._discovering.is_set() and not self._discovered.is_set()
-
-    async def _bound_discover(self) -> None:
-        """Answers ``server/discover`` for a server that doesn't: the SDK would wait ten seconds before it goes on.
-
-        It then sends ``initialize``; a server that was only slow to start answers both, and the SDK finds its era.
-        """
-        await self._discovering.wait()
-        with anyio.move_on_after(DISCOVER_S):
-            await self._discovered.wait()
-        if self.ignores_discover:
-            nothing = types.ErrorData(code=types.METHOD_NOT_FOUND, message=f"no answer within {DISCOVER_S:g} s")
-            error = types.JSONRPCError(jsonrpc="2.0", id=self._discover_id, error=nothing)
-            with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                await self._inward.send(SessionMessage(error))
-
-    def _notice(self, envelope: _Envelope) -> None:
-        """Gives progress to its call; a log notice names no call, so that it goes to all that are open."""
-        if envelope.method == "notifications/progress":
-            progress = msgspec.json.decode(envelope.params, type=_Progress)
-            of = "" if progress.total is None else f"/{progress.total:g}"
-            notice = self._calls.get(str(progress.progressToken))
-            if notice is not None:
-                notice(f"[progress {progress.progress:g}{of}] {short(progress.message or '', TEXT_CHARS_MAX)}\n")
-        elif envelope.method == "notifications/message":
-            said = msgspec.json.decode(envelope.params, type=_LogMessage)
-            data = said.data if isinstance(said.data, str) else msgspec.json.encode(said.data).decode()
-            line = f"[{short(said.level, 20)}] {short(data, TEXT_CHARS_MAX)}\n"
-            for notice in self._calls.values():
-                notice(line)
-
-    def _count_garbage(self, message: bytes, flow: Flow) -> None:
-        if flow.garbage():
-            self._log.warning("mcp_garbage", server=self.name, line=short(repr(message)))
 
     def _break(self, why: str) -> None:
         """Ends the session by a fault of the server."""

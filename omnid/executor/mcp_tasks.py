@@ -11,6 +11,8 @@ import msgspec
 from msgspec import Struct
 
 EXTENSION = "io.modelcontextprotocol/tasks"
+RELATED_TASK = "io.modelcontextprotocol/related-task"
+"""Where a message says which task it belongs to, at 2025-11-25."""
 ERA_OF_TASKS = "2025-11-25"
 """The one version whose tasks are part of the protocol."""
 ID_CHARS_MAX = 1024

@@ -107,10 +107,10 @@ class Exchange(BaseHTTPRequestHandler):
                 self._hold(message)
             self.reply(200, body.splitlines()[-1])
 
-    def _call(self, work: Any, request: Any, params: dict[str, Any]) -> None:
-        work(request, params)
-        if params["name"].startswith("hang"):
-            self._hold({"params": params})
+    def _call(self, work: Any, *arguments: Any) -> None:
+        work(*arguments)
+        if arguments[-1].get("name", "").startswith("hang"):
+            self._hold({"params": arguments[-1]})
 
     def _hold(self, message: dict[str, Any]) -> None:
         self.until_hung_up()

@@ -86,6 +86,7 @@ def tools() -> list[dict[str, Any]]:
         *listed,
         {"name": "add", "inputSchema": SUM},
         {"name": "messages_send", "inputSchema": anything},
+        {"name": "ask_first", "inputSchema": anything},
         {"name": "bad_schema", "inputSchema": {"type": "object", "allOf": 3}},
         {"name": "job", "inputSchema": anything, "execution": OPTIONAL},
         {"name": "job_safe", "inputSchema": anything, "annotations": {"readOnlyHint": True}, "execution": OPTIONAL},
@@ -104,6 +105,9 @@ def call(request: Any, params: dict[str, Any]) -> None:
     name, given = params["name"], params.get("arguments") or {}
     token = params.get("_meta", {}).get("progressToken")
     note({"called": name, "arguments": given})
+    if name == "ask_first":
+        send({"id": request, "result": ask_first(params)})
+        return
     if OPTIONS["tasks"] and name.startswith("job"):
         send({"id": request, "result": make_task(params)})
         return
@@ -242,6 +246,29 @@ def do_ask(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
     return text("asked")
 
 
+WHO = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+QUESTION = {"method": "elicitation/create", "params": {"mode": "form", "message": "who?", "requestedSchema": WHO}}
+
+
+def ask_first(params: dict[str, Any]) -> dict[str, Any]:
+    """Asks twice the same, and is done when it was answered twice."""
+    rounds = int(params.get("requestState") or 0)
+    if rounds < 2:
+        return {"resultType": "input_required", "inputRequests": {"who": QUESTION}, "requestState": str(rounds + 1)}
+    return text(json.dumps(params["inputResponses"]), resultType="complete")
+
+
+def ask_for_result(request: Any, task: dict[str, Any]) -> None:
+    """Asks while the result is waited for, as servers do before 2026-07-28."""
+    id = f"of-{request}"
+    ANSWERS[id] = threading.Event()
+    meta = {"io.modelcontextprotocol/related-task": {"taskId": task["taskId"]}}
+    send({"id": id, **QUESTION, "params": {**QUESTION["params"], "_meta": meta}})
+    if ANSWERS[id].wait(30):
+        keep_task({**task, "status": "completed"})
+        send({"id": request, "result": text(json.dumps({"who": ANSWERED[id]}))})
+
+
 def make_task(params: dict[str, Any]) -> dict[str, Any]:
     """Makes a task, which is a file that the test goes on with."""
     given = params["arguments"]
@@ -283,9 +310,13 @@ def of_task(request: Any, method: str, params: dict[str, Any]) -> None:
     except FileNotFoundError:
         send({"id": request, "error": {"code": -32602, "message": "there is no such task"}})
         return
-    if method == "tasks/cancel" and task.get("obeys", True) and task["status"] == "working":
+    if method == "tasks/cancel" and task.get("obeys", True) and task["status"] in ("working", "input_required"):
         keep_task({**task, "status": "cancelled"})
-    if method == "tasks/result" and "error" in task:
+    if method == "tasks/update":
+        keep_task({**task, "status": "completed", "result": text(json.dumps(params["inputResponses"]))})
+    if method == "tasks/result" and task["status"] == "input_required":
+        ask_for_result(request, task)
+    elif method == "tasks/result" and "error" in task:
         send({"id": request, "error": task["error"]})
     elif method == "tasks/result":
         send({"id": request, "result": task["result"]})
@@ -296,6 +327,7 @@ def of_task(request: Any, method: str, params: dict[str, Any]) -> None:
 
 
 ANSWERS: dict[Any, threading.Event] = {}
+ANSWERED: dict[Any, Any] = {}
 
 
 def do_ask_forever(request: Any, given: dict[str, Any], token: Any) -> None:
@@ -320,7 +352,10 @@ def answer(message: dict[str, Any], run: Any = spawn) -> None:
     params: dict[str, Any] = message.get("params") or {}
     if method is None:
         note({"answered": request, "error": message.get("error", {}).get("code")})
+        if message.get("result"):
+            note({"result": message["result"]})
         if request in ANSWERS:
+            ANSWERED[request] = message.get("result")
             ANSWERS[request].set()
     elif request is None:
         note({"notified": method, "params": params})
@@ -334,7 +369,7 @@ def answer(message: dict[str, Any], run: Any = spawn) -> None:
     elif method == "tools/call":
         run(call, request, params)
     elif OPTIONS["tasks"] and method.startswith("tasks/"):
-        of_task(request, method, params)
+        run(of_task, request, method, params)
     else:
         send({"id": request, "error": {"code": -32601, "message": f"no {method}"}})
 

@@ -22,7 +22,7 @@ from omnid.executor.mcp_schema import check_arguments
 from omnid.executor.mcp_transport import MESSAGES_PER_S_MAX
 from omnid.executor.supervised import Supervised
 from omnid.log import Log
-from omnid.model import Command, Result, Work
+from omnid.model import Command, InputResponse, Result, Work
 from omnid.settings import Limits
 from tests.contract.executors import Ports, command_of
 from tests.contract.mcp_harness import argv, executors
@@ -191,10 +191,14 @@ async def test_garbage_second_answers_and_wrong_ids_do_no_harm(fake: Bench) -> N
 
 
 async def test_requests_of_the_server_are_answered(fake: Bench) -> None:
+    fake.ports = Ports(InputResponse("accept", {"name": "Ada"}))
     assert (await fake.run("ask")).output == "asked"
     assert fake.ledger("error")[0] is None
-    assert all(isinstance(code, int) for code in fake.ledger("error")[1:5])
+    assert [type(code) for code in fake.ledger("error")[1:5]] == [int, int, type(None), int]
     assert fake.ledger("answered") == [f"q{number}" for number in range(5)]
+    assert fake.ledger("result")[-1] == {"action": "accept", "content": {"name": "Ada"}}
+    (request,) = fake.ports.asked.values()
+    assert (request.method, request.params["message"]) == ("elicitation/create", "who?")
 
 
 @pytest.mark.parametrize("tool", ["garbage_forever", "endless_line", "ask_forever"])

@@ -15,8 +15,9 @@ from anyio import to_thread
 from omnid.errors import Retryable
 from omnid.executor import mcp, mcp_http
 from omnid.executor.mcp_transport import MESSAGE_BYTES_MAX
-from omnid.model import Result
+from omnid.model import InputResponse, Result
 from omnid.settings import Limits
+from tests.contract.executors import Ports
 from tests.fakes.certificate import make_certificate
 from tests.fakes.mcp_http_server import Cut, Exchange, Hook, McpHttpServer
 from tests.fakes.signals import WAIT_S, Fifo
@@ -96,6 +97,7 @@ async def test_both_eras_in_events_and_in_json(anyio_backend: str, tmp_path: Pat
 async def test_notices_and_questions_come_with_the_answer(fake: Far) -> None:
     result = await fake.run("notices")
     assert (await fake.printed(result)).splitlines()[-2:] == ["[info] all is well", "done"]
+    fake.ports = Ports(InputResponse("decline"))
     assert (await fake.run("ask")).output == "asked"
     assert fake.ledger("answered") == [f"q{number}" for number in range(5)]
 

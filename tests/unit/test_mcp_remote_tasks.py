@@ -1,9 +1,5 @@
 """Tasks of MCP servers: called once, written down before anybody waits, and followed by whichever daemon there is."""
 
-import json
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,107 +12,16 @@ from omnid.executor.mcp_tasks import read_task
 from omnid.model import Command, Result
 from omnid.retry import Backoff
 from tests.contract.executors import Ports
-from tests.contract.mcp_harness import argv
-from tests.fakes.mcp_http_server import McpHttpServer
-from tests.fakes.signals import WAIT_S, Fifo
-from tests.unit.test_mcp_executor import Bench, bench, problem
+from tests.fakes.signals import WAIT_S
+from tests.unit.mcp_kit import DONE, Kit, each_way, left_behind
+from tests.unit.test_mcp_executor import problem
 
 pytestmark = pytest.mark.anyio
 
-DONE = {"status": "completed", "result": {"content": [{"type": "text", "text": "done"}]}}
 SAID = {"code": -32000, "message": "it is raining"}
 
 
-class Noted(Ports):
-    """Ports that tell when a task was noted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.noted = anyio.Event()
-
-    async def note(self, attempt_id: str, kind: str, body: Any) -> None:
-        await super().note(attempt_id, kind, body)
-        if kind == "remote_task":
-            self.noted.set()
-
-
-class Kit:
-    """A server that has tasks, over one of the transports, and an executor for it; both can go and come back."""
-
-    def __init__(self, path: Path, era: str, transport: str) -> None:
-        self.path, self.era, self.transport = path, era, transport
-        self.tasks = path / "tasks"
-        self.tasks.mkdir()
-        self.fifo = Fifo(path / "fifo")
-        self.ports = Noted()
-        self.server: McpHttpServer | None = None
-        self.fake: Bench
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"ledger": str(self.path / "ledger"), "era": self.era, "tasks": str(self.tasks)}
-
-    def listen(self, port: int = 0) -> McpHttpServer:
-        self.server = McpHttpServer(port=port, **self.options)
-        return self.server
-
-    @asynccontextmanager
-    async def daemon(self) -> AsyncGenerator[Bench]:
-        """An executor like that of one daemon; leaving ends it, and what was under way is left to the next one."""
-        section = {"argv": (), "url": self.server.url} if self.server else {"argv": argv(**self.options)}
-        async with bench(self.path, restart_base_s=0.01, **section) as self.fake:
-            self.fake.ports = self.ports
-            yield self.fake
-
-    def set(self, id: str, **fields: Any) -> None:
-        path = self.tasks / id
-        task = {**json.loads(path.read_text()), **fields}
-        path.with_suffix(".new").write_text(json.dumps(task))
-        path.with_suffix(".new").rename(path)
-
-    def job(self, tool: str = "job", timeout_s: float = WAIT_S, **task: Any) -> Command:
-        return self.fake.command(tool, timeout_s, fifo=self.fifo.path, task=task)
-
-    async def ended(self, command: Command, *fields: dict[str, Any]) -> Result:
-        """Runs an attempt, and goes on with its task in steps."""
-        results: list[Result] = []
-
-        async def run() -> None:
-            results.append(await self.fake.attempt(command))
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            id = await self.fifo.line()
-            for step in fields:
-                self.set(id, **step)
-        return results[0]
-
-
-WAYS = [("asyncio", "old", "stdio"), ("trio", "new", "stdio"), ("trio", "old", "http"), ("asyncio", "new", "http")]
-"""Backend, era and transport, each with each, but not all with all."""
-
-
-@pytest.fixture(params=WAYS, ids=["-".join(way) for way in WAYS])
-def way(request: pytest.FixtureRequest) -> tuple[str, str, str]:
-    return request.param
-
-
-@pytest.fixture
-def anyio_backend(way: tuple[str, str, str]) -> str:
-    return way[0]
-
-
-@pytest.fixture
-async def kit(way: tuple[str, str, str], tmp_path: Path) -> AsyncGenerator[Kit]:
-    made = Kit(tmp_path, *way[1:])
-    async with AsyncExitStack() as stack:
-        if made.transport == "http":
-            stack.enter_context(made.listen())
-        await stack.enter_async_context(made.daemon())
-        yield made
-    made.fifo.close()
-
-
+@each_way
 async def test_a_call_becomes_a_task_that_is_noted_and_followed(kit: Kit) -> None:
     command = kit.job(status="working", statusMessage="warming up")
     result = await kit.ended(command, DONE)
@@ -130,6 +35,7 @@ async def test_a_call_becomes_a_task_that_is_noted_and_followed(kit: Kit) -> Non
     assert (await kit.fake.run("echo", text="no task")).output == "no task"
 
 
+@each_way
 @pytest.mark.parametrize(
     ("fields", "outcome", "code", "says"),
     [
@@ -150,6 +56,7 @@ async def test_what_a_task_comes_to(kit: Kit, fields: dict[str, Any], outcome: s
     assert says in problem(result)[2]
 
 
+@each_way
 @pytest.mark.parametrize("tool", ["job", "job_safe"])
 async def test_a_task_that_the_server_has_forgotten(kit: Kit, tool: str) -> None:
     command, results = kit.job(tool), list[Result]()
@@ -166,19 +73,7 @@ async def test_a_task_that_the_server_has_forgotten(kit: Kit, tool: str) -> None
     assert f"the server knows its task {id} no more: there is no such task" in what
 
 
-async def left_behind(kit: Kit) -> tuple[Command, str]:
-    """Leaves a task to the next daemon."""
-    command = kit.job()
-    async with anyio.create_task_group() as group:
-        group.start_soon(kit.fake.executor.run, command, kit.ports)
-        id = await kit.fifo.line()
-        await kit.ports.noted.wait()
-        group.cancel_scope.cancel()
-    with anyio.CancelScope(shield=True):
-        await kit.fake.executor.aclose()
-    return command, id
-
-
+@each_way
 async def test_the_next_daemon_goes_on_and_calls_nothing_again(kit: Kit) -> None:
     command, id = await left_behind(kit)
     kit.set(id, **DONE)
@@ -192,6 +87,7 @@ async def test_the_next_daemon_goes_on_and_calls_nothing_again(kit: Kit) -> None
         assert await fake.executor.recover(other, kit.ports) is Found.LOST, "it was never told of the task"
 
 
+@each_way
 async def test_a_cancel_before_the_adoption_is_passed_on(kit: Kit) -> None:
     command, _ = await left_behind(kit)
     async with kit.daemon() as fake:
@@ -217,6 +113,7 @@ async def cancelled(kit: Kit, command: Command, **fields: Any) -> Result:
     return results[0]
 
 
+@each_way
 async def test_cancel_and_timeout_end_the_task_too(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     result = await cancelled(kit, kit.job())
     assert result.problem is not None
@@ -231,6 +128,7 @@ async def test_cancel_and_timeout_end_the_task_too(kit: Kit, monkeypatch: pytest
     assert problem(await kit.ended(kit.job("job_safe", timeout_s=1, obeys=False)))[:2] == ("timeout", "attempt_timeout")
 
 
+@each_way
 async def test_a_success_that_came_first_stands(kit: Kit) -> None:
     command, id = await left_behind(kit)
     kit.set(id, **DONE)
@@ -241,6 +139,7 @@ async def test_a_success_that_came_first_stands(kit: Kit) -> None:
             assert (await fake.executor.adopt(command, kit.ports)).output == "done"
 
 
+@each_way
 async def test_a_server_that_is_away_meanwhile_is_waited_for(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_follow, "AWAY", Backoff(base_s=0.05, max_s=0.1))
     command, results, ended = kit.job(), list[Result](), anyio.Event()
@@ -268,6 +167,7 @@ async def test_a_server_that_is_away_meanwhile_is_waited_for(kit: Kit, monkeypat
     assert kit.fake.ledger("called").count("job") == 1
 
 
+@each_way
 async def test_a_task_that_can_not_be_noted_is_followed_all_the_same(kit: Kit) -> None:
     class Full(Ports):
         async def note(self, attempt_id: str, kind: str, body: Any) -> None:
@@ -279,6 +179,7 @@ async def test_a_task_that_can_not_be_noted_is_followed_all_the_same(kit: Kit) -
     assert len(kit.fake.log("mcp_task_not_noted")) == 1
 
 
+@each_way
 async def test_a_call_outside_of_attempts_may_become_a_task_too(kit: Kit) -> None:
     answers: list[Any] = []
 
