@@ -267,7 +267,7 @@ class Api:
         return shapes.Controlled(brief, self._history.why(reader, task_id).text)
 
     async def answer(self, caller: Caller, params: shapes_asks.Answer) -> shapes.Controlled:
-        """Answers what a running task asks; agents answer for their own tasks only."""
+        """Answers what a running task asks. Agents answer for their own tasks, but for those that a person approved."""
         return await self._answering.answer(caller, params)
 
     async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
