@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from omnid.errors import Rejected
-from omnid.model import Command, Submit
+from omnid.flow import asking
+from omnid.model import Command, InputRequest, Submit
 from omnid.store import journal
 from tests.fakes.clock import FakeClock
 from tests.fakes.invariants import broken
@@ -130,6 +131,23 @@ class Flow(RuleBasedStateMachine):
         for id, task in ready.items():
             if id not in ids and ids and task.lane not in taken:
                 assert rank[id] > rank[ids[-1]], "a task of lower rank went first"
+
+    @rule(data=st.data(), names=st.sets(st.sampled_from("abc"), min_size=1))
+    def ask_a_person(self, data: st.DataObject, names: set[str]) -> None:
+        """An attempt asks; one that is over is refused."""
+        if self.commands:
+            command = data.draw(st.sampled_from(self.commands))
+            requests = {name: InputRequest("elicitation/create", {"message": name}) for name in sorted(names)}
+            config = self.world.context.config
+            self.ask(self.world.write, lambda tx: asking.record(tx, command.attempt_id, requests, config))
+
+    @rule(data=st.data(), key=st.sampled_from(["q1", "q2", "q3", "q4"]))
+    def answer(self, data: st.DataObject, key: str) -> None:
+        if self.commands:
+            id = data.draw(st.sampled_from(self.commands)).task_id
+            if self.do(self.world.rows, "SELECT 1 FROM task WHERE id = ?", id):
+                task = self.do(self.world.task, id)
+                self.ask(self.world.write, lambda tx: asking.respond(tx, task, key, asking.UNANSWERED, "user"))
 
     @rule(data=st.data(), outcome=OUTCOMES, output=st.sampled_from([None, "short", BIG]))
     def finish(self, data: st.DataObject, outcome: str, output: str | None) -> None:
