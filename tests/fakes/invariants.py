@@ -88,12 +88,9 @@ async def _asks(world: World, row: Row) -> list[str]:
     keys = [key for kind, _, key in notes if kind == "input_request"]
     answered = {key for kind, _, key in notes if kind == "input_response"}
     unanswered = [key for kind, ended, key in notes if kind == "input_request" and not ended and key not in answered]
-    found = (
-        [f"{row.id} is {row.state} and asks {unanswered}"]
-        if (row.state == "input_required") != bool(unanswered)
-        else []
-    )
-    return found if len(set(keys)) == len(keys) else [*found, f"{row.id} has asked {keys}"]
+    if (row.state == "input_required") != bool(unanswered):
+        return [f"{row.id} is {row.state} and asks {unanswered}"]
+    return [] if len(set(keys)) == len(keys) else [f"{row.id} has asked {keys}"]
 
 
 def _ready(rows: list[Row]) -> list[str]:

@@ -141,13 +141,20 @@ class Flow(RuleBasedStateMachine):
             config = self.world.context.config
             self.ask(self.world.write, lambda tx: asking.record(tx, command.attempt_id, requests, config))
 
-    @rule(data=st.data(), key=st.sampled_from(["q1", "q2", "q3", "q4"]))
-    def answer(self, data: st.DataObject, key: str) -> None:
-        if self.commands:
-            id = data.draw(st.sampled_from(self.commands)).task_id
-            if self.do(self.world.rows, "SELECT 1 FROM task WHERE id = ?", id):
-                task = self.do(self.world.task, id)
-                self.ask(self.world.write, lambda tx: asking.respond(tx, task, key, asking.UNANSWERED, "user"))
+    @rule(data=st.data(), again=st.booleans())
+    def answer(self, data: st.DataObject, again: bool) -> None:
+        """Somebody answers what is open, or once more what they have just answered."""
+        rows = self.do(self.world.rows, "SELECT id FROM task WHERE state = 'input_required' ORDER BY ord")
+        if rows:
+            task = self.do(self.world.task, data.draw(st.sampled_from(rows))[0])
+            asked = self.do(self.world.store.read, lambda reader: asking.open_requests(reader, task))
+            key = data.draw(st.sampled_from(asked)).key
+
+            def respond(tx: Any) -> None:
+                asking.respond(tx, journal.need_task(tx, task.id), key, asking.UNANSWERED, "user")
+
+            for _ in range(2 if again else 1):
+                self.ask(self.world.write, respond)
 
     @rule(data=st.data(), outcome=OUTCOMES, output=st.sampled_from([None, "short", BIG]))
     def finish(self, data: st.DataObject, outcome: str, output: str | None) -> None:
@@ -157,7 +164,8 @@ class Flow(RuleBasedStateMachine):
         before = self.do(self.world.rows, "SELECT state, attempt FROM task WHERE id = ?", command.task_id)
         touched = self.do(self.world.finish, command, outcome, output=output)
         counts = bool(before) and before[0][1] == command.number
-        counts &= bool(before) and before[0][0] in (["executing"] if outcome == "lost" else ["executing", "uncertain"])
+        ending = ["executing", "input_required"] if outcome == "lost" else ["executing", "input_required", "uncertain"]
+        counts &= bool(before) and before[0][0] in ending
         assert bool(touched) == counts, "a late or double result counted, or a good one didn't"
 
     @rule(data=st.data(), action=ACTIONS, caller=CALLERS, always=st.booleans(), priority=st.integers(-1, 1))
