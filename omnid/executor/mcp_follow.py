@@ -50,12 +50,12 @@ class Follower:
                     while session.usable:
                         task = await session.look(task_id)
                         failures = 0
-                        if task.ended or (task.status == "input_required" and not task.questions):
+                        heard.take(task)
+                        if task.ended or (task.status == "input_required" and session.has_tasks):
                             # Before 2026-07-28 a server asks while its result is waited for.
                             return await session.result_of(task)
                         if task.questions and task.status == "input_required":
                             await self._answer(session, task, questions)
-                        heard.take(task)
                         await anyio.sleep(task.poll_s)
             except Retryable as error:
                 failures += 1

@@ -179,7 +179,7 @@ class McpSession:
         server (``notifications/cancelled``).
         """
         tool = self.tools.get(name)
-        as_task = keep_ms is not None and tool is not None and tool.tasks and self._has_tasks
+        as_task = keep_ms is not None and tool is not None and tool.tasks and self.has_tasks
         params = types.CallToolRequestParams(
             name=name,
             arguments=arguments,
@@ -222,7 +222,7 @@ class McpSession:
         if task.status == "cancelled":
             return Answer("stopped", f"its task {task.id} was cancelled there: {short(task.said) or 'it says no more'}")
         raw = task.result
-        if raw is None and self._has_tasks:
+        if raw is None and self.has_tasks:
             raw = await self._of_task("tasks/result", task.id, failed=task.status != "completed")
         try:
             said = answer_of(types.CallToolResult.model_validate(raw, by_name=False))
@@ -266,7 +266,7 @@ class McpSession:
         return self._client
 
     @property
-    def _has_tasks(self) -> bool:
+    def has_tasks(self) -> bool:
         """Whether calls may be made as tasks of the protocol itself, which came and went with 2025-11-25."""
         session = self._session
         greeting = session.initialize_result
