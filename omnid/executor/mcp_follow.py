@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 END_S = 10.0
 """How long a server has to end a task that it is told to end."""
+SAID_S = 10.0
+"""How often what is said of a task is noted: it may tell the time."""
 AWAY = Backoff(base_s=1.0, max_s=30.0)
 """The waits while the server can't be asked."""
 
@@ -40,7 +42,7 @@ class Follower:
         A server that can't be reached is waited for, and what it asks is answered by `questions`. Raises TaskGoneError
         where it knows the task no more, UnanswerableError where it asks what nobody can answer.
         """
-        failures, said = 0, ""
+        failures, heard = 0, _Heard(notice)
         while True:
             try:
                 session = await self._keeper.session()
@@ -48,13 +50,12 @@ class Follower:
                     while session.usable:
                         task = await session.look(task_id)
                         failures = 0
-                        if task.ended or (task.status == "input_required" and not task.questions):
+                        heard.take(task)
+                        if task.ended or (task.status == "input_required" and session.has_tasks):
                             # Before 2026-07-28 a server asks while its result is waited for.
                             return await session.result_of(task)
                         if task.questions and task.status == "input_required":
                             await self._answer(session, task, questions)
-                        if said != (said := f"[task {task.status}] {task.said}"):
-                            notice(f"{said}\n")
                         await anyio.sleep(task.poll_s)
             except Retryable as error:
                 failures += 1
@@ -108,6 +109,21 @@ class Follower:
             except (Retryable, TaskGoneError) as error:
                 self._log.warning("mcp_task_not_ended", server=self._name, id=task_id, why=str(error))
         return None
+
+
+class _Heard:
+    """Notes how a task goes: each change of its status, and of what is said of it now and then."""
+
+    def __init__(self, notice: Notice) -> None:
+        self._notice = notice
+        self._status, self._said, self._at_s = "", "", 0.0
+
+    def take(self, task: RemoteTask) -> None:
+        """Takes what was told of the task."""
+        now_s = anyio.current_time()
+        if task.status != self._status or (task.said != self._said and now_s - self._at_s >= SAID_S):
+            self._status, self._said, self._at_s = task.status, task.said, now_s
+            self._notice(f"[task {task.status}] {task.said}\n")
 
 
 def ignore(_: str) -> None:

@@ -59,8 +59,8 @@ class Keeper:
         self._backoff = Backoff(section.restart_base_s, section.restart_max_s)
         self._next_start_s = 0.0
         self._closed = False
-        self._legacy = False
-        """Whether the server is known to ignore ``server/discover``."""
+        self._era = "auto"
+        """How the next session begins: see `McpSession.era`."""
         self._clearing, self._cleared = anyio.Lock(), False
 
     async def session(self) -> "McpSession":
@@ -153,13 +153,13 @@ class Keeper:
         session_type = await anyio.to_thread.run_sync(_load)
         transport = await self._connect()
         try:
-            host.session = session = session_type(self._section.name, transport, self._log, legacy=self._legacy)
+            host.session = session = session_type(self._section.name, transport, self._log, self._era)
             async with anyio.create_task_group() as group:
                 group.start_soon(self._announce, host, session)
                 await session.serve(self._section.start_timeout_s, self._section.idle_s)
                 group.cancel_scope.cancel()
-            # What it ignored once needn't be asked again, until a start fails for that.
-            self._legacy = session.started.is_set() and (session.legacy or session.ignores_discover)
+            if not session.started.is_set() or not self._remote:
+                self._era = session.era
             why = session.why_ended or "it was retired"
             # Those who wait for the start need not wait for the end.
             host.fail(why)
@@ -170,6 +170,7 @@ class Keeper:
 
     async def _announce(self, host: "_Host", session: "McpSession") -> None:
         await session.started.wait()
+        self._era = session.era
         self._log.info("mcp_started", server=self._section.name, tools=len(session.tools))
         host.ready.set()
 

@@ -14,6 +14,7 @@ import mcp_types as types
 from mcp import Client, ClientSession
 from mcp.client import advertise
 from mcp.shared.exceptions import MCPError
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import TypeAdapter, ValidationError
 
 from omnid import __version__
@@ -31,6 +32,7 @@ from omnid.executor.mcp_tasks import (
 from omnid.executor.mcp_transport import Broken, Transport, Trouble
 from omnid.log import Logger
 
+AUTO, LEGACY = "auto", "legacy"
 PAGES_MAX = 100
 """How many pages of tools/list are read."""
 _RESPONSES: TypeAdapter[types.InputResponses] = TypeAdapter(types.InputResponses)
@@ -45,10 +47,11 @@ class McpSession:
     It is `usable` once it has started, until it breaks, idles or is retired; `why_ended` then tells why.
     """
 
-    def __init__(self, name: str, transport: Transport, log: Logger, *, legacy: bool = False) -> None:
-        """`legacy`: the server is known to ignore ``server/discover``, so the session begins with ``initialize``."""
+    def __init__(self, name: str, transport: Transport, log: Logger, mode: str = AUTO) -> None:
+        """`mode` says in which era the session begins: see `era`."""
         self.name = name
-        self.legacy = legacy
+        self._mode = mode
+        self._unreached = False
         self.tools: dict[str, Tool] = {}
         self.started = anyio.Event()
         self.why_ended: str | None = None
@@ -72,9 +75,18 @@ class McpSession:
         return self._inbox.unusable
 
     @property
-    def ignores_discover(self) -> bool:
-        """See `SessionInbox.ignores_discover`."""
-        return self._inbox.ignores_discover
+    def era(self) -> str:
+        """How the next session with the same server begins.
+
+        One that ignores ``server/discover`` needn't be asked again, and one elsewhere that is known to be of the newer
+        era isn't taken for an older one because it is slow. A start that fails ends that, unless it wasn't reached.
+        """
+        if not self.started.is_set():
+            return self._mode if self._unreached else AUTO
+        if self._transport.remote:
+            version = self._session.protocol_version
+            return version if version is not None and version in MODERN_PROTOCOL_VERSIONS else AUTO
+        return LEGACY if self._mode == LEGACY or self._inbox.ignores_discover else AUTO
 
     @property
     def why_over(self) -> str:
@@ -89,12 +101,14 @@ class McpSession:
         async with anyio.create_task_group() as group:
             group.start_soon(self._read)
             group.start_soon(self._write)
-            group.start_soon(self._inbox.bound_discover)
+            if not self._transport.remote:
+                # Over HTTP there is always an answer, and one that takes its time comes from a server that starts.
+                group.start_soon(self._inbox.bound_discover)
             with anyio.CancelScope(deadline=anyio.current_time() + start_timeout_s) as starting:
                 try:
                     async with Client(
                         self._streams(),
-                        mode="legacy" if self.legacy else "auto",
+                        mode=self._mode,
                         log_level="info",
                         cache=None,
                         client_info=types.Implementation(name="omnid", version=__version__),
@@ -165,7 +179,7 @@ class McpSession:
         server (``notifications/cancelled``).
         """
         tool = self.tools.get(name)
-        as_task = keep_ms is not None and tool is not None and tool.tasks and self._has_tasks
+        as_task = keep_ms is not None and tool is not None and tool.tasks and self.has_tasks
         params = types.CallToolRequestParams(
             name=name,
             arguments=arguments,
@@ -208,7 +222,7 @@ class McpSession:
         if task.status == "cancelled":
             return Answer("stopped", f"its task {task.id} was cancelled there: {short(task.said) or 'it says no more'}")
         raw = task.result
-        if raw is None and self._has_tasks:
+        if raw is None and self.has_tasks:
             raw = await self._of_task("tasks/result", task.id, failed=task.status != "completed")
         try:
             said = answer_of(types.CallToolResult.model_validate(raw, by_name=False))
@@ -252,7 +266,7 @@ class McpSession:
         return self._client
 
     @property
-    def _has_tasks(self) -> bool:
+    def has_tasks(self) -> bool:
         """Whether calls may be made as tasks of the protocol itself, which came and went with 2025-11-25."""
         session = self._session
         greeting = session.initialize_result
@@ -290,6 +304,7 @@ class McpSession:
             closed = error.code == types.CONNECTION_CLOSED and trouble is not SAID
             return Trouble("unknown", self.why_ended or "") if closed else None
         if trouble.kind == "down":
+            self._unreached = True
             self.fault(trouble.why)
         elif trouble.kind == "ended":
             self.retire(trouble.why)

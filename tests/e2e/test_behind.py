@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Home, home_at, until
+from tests.e2e.harness import FAKES, Home, home_at, until
+from tests.fakes.mcp_server import QUESTION
 
 TOKEN = "correct-horse-battery"
 SCRIPT = "touch begun; read x < go; echo once >> ledger; echo finished"
@@ -35,7 +36,11 @@ class Pair:
             names = ("OMNID_STATE", "OMNID_CONFIG", "PYTHONPATH", "HOME")
             environ = ", ".join(f"{name} = {json.dumps(inner.environ[name])}" for name in names)
             reach = f'argv = ["{sys.executable}", "-m", "omnid", "mcp"]\nenv_set = {{ {environ} }}\n'
-        inner.configure(f'{listens}[agents]\nallow = ["command"]\n')
+        (inner.work / "tasks").mkdir()
+        options = {"era": "new", "tasks": str(inner.work / "tasks"), "ledger": str(inner.work / "far.ledger")}
+        far = json.dumps([sys.executable, "-I", "-S", str(FAKES / "mcp_server.py"), json.dumps(options)])
+        far = f'[[executor]]\nname = "far"\nkind = "mcp"\ntool = "job"\nargv = {far}\n'
+        inner.configure(f'{listens}[agents]\nallow = ["command", "far"]\n{far}')
         outer.configure(f'[[executor]]\nname = "inner"\nkind = "mcp"\ntool = "task_submit"\n{reach}')
         inner.start()
         outer.start()
@@ -47,6 +52,17 @@ class Pair:
         self.inner.file("begun")
         log = self.outer.state / "omnid.log"
         until(lambda: '"event":"mcp_task"' in log.read_text().replace(" ", ""), "the note of the task")
+        return name
+
+    def ask(self) -> str:
+        """Submits what the inner daemon hands on to a server, which asks; gives the task once the question is here."""
+        name = self.outer.submit(server="inner", arguments={"server": "far", "arguments": {}})
+        tasks = self.inner.work / "tasks"
+        path = until(lambda: next(tasks.glob("task-*[0-9]"), None), "the task of the server")
+        asking = {**json.loads(path.read_text()), "status": "input_required", "inputRequests": {"who": QUESTION}}
+        path.with_suffix(".new").write_text(json.dumps(asking))
+        path.with_suffix(".new").rename(path)
+        self.outer.wait(name, "input_required")
         return name
 
     def kill(self, victim: str) -> None:
@@ -88,3 +104,18 @@ def test_a_cancel_is_passed_on(pair: Pair) -> None:
     (task,) = pair.inner.client.call("omnid/task.list", {})["tasks"]
     assert task["state"] == "cancelled"
     assert pair.inner.lines("ledger") == []
+
+
+@pytest.mark.parametrize("victim", ["nobody", "outer", "inner"])
+def test_a_question_comes_out_and_its_answer_goes_in(pair: Pair, victim: str) -> None:
+    name = pair.ask()
+    if victim != "nobody":
+        pair.kill(victim)
+        pair.outer.wait(name, "input_required")
+    said = pair.outer.ctl("answer", name, "Ada")
+    assert said.code == 0, said
+    view = pair.outer.wait(name)
+    assert view["task"]["state"] == "completed", view["why"]
+    inner = view["attempts"][0]["value"]
+    assert json.loads(inner["attempts"][0]["output"]) == {"who": {"action": "accept", "content": {"name": "Ada"}}}
+    assert len(view["attempts"]) == len(inner["attempts"]) == 1

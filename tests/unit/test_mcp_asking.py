@@ -81,6 +81,23 @@ async def test_a_question_that_the_task_no_longer_asks_is_withdrawn(kit: Kit) ->
 
 
 @each_new_way
+async def test_a_task_that_asks_nothing_yet_is_looked_at_again(kit: Kit) -> None:
+    command, results = kit.job(status="input_required", inputRequests={}), list[Result]()
+
+    async def run() -> None:
+        results.append(await kit.fake.attempt(command))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        id = await kit.fifo.line()
+        with anyio.fail_after(WAIT_S):
+            while "tasks/get" not in kit.fake.ledger("of_task"):  # noqa: ASYNC110 - the server is another process.
+                await anyio.sleep(0.02)
+        kit.set(id, **DONE)
+    assert results[0].output == "done"
+
+
+@each_new_way
 async def test_what_no_person_can_give_ends_the_task(kit: Kit) -> None:
     asks = {"who": {"method": "sampling/createMessage", "params": {}}}
     result = await kit.ended(kit.job(), {"status": "input_required", "inputRequests": asks, "obeys": True})

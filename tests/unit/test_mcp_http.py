@@ -192,6 +192,34 @@ async def test_a_server_that_is_away_takes_nothing(fake: Far) -> None:
     fake.server.__exit__ = lambda *_: None
 
 
+async def test_a_server_of_the_newer_era_is_not_taken_for_an_older_one(anyio_backend: str, tmp_path: Path) -> None:
+    async with far(tmp_path, old_and_new(tmp_path, "new")) as fake:
+        for _ in range(2):
+            await fake.run("echo")
+            fake.server.hooks[:] = [lambda exchange, _: exchange.reply(503) or True]
+            for _ in range(2):
+                with pytest.raises(Retryable, match="it answered 503"):
+                    await fake.executor.probe()
+            fake.server.hooks.clear()
+        assert len(fake.server.posts("server/discover")) == 1
+        fake.server.hooks[:] = [on_call("echo", lambda exchange, _: exchange.reply(503))]
+        fake.server.hooks += [
+            lambda exchange, message: message.get("method") == "tools/list" and odd(exchange, message)
+        ]
+        with pytest.raises(Retryable, match="can't be listed"):
+            await fake.run("echo")
+        fake.server.hooks.clear()
+        await fake.run("echo")
+        assert len(fake.server.posts("server/discover")) == 2, "it may have become another server"
+
+
+def odd(exchange: Exchange, message: dict[str, Any]) -> bool:
+    listed = message.get("method") == "tools/list"
+    if listed:
+        exchange.reply(400, failed(message, -32022))
+    return listed
+
+
 async def test_what_is_cut_is_uncertain_unless_it_may_be_repeated_and_alone(fake: Far, fifo: Fifo) -> None:
     outcomes: list[Result] = []
 

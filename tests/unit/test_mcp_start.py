@@ -32,14 +32,14 @@ async def test_a_server_that_is_slow_to_answer_discover_is_spoken_to_in_its_era(
     async with bench(tmp_path, {"discover_s": 0.5, "era": era}) as fake:
         assert (await fake.run("add", a=1, b=2)).value == {"sum": 3}
         assert bool(fake.ledger("initialized")) == (era == "old")
-        assert not fake.executor._keeper._legacy, "it was slow, not of an older era"
+        assert fake.executor._keeper._era == "auto", "it was slow, not of an older era"
 
 
 async def test_a_server_that_left_the_older_era_is_asked_again_after_one_failure(
     anyio_backend: str, tmp_path: Path
 ) -> None:
     async with bench(tmp_path, {"era": "new"}) as fake:
-        fake.executor._keeper._legacy = True
+        fake.executor._keeper._era = "legacy"
         with pytest.raises(Retryable):
             await fake.executor.probe()
         await fake.executor.probe()
