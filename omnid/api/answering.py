@@ -30,17 +30,17 @@ class Open(NamedTuple):
 
 
 class Answering:
-    """Answers questions of tasks; `controlled` gives what is shown of a task afterwards."""
+    """Answers questions of tasks; `controlled` gives what is shown of a task afterwards.
+
+    Both methods raise Rejected: `no_question`, `answer_unfit`, `other_origin`, `not_allowed`, `unknown_task`.
+    """
 
     def __init__(self, context: Context, controlled: Callable[[Reader, str], Controlled]) -> None:
         self._context = context
         self._controlled = controlled
 
     async def answer(self, caller: Caller, params: Answer) -> Controlled:
-        """Takes an answer to what a task asks, and lets it go on when it was the last one.
-
-        Raises Rejected: `no_question`, `answer_unfit`, `other_origin`, `not_allowed`, `unknown_task`.
-        """
+        """Answers what a running task asks. Agents answer for their own tasks, but for those that a person approved."""
         try:
             responses = await self._responses(caller, params)
         except OmnidError:
