@@ -102,6 +102,8 @@ class Limits(_Section, frozen=True, kw_only=True):
     labels_max: Count = 32
     after_max: Count = 256
     notes_max: Count = 1_000
+    asks_max: Count = 100
+    ask_bytes_max: Bytes = 16 * KIB
 
 
 class Store(_Section, frozen=True, kw_only=True):
@@ -138,6 +140,7 @@ class Task(_Section, frozen=True, kw_only=True):
 
     timeout_s: Seconds = 3600.0
     kill_grace_s: Seconds = 5.0
+    answer_timeout_s: Seconds = 86_400.0
 
 
 class Agents(_Section, frozen=True, kw_only=True):
@@ -304,13 +307,22 @@ class CommandExecutor(_Executor, frozen=True, kw_only=True, tag="command"):
 
 
 class McpExecutor(_Executor, frozen=True, kw_only=True, tag="mcp"):
-    """Calls tools of an MCP server that `argv` starts; `tool` and `arguments` are used where the task names none.
+    """Calls tools of an MCP server that `argv` starts, or that is at `url`.
 
-    Texts in `arguments` may hold ``{task.id}`` and the like. The server ends when nothing has used it for `idle_s`;
-    one that keeps dying is started again after `restart_base_s`, doubling up to `restart_max_s`.
+    `tool` and `arguments` are used where the task names none. Texts in `arguments` may hold ``{task.id}`` and the like.
+    The server ends (or the session with it) when nothing has used it for `idle_s`; one that keeps failing is started
+    again after `restart_base_s`, doubling up to `restart_max_s`. `url`, `token` and the values of `headers` may be
+    references to secrets; `ca_file` holds the certificates to trust in place of the system's, and without `verify` any
+    is trusted.
     """
 
     kind: ClassVar[str] = "mcp"
+    url: str = ""
+    token: str = ""
+    headers: dict[str, str] = {}
+    ca_file: str = ""
+    verify: bool = True
+    connect_timeout_s: Seconds = 10.0
     tool: str | None = None
     arguments: dict[str, Any] = {}
     start_timeout_s: Seconds = 30.0

@@ -19,6 +19,10 @@ class EventReader:
         self._data: list[bytes] = []
         self._bytes = 0
         self._first = True
+        self.last_id = ""
+        """The id of the latest event that had one; a stream that broke can be taken up behind it."""
+        self.retry_ms: int | None = None
+        """How long the server wants its client to wait before that."""
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Yields the data of the events that the piece completes; raises `EventTooLargeError`.
@@ -48,6 +52,10 @@ class EventReader:
             self._data.append(line[5:].removeprefix(b" "))
             self._bytes += len(line)
             self._check()
+        elif line.startswith(b"id:") and b"\0" not in line:
+            self.last_id = line[3:].removeprefix(b" ").decode(errors="replace")
+        elif line.startswith(b"retry:") and line[6:].strip().isdigit():
+            self.retry_ms = int(line[6:])
         # Comments keep a connection awake; what an event is called stands in its data too.
         return None
 
