@@ -200,6 +200,7 @@ class Daemon:
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
         work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
         work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
+        work.start_soon(self._kept("mode_local", self.mode.watch_local))
         work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))
@@ -253,7 +254,8 @@ class Daemon:
 
         server = self._server
         if self.context.config.http.listen:
-            self.http = HttpServer(self.context.config.http, mcp, self._secrets, self._clock, self._log)
+            wanted = self.context.config
+            self.http = HttpServer(wanted, mcp, api, secrets=self._secrets, clock=self._clock, log=self._log)
             await self.http.open()
             work.start_soon(partial(guard, "http", self.http.run, log=self._log))
         await work.start(serve)

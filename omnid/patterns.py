@@ -10,6 +10,7 @@ HOURS = rf"^{_TIME}-{_TIME}$"
 HOURS_OR_NONE = rf"^({_TIME}-{_TIME})?$"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 WORDS = r"^[^*\s]([^*]*[^*\s])?\*?$"
+PARAM_NAME = r"^[a-z0-9_]{1,64}$"
 EVENT = r"^(start|[a-z_]+\.(down|up)(:[A-Za-z0-9*][A-Za-z0-9*._/-]{0,199})?)$"
 """What a schedule can begin on: the start of omnid, or the begin or end of an outage: ``cloud.down``, ``link.up:a``."""
 REVISIONS = r"^([0-9a-f]{40,64}(\.\.[0-9a-f]{40,64})?|copy)$"
@@ -20,6 +21,7 @@ SAID: Mapping[str, str] = {
     HOURS_OR_NONE: "hours like 23:00-07:00",
     NAME: "a name of at most 64 of a-z, 0-9, `.`, `_` and `-`, which begins with a letter or a digit",
     WORDS: "words with no `*` but at their end",
+    PARAM_NAME: "a name of at most 64 of a-z, 0-9 and `_`",
     EVENT: "an event like start, cloud.down or executor.up:NAME",
     REVISIONS: "one full commit id, two of them with `..` between, or `copy`",
 }

@@ -19,6 +19,11 @@ Hours = Annotated[str, Meta(pattern=HOURS_OR_NONE)]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
 Words = Annotated[str, Meta(pattern=WORDS, max_length=200)]
 """A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
+LocalUrl = Annotated[str, Meta(pattern=r"^http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}(/[\w.-]+)*$")]
+"""An address on this machine, with its port."""
+HubUrl = Annotated[str, Meta(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])[^\s@?#]*[^\s@?#/]$")]
+"""An address that is reached over TLS, or on this machine."""
+WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
@@ -29,6 +34,8 @@ OFFLINE = "model-offline"
 """The one beside it for prompts that don't wait for the cloud: no gate of the cloud closes it."""
 DESKTOP = "desktop"
 """The place for notices that needs no destination in the config."""
+EVERY_OTHER = "*"
+"""The name of the section for origins that have none of their own."""
 NO_PROFILE = "none"
 PROMPT = "{task.prompt}"
 AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini", "openclaw": "openclaw"}
@@ -66,7 +73,7 @@ class Socket(_Section, frozen=True, kw_only=True):
 
 
 class Http(_Section, frozen=True, kw_only=True):
-    """MCP over HTTP: off unless `listen` names an address."""
+    """MCP and REST over HTTP: off unless `listen` names an address."""
 
     listen: str = ""
     token: str = ""
@@ -204,8 +211,15 @@ class Brainstem(_Section, frozen=True, kw_only=True):
     """The local model that is woken when the cloud is gone: a command that serves the OpenAI wire at `base_url`."""
 
     argv: tuple[str, ...] = ()
-    base_url: str = "http://127.0.0.1:8642/v1"
+    base_url: LocalUrl = "http://127.0.0.1:8642/v1"
     model: str = "default_model"
+    weights: WeightsName = "mlx-community/Qwen2.5-7B-Instruct-4bit"
+    dir: str = ""
+    hub: HubUrl = "https://huggingface.co"
+    context_tokens: Count = 8192
+    memory_bytes_min: Annotated[int, Meta(ge=0)] = 0
+    start_timeout_s: Seconds = 120.0
+    idle_s: Seconds = 900.0
 
 
 class Notify(_Section, frozen=True, kw_only=True):
@@ -343,6 +357,21 @@ class Cap(_Section, frozen=True, kw_only=True):
     month_usd: Usd = 0.0
 
 
+class Origin(_Section, frozen=True, kw_only=True):
+    """What the agents of one origin may do, or (`EVERY_OTHER`) those of every origin without a section of its own.
+
+    None is no bound. `token` lets whoever has it in over HTTP, as this origin and no other.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^(\*|[^\s/*]{1,100})$")]
+    token: str = ""
+    executors: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    complete: bool = False
+    day_usd: Usd = 0.0
+    month_usd: Usd = 0.0
+
+
 ProfileName = Literal["anthropic", "cliproxyapi", "compatible", "llamacpp", "ollama", "openai", "openrouter"]
 WireFormat = Literal["openai", "anthropic"]
 
@@ -439,6 +468,7 @@ class Config(_Section, frozen=True, kw_only=True):
     executor: tuple[Executor, ...] = ()
     rule: tuple[Rule, ...] = ()
     cap: tuple[Cap, ...] = ()
+    origin: tuple[Origin, ...] = ()
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
     preset: tuple[Preset, ...] = ()

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 
 from omnid.model import Params, Problem, Schedule, Submit
-from omnid.patterns import NAME
+from omnid.patterns import NAME, PARAM_NAME
 
-ParamName = Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,64}$")]
+ParamName = Annotated[str, Meta(pattern=PARAM_NAME)]
 ParamValue = Annotated[str, Meta(max_length=10_000)]
 ParamValues = Annotated[dict[ParamName, ParamValue], Meta(max_length=32)]
 ScheduleRef = Annotated[str, Meta(min_length=1, max_length=300, description="Name, or origin/name of another's")]
