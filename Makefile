@@ -106,6 +106,6 @@ lock: ## newest versions into the locks, for all platforms (needs uv)
 		-o bench/requirements-proxy.txt
 
 clean: ## removes all that the targets above made
-	rm -rf tests/agents/node_modules tests/agents/.venv tests/conformance/node_modules
-	rm -rf .venv .venv.lock .venv-proxy .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
+	rm -rf tests/agents/node_modules tests/conformance/node_modules
+	rm -rf .venv .venv.lock .venv-clients .venv-proxy .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
