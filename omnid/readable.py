@@ -1,7 +1,7 @@
 """Calls back whenever a file can be read.
 
-To wait for the file anew each time, as anyio has it, costs two changes of the loop's selector, a future and a turn of the
-loop: for the two files that a lone submit comes by, a fifth of what it costs. asyncio can watch a file for good.
+To wait for the file anew each time, as anyio has it, costs two changes of the loop's selector, a future and a turn of
+the loop: for the two files that a lone submit comes by, a fifth of what it costs. asyncio can watch a file for good.
 """
 
 import asyncio  # noqa: TID251 - anyio has no way to watch a file for good.
