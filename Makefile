@@ -8,8 +8,8 @@ KILLS ?= 1000
 PROGRAMS := redis-server rabbitmq-server iproute2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs agents demo test check format cover kills night-kills model-kills relay-kills cable sim
-.PHONY: conformance bench lock clean
+.PHONY: help setup venv programs agents proxy demo test check format cover kills night-kills model-kills relay-kills cable
+.PHONY: sim conformance bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -79,7 +79,10 @@ conformance: venv ## the public conformance suite of MCP against /mcp of a daemo
 	@sh scripts/conformance.sh
 	@$(PY) -m tests.conformance
 
-bench: venv ## the figures of docs/
+proxy: venv
+	@sh scripts/proxy.sh || echo "The bench of models will break off." >&2
+
+bench: venv proxy ## the figures of docs/
 	@$(PY) -m bench
 
 LOCK := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -88,15 +91,19 @@ LOCK := uv pip compile --quiet --upgrade --universal --python-version 3.11 --gen
 lock: ## newest versions into the locks, for all platforms (needs uv)
 	@$(LOCK) -o requirements.txt
 	@$(LOCK) --extra models -c requirements.txt -o requirements-models.txt
-	@$(LOCK) --extra models --group dev -c requirements-models.txt -o requirements-dev.txt
+	@$(LOCK) --extra models --extra local --group dev -c requirements-models.txt -o requirements-dev.txt
+	@$(LOCK) --extra local -c requirements-dev.txt -o requirements-local.txt
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-emit-index-url --custom-compile-command "make lock" --group build -c requirements-dev.txt \
 		-o requirements-build.txt
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-emit-index-url --no-strip-extras --custom-compile-command "make lock" tests/agents/requirements.in \
 		-o tests/agents/requirements.txt
+	@echo 'litellm[proxy]>=1.106,<2' | uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" - \
+		-o bench/requirements-proxy.txt
 
 clean: ## removes all that the targets above made
 	rm -rf tests/agents/node_modules tests/agents/.venv tests/conformance/node_modules
-	rm -rf .venv .venv.lock .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
+	rm -rf .venv .venv.lock .venv-proxy .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

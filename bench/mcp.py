@@ -218,7 +218,10 @@ class HttpLoad:
             for key, _ in ready:
                 connection, buffer = key.fileobj, key.data
                 assert isinstance(connection, socket.socket)
-                buffer += connection.recv(1 << 16)
+                data = connection.recv(1 << 16)
+                if not data:
+                    raise RuntimeError("it hung up")
+                buffer += data
                 if not self._whole(buffer):
                     continue
                 buffer.clear()
@@ -281,7 +284,10 @@ def _listeners(report: Report, daemon: Connection, task_id: str) -> None:
                 raise TimeoutError
             for key, _ in ready:
                 assert isinstance(key.fileobj, socket.socket)
-                key.data.extend(key.fileobj.recv(1 << 16))
+                data = key.fileobj.recv(1 << 16)
+                if not data:
+                    raise RuntimeError("it hung up")
+                key.data.extend(data)
                 if b'"notifications/tasks"' in key.data and key.data.endswith(b"\n"):
                     key.data.clear()
                     waiting.discard(by_socket[key.fileobj])

@@ -15,6 +15,7 @@ import uvicorn
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 
+from omnid.api.http_uvicorn import KEEP_ALIVE_S
 from omnid.api.mcp_tools import TOOLS
 
 TOOL = "task_submit"
@@ -69,7 +70,9 @@ def over_http() -> None:
     app = Server[Any]("bare", on_call_tool=_trivial).streamable_http_app()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
-        config = uvicorn.Config(app, loop="none", http="h11", log_level="critical", access_log=False)
+        config = uvicorn.Config(
+            app, loop="none", http="h11", log_level="critical", access_log=False, timeout_keep_alive=KEEP_ALIVE_S
+        )
         anyio.run(uvicorn.Server(config).serve, [listener])
 
 

@@ -276,10 +276,12 @@ class _Reader:
     def together(self, sections: dict[str, dict[str, Any]], executors: tuple[Executor, ...]) -> None:
         """Checks what can only be judged together."""
         names = [executor.name for executor in executors]
-        for name in sections["agents"].get("allow", ()):
+        repair = sections["mode"].get("repair_executor", "")
+        named = [("agents.allow", name) for name in sections["agents"].get("allow", ())]
+        for key, name in (*named, *([("mode.repair_executor", repair)] if repair else [])):
             if name not in names:
                 detail = f"there is no executor of that name{_hint(name, names)}"
-                self.problems.append(_bad("agents.allow", name, detail))
+                self.problems.append(_bad(key, name, detail))
         for section, lower, upper in (
             ("retry", "backoff_base_s", "backoff_max_s"),
             ("limits", "spool_bytes_max", "spool_total_bytes_max"),
@@ -293,7 +295,7 @@ class _Reader:
         except ValueError as error:
             self.problems.append(_bad("daemon.zone", zone, f"{error}{_hint(zone, platform.zones())}"))
             del sections["daemon"]["zone"]
-        for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir")):
+        for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir"), ("brainstem", "dir")):
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))

@@ -200,6 +200,7 @@ class Daemon:
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
         work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
         work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
+        work.start_soon(self._kept("mode_local", self.mode.watch_local))
         work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))

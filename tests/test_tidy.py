@@ -42,7 +42,7 @@ ADAPTERS = {
     "omnid/worker/gateway.py": "LiteLLM runs on asyncio",
 }
 # What a worker may import beside the standard library.
-WORKERS_NEED = {"gateway.py": {"litellm", "httpx"}}
+WORKERS_NEED = {"gateway.py": {"litellm", "httpx"}, "brainstem.py": {"mlx", "mlx_lm"}}
 CHANCE = re.compile(
     r"(time\.time(_ns)?|(datetime\.)?datetime\.(now|utcnow|today)|(datetime\.)?date\.today|random\.\w+|os\.urandom"
     r"|uuid\.uuid\d|uuid\d|secrets\.(token|rand)\w*)"

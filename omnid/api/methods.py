@@ -16,6 +16,7 @@ from omnid import __version__
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_schedules as plans
 from omnid.api import shapes_workspaces as places
+from omnid.api.account import Account
 from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
@@ -93,7 +94,8 @@ class Api:
         self._routing = Routing(context)
         self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
-        self._modes = ModeViews(context)
+        self.modes = ModeViews(context)
+        self.account = Account(context, gates, self._views)
         self.workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
         self.schedules = ScheduleViews(context, schedules or Schedules(context, cancelling))
@@ -301,19 +303,19 @@ class Api:
 
     async def mode(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ModeShown:
         """Says what omnid can reach, and what is known of each channel."""
-        return self._modes.mode()
+        return self.modes.mode()
 
     async def mode_hold(self, _caller: Caller, params: shapes_mode.ModeHold) -> shapes_mode.ModeShown:
         """Holds the mode, until omnid is started again."""
-        return await self._modes.hold(params)
+        return await self.modes.hold(params)
 
     async def outages(self, _caller: Caller, params: shapes_mode.OutageList) -> shapes_mode.Outages:
         """Lists what could not be used, from when to when."""
-        return await self._modes.list_outages(params)
+        return await self.modes.list_outages(params)
 
     async def channel_check(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ChannelsChecked:
         """Asks every channel with every key something that costs nothing."""
-        return await self._modes.check()
+        return await self.modes.check()
 
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
@@ -373,7 +375,7 @@ class Api:
     async def doctor(self, _caller: Caller, _params: shapes.Empty) -> shapes.Doctor:
         """Checks the journal, the disk, the executors and the config."""
         examined = await self.history.examine(self._host.config_problems())
-        channels = await self._modes.findings()
+        channels = await self.modes.findings()
         ok = examined.ok and all(one.ok for one in channels)
         return shapes.Doctor(ok, [*examined.findings, *channels])
 
@@ -418,6 +420,8 @@ _HISTORY: Callable[[Api], JournalViews] = attrgetter("history")
 _NIGHT: Callable[[Api], Night] = attrgetter("night")
 _DEAD: Callable[[Api], OutboxViews] = attrgetter("outbox")
 _PLACES: Callable[[Api], WorkspaceViews] = attrgetter("workspaces")
+_MODES: Callable[[Api], ModeViews] = attrgetter("modes")
+_ACCOUNT: Callable[[Api], Account] = attrgetter("account")
 _PERSON = frozenset({"person"})
 _ALL = frozenset({"person", "agent"})
 
@@ -440,6 +444,12 @@ METHODS: Mapping[str, Method] = {
         Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
         Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, Api.outages, _ALL),
         Method("channel.check", shapes.Empty, shapes_mode.ChannelsChecked, Api.channel_check, _PERSON, waits=True),
+        Method(
+            "model.rehearse", shapes.Empty, shapes_mode.Rehearsed, _by(_MODES, ModeViews.rehearse), _PERSON, waits=True
+        ),
+        Method(
+            "state.ask", shapes_mode.Question, shapes_mode.Answered, _by(_ACCOUNT, Account.answer), _PERSON, waits=True
+        ),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),

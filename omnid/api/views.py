@@ -209,6 +209,9 @@ class Views:
             *context.preset_problems,
             *(gate.problem for gate in gates if gate.problem is not None),
         ]
+        local = context.modes.local_model()
+        if context.modes.mode == "brainstem" and local.why and local.cause != "idle":
+            found.append(Problem.make("local_model_asleep", detail=local.why))
         trouble = context.trouble()
         if trouble is not None:
             return [trouble, *found]

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
-from omnid.ctl import demo_cloud, demo_outage_tasks
+from omnid.ctl import demo_cloud, demo_outage_tasks, demo_tiny_model
 from omnid.ctl.context import Context
 from omnid.ctl.demo import Daemon, End, Place, Signals, Teller, night_zone, place, toml
 from omnid.ctl.demo_cloud import ANSWERED, BEGUN, HOST, LIMITED, LOCAL
@@ -43,7 +43,7 @@ gateway_probe_every_s = 0.5
 cloud_probe_every_s = 1.0
 [brainstem]
 argv = {local}
-base_url = "{local_url}/v1"
+base_url = "http://{host}:{local_port}{local_path}/v1"
 [[channel]]
 name = "{free}"
 profile = "compatible"
@@ -79,13 +79,22 @@ class OutagePlace(Place):
         self._ports = [_held_port(), _held_port()]
         here, local = (port.getsockname()[1] for port in self._ports)
         self._cloud_argv = _cloud_argv(self._cloud_files, here)
+        self.has_mlx = _tiny_model(os.path.join(root, "model"), self.outside)
+        local_argv = _cloud_argv(self._cloud_files, local)
+        if self.has_mlx:
+            # Its server doesn't share a port with whoever holds it.
+            self._ports[1].close()
+            local_argv = [sys.executable, "-m", "mlx_lm", "server", "--model", os.path.join(root, "model")]
+            local_argv += ["--host", HOST, "--port", str(local)]
         self._cloud: subprocess.Popen[bytes] | None = None
         self.outside.update(_KEYS)
         config = _CONFIG.format(
             zone=toml(night_zone(time.gmtime().tm_hour)),
             cap_usd=CAP_USD,
-            local=toml(_cloud_argv(self._cloud_files, local)),
-            local_url=f"http://{HOST}:{local}/{LOCAL}",
+            local=toml(local_argv),
+            host=HOST,
+            local_port=local,
+            local_path="" if self.has_mlx else f"/{LOCAL}",
             url=f"http://{HOST}:{here}",
             free=FREE,
             paid=PAID,
@@ -216,15 +225,17 @@ class _Story:
             f"and nothing leaves this machine. All of it happens in {self._place.root}; your own omnid, if you have "
             "one, is not touched."
         )
-        lacks = ["MLX isn't installed here, so the local model is a stand-in too."]
+        notes = ["MLX isn't installed here, so the local model is a stand-in too."]
+        if self._place.has_mlx:
+            notes = ["The local model is a tiny one with random weights in MLX's real server: it answers nonsense."]
         if not self._place.has_gateway:
-            lacks.append(
+            notes.append(
                 "LiteLLM isn't installed here (pip install 'omnid[models]'), so all calls go directly, and there is "
                 "no gateway to kill."
             )
-        for lack in lacks:
+        for note in notes:
             self._teller.say("")
-            self._teller.say(lack)
+            self._teller.say(note)
 
     def _submit(self) -> None:
         self._teller.chapter("1. The prompts are queued")
@@ -346,6 +357,19 @@ def _held_port() -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     held.bind((HOST, 0))
     return held
+
+
+def _tiny_model(directory: str, environ: Mapping[str, str]) -> bool:
+    """Makes the weights of a model; False where MLX is not there."""
+    if importlib.util.find_spec("mlx_lm") is None:
+        return False
+    argv = [sys.executable, "-I", demo_tiny_model.__file__, directory]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            argv, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=_STEP_S, check=False
+        )
+        return done.returncode == 0
+    return False
 
 
 def _cloud_argv(files: str, port: int) -> list[str]:

@@ -39,6 +39,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "receipt": ("night", "Show a task's way, its cost, and a hash over its journal"),
     "mode": ("mode", "Show what omnid can reach, and each channel; or hold the mode"),
     "outages": ("mode", "Show what could not be used, from when to when"),
+    "ask": ("ask", "Ask about omnid's own state, in your own words"),
+    "model": ("model", "List, fetch, verify or try the model for when the cloud is gone"),
     "schedule": ("schedule", "Have tasks submitted at times or on events; list, switch and remove that"),
     "run": ("schedule", "Run the task of a schedule or preset now"),
     "logs": ("logs", "Show what a task printed, or follow it"),

@@ -346,6 +346,8 @@ SELECT {brief_row} FROM {brief_from} WHERE t.finished_at_ms > $1 AND +t.state = 
 ORDER BY t.finished_at_ms DESC LIMIT $2
 -- name: count_ready
 SELECT count(*) FROM (SELECT 1 FROM task WHERE executor = $1 AND ready = 1 LIMIT $2) AS some
+-- name: ready_labels
+SELECT labels FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
 -- name: outages_since
 SELECT cause, subject, began_at_ms, ended_at_ms FROM outage
 WHERE began_at_ms > $1 ORDER BY began_at_ms LIMIT $2

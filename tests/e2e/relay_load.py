@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.harness import WAIT_S, Home
+from tests.fakes.mcp_talk import EXTENSION
 
 OPEN_MAX = 6
 """How many requests a client has open at once."""
@@ -18,7 +19,6 @@ PAUSE_S_MAX = 0.04
 WAIT_S_MAX = 0.2
 """Less than a daemon lives, as a wait begins anew with the next one."""
 LARGE = "x" * 150_000
-EXTENSION = "io.modelcontextprotocol/tasks"
 RELAY = (sys.executable, "-m", "omnid", "mcp")
 
 

@@ -25,6 +25,7 @@ PIECES = ("Hello ", "from the ", "cloud.")
 LIMIT_S = 40
 NOW_S = 1_900_000_000
 """The time of the fake's dates; tests give the same to whoever reads them."""
+LIMITED_KEY = "sk-limited"
 HUGE_BYTES = 300_000
 PAUSE_S = 0.04
 """Between the pieces of a slow answer."""
@@ -297,6 +298,12 @@ async def _text_error(client: Client, seen: Seen) -> None:
     await client.answer(500, {"error": "it fell over"})
 
 
+async def _by_key(client: Client, seen: Seen) -> None:
+    """Limits one key, so shortly that the next call meets it again, and answers all others."""
+    limited = f" {LIMITED_KEY}" in f" {seen.headers.get('authorization', '')}"
+    await (_says(429, "rate_limit_error", retry_after="0") if limited else _ok)(client, seen)
+
+
 async def _html(client: Client, seen: Seen) -> None:
     await client.answer(502, "<html><title>Bad gateway</title></html>")
 
@@ -309,6 +316,7 @@ async def _sign_in(client: Client, seen: Seen) -> None:
 MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "ok": _ok,
     "slow": _slow,
+    "by_key": _by_key,
     "hang_before": _hang_before,
     "hang_inside": _hang_inside,
     "until_closed": _until_closed,
