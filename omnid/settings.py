@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.patterns import HOURS_OR_NONE, LOCAL_URL, NAME, SAFE_URL, TIME_OR_NONE, WEIGHTS_NAME, WORDS
+from omnid.patterns import HOURS_OR_NONE, LOCAL_URL, NAME, ORIGIN_OR_ALL, SAFE_URL, TIME_OR_NONE, WEIGHTS_NAME, WORDS
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
@@ -363,7 +363,7 @@ class Origin(_Section, frozen=True, kw_only=True):
     None is no bound. `token` lets whoever has it in over HTTP, as this origin and no other.
     """
 
-    name: Annotated[str, Meta(pattern=r"^(\*|[^\s/*]{1,100})$")]
+    name: Annotated[str, Meta(pattern=ORIGIN_OR_ALL)]
     token: str = ""
     executors: tuple[str, ...] | None = None
     labels: tuple[str, ...] | None = None
