@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.patterns import HOURS_OR_NONE, NAME, TIME_OR_NONE, WORDS
+from omnid.patterns import HOURS_OR_NONE, LOCAL_URL, NAME, ORIGIN_OR_ALL, SAFE_URL, TIME_OR_NONE, WEIGHTS_NAME, WORDS
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
@@ -19,11 +19,11 @@ Hours = Annotated[str, Meta(pattern=HOURS_OR_NONE)]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
 Words = Annotated[str, Meta(pattern=WORDS, max_length=200)]
 """A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
-LocalUrl = Annotated[str, Meta(pattern=r"^http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}(/[\w.-]+)*$")]
+LocalUrl = Annotated[str, Meta(pattern=LOCAL_URL)]
 """An address on this machine, with its port."""
-HubUrl = Annotated[str, Meta(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])[^\s@?#]*[^\s@?#/]$")]
+HubUrl = Annotated[str, Meta(pattern=SAFE_URL)]
 """An address that is reached over TLS, or on this machine."""
-WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+WeightsName = Annotated[str, Meta(pattern=WEIGHTS_NAME)]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
@@ -375,7 +375,7 @@ class Origin(_Section, frozen=True, kw_only=True):
     None is no bound. `token` lets whoever has it in over HTTP, as this origin and no other.
     """
 
-    name: Annotated[str, Meta(pattern=r"^(\*|[^\s/*]{1,100})$")]
+    name: Annotated[str, Meta(pattern=ORIGIN_OR_ALL)]
     token: str = ""
     executors: tuple[str, ...] | None = None
     labels: tuple[str, ...] | None = None
