@@ -23,7 +23,7 @@ BLOCKS, TURNS, WARM = 8, 25, 10
 AT_ONCE, ROUNDS = 16, 4
 INTO_CALLS_S = 0.2
 """When the gateway is killed: a slow answer of the fake takes twice as long."""
-ANSWER_S, READY_S = 60, 120.0
+ANSWER_S, READY_S = 60.0, 120.0
 LOOK_S = 0.05
 PROXY = Path(__file__).parent.parent / ".venv-proxy" / "bin" / "litellm"
 PROMPT = "Say hello."
@@ -33,6 +33,8 @@ CONFIG = """
 slots_max = 32
 [notify]
 to = []
+[budget]
+repeats_max = 1000000
 [models]
 output_tokens_max = {tokens}
 """
@@ -99,18 +101,19 @@ def _proxy(directory: Path, provider: str) -> Iterator[Take]:
                 raise RuntimeError(f"the proxy answered {answer.status}: {said[:500]!r}")
 
         try:
-            _until_up(call, process)
+            _connect(connection, process)
             yield call
         finally:
             connection.close()
             process.terminate()
 
 
-def _until_up(call: Take, process: subprocess.Popen[bytes]) -> None:
+def _connect(connection: http.client.HTTPConnection, process: subprocess.Popen[bytes]) -> None:
+    """Connects as soon as somebody listens."""
     until_s = time.monotonic() + READY_S
     while process.poll() is None and time.monotonic() < until_s:
         with contextlib.suppress(ConnectionRefusedError):
-            call()
+            connection.connect()
             return
         time.sleep(LOOK_S)
     raise RuntimeError("LiteLLM's proxy doesn't come up")
@@ -124,8 +127,9 @@ def _task(client: Connection, model: str) -> None:
 
 def _completed(client: Connection, id: str) -> dict[str, Any]:
     task: dict[str, Any] = {"state": ""}
-    while task["state"] not in TERMINAL:
-        task = client.call("task.get", {"task": id, "wait_s": ANSWER_S / 2})["task"]
+    until_s = time.monotonic() + ANSWER_S
+    while task["state"] not in TERMINAL and time.monotonic() < until_s:
+        task = client.call("task.get", {"task": id, "wait_s": ANSWER_S / 4})["task"]
     if task["state"] != "completed":
         raise RuntimeError(f"a prompt is {task['state']}: {task['problem']}")
     return task

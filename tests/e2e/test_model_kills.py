@@ -327,7 +327,7 @@ def judge(home: Home, prompts: Prompts, sky: Sky) -> tuple[dict[str, list[str]],
         "billed twice": again,
         "calls not written down": unwritten,
         "lids passed": prompts.passed,
-    }, f"{cut} calls cut, {twice} of them answered, ${amounts['spent_usd']:.4f} of ${prompts.lid_usd:.4f}"
+    }, f"{cut} calls failed or cut, {twice} of them answered, ${amounts['spent_usd']:.4f} of ${prompts.lid_usd:.4f}"
 
 
 def keys_in(home: Home, prompts: Prompts) -> list[str]:
