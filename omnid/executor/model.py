@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from omnid.clock import Clock
 from omnid.errors import OmnidError, Rejected, Retryable
@@ -260,16 +260,11 @@ class ModelExecutor:
         data = answer.text.encode(errors="backslashreplace")
         head_bytes, tail_bytes = self._limits.output_head_bytes, self._limits.output_tail_bytes
         left_out_bytes = max(0, len(data) - head_bytes - tail_bytes)
-        result = attempt.ended("success", None)
-        return Result(
-            result.attempt_id,
-            result.task_id,
-            result.number,
-            "success",
+        return structs.replace(
+            attempt.ended("success", None),
             output=excerpt(data[:head_bytes], left_out_bytes, data[head_bytes + left_out_bytes :]),
             output_bytes=len(data),
             value={"channel": call.channel.name, "model": call.model.name, "way": call.way, "finish": answer.finish},
-            cost_usd=result.cost_usd,
             call_costs=attempt.costs,
         )
 
@@ -300,10 +295,7 @@ class _Attempt:
     def ended(self, outcome: Outcome, problem: Problem | None, park: Park | None = None) -> Result:
         """Makes its result without an answer."""
         cost_usd = None if self.spent is None else self.spent / 1_000_000
-        command = self.command
-        return Result(
-            command.attempt_id, command.task_id, command.number, outcome, problem, cost_usd=cost_usd, park=park
-        )
+        return self.command.ended(outcome, problem, cost_usd=cost_usd, park=park)
 
 
 def _given_up(attempt: _Attempt, call: Call, failure: Failure) -> Result:

@@ -393,10 +393,11 @@ async def serve(path: str) -> None:
     """Loads LiteLLM, listens on the socket and says so, as long as standard input is open."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     threading.Thread(target=_end_with_input, args=(loop, stop), daemon=True).start()
-    gateway = Gateway(*load())
-    await warm(gateway)
+    # Before the seconds that LiteLLM takes: what can't be moved out of the way is seen at once.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+    gateway = Gateway(*load())
+    await warm(gateway)
     os.umask(0o177)
     server = await loop.create_unix_server(lambda: Connection(gateway), path)
     os.umask(0o077)
