@@ -87,6 +87,7 @@ def _proxy(directory: Path, provider: str) -> Iterator[Take]:
     path.write_text(json.dumps(config))
     port = _free_port()
     argv = [str(PROXY), "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--keepalive_timeout", str(round(READY_S))]
     variables = {**environ(directory), "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
     with subprocess.Popen(argv, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)

@@ -44,6 +44,7 @@ cloud_probe_every_s = 1.0
 [brainstem]
 argv = {local}
 base_url = "http://{host}:{local_port}{local_path}/v1"
+memory_bytes_min = 300000000
 [[channel]]
 name = "{free}"
 profile = "compatible"

@@ -60,6 +60,7 @@ cloud_probe_every_s = 0.4
 [brainstem]
 argv = {local}
 base_url = "http://127.0.0.1:{local_port}/slow/v1"
+memory_bytes_min = 50000000
 [[channel]]
 name = "p1"
 profile = "openrouter"
