@@ -15,7 +15,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from bench.report import Report
-from bench.world import Connection, environ, real_daemon, scratch
+from bench.world import Connection, cpu_s, environ, real_daemon, scratch
 from omnid.states import TERMINAL
 from omnid.worker.supervisor import STARTED, read_record
 
@@ -60,19 +60,22 @@ def run(report: Report, provider: str) -> None:
         variables = {**environ(directory), **KEYS, "OMNID_CONFIG": str(directory / "config.toml")}
         channels = (CHANNEL.format(name=name, mode=mode, key=key, url=provider) for name, mode, key in CHANNELS)
         (directory / "config.toml").write_text(CONFIG.format(tokens=OUTPUT_TOKENS) + "".join(channels))
-        with _proxy(directory, provider) as proxied, real_daemon(variables) as (_, client):
+        with _proxy(directory, provider) as (proxy, proxied), real_daemon(variables) as (daemon, client):
             calls = (lambda: _task(client, "plain"), lambda: _task(client, "limited"), proxied)
             whole_ms, failover_ms, proxied_ms = _in_turns(*calls)
             report.add("a bare call through LiteLLM's own proxy, p50", proxied_ms, "ms")
             report.add("a prompt as a task, from submit to result, p50", whole_ms, "ms")
             report.add("a prompt as a task, against the bare call", whole_ms / proxied_ms, "x", "<=", 0.65)
+            pids = [daemon.pid, *_gateways(directory / "state")]
+            report.add("processor time of a prompt, daemon and gateway", _cpu_ms(calls[0], pids), "ms")
+            report.add("processor time of a bare call, proxy", _cpu_ms(proxied, [proxy]), "ms")
             report.add("failover to a backup key after a 429, added", failover_ms - whole_ms, "ms", "<=", 50)
             _killed(report, client, directory / "state")
 
 
 @contextlib.contextmanager
-def _proxy(directory: Path, provider: str) -> Iterator[Take]:
-    """Runs LiteLLM's proxy, and gives a call through it over a connection that is kept."""
+def _proxy(directory: Path, provider: str) -> Iterator[tuple[int, Take]]:
+    """Runs LiteLLM's proxy, and gives its pid and a call through it over a connection that is kept."""
     if not PROXY.exists():
         raise RuntimeError("LiteLLM's proxy is not there: `make bench` installs it")
     key = f"sk-{secrets.token_hex(16)}"
@@ -103,7 +106,7 @@ def _proxy(directory: Path, provider: str) -> Iterator[Take]:
 
         try:
             _connect(connection, process)
-            yield call
+            yield process.pid, call
         finally:
             connection.close()
             process.terminate()
@@ -149,6 +152,14 @@ def _in_turns(*takes: Take) -> list[float]:
                 take()
                 times.append((time.monotonic_ns() - since_ns) / 1e6)
     return [median(times) for times in taken]
+
+
+def _cpu_ms(take: Take, pids: list[int]) -> float:
+    """Gives the processor time that doing it once takes in these processes."""
+    before_s = sum(map(cpu_s, pids))
+    for _ in range(TURNS):
+        take()
+    return 1000 * (sum(map(cpu_s, pids)) - before_s) / TURNS
 
 
 def _killed(report: Report, client: Connection, state: Path) -> None:
