@@ -34,6 +34,8 @@ OFFLINE = "model-offline"
 """The one beside it for prompts that don't wait for the cloud: no gate of the cloud closes it."""
 DESKTOP = "desktop"
 """The place for notices that needs no destination in the config."""
+EVERY_OTHER = "*"
+"""The name of the section for origins that have none of their own."""
 NO_PROFILE = "none"
 PROMPT = "{task.prompt}"
 AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini", "openclaw": "openclaw"}
@@ -71,7 +73,7 @@ class Socket(_Section, frozen=True, kw_only=True):
 
 
 class Http(_Section, frozen=True, kw_only=True):
-    """MCP over HTTP: off unless `listen` names an address."""
+    """MCP and REST over HTTP: off unless `listen` names an address."""
 
     listen: str = ""
     token: str = ""
@@ -355,6 +357,21 @@ class Cap(_Section, frozen=True, kw_only=True):
     month_usd: Usd = 0.0
 
 
+class Origin(_Section, frozen=True, kw_only=True):
+    """What the agents of one origin may do, or (`EVERY_OTHER`) those of every origin without a section of its own.
+
+    None is no bound. `token` lets whoever has it in over HTTP, as this origin and no other.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^(\*|[^\s/*]{1,100})$")]
+    token: str = ""
+    executors: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    complete: bool = False
+    day_usd: Usd = 0.0
+    month_usd: Usd = 0.0
+
+
 ProfileName = Literal["anthropic", "cliproxyapi", "compatible", "llamacpp", "ollama", "openai", "openrouter"]
 WireFormat = Literal["openai", "anthropic"]
 
@@ -451,6 +468,7 @@ class Config(_Section, frozen=True, kw_only=True):
     executor: tuple[Executor, ...] = ()
     rule: tuple[Rule, ...] = ()
     cap: tuple[Cap, ...] = ()
+    origin: tuple[Origin, ...] = ()
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
     preset: tuple[Preset, ...] = ()

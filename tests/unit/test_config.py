@@ -258,3 +258,34 @@ def test_any_value_anywhere_is_taken_or_refused_with_its_key(value: object) -> N
     values = reader.section("limits", {"after_max": value})
     assert (values == {"after_max": value}) != bool(reader.problems)
     assert all("limits.after_max" in str(problem) for problem in reader.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("name = 'ci'\ntoken = 'file:/x'\nexecutors = ['command']\nlabels = []\nday_usd = 1", None),
+        ("name = '*'\ncomplete = true", None),
+        ("name = 'Visual-Studio-Code'", None),
+        ("name = 'user'", "people's own"),
+        ("name = '*'\ntoken = 'file:/x'", "names one origin"),
+        ("name = 'ci'\ntoken = 'a-token-of-some-length'", "plain text"),
+        ("name = 'ci'\nexecutors = ['comand']", "did you mean command"),
+        ("name = 'a/b'", "origin.a/b.name"),
+        ("name = 'ci'\nlabel = []", "origin.ci.label"),
+    ],
+)
+def test_what_an_origin_may_is_checked(tmp_path: Path, environ: dict[str, str], text: str, what: str | None) -> None:
+    problems = config.check(environ, written(tmp_path, f"[[origin]]\n{text}\n"))
+    assert [what in str(problem) for problem in problems] == ([] if what is None else [True])
+
+
+def test_tokens_of_origins_open_http_and_change_with_a_restart_only(tmp_path: Path, environ: dict[str, str]) -> None:
+    def text(token: str, listen: str = "0.0.0.0:7373") -> str:
+        return f"[http]\nlisten = '{listen}'\n[[origin]]\nname = 'ci'\ntoken = '{token}'\nday_usd = {len(token)}\n"
+
+    loaded = config.load(environ, written(tmp_path, text("env:A")))
+    written(tmp_path, text("env:B"))
+    with pytest.raises(Rejected, match="only a restart"):
+        config.reload(loaded, environ)
+    written(tmp_path, text("env:A").replace("day_usd = 5", "day_usd = 9"))
+    assert config.reload(loaded, environ).config.origin[0].day_usd == 9
