@@ -36,19 +36,31 @@ from omnid.settings import (
     Preset,
     Rule,
 )
+from omnid.weights import NAME
 
 Origin = Literal["default", "file", "env"]
 
 CONFIG_BYTES_MAX = MIB
 SHOWN_CHARS_MAX = 200
 SLOTS_MIN = 4
-AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir")
+AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir", "brainstem.dir")
 """The settings that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
 LIVE = frozenset({"store.free_bytes_min"})
 
 _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
 _WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
+_BRAINSTEM = {
+    "base_url": (
+        re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}(/[\w.-]+)*"),
+        "it is an address on this machine with its port, as in http://127.0.0.1:8642/v1",
+    ),
+    "hub": (
+        re.compile(r"(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])[^\s@?#]*[^\s@?#/]"),
+        "it begins with https:// (or http:// and a loopback address), and holds no password, query or fragment",
+    ),
+    "weights": (NAME, "a model is named OWNER/NAME, as its hub names it"),
+}
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor, "model": ModelExecutor}
 _LISTS: dict[str, type[Any]] = {
     "rule": Rule,
@@ -153,6 +165,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     executors = reader.executors(settings.get("executor", []), WITH_CHANNELS if lists["channel"] else BUILT_IN)
     reader.environment(environ, sections)
     reader.together(sections, executors)
+    reader.brainstem(sections["brainstem"])
     reader.http(sections["http"], environ)
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
@@ -298,6 +311,14 @@ class _Reader:
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
+
+    def brainstem(self, section: dict[str, Any]) -> None:
+        """Checks where the local model is served, and what it is called: nothing of it leaves this machine."""
+        for key, (form, detail) in _BRAINSTEM.items():
+            value = section.get(key, "")
+            if value and not form.fullmatch(value):
+                # An address may hold a password.
+                self.problems.append(_bad(f"brainstem.{key}", None if "@" in value else value, detail))
 
     def http(self, http: dict[str, Any], environ: Mapping[str, str]) -> None:
         """Checks that HTTP is open to nobody who shouldn't come in, and makes its paths absolute."""

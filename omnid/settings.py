@@ -17,11 +17,6 @@ Hours = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
 Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200)]
 """A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
-LocalUrl = Annotated[str, Meta(pattern=r"^http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}(/[\w.-]+)*$")]
-"""An address on this machine, with its port."""
-HubUrl = Annotated[str, Meta(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])[^\s@?#]*[^\s@?#/]$")]
-"""An address that is reached over TLS, or on this machine."""
-WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
@@ -207,11 +202,11 @@ class Brainstem(_Section, frozen=True, kw_only=True):
     """The local model that is woken when the cloud is gone: a command that serves the OpenAI wire at `base_url`."""
 
     argv: tuple[str, ...] = ()
-    base_url: LocalUrl = "http://127.0.0.1:8642/v1"
+    base_url: str = "http://127.0.0.1:8642/v1"
     model: str = "default_model"
-    weights: WeightsName = "mlx-community/Qwen2.5-7B-Instruct-4bit"
+    weights: str = "mlx-community/Qwen2.5-7B-Instruct-4bit"
     dir: str = ""
-    hub: HubUrl = "https://huggingface.co"
+    hub: str = "https://huggingface.co"
     context_tokens: Count = 8192
     memory_bytes_min: Annotated[int, Meta(ge=0)] = 0
     start_timeout_s: Seconds = 120.0

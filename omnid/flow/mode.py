@@ -4,7 +4,8 @@ What calls and probes have shown is counted in `modes`. The gate `cloud` is one 
 nothing is written to the tasks behind it; attempts that run are parked at once.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -64,11 +65,24 @@ class Shared(NamedTuple):
     brainstem: Brainstem
 
 
-class ModeKeeper:
-    """Three loops: for the gateway, for the cloud, and for the local model."""
+Links = Callable[[], AsyncGenerator[None]]
 
-    def __init__(self, context: Context, shared: Callable[[], Shared | None], secrets: Secrets) -> None:
+
+async def _no_links() -> AsyncGenerator[None]:
+    """Tells of nothing, where nobody listens to the system."""
+    for nothing in ():
+        yield nothing
+
+
+class ModeKeeper:
+    """Loops that watch the gateway, the cloud, the machine's network and the local model."""
+
+    def __init__(
+        self, context: Context, shared: Callable[[], Shared | None], secrets: Secrets, links: Links = _no_links
+    ) -> None:
+        """`links` yields when the machine's network has changed."""
         self._context = context
+        self._links = links
         self._shared = shared
         self._secrets = secrets
         self._mended = FailureCount()
@@ -112,13 +126,21 @@ class ModeKeeper:
             with anyio.move_on_after(every_s):
                 await modes.cloud_suspect.wait()
             suspect, modes.cloud_suspect = modes.cloud_suspect.is_set(), anyio.Event()
+            moved, modes.link_moved = modes.link_moved, False
             if self._shared() is None or modes.just_woken():
                 continue
             if modes.cloud.is_gone:
                 if modes.cloud_was(good=await self._any_answers()) and modes.hold == "auto":
                     await self._cloud_back()
             elif suspect or self._context.clock.monotonic_s() - modes.heard_at_s >= every_s:
-                await self._doubt(sure=suspect)
+                await self._doubt(sure=suspect and not moved)
+
+    async def watch_links(self) -> None:
+        """Has the cloud looked for when the machine's network changes; ends where the system doesn't tell of that."""
+        async with contextlib.aclosing(self._links()) as changes:
+            async for _ in changes:
+                self._context.log.info("link_changed")
+                self._context.modes.link_changed()
 
     async def watch_local(self) -> None:
         """Tells people, once in an outage, that the local model stays asleep; ends when it is cancelled."""
