@@ -73,7 +73,7 @@ class Place:
     async def until(self, mode: str) -> None:
         with anyio.fail_after(WAIT_S):
             while self.modes.mode != mode:
-                await anyio.sleep(mode_module.SOON_S)
+                await anyio.wait_all_tasks_blocked()
 
 
 @pytest.fixture
