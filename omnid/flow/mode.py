@@ -26,7 +26,7 @@ from omnid.flow.dependents import settle_wait
 from omnid.flow.intake import plan
 from omnid.flow.modes import Hold, Said, Saying
 from omnid.flow.turned import Turned
-from omnid.model import Gate, Problem, Submit
+from omnid.model import Gate, Problem, Submit, Submitted
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
 from omnid.settings import GIB, OFFLINE, Channel
@@ -222,19 +222,26 @@ class ModeKeeper:
         context, settings = self._context, self._context.config.mode
         now_s = context.clock.monotonic_s()
         context.log.warning("gateway_not_mended", detail=problem[:LOG_CHARS_MAX])
-        if not settings.repair_executor or (
-            self._repair_at_s is not None and now_s - self._repair_at_s < settings.repair_every_s
-        ):
+        if not settings.repair_executor:
+            await self._write(partial(self._tell, mode="unmended", said=problem))
+            return
+        if self._repair_at_s is not None and now_s - self._repair_at_s < settings.repair_every_s:
             return
         said = self._secrets.redact(said or problem)[-LOG_CHARS_MAX:]
         text = REPAIR.format(program="omnid/worker/gateway.py", said=said)
         asked = Submit(prompt=text, executor=settings.repair_executor, kind="repair", labels=("repair",))
+
+        def submit(tx: Tx, write: Callable[[Tx], Sequence[Submitted]]) -> None:
+            (done,) = write(tx)
+            self._tell(tx, mode="repair", executor=settings.repair_executor, task=done.name)
+
         try:
-            await context.store.write(plan(context, Caller(), (asked,)))
+            await context.store.write(partial(submit, write=plan(context, Caller(), (asked,))))
         except OmnidError as error:
             context.log.warning("repair_not_asked", **error.as_dict())
         else:
             self._repair_at_s = now_s
+            context.wake()
 
     async def _doubt(self, *, sure: bool) -> None:
         """Looks whether the cloud is gone; an idle daemon looks as often as calls would have failed."""
@@ -318,6 +325,8 @@ class ModeKeeper:
             may_wake = asked.may_wake or state.phase == "waking" or self._context.modes.mode == "brainstem"
             if state.phase != "none" and may_wake:
                 state = await shared.brainstem.settled()
+                if state.phase != "ready" and self._context.modes.mode != "brainstem":
+                    await shared.brainstem.kill()  # Or it would be tried again and again, for nobody.
             problem = state.why or "the local model sleeps while the cloud is there (--wake wakes it)"
             if state.phase == "none":
                 problem = "there is no local model"
