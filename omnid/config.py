@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from omnid import channels, platform, recurrence
 from omnid.errors import Rejected
+from omnid.patterns import said
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
     AGENT_PROGRAMS,
@@ -439,7 +440,7 @@ class _Reader:
             choices = [
                 choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
             ]
-            detail = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
+            detail = f"it is one of {', '.join(choices)}" if choices else said(error).replace("`", "")
             self.problems.append(_bad(key, value, detail.replace(" - at $", " at ")))
             return
         if _holds_nul(value):

@@ -8,19 +8,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from omnid.errors import OmnidError, sentences
+from omnid.patterns import EVENT, HOURS, NAME
 
 Priority = Annotated[int, Meta(ge=-10, le=10, description="Higher starts first")]
 Label = Annotated[str, Meta(min_length=1, max_length=100)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="Unix milliseconds, up to the year 9999")]
 Ordinal = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-
-HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
-
-EVENT = r"^(start|[a-z_]+\.(down|up)(:[A-Za-z0-9*][A-Za-z0-9*._/-]{0,199})?)$"
-"""What a schedule can begin on: the start of omnid, or the begin or end of an outage: ``cloud.down``, ``link.up:a``."""
-
-SCHEDULE_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 USER_ORIGIN = "user"
 """The origin of tasks that people submit; its tasks are shown as ``t7``, those of others as ``origin/t7``."""
@@ -80,7 +74,7 @@ class Schedule(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class NamedSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A schedule that a submit asks for instead of a task."""
 
-    name: Annotated[str, Meta(pattern=SCHEDULE_NAME)]
+    name: Annotated[str, Meta(pattern=NAME)]
 
 
 class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -323,6 +317,17 @@ class Command(Struct, frozen=True):
     cost_max_usd: float | None = None
     """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 
+    def ended(
+        self,
+        outcome: "Outcome",
+        problem: Problem | None,
+        *,
+        cost_usd: float | None = None,
+        park: "Park | None" = None,
+    ) -> "Result":
+        """Makes the result of this attempt, without output."""
+        return Result(self.attempt_id, self.task_id, self.number, outcome, problem, cost_usd=cost_usd, park=park)
+
 
 Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]
 """How an attempt ends. `failure` and `timeout` may be retried and `rejected` may not; `lost` means nobody knows;
@@ -353,6 +358,8 @@ class Result(Struct, frozen=True):
     cost_usd: float | None = None
     park: Park | None = None
     """With the outcome `parked`, what closes the executor's gate."""
+    call_costs: dict[str, int | None] = {}
+    """What calls of it have cost that are not settled yet, in microdollars; None: nobody knows."""
 
 
 class Delivery(Struct, frozen=True):

@@ -18,7 +18,8 @@ from cronsim import CronSim, CronSimError
 from omnid import platform
 from omnid.durations import parse_duration
 from omnid.errors import Rejected
-from omnid.model import EVENT, SINGLE, Schedule, Submit
+from omnid.model import SINGLE, Schedule, Submit
+from omnid.patterns import EVENT
 from omnid.settings import Preset
 
 NICKNAMES = {

@@ -7,15 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from omnid.patterns import HOURS_OR_NONE, NAME, TIME_OR_NONE, WORDS
+
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
 Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
 Usd = Annotated[float, Meta(ge=0, le=1e9)]
 ExitCode = Annotated[int, Meta(ge=0, le=255)]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Hours = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")]
+Name = Annotated[str, Meta(pattern=NAME)]
+Hours = Annotated[str, Meta(pattern=HOURS_OR_NONE)]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
-Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200)]
+Words = Annotated[str, Meta(pattern=WORDS, max_length=200)]
 """A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -221,7 +223,7 @@ class Notify(_Section, frozen=True, kw_only=True):
     quiet: Hours = ""
     group_s: Annotated[float, Meta(ge=0, le=86400)] = 10.0
     per_hour_max: Count = 20
-    digest_at: Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")] = ""
+    digest_at: Annotated[str, Meta(pattern=TIME_OR_NONE)] = ""
 
 
 class Outbox(_Section, frozen=True, kw_only=True):

@@ -37,7 +37,10 @@ TIME_AND_CHANCE = {
     "omnid/worker/": "runs in a process of its own, and knows nothing of omnid",
 }
 # Who may run on one backend alone, and why.
-ADAPTERS = {"omnid/worker/gateway.py": "LiteLLM runs on asyncio"}
+ADAPTERS = {
+    "omnid/readable.py": "watches a file on either backend as that does best",
+    "omnid/worker/gateway.py": "LiteLLM runs on asyncio",
+}
 # What a worker may import beside the standard library.
 WORKERS_NEED = {"gateway.py": {"litellm", "httpx"}, "brainstem.py": {"mlx", "mlx_lm"}}
 CHANCE = re.compile(

@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from omnid.model import SCHEDULE_NAME, Params, Problem, Schedule, Submit
+from omnid.model import Params, Problem, Schedule, Submit
+from omnid.patterns import NAME, PARAM_NAME
 
-ParamName = Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,64}$")]
+ParamName = Annotated[str, Meta(pattern=PARAM_NAME)]
 ParamValue = Annotated[str, Meta(max_length=10_000)]
 ParamValues = Annotated[dict[ParamName, ParamValue], Meta(max_length=32)]
 ScheduleRef = Annotated[str, Meta(min_length=1, max_length=300, description="Name, or origin/name of another's")]
@@ -15,7 +16,7 @@ ScheduleRef = Annotated[str, Meta(min_length=1, max_length=300, description="Nam
 class ScheduleAdd(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A new schedule: when, and the task of each run; its texts may hold ``{params.x}`` for each of `params`."""
 
-    name: Annotated[str, Meta(pattern=SCHEDULE_NAME)]
+    name: Annotated[str, Meta(pattern=NAME)]
     task: Submit
     schedule: Schedule = Schedule()
     params: ParamValues = field(default_factory=dict[str, str])

@@ -123,7 +123,9 @@ class ModeKeeper:
             self._wake()
         while True:
             every_s = self._context.config.mode.cloud_probe_every_s
-            with anyio.move_on_after(every_s):
+            # Counted from when it was last heard of, and not from when this last looked: that would be twice as long.
+            heard_s = self._context.clock.monotonic_s() - modes.heard_at_s
+            with anyio.move_on_after(every_s if modes.cloud.is_gone or heard_s >= every_s else every_s - heard_s):
                 await modes.cloud_suspect.wait()
             suspect, modes.cloud_suspect = modes.cloud_suspect.is_set(), anyio.Event()
             moved, modes.link_moved = modes.link_moved, False
@@ -244,15 +246,24 @@ class ModeKeeper:
             context.wake()
 
     async def _doubt(self, *, sure: bool) -> None:
-        """Looks whether the cloud is gone; an idle daemon looks as often as calls would have failed."""
-        modes, settings = self._context.modes, self._context.config.mode
-        for _ in range(1 if sure else settings.cloud_failures_max):
-            if await self._any_answers():
-                modes.cloud_was(good=True)
-                return
-            if not sure:
+        """Looks whether the cloud is gone; an idle daemon looks as often as calls would have failed.
+
+        One look doesn't wait for the end of the one before, which may take as long as a connection is waited for.
+        """
+        modes, heard = self._context.modes, False
+        async with anyio.create_task_group() as group:
+
+            async def look() -> None:
+                nonlocal heard
+                if await self._any_answers():
+                    heard = True
+                    group.cancel_scope.cancel()
+
+            group.start_soon(look)
+            for _ in range(0 if sure else self._context.config.mode.cloud_failures_max - 1):
                 await anyio.sleep(SOON_S)
-        if modes.cloud_was(good=False) and modes.hold == "auto":
+                group.start_soon(look)
+        if modes.cloud_was(good=heard) and modes.hold == "auto":
             await self._cloud_gone("none of the channels answers")
 
     async def _any_answers(self) -> bool:

@@ -54,6 +54,8 @@ STALE_MS = 300_000
 OF_THE_CHANNEL: frozenset[Kind] = frozenset({"cloud", "provider", "model", "silent", "cut", "overloaded"})
 """Failures for which another key of the same channel does no better."""
 AWAY: frozenset[Kind] = frozenset({"cloud"})
+PASSING: frozenset[Kind] = frozenset({"provider", "silent", "cut", "gateway"})
+"""Failures that may be over at the next attempt."""
 NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent"})
 """Failures that say nothing of whether the cloud can be reached."""
 
@@ -91,14 +93,15 @@ class ModelCalls:
         self._learn(call, said, took_s)
         self._tell_modes(call, said)
         cost = cost_of(call, said)
-        outcome = "success" if isinstance(said, Answer) else said.kind
-        turned = Turned.nothing()
-        try:
-            settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
-            await self._context.store.write(settle, then=lambda _: self._context.took(turned))
-        except Retryable as error:
-            self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
-        detail = "" if isinstance(said, Answer) else said.detail
+        outcome, detail = "success", ""
+        if isinstance(said, Failure):
+            outcome, detail = said.kind, said.detail
+            turned = Turned.nothing()
+            try:
+                settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
+                await self._context.store.write(settle, then=lambda _: self._context.took(turned))
+            except Retryable as error:
+                self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
         self._context.log.info(
             "model_call",
             channel=call.channel.name,
@@ -237,14 +240,18 @@ class ModelCalls:
         if refused:
             return _no_money(refused, tx.now_ms, min(lifts, default=None))
         detail = self._detail(choice.turned_down, tried, tx.now_ms)
-        if lifts:
+        away = any(one.failure.kind in AWAY for one in tried)
+        attempts_max = task.work.attempts_max or self._context.config.retry.attempts_max
+        again = any(one.failure.kind in PASSING for one in tried) and task.failures + 1 < attempts_max
+        if lifts and not again and not (away and task.work.offline != "fail"):
             # Where nothing else stands in the way, it is the same for all prompts.
             shared = not choice.candidates and len(lifts) == len(choice.turned_down)
             cause = "rate_limit" if shared else "channels"
             return NoCall("parked", Problem.make("no_channel", detail=detail), Park(cause, min(lifts)))
-        away = any(one.failure.kind in AWAY for one in tried)
         if away and self._context.modes.mode == "brainstem" and task.work.offline == "park":
             return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("cloud", None))
+        if again and not away:
+            return NoCall("failure", Problem.make("model_failed", detail=detail))
         if self._context.modes.mode == "brainstem" and task.work.offline == "local" and not tried:
             # The cloud may take what no local model can.
             return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("channels", tx.now_ms + ASLEEP_MS))

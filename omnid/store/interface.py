@@ -5,6 +5,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
+from msgspec import Struct
+
 from omnid.model import Problem, Task
 
 T = TypeVar("T")
@@ -31,7 +33,7 @@ BLOB_BYTES_MIN = 16 * 1024
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class At(NamedTuple):
+class At(Struct, frozen=True):
     """Where a row that was read stands in the log: its `ord`, and the heads of the fields edited since."""
 
     ord: int

@@ -76,6 +76,13 @@ SELECT max(number) FROM (
 ) AS given
 -- name: number_floor
 SELECT ord, number_floor, heads FROM origin WHERE id = $1
+-- name: ready_executors
+-- A step in the index for each executor that has something to start, not one for each that there is.
+WITH RECURSIVE named (executor) AS (
+    SELECT min(executor) FROM task WHERE ready = 1
+    UNION ALL SELECT (SELECT min(executor) FROM task WHERE ready = 1 AND executor > named.executor) FROM named
+    WHERE named.executor IS NOT NULL
+) SELECT executor FROM named WHERE executor IS NOT NULL
 -- name: ready_tasks
 SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
 -- name: movable_tasks
@@ -136,6 +143,8 @@ DELETE FROM label WHERE label = $1 AND ord = $2
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 AND number = $2
 -- name: attempts_of
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 ORDER BY number DESC LIMIT $2
+-- name: count_without_result
+SELECT count(*) FROM attempt WHERE task_id = $1 AND outcome IN ('unstarted', 'lost')
 -- name: count_attempts
 SELECT count(*) FROM attempt WHERE task_id = $1
 -- name: cost_of_task

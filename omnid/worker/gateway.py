@@ -120,7 +120,9 @@ def signs_of(error: BaseException) -> Record:
     status = next((number for number in numbers if isinstance(number, int)), getattr(error, "status_code", None))
     headers = getattr(error, "litellm_response_headers", None)
     if not isinstance(status, int) or (status == LITELLM_OWN and headers is None):
-        return {"what": "unknown", "sent": True, "detail": type(error).__name__}
+        # LiteLLM's word for a stream that ends before its end, where nothing else went wrong.
+        what = "cut" if type(error).__name__ == "MidStreamFallbackError" else "unknown"
+        return {"what": what, "sent": True, "detail": "" if what == "cut" else type(error).__name__}
     return _answered(status, dict(headers or {}), str(error))
 
 

@@ -14,6 +14,7 @@ ELSEWHERE = {
     "schedule_taken": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
     "schedule_of_config": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
     "other_schedule": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
+    "daemon_differs": "tests/unit/test_relay_session.py::test_a_daemon_of_another_version_is_named_at_once",
     "disk_full": "tests/e2e/test_faults.py::test_a_full_disk_loses_nothing_and_heals",
     "disk_low": "tests/e2e/test_faults.py::test_new_tasks_are_refused_before_the_disk_is_full",
     "schema_newer": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
