@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest
 SEEDS ?= 1000
 KILLS ?= 1000
 # Programs that tests talk to.
-PROGRAMS := redis-server rabbitmq-server iproute2
+PROGRAMS := curl redis-server rabbitmq-server iproute2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv programs agents proxy demo test check format cover kills night-kills model-kills relay-kills cable

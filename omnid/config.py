@@ -16,12 +16,14 @@ from msgspec import Struct
 
 from omnid import channels, platform, recurrence
 from omnid.errors import Rejected
+from omnid.model import USER_ORIGIN
 from omnid.patterns import said
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
     AGENT_PROGRAMS,
     COMMAND,
     DESKTOP,
+    EVERY_OTHER,
     MIB,
     MODEL,
     NO_PROFILE,
@@ -37,7 +39,7 @@ from omnid.settings import (
     Preset,
     Rule,
 )
-from omnid.weights import NAME
+from omnid.settings import Origin as OriginSection
 
 Origin = Literal["default", "file", "env"]
 
@@ -51,21 +53,11 @@ LIVE = frozenset({"store.free_bytes_min"})
 _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
 _WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
-_BRAINSTEM = {
-    "base_url": (
-        re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}(/[\w.-]+)*"),
-        "it is an address on this machine with its port, as in http://127.0.0.1:8642/v1",
-    ),
-    "hub": (
-        re.compile(r"(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])[^\s@?#]*[^\s@?#/]"),
-        "it begins with https:// (or http:// and a loopback address), and holds no password, query or fragment",
-    ),
-    "weights": (NAME, "a model is named OWNER/NAME, as its hub names it"),
-}
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor, "model": ModelExecutor}
 _LISTS: dict[str, type[Any]] = {
     "rule": Rule,
     "cap": Cap,
+    "origin": OriginSection,
     "destination": Destination,
     "channel": Channel,
     "preset": Preset,
@@ -140,7 +132,14 @@ def reload(loaded: Loaded, environ: Mapping[str, str]) -> Loaded:
     for key, value in before.items():
         if value != after[key] and key.startswith(AT_START) and key not in LIVE:
             raise _bad(key, after[key], f"the running daemon uses {value}, and only a restart can change that")
+    if new.config.http.listen and _tokens(loaded.config) != _tokens(new.config):
+        detail = "tokens are read when the daemon starts, and only a restart can change them"
+        raise _bad("origin.token", None, detail)
     return new
+
+
+def _tokens(settings: Config) -> dict[str, str]:
+    return {section.name: section.token for section in settings.origin if section.token}
 
 
 def _settings(settings: Config) -> Iterator[tuple[str, Any]]:
@@ -166,10 +165,10 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     executors = reader.executors(settings.get("executor", []), WITH_CHANNELS if lists["channel"] else BUILT_IN)
     reader.environment(environ, sections)
     reader.together(sections, executors)
-    reader.brainstem(sections["brainstem"])
-    reader.http(sections["http"], environ)
+    reader.http(sections["http"], lists["origin"], environ)
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
+    reader.rights(executors, lists["origin"])
     reader.presets(lists["preset"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
@@ -289,9 +288,8 @@ class _Reader:
     def together(self, sections: dict[str, dict[str, Any]], executors: tuple[Executor, ...]) -> None:
         """Checks what can only be judged together."""
         names = [executor.name for executor in executors]
-        repair = sections["mode"].get("repair_executor", "")
-        named = [("agents.allow", name) for name in sections["agents"].get("allow", ())]
-        for key, name in (*named, *([("mode.repair_executor", repair)] if repair else [])):
+        allow, repair = sections["agents"].get("allow", ()), sections["mode"].get("repair_executor") or COMMAND
+        for key, name in [*(("agents.allow", name) for name in allow), ("mode.repair_executor", repair)]:
             if name not in names:
                 detail = f"there is no executor of that name{_hint(name, names)}"
                 self.problems.append(_bad(key, name, detail))
@@ -313,15 +311,7 @@ class _Reader:
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
 
-    def brainstem(self, section: dict[str, Any]) -> None:
-        """Checks where the local model is served, and what it is called: nothing of it leaves this machine."""
-        for key, (form, detail) in _BRAINSTEM.items():
-            value = section.get(key, "")
-            if value and not form.fullmatch(value):
-                # An address may hold a password.
-                self.problems.append(_bad(f"brainstem.{key}", None if "@" in value else value, detail))
-
-    def http(self, http: dict[str, Any], environ: Mapping[str, str]) -> None:
+    def http(self, http: dict[str, Any], origins: tuple[OriginSection, ...], environ: Mapping[str, str]) -> None:
         """Checks that HTTP is open to nobody who shouldn't come in, and makes its paths absolute."""
         listen, token = http.get("listen", ""), http.get("token", "")
         address = platform.host_port(listen)
@@ -330,7 +320,8 @@ class _Reader:
             self.problems.append(_bad("http.listen", listen, detail))
         if token and not is_reference(token):
             self.problems.append(Rejected("secret_plain", key="http.token"))
-        if address is not None and not token and not platform.is_loopback(address[0]):
+        any_token = token or any(section.token for section in origins)
+        if address is not None and not any_token and not platform.is_loopback(address[0]):
             detail = f"{listen} can be reached from elsewhere, and whoever reaches it could hand over tasks"
             self.problems.append(_bad("http.token", token or None, detail))
         if bool(http.get("certificate")) != bool(http.get("private_key")):
@@ -391,6 +382,23 @@ class _Reader:
                 self.problems.append(_bad(f"{where}.executor", cap.executor, detail))
             if not cap.day_usd and not cap.month_usd:
                 self.problems.append(_bad(f"{where}.day_usd", cap.day_usd, "a cap needs day_usd or month_usd"))
+
+    def rights(self, executors: tuple[Executor, ...], origins: tuple[OriginSection, ...]) -> None:
+        """Checks what is said of origins; people's own has no bounds."""
+        names = [executor.name for executor in executors]
+        for section in origins:
+            where = f"origin.{section.name}"
+            if section.name == USER_ORIGIN:
+                self.problems.append(_bad(f"{where}.name", section.name, "it is people's own, which has no bounds"))
+            if section.token and section.name == EVERY_OTHER:
+                detail = "a token names one origin; http.token is the one for all others"
+                self.problems.append(_bad(f"{where}.token", None, detail))
+            elif section.token and not is_reference(section.token):
+                self.problems.append(Rejected("secret_plain", key=f"{where}.token"))
+            for name in section.executors or ():
+                if name not in names:
+                    detail = f"there is no executor of that name{_hint(name, names)}"
+                    self.problems.append(_bad(f"{where}.executors", name, detail))
 
     def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""
@@ -488,4 +496,5 @@ def _unknown(key: str, known: list[str]) -> Rejected:
 def _bad(key: str, value: object, detail: str) -> Rejected:
     # A secret in a place where none belongs must not come out with the error.
     shown = "(not set)" if value is None else "(hidden)" if looks_plain(key, str(value)) else repr(value)
+    shown = re.sub(r"//[^/@\s]+@", "//(hidden)@", shown)
     return Rejected("config_bad_value", key=key, value=shown[:SHOWN_CHARS_MAX], detail=detail)

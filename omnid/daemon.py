@@ -256,7 +256,8 @@ class Daemon:
 
         server = self._server
         if self.context.config.http.listen:
-            self.http = HttpServer(self.context.config.http, mcp, self._secrets, self._clock, self._log)
+            wanted = self.context.config
+            self.http = HttpServer(wanted, mcp, api, secrets=self._secrets, clock=self._clock, log=self._log)
             await self.http.open()
             work.start_soon(partial(guard, "http", self.http.run, log=self._log))
         await work.start(serve)

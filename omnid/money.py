@@ -23,7 +23,14 @@ def dollars(microusd: int) -> str:
     return f"${microusd / MICRO:,.2f}"
 
 
-def scopes_of(executor: str, labels: Iterable[str], model: str | None = None) -> list[str]:
+def scopes_of(executor: str, labels: Iterable[str], model: str | None = None, origin: str | None = None) -> list[str]:
     """Gives the scopes that a call counts in."""
     found = [ALL, f"executor:{executor}", *(f"label:{label}" for label in dict.fromkeys(labels))]
-    return found if model is None else [*found, f"model:{model}"]
+    if model is not None:
+        found.append(f"model:{model}")
+    return found if origin is None else [*found, origin_scope(origin)]
+
+
+def origin_scope(origin: str) -> str:
+    """Gives the scope of the calls for one origin's tasks."""
+    return f"origin:{origin}"

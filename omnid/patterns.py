@@ -13,6 +13,11 @@ WORDS = r"^[^*\s]([^*]*[^*\s])?\*?$"
 PARAM_NAME = r"^[a-z0-9_]{1,64}$"
 EVENT = r"^(start|[a-z_]+\.(down|up)(:[A-Za-z0-9*][A-Za-z0-9*._/-]{0,199})?)$"
 """What a schedule can begin on: the start of omnid, or the begin or end of an outage: ``cloud.down``, ``link.up:a``."""
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+"""A model as its hub names it; `weights.NAME` is the same for who may not load msgspec."""
+_HERE = r"(127\.0\.0\.1|localhost|\[::1\])"
+LOCAL_URL = rf"^http://{_HERE}:\d{{1,5}}(/[\w.-]+)*$"
+SAFE_URL = rf"^(https://|http://{_HERE}[:/])[^\s@?#]*[^\s@?#/]$"
 REVISIONS = r"^([0-9a-f]{40,64}(\.\.[0-9a-f]{40,64})?|copy)$"
 
 SAID: Mapping[str, str] = {
@@ -23,6 +28,9 @@ SAID: Mapping[str, str] = {
     WORDS: "words with no `*` but at their end",
     PARAM_NAME: "a name of at most 64 of a-z, 0-9 and `_`",
     EVENT: "an event like start, cloud.down or executor.up:NAME",
+    MODEL_NAME: "a model as OWNER/NAME",
+    LOCAL_URL: "an address on this machine with its port, like http://127.0.0.1:8642/v1",
+    SAFE_URL: "an address with https:// (or http:// on this machine), without password, query or fragment",
     REVISIONS: "one full commit id, two of them with `..` between, or `copy`",
 }
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.patterns import HOURS_OR_NONE, NAME, TIME_OR_NONE, WORDS
+from omnid.patterns import HOURS_OR_NONE, LOCAL_URL, MODEL_NAME, NAME, SAFE_URL, TIME_OR_NONE, WORDS
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
@@ -29,6 +29,8 @@ OFFLINE = "model-offline"
 """The one beside it for prompts that don't wait for the cloud: no gate of the cloud closes it."""
 DESKTOP = "desktop"
 """The place for notices that needs no destination in the config."""
+EVERY_OTHER = "*"
+"""The name of the section for origins that have none of their own."""
 NO_PROFILE = "none"
 PROMPT = "{task.prompt}"
 AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini", "openclaw": "openclaw"}
@@ -66,7 +68,7 @@ class Socket(_Section, frozen=True, kw_only=True):
 
 
 class Http(_Section, frozen=True, kw_only=True):
-    """MCP over HTTP: off unless `listen` names an address."""
+    """MCP and REST over HTTP: off unless `listen` names an address."""
 
     listen: str = ""
     token: str = ""
@@ -204,11 +206,11 @@ class Brainstem(_Section, frozen=True, kw_only=True):
     """The local model that is woken when the cloud is gone: a command that serves the OpenAI wire at `base_url`."""
 
     argv: tuple[str, ...] = ()
-    base_url: str = "http://127.0.0.1:8642/v1"
+    base_url: Annotated[str, Meta(pattern=LOCAL_URL)] = "http://127.0.0.1:8642/v1"
     model: str = "default_model"
-    weights: str = "mlx-community/Qwen2.5-7B-Instruct-4bit"
+    weights: Annotated[str, Meta(pattern=MODEL_NAME)] = "mlx-community/Qwen2.5-7B-Instruct-4bit"
     dir: str = ""
-    hub: str = "https://huggingface.co"
+    hub: Annotated[str, Meta(pattern=SAFE_URL)] = "https://huggingface.co"
     context_tokens: Count = 8192
     memory_bytes_min: Annotated[int, Meta(ge=0)] = 0
     start_timeout_s: Seconds = 120.0
@@ -350,6 +352,21 @@ class Cap(_Section, frozen=True, kw_only=True):
     month_usd: Usd = 0.0
 
 
+class Origin(_Section, frozen=True, kw_only=True):
+    """What the agents of one origin may do, or (`EVERY_OTHER`) those of every origin without a section of its own.
+
+    None is no bound. `token` lets whoever has it in over HTTP, as this origin and no other.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^(\*|[^\s/*]{1,100})$")]
+    token: str = ""
+    executors: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    complete: bool = False
+    day_usd: Usd = 0.0
+    month_usd: Usd = 0.0
+
+
 ProfileName = Literal["anthropic", "cliproxyapi", "compatible", "llamacpp", "ollama", "openai", "openrouter"]
 WireFormat = Literal["openai", "anthropic"]
 
@@ -446,6 +463,7 @@ class Config(_Section, frozen=True, kw_only=True):
     executor: tuple[Executor, ...] = ()
     rule: tuple[Rule, ...] = ()
     cap: tuple[Cap, ...] = ()
+    origin: tuple[Origin, ...] = ()
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
     preset: tuple[Preset, ...] = ()

@@ -77,7 +77,7 @@ class Account:
         more = [
             *self._gate_facts(),
             *self._running(reader),
-            *self._needs_you(reader),
+            *self._needs_you(reader, caller),
             *self._ended_badly(reader),
             *self._outages(reader),
             *self._spent(reader),
@@ -131,8 +131,8 @@ class Account:
                 brief = self._views.brief(row)
                 yield f"{brief.name} runs on {brief.executor}: {brief.title}"
 
-    def _needs_you(self, reader: Reader) -> Iterator[str]:
-        needs, total = self._views.needs_you(reader)
+    def _needs_you(self, reader: Reader, caller: Caller) -> Iterator[str]:
+        needs, total = self._views.needs_you(reader, caller)
         if total:
             yield f"{total} need a person."
         for one in needs[:SHOWN_MAX]:
@@ -160,12 +160,12 @@ class Account:
         """Says of each task that the question names why it is where it is."""
         for name in list(dict.fromkeys(TASK_NAME.findall(question)))[:TASKS_NAMED_MAX]:
             try:
-                task = find_task(reader, name, caller.origin)
+                task = find_task(reader, name, caller)
             except Rejected:
                 yield f"There is no task {name}."
             else:
                 title = self._views.brief_of(reader, task.id).title
-                yield f"{task.name} ({title}): {self._views.sentence(reader, task, _last(reader, task))}"
+                yield f"{task.name} ({title}): {self._views.sentence(reader, caller, task, _last(reader, task))}"
 
     def _at(self, at_ms: int) -> str:
         return clock(at_ms, self._context.clock.wall_ms(), self._context.zone)

@@ -20,7 +20,7 @@ _SEND_BYTES = 256 << 10
 
 
 class Connection:
-    """One client. What it said in its hello (`role`, `origin`, `session`, `parent`) is the handler's to set.
+    """One client. What it said in its hello (`role`, `origin`, `session`, `parent`, `above`) is the handler's to set.
 
     It is read from only while nothing of what it sent before is left to do or to send: so its requests are done in
     order, and neither what it asks nor what it doesn't read piles up.
@@ -43,6 +43,7 @@ class Connection:
         self.origin: str | None = None
         self.session: str | None = None
         self.parent: str | None = None
+        self.above: tuple[str, ...] = ()
         self.tools: frozenset[str] | None = None
         """The MCP tools that it gets; None: all."""
         self.closed = anyio.Event()

@@ -96,7 +96,8 @@ class SocketHandler:
         connection.tools = tools
         connection.origin = _origin(hello)
         connection.session = hello.session
-        connection.parent = None if hello.attempt is None else await self._api.task_of(hello.attempt)
+        inside = (None, ()) if hello.attempt is None else await self._api.inside_of(hello.attempt)
+        connection.parent, connection.above = inside
         if hello.role == "agent":
             connection.tasks.start_soon(self._mcp.preload)
         return self._encode(Welcome(__version__, self._pid, self._incarnation, self._message_bytes_max))
@@ -122,9 +123,9 @@ def _origin(hello: Hello) -> str | None:
 def _caller(connection: Connection, request: Request) -> Caller:
     origin = connection.origin or (USER_ORIGIN if connection.role == "person" else AGENT_ORIGIN)
     if connection.session is None:
-        return Caller(connection.role, origin, parent=connection.parent)
+        return Caller(connection.role, origin, parent=connection.parent, above=connection.above)
     request_id = bytes(request.id).decode(errors="replace")
-    return Caller(connection.role, origin, connection.session, request_id, connection.parent)
+    return Caller(connection.role, origin, connection.session, request_id, connection.parent, connection.above)
 
 
 def _decoded(decode: Callable[[bytes | Raw], T], params: Raw, method: str) -> T:

@@ -1,4 +1,4 @@
-"""MCP over streamable HTTP: uvicorn, a gate that looks at each request, and behind it the SDK's sessions.
+"""MCP over streamable HTTP, and REST beside it: uvicorn, a gate that looks at each request, and what answers it.
 
 uvicorn, starlette and the SDK are imported only where the config asks for HTTP. uvicorn needs asyncio, which the daemon
 runs on; on another backend a start with `http.listen` is refused.
@@ -12,13 +12,14 @@ import anyio
 from anyio import to_thread
 
 from omnid import platform
-from omnid.api.http_gate import App, Bearer, Gate, Rates, Receive, Scope, Send, answer_empty, names_of
+from omnid.api.http_gate import API, App, Bearer, Gate, Rates, Receive, Scope, Send, answer_empty, names_of
 from omnid.api.mcp_server import McpServer
+from omnid.api.methods import Api
 from omnid.clock import Clock
-from omnid.errors import Rejected
+from omnid.errors import Fatal, Rejected
 from omnid.log import Logger
 from omnid.secrets import Secrets
-from omnid.settings import Http as Settings
+from omnid.settings import Config
 
 if TYPE_CHECKING:
     from omnid.api.http_uvicorn import Server
@@ -29,18 +30,25 @@ BACKLOG = 128
 
 
 class HttpServer:
-    """Serves MCP at `PATH` of one address: `open`, then `run`, which ends after `stop`."""
+    """Serves MCP at `PATH` and REST at `API` of one address: `open`, then `run`, which ends after `stop`."""
 
-    def __init__(self, settings: Settings, mcp: McpServer, secrets: Secrets, clock: Clock, log: Logger) -> None:
-        self._settings = settings
+    def __init__(
+        self, config: Config, mcp: McpServer, api: Api, *, secrets: Secrets, clock: Clock, log: Logger
+    ) -> None:
+        self._settings = config.http
+        self._origins = config.origin
         self._mcp = mcp
+        self._api = api
         self._secrets = secrets
         self._clock = clock
         self._log = log
-        self._token: str | None = None
+        self._tokens: dict[str, str | None] = {}
+        """Whom each token names; None: whoever has it is who it says."""
+        self._fatal: Fatal | None = None
         self._socket: socket.socket | None = None
         self._server: Server | None = None
         self._app: App = _nothing
+        self._rest: App = _nothing
         self.closed = anyio.Event()
         """Set once `run` has ended."""
 
@@ -58,14 +66,22 @@ class HttpServer:
         """Takes the address; raises Rejected(`http_start`, `secret_missing`) where it can't be served."""
         if anyio.get_cancelled_exc_class().__module__.partition(".")[0] != "asyncio":
             raise self._cannot("it needs asyncio, and this daemon runs on another backend")
-        if self._settings.token:
-            self._token = await self._secrets.resolve(self._settings.token)
-            if len(self._token) < TOKEN_CHARS_MIN:
-                raise self._cannot(f"its token has less than {TOKEN_CHARS_MIN} characters")
-        else:
+        for reference, origin in [(self._settings.token, None), *((one.token, one.name) for one in self._origins)]:
+            if reference:
+                await self._take_token(reference, origin)
+        if not self._tokens:
             self._log.warning("http_without_token", listen=self._settings.listen)
         self._server = await to_thread.run_sync(self._made)
         self._socket = await to_thread.run_sync(self._bound)
+
+    async def _take_token(self, reference: str, origin: str | None) -> None:
+        token = await self._secrets.resolve(reference)
+        whose = "its token" if origin is None else f"the token of the origin {origin}"
+        if len(token) < TOKEN_CHARS_MIN:
+            raise self._cannot(f"{whose} has less than {TOKEN_CHARS_MIN} characters")
+        if token in self._tokens:
+            raise self._cannot(f"{whose} is another's too, so that nobody could tell who comes")
+        self._tokens[token] = origin
 
     async def run(self) -> None:
         """Serves until `stop`; raises what is Fatal."""
@@ -77,6 +93,8 @@ class HttpServer:
                 self._app = app
                 self._log.info("http_listens", listen=self._settings.listen, port=self.port)
                 await server.serve(sockets=[listener])
+            if self._fatal is not None:
+                raise self._fatal
         finally:
             server.abandon()
             listener.close()
@@ -87,7 +105,9 @@ class HttpServer:
         gc.disable()  # See `McpServer`.
         try:
             from omnid.api.http_uvicorn import server_of
+            from omnid.api.rest import Rest
 
+            self._rest = Rest(self._api, self._log, self._end)
             return server_of(self._settings, self._gate())
         except (OSError, ValueError) as error:
             raise self._cannot(f"http.certificate or http.private_key can't be used ({error})") from error
@@ -97,7 +117,7 @@ class HttpServer:
     def _gate(self) -> App:
         """Puts the checks in front of what serves: how often, at which name and from which page, then who."""
         rates = Rates(self._settings.requests_per_s_max, self._clock)
-        inner: App = Bearer(self._token, rates, self._route) if self._token is not None else self._route
+        inner: App = Bearer(self._tokens, rates, self._route) if self._tokens else self._route
         if self._settings.origins:
             from starlette.middleware.cors import CORSMiddleware
 
@@ -106,13 +126,21 @@ class HttpServer:
                 allow_origins=self._settings.origins,
                 allow_methods=("GET", "POST", "DELETE"),
                 allow_headers=("*",),
-                expose_headers=("Mcp-Session-Id",),
+                expose_headers=("Mcp-Session-Id", "Location"),
             )
             inner = cast("App", cors)
         return Gate(self._settings, names_of(self._settings), rates, self._log, inner)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self._app if scope["path"] == PATH else _nothing)(scope, receive, send)
+        path = scope["path"]
+        await (self._app if path == PATH else self._rest if path.startswith(f"{API}/") else _nothing)(
+            scope, receive, send
+        )
+
+    def _end(self, error: Fatal) -> None:
+        """Makes `run` end with what the daemon can't go on after."""
+        self._fatal = error
+        self.stop()
 
     def _bound(self) -> socket.socket:
         host, port = platform.host_port(self._settings.listen) or ("", 0)

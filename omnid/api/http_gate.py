@@ -6,14 +6,15 @@ its own (DNS rebinding) read the answers. So the Host must be one of ours, and a
 
 import hmac
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, NamedTuple
 
 import anyio
+import msgspec
 
 from omnid import platform, wire
 from omnid.clock import Clock
-from omnid.errors import Rejected
+from omnid.errors import OmnidError, Rejected
 from omnid.log import Logger
 from omnid.settings import Http as Settings
 
@@ -22,12 +23,33 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+API = "/api/v1"
+"""Where REST is served; what is answered there has its envelope."""
+
 ADDRESSES_MAX = 4096
 WRONG_TOKEN_COST = 100
 """As how many requests a wrong token counts."""
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_UNAUTHORIZED, _FORBIDDEN, _TIMEOUT, _MISDIRECTED, _TOO_MANY = 401, 403, 408, 421, 429
+_UNAUTHORIZED, _FORBIDDEN, _TIMEOUT, _TOO_LARGE, _MISDIRECTED, _TOO_MANY = 401, 403, 408, 413, 421, 429
+
+
+class Guest(NamedTuple):
+    """What a request's token says of who asks."""
+
+    origin: str | None = None
+    """The origin that it names; None: it is the token for all."""
+    closed: frozenset[str] = frozenset()
+    """Origins that have a token of their own, so that nobody is one of them without it."""
+
+
+_GUEST = "omnid.guest"
+
+
+def guest_of(scope: Scope) -> Guest:
+    """Gives what the token of a request says; where no token is asked for, it says nothing."""
+    guest = scope.get(_GUEST)
+    return guest if isinstance(guest, Guest) else Guest()
 
 
 class Rates:
@@ -66,15 +88,15 @@ class Gate:
             return
         wait_s = self._rates.take(_address(scope))
         if wait_s:
-            await answer(send, _TOO_MANY, _too_often(), (b"retry-after", b"%d" % (wait_s + 1)))
+            await answer(scope, send, _TOO_MANY, _too_often(), (b"retry-after", b"%d" % (wait_s + 1)))
             return
-        host, origin = _header(scope, b"host"), _header(scope, b"origin")
+        host, origin = header(scope, b"host"), header(scope, b"origin")
         if host is None or not self._is_ours(host):
-            await answer(send, _MISDIRECTED, _foreign_host(host))
+            await answer(scope, send, _MISDIRECTED, _foreign_host(host))
         elif origin is not None and not self._is_welcome(scope, origin, host):
-            await answer(send, _FORBIDDEN, _foreign_origin(origin))
+            await answer(scope, send, _FORBIDDEN, _foreign_origin(origin))
         else:
-            await self._pass(scope, _Bounded(receive, self._settings.body_s), _Watched(send))
+            await self._pass(scope, _Bounded(receive, self._settings), _Watched(send))
 
     def _is_ours(self, host: str) -> bool:
         name, colon, port = host.rpartition(":")
@@ -87,42 +109,64 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: "_Bounded", send: "_Watched") -> None:
         try:
+            length = header(scope, b"content-length") or ""
+            if length.isdecimal() and int(length) > self._settings.body_bytes_max:
+                raise TooLarge  # Before any of it is read.
             await self._app(scope, receive, send)
         except TimeoutError:
             if not receive.late or send.begun:
                 raise
-            await answer(send, _TIMEOUT, _slow(self._settings.body_s))
+            await answer(scope, send, _TIMEOUT, _slow(self._settings.body_s))
+        except TooLarge:
+            if not send.begun:
+                problem = Rejected("body_too_large", limit_bytes=self._settings.body_bytes_max)
+                await answer(scope, send, _TOO_LARGE, problem, (b"connection", b"close"))
         except Exception as error:  # noqa: BLE001 - a fault in one request must not end up in a library's log.
             self._log.error("http_failed", path=scope["path"], exc_info=error)
             if not send.begun:
                 problem = Rejected("internal", detail=f"the request broke off ({type(error).__name__})")
-                await answer(send, 500, problem)
+                await answer(scope, send, 500, problem)
 
 
 class Bearer:
-    """Lets requests through that carry the token (RFC 6750, section 2.1)."""
+    """Lets requests through that carry one of the tokens (RFC 6750, section 2.1), and notes whose it is."""
 
-    def __init__(self, token: str, rates: Rates, app: App) -> None:
-        self._token = token.encode()
+    def __init__(self, tokens: Mapping[str, str | None], rates: Rates, app: App) -> None:
+        """`tokens` gives the origin that each token names; None: it is the one for all."""
+        closed = frozenset(origin for origin in tokens.values() if origin is not None)
+        self._guests = [(token.encode(), Guest(origin, closed)) for token, origin in tokens.items()]
         self._rates = rates
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        scheme, _, given = (_header(scope, b"authorization") or "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._token):
+        scheme, _, given = (header(scope, b"authorization") or "").partition(" ")
+        guest = self._guest(given.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
+        if guest is not None:
+            scope[_GUEST] = guest
             await self._app(scope, receive, send)
             return
         self._rates.take(_address(scope), WRONG_TOKEN_COST)
-        await answer(send, _UNAUTHORIZED, _no_token(given=bool(given)), (b"www-authenticate", b'Bearer realm="omnid"'))
+        challenge = (b"www-authenticate", b'Bearer realm="omnid"')
+        await answer(scope, send, _UNAUTHORIZED, _no_token(given=bool(given)), challenge)
+
+    def _guest(self, given: bytes) -> Guest | None:
+        """Finds whose token it is, in the same time wherever it stands."""
+        found = [guest for token, guest in self._guests if hmac.compare_digest(given, token)]
+        return found[0] if found else None
+
+
+class TooLarge(Exception):
+    """A request's body is larger than the config allows; `Gate` answers it."""
 
 
 class _Bounded:
-    """A request's body, all of which must be there within some seconds."""
+    """A request's body, all of which must be there within some seconds, and not be larger than is allowed."""
 
-    def __init__(self, receive: Receive, body_s: float) -> None:
+    def __init__(self, receive: Receive, settings: Settings) -> None:
         self._receive = receive
-        self._until = anyio.current_time() + body_s
+        self._until = anyio.current_time() + settings.body_s
+        self._left_bytes = settings.body_bytes_max
         self._whole = False
         self.late = False
 
@@ -135,6 +179,9 @@ class _Bounded:
         except TimeoutError:
             self.late = True
             raise
+        self._left_bytes -= len(message.get("body", b""))
+        if self._left_bytes < 0:
+            raise TooLarge
         self._whole = not message.get("more_body", False)
         return message
 
@@ -160,10 +207,24 @@ def names_of(settings: Settings) -> frozenset[str]:
     return frozenset(name.lower() for name in {*settings.hosts, *own})
 
 
-async def answer(send: Send, status: int, problem: Rejected, *headers: tuple[bytes, bytes]) -> None:
-    """Answers with an error of omnid's, as the JSON-RPC error of a request that wasn't looked at."""
-    body = wire.error_answer(b"null", problem)
-    content = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
+async def answer(scope: Scope, send: Send, status: int, problem: OmnidError, *headers: tuple[bytes, bytes]) -> None:
+    """Answers with an error of omnid's: in REST's envelope, else as the JSON-RPC error of a request not looked at."""
+    rest = scope["path"].startswith(f"{API}/")
+    await answer_json(send, status, envelope_of(problem) if rest else wire.error_answer(b"null", problem), *headers)
+
+
+def envelope_of(problem: OmnidError) -> bytes:
+    """Gives an error as REST says it."""
+    return msgspec.json.encode({"status": "error", "data": problem.as_dict(), "message": str(problem)})
+
+
+async def answer_json(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    """Answers with JSON, which nobody is to keep."""
+    content = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": [*content, *headers]})
     await send({"type": "http.response.body", "body": body})
 
@@ -174,7 +235,7 @@ async def answer_empty(send: Send, status: int) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _header(scope: Scope, name: bytes) -> str | None:
+def header(scope: Scope, name: bytes) -> str | None:
     """Gives a header; None where there is none, and nothing that fits where there are several."""
     values = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
     return values[0] if len(values) == 1 else "" if values else None
@@ -216,7 +277,7 @@ def _no_token(*, given: bool) -> Rejected:
     return Rejected(
         "http_refused",
         detail="its token is wrong" if given else "it has no token",
-        why="The config has an http.token, and whoever has it may come in.",
+        why="The config asks for a token (http.token, or that of an [[origin]]), and whoever has it may come in.",
         do="Send the header `Authorization: Bearer TOKEN`.",
     )
 

@@ -38,6 +38,8 @@ LOOK_AGAIN_S = 0.2
 """How often the file is looked at while somebody follows it: files tell nobody that they grow. Its end is told."""
 FIELD_CHARS_MAX = 2_000
 PROBE_S_MAX = 15.0
+SCAN_MAX, SCAN_PAGE = 20_000, 1_000
+"""How many entries are looked at for one page of an agent's, and how many at a time."""
 
 
 class JournalViews:
@@ -49,18 +51,18 @@ class JournalViews:
         self._views = views
         self._doctor = doctor
 
-    def why(self, reader: Reader, task_id: str) -> WhyAnswer:
+    def why(self, reader: Reader, caller: Caller, task_id: str) -> WhyAnswer:
         """Says why the task is where it is; raises Rejected(`unknown_task`)."""
         task = journal.need_task(reader, task_id)
         last = _attempt(reader, task, task.attempt)
-        text = self._views.sentence(reader, task, last)
+        text = self._views.sentence(reader, caller, task, last)
         chosen = None if task.route is None else msgspec.to_builtins(task.route)
         return WhyAnswer(task.name, task.state, text, chosen if last is None else last.route)
 
     async def log(self, caller: Caller, params: Log) -> LogPart:
         """Gives a piece of an attempt's output; waits for more where the attempt runs."""
         store, spool = self._context.store, self._context.spool
-        task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
+        task = await store.read(lambda reader: find_task(reader, params.task, caller))
         number = params.attempt or task.attempt
         attempt = await store.read(partial(_attempt, task=task, number=number))
         if attempt is None:
@@ -206,10 +208,13 @@ def _again(reader: Reader, *, attempt: Attempt) -> Attempt | None:
 
 
 def _operations(reader: Reader, *, caller: Caller, params: Operations) -> OperationsPage:
+    """Gives a part of the log; an agent gets what concerns the tasks of its own origin."""
     since = params.since
     if params.since_ms is not None:
         row = reader.one("seq_before", min(params.since_ms << HLC_COUNTER_BITS, LAST_ORD))
         since = max(since, row[0] if row else 0)
+    if params.task is None and caller.role == "agent":
+        return _own_operations(reader, caller.origin, since, params.limit)
     if params.task is None:
         rows = reader.all("changes_page", since, LAST_ORD, params.limit + 1)
     else:
@@ -218,8 +223,39 @@ def _operations(reader: Reader, *, caller: Caller, params: Operations) -> Operat
     return OperationsPage(found, found[-1].seq if len(rows) > params.limit else None)
 
 
+def _own_operations(reader: Reader, origin: str, since: int, limit: int) -> OperationsPage:
+    """Gives the next entries about tasks of an origin, their attempts and notes; a page may hold few of them."""
+    found: list[Operation] = []
+    owners: dict[str, str | None] = {}
+    for _ in range(0, SCAN_MAX, SCAN_PAGE):
+        rows = reader.all("changes_page", since, LAST_ORD, SCAN_PAGE)
+        for row in rows:
+            since = row[0]
+            if _owner(reader, row[4], row[5], owners) == origin:
+                found.append(_operation(change_of(row)))
+                if len(found) == limit:
+                    return OperationsPage(found, since)
+        if len(rows) < SCAN_PAGE:
+            return OperationsPage(found, None)
+    return OperationsPage(found, since)
+
+
+def _owner(reader: Reader, collection: str, id: str, owners: dict[str, str | None]) -> str | None:
+    """Gives the origin of the task that an entry is about; None: it is about no task."""
+    if collection not in ("task", "attempt", "note"):
+        return None
+    # A note is named after its attempt.
+    key = id if collection == "task" else id.partition("/")[0]
+    if key not in owners:
+        row = reader.one("parent_of" if collection == "task" else "origin_of_attempt", key)
+        owners[key] = None if row is None else row[-1]
+    return owners[key]
+
+
 def _of_task(reader: Reader, ref: str, caller: Caller, since: int, limit: int) -> list[Sequence[object]]:
-    task = find_task(reader, ref, caller.origin)
+    task = find_task(reader, ref, caller)
+    if caller.role == "agent" and task.origin != caller.origin:
+        raise Rejected("other_origin", task=task.name, origin=caller.origin, action="operations")
     rows = reader.all("changes_of", "task", task.id, since, limit)
     for (attempt_id,) in reader.all("attempt_ids", task.id):
         rows += reader.all("changes_of", "attempt", attempt_id, since, limit)

@@ -136,7 +136,7 @@ class Resources:
     async def _prompt(self, _context: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
         prompt = PROMPTS.get(params.name)
         if prompt is None:
-            raise MCPError(types.INVALID_PARAMS, f"There is no prompt {params.name[:100]}.")
+            raise MCPError(types.INVALID_PARAMS, f"There is no prompt {params.name[:100]}.", {"prompts": list(PROMPTS)})
         given = params.arguments or {}
         missing = prompt.arguments.keys() - given.keys()
         if missing:

@@ -14,6 +14,8 @@ import mcp_types as types
 import msgspec
 from anyio import CancelScope
 from anyio.streams.memory import MemoryObjectReceiveStream
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
@@ -26,7 +28,8 @@ from pydantic import ValidationError
 
 from omnid import wire
 from omnid.api.handler import AGENT_ORIGIN
-from omnid.api.http_gate import App
+from omnid.api.http_gate import App, Guest, Receive, Scope, guest_of
+from omnid.api.http_gate import Send as SendHttp
 from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_tasks import Calls, Tasks
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
@@ -78,6 +81,11 @@ class Client(Protocol):
         ...
 
     @property
+    def above(self) -> tuple[str, ...]:
+        """The origins of that task and of those above it."""
+        ...
+
+    @property
     def tools(self) -> frozenset[str] | None:
         """The tools that it gets; None: all."""
         ...
@@ -89,6 +97,7 @@ class Stranger(NamedTuple):
     origin: str | None = None
     session: str | None = None
     parent: str | None = None
+    above: tuple[str, ...] = ()
     tools: frozenset[str] | None = None
 
 
@@ -152,9 +161,17 @@ class ToolServer(Calls):
             max_request_body_size=settings.body_bytes_max,
             max_sessions=settings.sessions_max,
         )
+
+        async def app(scope: Scope, receive: Receive, send: SendHttp) -> None:
+            guest = guest_of(scope)
+            if guest.origin is not None:
+                # So a session belongs to the token that it was begun with.
+                scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=guest.origin, scopes=[]))
+            await cast("App", manager.asgi_app)(scope, receive, send)
+
         with session.scope:
             async with manager.run():
-                yield cast("App", manager.asgi_app)
+                yield app
         if session.fatal is not None:
             raise session.fatal
 
@@ -200,7 +217,8 @@ class ToolServer(Calls):
         """Does a call. What a model can mend comes back as the tool's result, so that the model gets to read it."""
         tool = TOOLS.get(params.name)
         if tool is None or not self.offers(context, params.name):
-            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}")
+            known = [name for name in TOOLS if self.offers(context, name)]
+            raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}", {"tools": known})
         try:
             done = await self._do(context, tool, tool.parse(params.arguments or {}))
             if (
@@ -395,11 +413,12 @@ def _caller(context: Context) -> Caller:
     client = context.session.client_params
     return Caller(
         role="agent",
-        origin=origin_of(connection.origin, client.client_info.name if client else None),
+        origin=_named(context, client.client_info.name if client else None),
         session=connection.session,
         # As JSON, because the ids 1 and "1" are two.
         request_id=_id_json(context.request_id).decode(),
         parent=connection.parent,
+        above=connection.above,
     )
 
 
@@ -408,8 +427,20 @@ def _origin_of(context: Context) -> str:
     info: Any = (context.params or {}).get("clientInfo")
     name: Any = cast("dict[str, Any]", info).get("name") if isinstance(info, dict) else None
     if context.method == "initialize" and isinstance(name, str):
-        return origin_of(context.lifespan_context.connection.origin, name)
+        return _named(context, name)
     return _caller(context).origin
+
+
+def _named(context: Context, client: str | None) -> str:
+    """Gives the origin of a request: the one that its token names, else what its relay or client said.
+
+    An origin with a token of its own is nobody's who comes over HTTP without it.
+    """
+    guest = Guest() if context.request is None else guest_of(context.request.scope)
+    if guest.origin is not None:
+        return guest.origin
+    origin = origin_of(context.lifespan_context.connection.origin, client)
+    return AGENT_ORIGIN if origin in guest.closed else origin
 
 
 def origin_of(hello: str | None, client: str | None) -> str:

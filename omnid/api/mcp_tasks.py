@@ -47,6 +47,14 @@ LISTENED_MAX = 100
 PROGRESS_S = 5.0
 """How often a wait for a result reports progress to a client that asked for it."""
 
+INSTEAD = {
+    "tasks/result": "tasks/get has the result once the task has ended.",
+    "tasks/list": "The tool task_search lists tasks.",
+    "tasks/update": "It belongs to the tasks of 2026-07-28; the tool task_control passes on what a person answered.",
+    "tasks/cancel": "This client gets no tool that changes tasks.",
+}
+"""What to do where a version of the protocol, or a client, doesn't have a method."""
+
 Context = ServerRequestContext[Any, Any]
 
 
@@ -348,7 +356,9 @@ async def _say(context: Context, method: str, params: dict[str, Any]) -> None:
 
 
 def _no_method(context: Context) -> MCPError:
-    return MCPError(types.METHOD_NOT_FOUND, "Method not found", context.method)
+    do = INSTEAD.get(context.method, f"Speak {ERA_OF_TASKS} or a later version of the protocol.")
+    data = {"method": context.method, "protocolVersion": context.protocol_version, "do": do}
+    return MCPError(types.METHOD_NOT_FOUND, "Method not found", data)
 
 
 def _invalid(error: OmnidError) -> MCPError:

@@ -157,16 +157,17 @@ def shown(result: Struct) -> dict[str, Any]:
             for attempt in attempts[-1:]
         ]
         result = msgspec.structs.replace(result, attempts=attempts)
-    return cast("dict[str, Any]", _visible(result))
+    return cast("dict[str, Any]", visible(result))
 
 
-def _visible(value: object) -> object:
+def visible(value: object) -> object:
+    """Gives a result without what is hidden from agents, and without what has no value."""
     if isinstance(value, Struct):
         hidden = HIDDEN.get(type(value).__name__, frozenset())
         fields = ((name, getattr(value, name)) for name in value.__struct_fields__ if name not in hidden)
-        return {name: _visible(field) for name, field in fields if field is not None}
+        return {name: visible(field) for name, field in fields if field is not None}
     if isinstance(value, list | tuple):
-        return [_visible(item) for item in cast("list[object]", value)]
+        return [visible(item) for item in cast("list[object]", value)]
     return value
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 import anyio
 from msgspec import Struct
 
-from omnid import __version__
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_schedules as plans
 from omnid.api import shapes_workspaces as places
@@ -26,12 +25,13 @@ from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
 from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
-from omnid.api.views import Views, by_reason, by_state, next_wake
+from omnid.api.status_views import StatusViews
+from omnid.api.views import Views
 from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.workspace import Workspaces
 from omnid.flow import control, intake
-from omnid.flow.caller import Caller, find_task
+from omnid.flow.caller import Caller, entitled, find_task, origins_above
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling, Effect
 from omnid.flow.diskroom import DiskRoom
@@ -43,6 +43,7 @@ from omnid.flow.schedules import Schedules
 from omnid.model import Submit, Submitted
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
+from omnid.store import journal
 from omnid.store.interface import Outcome, Reader, Tx
 
 T = TypeVar("T")
@@ -71,6 +72,8 @@ class Method(NamedTuple):
     """Whether it may take longer than a write to the store."""
     begin: Callable[["Api", Caller, Any], "Write"] | None = None
     """Where it is one write: checks what was asked and gives the write and what follows it; raises what is wrong."""
+    all_origins: bool = False
+    """Whether it adds up the tasks of all origins, so that it is closed to who sees some of them only."""
 
 
 class Api:
@@ -94,6 +97,7 @@ class Api:
         self._routing = Routing(context)
         self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
+        self._status = StatusViews(context, host, self._views, self.outbox, self.inbox)
         self.modes = ModeViews(context)
         self.account = Account(context, gates, self._views)
         self.workspaces = WorkspaceViews(context, gates, workspaces)
@@ -106,7 +110,13 @@ class Api:
         method = METHODS[name]
         if caller.role not in method.roles:
             raise Rejected("not_allowed", method=name, role=caller.role)
+        caller = self._entitled(caller)
+        if method.all_origins and not caller.rights.sees_all:
+            raise Rejected("shows_all", method=name, origin=caller.origin)
         return await method.handler(self, caller, params)
+
+    def _entitled(self, caller: Caller) -> Caller:
+        return entitled(caller, self._context.config)
 
     def begin(
         self,
@@ -123,7 +133,7 @@ class Api:
         if method.begin is None or caller.role not in method.roles:
             return False
         try:
-            fn, then = method.begin(self, caller, params)
+            fn, then = method.begin(self, self._entitled(caller), params)
         except OmnidError:
             return False
         self._context.store.post(lambda tx: encode(fn(tx)), done, then=then)
@@ -138,10 +148,14 @@ class Api:
         timed = params.not_before_ms is not None or params.deadline_ms is not None
         return once(caller, "task.submit", params, write, Submitted), self._timed if timed else None
 
-    async def task_of(self, attempt_id: str) -> str | None:
-        """Gives the task of an attempt; None where the journal doesn't know it."""
-        row = await self._context.store.read(lambda reader: reader.one("attempt_head", attempt_id))
-        return None if row is None else row[2]
+    async def inside_of(self, attempt_id: str) -> tuple[str | None, tuple[str, ...]]:
+        """Gives the task of an attempt, and its origin with those above; nothing where the journal doesn't know it."""
+
+        def find(reader: Reader) -> tuple[str | None, tuple[str, ...]]:
+            row = reader.one("attempt_head", attempt_id)
+            return (None, ()) if row is None else (row[2], origins_above(reader, row[2]))
+
+        return await self._context.store.read(find)
 
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""
@@ -200,14 +214,14 @@ class Api:
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
         """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on."""
         store = self._context.store
-        task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
+        task = await store.read(lambda reader: find_task(reader, params.task, caller))
         timed_out = False
         if params.wait_s and task.state not in TERMINAL:
             with anyio.move_on_after(params.wait_s) as scope:
                 await self._settled(task.id)
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
-        view = await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
+        view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
         return self.workspaces.shown(view)
 
     @contextmanager
@@ -229,7 +243,7 @@ class Api:
         while True:
             event = watch.event(task_id)
             try:
-                task = await self._context.store.read(lambda reader: find_task(reader, task_id, ""))
+                task = await self._context.store.read(lambda reader: journal.need_task(reader, task_id))
                 if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
                     return
                 await event.wait()
@@ -240,7 +254,7 @@ class Api:
         """Gives the tasks that fit a filter, newest first; or the caller's inbox."""
         if params.inbox:
             return await self.inbox.page(caller, params)
-        return await self._context.store.read(partial(self._views.page, params=params))
+        return await self._context.store.read(partial(self._views.page, caller=caller, params=params))
 
     async def control(self, caller: Caller, params: shapes.Control) -> shapes.Controlled:
         """Does something with a task: cancel, retry, pause, approve, ..."""
@@ -259,10 +273,10 @@ class Api:
         effects: list[Effect] = []
 
         def write(tx: Tx) -> shapes.Controlled:
-            before = self._views.brief_of(tx, find_task(tx, params.task, caller.origin).id)
+            before = self._views.brief_of(tx, find_task(tx, params.task, caller).id)
             effect = act(tx)
             effects[:] = [effect]
-            return self._controlled(tx, effect.task_id, before)
+            return self._controlled(tx, caller, effect.task_id, before)
 
         fn = once(caller, "task.control", params, write, shapes.Controlled)
         # What was written is followed up whatever becomes of the client, though not for ever.
@@ -282,40 +296,24 @@ class Api:
         for attempt_id in effect.gone_attempts:
             await self._context.spool.remove(attempt_id)
 
-    def _controlled(self, reader: Reader, task_id: str, before: shapes.TaskBrief) -> shapes.Controlled:
+    def _controlled(self, reader: Reader, caller: Caller, task_id: str, before: shapes.TaskBrief) -> shapes.Controlled:
         if reader.one("brief_by_id", task_id) is None:
             return shapes.Controlled(before, f"{before.name} was deleted; nothing comes next.")
         brief = self._views.brief_of(reader, task_id)
-        return shapes.Controlled(brief, self.history.why(reader, task_id).text)
+        return shapes.Controlled(brief, self.history.why(reader, caller, task_id).text)
 
     async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
         """Says in one sentence why a task is where it is, and in another where its work lies."""
 
         def find(reader: Reader) -> tuple[shapes.WhyAnswer, str]:
-            task = find_task(reader, params.task, caller.origin)
-            return self.history.why(reader, task.id), task.id
+            task = find_task(reader, params.task, caller)
+            return self.history.why(reader, caller, task.id), task.id
 
         return self.workspaces.told(*await self._context.store.read(find))
 
     async def route(self, caller: Caller, params: RouteExplain) -> RouteExplained:
         """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
         return self._routing.explain(caller, params)
-
-    async def mode(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ModeShown:
-        """Says what omnid can reach, and what is known of each channel."""
-        return self.modes.mode()
-
-    async def mode_hold(self, _caller: Caller, params: shapes_mode.ModeHold) -> shapes_mode.ModeShown:
-        """Holds the mode, until omnid is started again."""
-        return await self.modes.hold(params)
-
-    async def outages(self, _caller: Caller, params: shapes_mode.OutageList) -> shapes_mode.Outages:
-        """Lists what could not be used, from when to when."""
-        return await self.modes.list_outages(params)
-
-    async def channel_check(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ChannelsChecked:
-        """Asks every channel with every key something that costs nothing."""
-        return await self.modes.check()
 
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
@@ -336,33 +334,7 @@ class Api:
 
     async def status(self, caller: Caller, _params: shapes.Empty) -> shapes.Status:
         """Says how omnid is doing."""
-        context, host = self._context, self._host
-        needs_you, total = await context.store.read(self._views.needs_you)
-        wake_at_ms = await context.store.read(next_wake)
-        today = await context.store.read(self._views.money.today)
-        return shapes.Status(
-            version=__version__,
-            pid=host.pid,
-            mode=self._context.modes.mode,
-            started_at_ms=host.started_at_ms,
-            now_ms=context.clock.wall_ms(),
-            state_dir=context.config.state.dir,
-            tasks=by_state(context.store.tally),
-            reasons=by_reason(context.store.tally),
-            running=len(context.running),
-            slots=context.config.daemon.slots_max,
-            executors=self._views.executors(),
-            gates=self._views.gates(),
-            needs_you=needs_you,
-            needs_you_total=total,
-            next_wake_at_ms=wake_at_ms,
-            today=today,
-            clients=host.clients(),
-            problems=self._views.problems(),
-            config_problem=host.config_problem(),
-            outbox=await context.store.read(self.outbox.waiting),
-            inbox=await self.inbox.line(caller.origin) if caller.role == "agent" else None,
-        )
+        return await self._status.status(caller)
 
     async def spend(self, _caller: Caller, params: shapes_money.Spend) -> shapes_money.Spent:
         """Gives what was spent, and the caps."""
@@ -438,12 +410,29 @@ METHODS: Mapping[str, Method] = {
         Method(
             "task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, _by(_NIGHT, Night.receipt), _ALL, waits=True
         ),
-        Method("away", shapes_night.Away, shapes_night.AwayDigest, _by(_NIGHT, Night.away), _ALL, waits=True),
+        Method(
+            "away",
+            shapes_night.Away,
+            shapes_night.AwayDigest,
+            _by(_NIGHT, Night.away),
+            _ALL,
+            waits=True,
+            all_origins=True,
+        ),
         Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
-        Method("mode.show", shapes.Empty, shapes_mode.ModeShown, Api.mode, _ALL),
-        Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
-        Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, Api.outages, _ALL),
-        Method("channel.check", shapes.Empty, shapes_mode.ChannelsChecked, Api.channel_check, _PERSON, waits=True),
+        Method("mode.show", shapes.Empty, shapes_mode.ModeShown, _by(_MODES, ModeViews.show), _ALL),
+        Method(
+            "mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, _by(_MODES, ModeViews.hold), _PERSON, waits=True
+        ),
+        Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, _by(_MODES, ModeViews.list_outages), _ALL),
+        Method(
+            "channel.check",
+            shapes.Empty,
+            shapes_mode.ChannelsChecked,
+            _by(_MODES, ModeViews.check),
+            _PERSON,
+            waits=True,
+        ),
         Method(
             "model.rehearse", shapes.Empty, shapes_mode.Rehearsed, _by(_MODES, ModeViews.rehearse), _PERSON, waits=True
         ),
@@ -453,13 +442,13 @@ METHODS: Mapping[str, Method] = {
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),
-        Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL),
+        Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL, all_origins=True),
         Method(
             "operations",
             shapes.Operations,
             shapes.OperationsPage,
             _by(_HISTORY, JournalViews.operations),
-            _PERSON,
+            _ALL,
             waits=True,
         ),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),

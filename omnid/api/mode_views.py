@@ -33,7 +33,11 @@ class ModeViews:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def mode(self) -> ModeShown:
+    async def show(self, _caller: Caller, _params: Empty) -> ModeShown:
+        """Says what omnid can reach, and what is known of each channel."""
+        return self._shown()
+
+    def _shown(self) -> ModeShown:
         """Gives the mode and what is known of each channel."""
         context, modes = self._context, self._context.modes
         now_ms = context.clock.wall_ms()
@@ -59,10 +63,10 @@ class ModeViews:
         found = await self._context.modes.rehearse_local()
         return Rehearsed(found.problem, found.ready_s, found.memory_bytes, self._local_model())
 
-    async def hold(self, params: ModeHold) -> ModeShown:
-        """Holds the mode."""
+    async def hold(self, _caller: Caller, params: ModeHold) -> ModeShown:
+        """Holds the mode, until omnid is started again."""
         await self._context.modes.hold_at(params.hold)
-        return self.mode()
+        return self._shown()
 
     def outages(self, reader: Reader, params: OutageList) -> Outages:
         """Gives the outages since a time."""
@@ -72,8 +76,11 @@ class ModeViews:
         ]
         return Outages(found, self._context.clock.wall_ms())
 
-    async def check(self) -> ChannelsChecked:
+    async def check(self, _caller: Caller, _params: Empty) -> ChannelsChecked:
         """Asks every channel with every key something that costs nothing."""
+        return ChannelsChecked(await self._checks())
+
+    async def _checks(self) -> list[ChannelChecked]:
         asked = [(channel, key) for channel in self._context.config.channel for key in keys_of(channel)]
         found: dict[int, ChannelChecked] = {}
         async with anyio.create_task_group() as group:
@@ -84,7 +91,7 @@ class ModeViews:
 
             for place, (channel, key) in enumerate(asked):
                 group.start_soon(ask, place, channel, key)
-        return ChannelsChecked([found[place] for place in range(len(asked))])
+        return [found[place] for place in range(len(asked))]
 
     async def findings(self) -> list[Finding]:
         """Gives what `check` found as findings of `doctor`, and what stands in the way of the local model."""
@@ -92,7 +99,7 @@ class ModeViews:
             Finding(
                 f"channel {one.name}", one.ok, f"{one.key or 'no key'}: {one.detail or 'it is well'}", one.do or None
             )
-            for one in (await self.check()).checks
+            for one in await self._checks()
         ]
         plan = await self._context.modes.plan_local()
         if plan is not None:
@@ -101,8 +108,8 @@ class ModeViews:
             found.append(Finding("local model", ok, plan.problem or fine, plan.do if plan.problem else None))
         return found
 
-    async def list_outages(self, params: OutageList) -> Outages:
-        """Reads the outages."""
+    async def list_outages(self, _caller: Caller, params: OutageList) -> Outages:
+        """Lists what could not be used, from when to when."""
         return await self._context.store.read(partial(self.outages, params=params))
 
 

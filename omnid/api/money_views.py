@@ -4,7 +4,7 @@ from omnid.api.shapes_money import Amounts, CapView, Spend, SpendRow, Spent, Tas
 from omnid.flow.context import Context
 from omnid.flow.money import describe, fills, task_money
 from omnid.model import Task
-from omnid.money import ALL, MICRO, dollars
+from omnid.money import ALL, MICRO, dollars, origin_scope
 from omnid.route.budget import Used, window_ms
 from omnid.store.calls import zone_of
 from omnid.store.interface import Reader
@@ -50,12 +50,15 @@ class MoneyViews:
         ]
         return Spent(params.by, since_ms, zone.key, amounts(Used(*total) if total else Used()), rows, caps)
 
-    def today(self, reader: Reader) -> Today | None:
-        """Gives what today has cost; None where there is neither a cap nor a cost."""
+    def today(self, reader: Reader, origin: str | None = None) -> Today | None:
+        """Gives what today has cost, all of it or one origin's; None where there is neither a cap nor a cost."""
         begin_ms, end_ms = day_ms(self._context.clock.wall_ms(), zone_of(reader))
-        row = reader.one("spend_between", ALL, begin_ms, end_ms)
+        row = reader.one("spend_between", ALL if origin is None else origin_scope(origin), begin_ms, end_ms)
         used = Used(*row) if row else Used()
         limit_usd = self._context.config.budget.day_usd or None
+        if origin is not None:
+            own = (lid for lid in self._context.budget.lids_of(origin) if lid.window == "day")
+            limit_usd = next((lid.limit_microusd / MICRO for lid in own), None)
         if limit_usd is None and not used.calls:
             return None
         return Today(amounts(used), limit_usd, end_ms)

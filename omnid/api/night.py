@@ -42,7 +42,7 @@ class Night:
         return found
 
     def _digest(self, reader: Reader, *, since_ms: int | None, now_ms: int) -> shapes.AwayDigest:
-        needs_you, total = self._views.needs_you(reader)
+        needs_you, total = self._views.needs_you(reader, Caller())
         since = _since(reader, now_ms) if since_ms is None else since_ms
         facts = self._gather(reader, since, now_ms, total)
         failed = [self._views.brief(row) for row in reader.all("failed_since", since, FAILED_SHOWN_MAX)]
@@ -63,7 +63,7 @@ class Night:
 
     def line(self, reader: Reader, since_ms: int, now_ms: int) -> str:
         """Says in one line what happened between two times: the daily notice."""
-        _, total = self._views.needs_you(reader)
+        _, total = self._views.needs_you(reader, Caller())
         return self._say(self._gather(reader, since_ms, now_ms, total))
 
     def _gather(self, reader: Reader, since_ms: int, now_ms: int, needs_you: int) -> Digest:
@@ -81,9 +81,9 @@ class Night:
     async def receipt(self, caller: Caller, params: shapes.ReceiptOf) -> shapes.Receipt:
         """Gives all that is known of a task's way."""
         store = self._context.store
-        task = await store.read(lambda reader: find_task(reader, params.task, caller.origin))
+        task = await store.read(lambda reader: find_task(reader, params.task, caller))
         check = await self._check(task, await store.read(partial(_last, task=task)))
-        found = await store.read(partial(self._receipt, task_id=task.id, check=check))
+        found = await store.read(partial(self._receipt, caller=caller, task_id=task.id, check=check))
         # As with the diff: what was changed is for people.
         return found if caller.role == "person" else structs.replace(found, changes=None)
 
@@ -98,9 +98,11 @@ class Night:
             passed = False
         return shapes.CheckReceipt(task.work.check, passed, output[-CHECK_CHARS_MAX:])
 
-    def _receipt(self, reader: Reader, *, task_id: str, check: shapes.CheckReceipt | None) -> shapes.Receipt:
-        view = self._views.view(reader, "", Get(task=task_id), timed_out=False)
-        facts = receipt.gather(reader, find_task(reader, task_id, ""))
+    def _receipt(
+        self, reader: Reader, *, caller: Caller, task_id: str, check: shapes.CheckReceipt | None
+    ) -> shapes.Receipt:
+        view = self._views.view(reader, caller, Get(task=task_id), timed_out=False)
+        facts = receipt.gather(reader, journal.need_task(reader, task_id))
         return shapes.Receipt(
             task=view.task,
             asked=view.work,

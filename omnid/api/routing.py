@@ -1,12 +1,14 @@
 """What clients see of the router: the rules in force, and what it would decide."""
 
+from msgspec import structs
+
 from omnid.api.shapes_routing import RouteExplain, RouteExplained, RuleView
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
-from omnid.flow.intake import needs_approval
-from omnid.model import Work
-from omnid.route.router import choose, said
-from omnid.route.rules import Asked, Matcher
+from omnid.flow.intake import needs_approval, route_of, work_of
+from omnid.model import Submit, Work
+from omnid.route.router import said
+from omnid.route.rules import Matcher
 
 
 class Routing:
@@ -18,20 +20,12 @@ class Routing:
     def explain(self, caller: Caller, params: RouteExplain) -> RouteExplained:
         """Gives the rules, and where a task is described the decision; raises Rejected as a submit would."""
         rules = [self._rule(matcher) for matcher in self._context.rules.every]
-        work = Work(
-            argv=params.argv or None,
-            stdin=params.stdin,
-            server=params.server,
-            tool=params.tool,
-            arguments=params.arguments,
-            prompt=params.prompt,
-            executor=params.executor,
-        )
+        asked = Submit(**structs.asdict(params))
+        work = work_of(asked)
         if work == Work():
             return RouteExplained(rules)
         context = self._context
-        route = choose(Asked(work, params.kind, params.labels, params.lane), context.facts())
-        context.executors[route.executor].accepts(work)
+        route = route_of(context, caller, asked, work, context.facts())
         text = said(route, "goes") or f"It goes to {route.executor}: {route.reason}."
         return RouteExplained(rules, route, text, needs_approval(caller.role, route.executor, work, context.config))
 

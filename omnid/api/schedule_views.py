@@ -19,7 +19,7 @@ from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.flow.intake import title_of
 from omnid.flow.once import once
-from omnid.flow.schedules import CONFIG_ORIGIN, Schedules
+from omnid.flow.schedules import CONFIG_ORIGIN, Schedules, label_of
 from omnid.model import Schedule, Scheduled, Submit, Submitted, Work
 from omnid.store import journal
 from omnid.store import schedules as rows
@@ -39,7 +39,7 @@ class ScheduleViews:
     async def add(self, caller: Caller, params: ScheduleAdd) -> ScheduleView:
         """Adds a schedule; the same one again is the one that is there. Raises Rejected (`schedule_taken`)."""
         write = self._added(caller, params.name, params.schedule, params.task, params.params)
-        fn = once(caller, "schedule.add", params, lambda tx: _view(tx, write(tx)[0]), ScheduleView)
+        fn = once(caller, "schedule.add", params, lambda tx: _view(tx, caller, write(tx)[0]), ScheduleView)
         return await self._context.store.write(fn)
 
     def begin_submit(self, caller: Caller, params: Submit) -> Callable[[Tx], Submitted]:
@@ -60,14 +60,14 @@ class ScheduleViews:
 
     async def show(self, caller: Caller, params: ScheduleOf) -> ScheduleView:
         """Gives one schedule; raises Rejected(`unknown_schedule`)."""
-        return await self._context.store.read(lambda reader: _view(reader, _find(reader, caller, params.name)))
+        return await self._context.store.read(lambda reader: _view(reader, caller, _find(reader, caller, params.name)))
 
-    async def list(self, _caller: Caller, params: ScheduleList) -> SchedulePage:
+    async def list(self, caller: Caller, params: ScheduleList) -> SchedulePage:
         """Gives schedules by name."""
 
         def find(reader: Reader) -> SchedulePage:
-            found = rows.page(reader, params.after, params.limit + 1)
-            views = [_view(reader, scheduled) for scheduled in found[: params.limit]]
+            found = _page(reader, caller, params.after, params.limit + 1)
+            views = [_view(reader, caller, scheduled) for scheduled in found[: params.limit]]
             return SchedulePage(views, views[-1].name if len(found) > params.limit else None)
 
         return await self._context.store.read(find)
@@ -79,7 +79,7 @@ class ScheduleViews:
             scheduled = self._schedules.switched(_own(tx, caller, params.name), enabled=params.enabled)
             rows.put(tx, scheduled)
             tx.ring(rows.RUNG)
-            return _view(tx, scheduled)
+            return _view(tx, caller, scheduled)
 
         return await self._context.store.write(write)
 
@@ -90,7 +90,7 @@ class ScheduleViews:
             scheduled = _own(tx, caller, params.name)
             if scheduled.origin == CONFIG_ORIGIN:
                 raise Rejected("schedule_of_config", schedule=scheduled.name)
-            view = _view(tx, scheduled)
+            view = _view(tx, caller, scheduled)
             rows.remove(tx, scheduled)
             return view
 
@@ -133,9 +133,29 @@ class ScheduleViews:
 
 
 def _find(reader: Reader, caller: Caller, name: str) -> Scheduled:
-    """Finds a schedule by its name; an agent's own go before those of people."""
+    """Finds a schedule by its name; an agent's own go before those of people. One out of sight isn't there."""
     own = None if caller.role == "person" else rows.find(reader, f"{caller.origin}/{name}")
-    return own or rows.need(reader, name)
+    found = own or rows.find(reader, name)
+    if found is None or not _sees(caller, found):
+        raise Rejected("unknown_schedule", schedule=name)
+    return found
+
+
+def _sees(caller: Caller, scheduled: Scheduled) -> bool:
+    """Tells whether the caller sees the tasks that a schedule makes."""
+    labels = (*scheduled.task.get("labels", ()), label_of(scheduled))
+    return caller.rights.sees(scheduled.origin, labels)
+
+
+def _page(reader: Reader, caller: Caller, after: str, limit: int) -> list[Scheduled]:
+    found: list[Scheduled] = []
+    while len(found) < limit:
+        page = rows.page(reader, after, limit)
+        found += [one for one in page if _sees(caller, one)]
+        if len(page) < limit:
+            break
+        after = page[-1].name
+    return found[:limit]
 
 
 def _own(reader: Reader, caller: Caller, name: str) -> Scheduled:
@@ -146,8 +166,10 @@ def _own(reader: Reader, caller: Caller, name: str) -> Scheduled:
     return scheduled
 
 
-def _view(reader: Reader, scheduled: Scheduled) -> ScheduleView:
+def _view(reader: Reader, caller: Caller, scheduled: Scheduled) -> ScheduleView:
     last = None if scheduled.last_task is None else journal.task_by_id(reader, scheduled.last_task)
+    if last is not None and not caller.sees(last):
+        last = None  # Somebody else has run it by hand.
     known = {name: scheduled.task[name] for name in Work.__struct_fields__ if name in scheduled.task}
     return ScheduleView(
         name=scheduled.name,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.model import Params, Problem
+from omnid.model import Millis, Params, Problem
 
 
 class ModeHold(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +68,7 @@ class ModeShown(Struct, frozen=True):
 class OutageList(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """From when on, and how many at most; the newest come first."""
 
-    since_ms: Annotated[int, Meta(ge=0)] = 0
+    since_ms: Millis = 0
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
 
 

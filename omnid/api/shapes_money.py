@@ -10,7 +10,7 @@ from omnid.model import Millis, Params
 class Spend(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to add up by, and since when; without `since_ms`: this month."""
 
-    by: Literal["executor", "model", "label", "day"] = "executor"
+    by: Literal["executor", "model", "label", "origin", "day"] = "executor"
     since_ms: Millis | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
 
@@ -25,7 +25,7 @@ class Amounts(Struct, frozen=True):
 
 
 class SpendRow(Struct, frozen=True):
-    """One executor, model, label or day."""
+    """One executor, model, label, origin or day."""
 
     name: str
     amounts: Amounts
@@ -37,9 +37,9 @@ class CapView(Struct, frozen=True):
     """A cap in its present window."""
 
     name: str
-    """Its key in the config: ``budget.day_usd``, ``cap.experiments.month_usd``."""
+    """Its key in the config: ``budget.day_usd``, ``cap.experiments.month_usd``, ``origin.ci.day_usd``."""
     scope: str
-    """What it holds for: ``all``, ``executor:x`` or ``label:x``."""
+    """What it holds for: ``all``, ``executor:x``, ``label:x`` or ``origin:x``."""
     window: str
     """``day`` or ``month``."""
     limit_usd: float

@@ -18,7 +18,7 @@ from omnid.api.shapes import (
     TaskView,
 )
 from omnid.errors import Rejected, Retryable
-from omnid.flow.caller import find_task
+from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.explain import Situation, calls_text, gate_text, why
@@ -33,6 +33,10 @@ from omnid.store.interface import Reader, Row
 
 ATTEMPTS_MAX = 20
 NEEDS_YOU_MAX = 20
+NEEDED_MAX = 1_000
+"""How many tasks that need a person are looked at for one who sees only some of them."""
+UNSEEN = "another task"
+"""What a task is called to those who don't see it."""
 LAST_ORD = (1 << 63) - 1
 SCAN_MAX = 20_000
 """How many rows a filter looks at for one page; a cursor leads on from there."""
@@ -85,19 +89,19 @@ class Views:
             raise Rejected("unknown_task", task=task_id, hint="")
         return self.brief(row)
 
-    def view(self, reader: Reader, origin: str, params: Get, *, timed_out: bool) -> TaskView:
+    def view(self, reader: Reader, caller: Caller, params: Get, *, timed_out: bool) -> TaskView:
         """Gives everything that is known of a task."""
-        task = find_task(reader, params.task, origin)
+        task = find_task(reader, params.task, caller)
         attempts = [journal.attempt_of(row) for row in reader.all("attempts_of", task.id, ATTEMPTS_MAX)]
         total = reader.one("count_attempts", task.id)
-        after = [_name(reader, id) for id in task.work.after]
+        after = [_name(reader, id, caller) for id in task.work.after]
         return TaskView(
             task=self.brief_of(reader, task.id),
-            why=self.sentence(reader, task, attempts[0] if attempts else None),
+            why=self.sentence(reader, caller, task, attempts[0] if attempts else None),
             work=msgspec.to_builtins(self._shown(task)),
             key=task.key,
             assignee=task.assignee,
-            parent=task.parent and _name(reader, task.parent),
+            parent=task.parent and _name(reader, task.parent, caller),
             not_before_ms=task.not_before_ms,
             deadline_ms=task.deadline_ms,
             approval=task.approval and task.approval.partition(":")[0],
@@ -114,7 +118,7 @@ class Views:
         shows = task.approval == "needed" or (executor is not None and executor.takes_prompts)
         return executor.exact(task.work) if executor is not None and shows else task.work
 
-    def sentence(self, reader: Reader, task: Task, last: Attempt | None) -> str:
+    def sentence(self, reader: Reader, caller: Caller, task: Task, last: Attempt | None) -> str:
         """Says why the task is where it is."""
         context = self._context
         executor = context.executors.get(task.executor)
@@ -127,15 +131,15 @@ class Views:
                 now_ms=context.clock.wall_ms(),
                 last=last,
                 attempts_max=task.work.attempts_max or context.config.retry.attempts_max,
-                parent=task.parent and _name(reader, task.parent),
+                parent=task.parent and _name(reader, task.parent, caller),
                 trouble=context.trouble(),
                 unclear=None if last is None else context.unclear.get(last.id),
                 unwritten=None if last is None else context.unwritten.get(last.id),
                 login=self._gates.login(task.executor) is not None,
-                open_before=tuple(short_name(row[0], row[1]) for row in reader.all("open_dependencies", task.id)),
+                open_before=tuple(_seen(caller, row) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
                 zone=context.zone,
-                lane_holder=None if holder is None or holder[0] == task.id else short_name(holder[1], holder[2]),
+                lane_holder=None if holder is None or holder[0] == task.id else _seen(caller, holder[1:]),
                 executor_known=executor is not None,
                 executor_full=executor is not None
                 and executor.concurrency is not None
@@ -150,7 +154,7 @@ class Views:
             calls = calls_text(journal.notes(reader, last.id, "call"))
         return " ".join(part for part in (text, chosen, calls) if part)
 
-    def page(self, reader: Reader, params: Search) -> Page:
+    def page(self, reader: Reader, caller: Caller, params: Search) -> Page:
         """Gives the newest tasks that fit the filter; raises Rejected(`bad_cursor`, `bad_request`)."""
         for state in params.states:
             if state not in STATES:
@@ -164,7 +168,7 @@ class Views:
             for row in rows:
                 before = row[18]
                 looked_at += 1
-                if _fits(row, params):
+                if _fits(row, params) and _shows(caller, row):
                     found.append(self.brief(row))
                     if len(found) == params.limit:
                         return Page(found, str(before))
@@ -172,31 +176,37 @@ class Views:
                 return Page(found, None)
         return Page(found, str(before))
 
-    def needs_you(self, reader: Reader) -> tuple[list[NeedsYou], int]:
+    def needs_you(self, reader: Reader, caller: Caller) -> tuple[list[NeedsYou], int]:
         """Gives what waits for a person, and how many there are in all (counted up to a limit)."""
+        everything = caller.rights.sees_all
+        look_at = NEEDS_YOU_MAX if everything else NEEDED_MAX
+
+        def rows(query: str, *asked: str) -> list[Row]:
+            return [row for row in reader.all(query, *asked, look_at) if _shows(caller, row)]
+
         found: list[NeedsYou] = []
-        for row in reader.all("needs_you", "uncertain", NEEDS_YOU_MAX):
+        for row in rows("needs_you", "uncertain"):
             brief = self.brief(row)
             do = f"omnictl resolve {brief.name} --done | --again | --fail"
             found.append(NeedsYou(brief.name, brief.title, "nobody knows whether it finished", do))
-        for row in reader.all("waiting_for", "approval", NEEDS_YOU_MAX):
+        for row in rows("waiting_for", "approval"):
             brief = self.brief(row)
             what = f"wants to run on {brief.executor}"
             found.append(NeedsYou(brief.name, brief.title, what, f"omnictl approve {brief.name} | deny {brief.name}"))
-        logins = [gate for gate in self._gates.all() if gate.cause == "login"]
+        logins = [gate for gate in self._gates.all() if gate.cause == "login" and caller.rights.opens(gate.subject)]
         for gate in logins:
             said = gate.problem.what if gate.problem else "it is not logged in"
             found.append(NeedsYou(gate.subject, said, "waits for you", f"omnictl resume --executor {gate.subject}"))
         tally = self._context.store.tally
         total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0) + len(logins)
-        for row in reader.all("needs_money", NEEDS_YOU_MAX) if tally.get("waiting:budget") else ():
+        for row in rows("needs_money") if tally.get("waiting:budget") else ():
             brief = self.brief(row)
             total += 1
             what = "has used what it may cost"
             found.append(
                 NeedsYou(brief.name, brief.title, what, f"omnictl budget {brief.name} USD | cancel {brief.name}")
             )
-        return found[:NEEDS_YOU_MAX], total
+        return found[:NEEDS_YOU_MAX], total if everything else len(found)
 
     def problems(self) -> list[Problem]:
         """Gives what a person must mend, besides the tasks that need one: disk, database, and missing keys."""
@@ -280,9 +290,22 @@ def _attempt(attempt: Attempt, *, output: bool) -> AttemptView:
     )
 
 
-def _name(reader: Reader, id: str) -> str:
+def _name(reader: Reader, id: str, caller: Caller) -> str:
     task = journal.task_by_id(reader, id)
-    return id if task is None else task.name
+    if task is None:
+        return id
+    return task.name if caller.sees(task) else UNSEEN
+
+
+def _shows(caller: Caller, row: Row) -> bool:
+    """Tells whether the caller sees the task of a row of the fragment `brief_row`."""
+    return caller.rights.sees_all or caller.rights.sees(row[1], journal.labels_of(row[11]))
+
+
+def _seen(caller: Caller, row: Row) -> str:
+    """Gives the name of a task of which origin, number and labels are known."""
+    origin, number, labels = row
+    return short_name(origin, number) if caller.rights.sees(origin, journal.labels_of(labels)) else UNSEEN
 
 
 def _cursor(text: str | None) -> int:

@@ -93,7 +93,7 @@ class WorkspaceViews:
         """Finds a workspace by its task, also where the journal has forgotten it."""
         workspaces = self._there()
         try:
-            task = await self._context.store.read(lambda reader: find_task(reader, ref, caller.origin))
+            task = await self._context.store.read(lambda reader: find_task(reader, ref, caller))
         except Rejected:
             record = workspaces.named(ref)
             if record is None:

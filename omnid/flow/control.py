@@ -14,7 +14,7 @@ from omnid.flow.context import Context
 from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
 from omnid.flow.intake import granted, needs_approval, permit_id, title_of
 from omnid.model import Problem, Task, Work
-from omnid.route.router import choose
+from omnid.route.router import choose, executor_closed
 from omnid.route.rules import Asked
 from omnid.states import RUNNING, TERMINAL, advance
 from omnid.store import journal
@@ -22,7 +22,10 @@ from omnid.store.interface import PERMIT, TASK, At, Tx, tally_key
 from omnid.store.log import decode_heads
 
 AGENT_ACTIONS = frozenset({"cancel", "retry", "pause", "resume", "priority", "reply"})
-"""What an agent may do; the rest is a person's to decide. A `reply` passes on what a person said, with its code."""
+"""What an agent may do; the rest is a person's to decide. A `reply` passes on what a person said, with its code.
+
+Its rights in the config may add `complete`.
+"""
 
 
 class Order(NamedTuple):
@@ -86,13 +89,14 @@ def order(context: Context, caller: Caller, what: Order) -> Callable[[Tx], Effec
 
     Raises Rejected(`not_allowed`) here; the function raises Rejected for an unknown task or a state that forbids it.
     """
-    if caller.role == "agent" and what.action not in AGENT_ACTIONS:
+    may = what.action in AGENT_ACTIONS or (what.action == "complete" and caller.rights.complete)
+    if caller.role == "agent" and not may:
         raise Rejected("not_allowed", method=f"task_control with the action {what.action}", role="agent")
     return partial(_carry_out, context=context, caller=caller, what=what)
 
 
 def _carry_out(tx: Tx, *, context: Context, caller: Caller, what: Order) -> Effect:
-    task = find_task(tx, what.ref, caller.origin)
+    task = find_task(tx, what.ref, caller)
     if caller.role == "agent" and task.origin != caller.origin:
         raise Rejected("other_origin", task=task.name, origin=caller.origin, action=what.action)
     return _ACTIONS[what.action](Case(tx, context, caller, task, what))
@@ -123,6 +127,9 @@ def _retry(case: Case) -> Effect:
     if task.state not in ("failed", "cancelled"):
         why = "Only a task that failed or was cancelled is run again."
         raise _refuse(task, "retry", why, "`omnictl add` submits a new one")
+    closed = case.caller.rights.needs(task.executor, task.work)
+    if closed is not None:
+        raise executor_closed(closed, case.caller.rights)
     wait_again(tx, task)
     approval = task.approval
     if case.caller.role == "agent":

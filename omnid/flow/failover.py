@@ -5,11 +5,13 @@ from functools import partial
 from typing import NamedTuple
 
 import anyio
+from msgspec import structs
 
 from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.flow.intake import needs_approval
 from omnid.model import USER_ORIGIN, Route, Task
+from omnid.route.rights import rights_of
 from omnid.route.router import Facts, choose, shut
 from omnid.route.rules import Asked
 from omnid.store import journal
@@ -78,7 +80,8 @@ class Failover:
         """Decides anew; None where that changes nothing, or where a person would have to approve it."""
         context = self._context
         try:
-            route = choose(Asked(task.work, task.kind, task.labels, task.lane), facts)
+            own = structs.replace(facts, rights=rights_of(context.config.origin, task.origin))
+            route = choose(Asked(task.work, task.kind, task.labels, task.lane), own)
             if route.executor == task.executor:
                 return None
             context.executors[route.executor].accepts(task.work)

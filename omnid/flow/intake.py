@@ -20,7 +20,7 @@ from omnid.flow.dependents import opens_ms
 from omnid.model import Problem, ReplyTo, Route, Submit, Submitted, Task, Work, short_name
 from omnid.route.budget import Budget
 from omnid.route.router import Facts as RouteFacts
-from omnid.route.router import choose
+from omnid.route.router import choose, executor_closed
 from omnid.route.rules import Asked
 from omnid.settings import COMMAND, MODEL, OFFLINE, CommandExecutor, Config, Limits
 from omnid.states import TERMINAL, Facts, own_wait
@@ -105,13 +105,9 @@ def _write_single(tx: Tx, *, draft: Draft, caller: Caller, budget: Budget, tally
     return written
 
 
-def _draft(context: Context, caller: Caller, facts: RouteFacts, params: Submit) -> Draft:
-    config = context.config
-    if params.schedule is not None:
-        raise Rejected("bad_request", detail="a schedule is submitted by itself", where="schedule")
-    if params.reply_to is not None:
-        check_reply_to(params.reply_to, config)
-    work = Work(
+def work_of(params: Submit) -> Work:
+    """Gives the work of what was submitted."""
+    return Work(
         argv=params.argv or None,
         stdin=params.stdin,
         server=params.server,
@@ -133,14 +129,33 @@ def _draft(context: Context, caller: Caller, facts: RouteFacts, params: Submit) 
         model=params.model,
         offline=params.offline,
     )
-    route = choose(Asked(work, params.kind, params.labels, params.lane), facts)
+
+
+def route_of(context: Context, caller: Caller, params: Submit, work: Work, facts: RouteFacts) -> Route:
+    """Decides which executor gets the work of a caller; raises Rejected where none can, or none that it may use."""
+    route = choose(Asked(work, params.kind, params.labels, params.lane), structs.replace(facts, rights=caller.rights))
     if route.executor == MODEL and params.offline != "park":
         route = structs.replace(route, executor=OFFLINE)
+    closed = caller.rights.needs(route.executor, work)
+    if closed is not None:
+        raise executor_closed(closed, caller.rights)
+    executor = context.executors[route.executor]
+    if params.model is not None and executor.kind != MODEL:
+        raise Rejected("bad_request", detail=f"executor {route.executor} takes no model", where="model")
+    executor.accepts(work)
+    return route
+
+
+def _draft(context: Context, caller: Caller, facts: RouteFacts, params: Submit) -> Draft:
+    config = context.config
+    if params.schedule is not None:
+        raise Rejected("bad_request", detail="a schedule is submitted by itself", where="schedule")
+    if params.reply_to is not None:
+        check_reply_to(params.reply_to, config)
+    work = work_of(params)
+    route = route_of(context, caller, params, work, facts)
     executor = route.executor
     encoded = _check_limits(params, work, config.limits)
-    if params.model is not None and context.executors[executor].kind != MODEL:
-        raise Rejected("bad_request", detail=f"executor {executor} takes no model", where="model")
-    context.executors[executor].accepts(work)
     asks = needs_approval(caller.role, executor, work, config)
     paid = executor in context.budget.paid
     exact = context.executors[executor].exact(work) if asks or paid else None
@@ -361,7 +376,7 @@ def _approval(tx: Tx, draft: Draft, caller: Caller, budget: Budget) -> tuple[str
         return None, None
     looped = None
     if draft.input_hash is not None:
-        looped = loops.repeated(tx, budget, draft.executor, draft.input_hash, tx.now_ms)
+        looped = loops.repeated(tx, budget, draft.executor, draft.input_hash, tx.now_ms, caller.rights)
         if looped is not None and caller.role == "agent":
             raise looped.refusal()
     if looped is None and not draft.asks:
@@ -389,7 +404,7 @@ def _resolve_after(
     ids: list[str] = []
     still_open: list[str] = []
     for ref in after:
-        before = journal.task_by_id(tx, refs[ref]) if ref in refs else find_task(tx, ref, caller.origin)
+        before = journal.task_by_id(tx, refs[ref]) if ref in refs else find_task(tx, ref, caller)
         if before is None:  # It comes later in the batch.
             ids.append(refs[ref])
             still_open.append(refs[ref])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from omnid.errors import Rejected
 from omnid.model import Problem, Task, short_name
 from omnid.route.budget import Budget
+from omnid.route.rights import UNBOUND, Rights
 from omnid.settings import Agents
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
@@ -30,14 +31,16 @@ class Repeated(NamedTuple):
         return Rejected("loop", count=self.often, executor=self.executor, tasks=self.tasks, seconds_s=seconds_s)
 
 
-def repeated(reader: Reader, budget: Budget, executor: str, input_hash: str, now_ms: int) -> Repeated | None:
-    """Tells whether one more task with this input would be one too many."""
+def repeated(
+    reader: Reader, budget: Budget, executor: str, input_hash: str, now_ms: int, rights: Rights = UNBOUND
+) -> Repeated | None:
+    """Tells whether one more task with this input would be one too many; names none that `rights` don't show."""
     section = budget.config.budget
     since_ms = now_ms - round(section.repeats_s * 1000)
     rows = reader.all("earlier_same", input_hash, since_ms, section.repeats_max)
     if len(rows) < section.repeats_max:
         return None
-    names = [short_name(origin, number) for origin, number in rows]
+    names = [short_name(*row) if rights.sees(row[0]) else "another task" for row in rows]
     more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
     return Repeated(len(rows), executor, ", ".join(names[:NAMED_MAX]) + more, section.repeats_s)
 

@@ -205,7 +205,7 @@ class ModelCalls:
         limit = budget.task_limit_microusd(task.work)
         used = 0 if limit is None else money.task_money(tx, task.id).total_microusd
         run = Run(most_microusd, False, limit, used)
-        decision = decide(run, money.fills(tx, budget.lids(task.executor, task.labels), tx.now_ms))
+        decision = decide(run, money.fills(tx, budget.lids(task.executor, task.labels, task.origin), tx.now_ms))
         return decision if isinstance(decision, Refuse) else None
 
     def _settle(self, tx: Tx, *, id: str, cost: int | None, outcome: str, turned: Turned) -> None:

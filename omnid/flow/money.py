@@ -21,7 +21,7 @@ from omnid.store.interface import Reader, Tx
 
 GATE = "budget"
 RELEASED_MAX = 8
-"""How many tasks that wait for a label's cap are let go on at once when some of it is given back."""
+"""How many tasks that wait for the cap of a label or origin are let go on at once when some of it is given back."""
 LOOKED_AT_MAX = 1_000
 FREE_OF_COST = frozenset(
     {"bad_cwd", "command_not_found", "command_no_start", "bad_template", "bad_arguments", "unknown_tool"}
@@ -57,12 +57,11 @@ def admit(tx: Tx, budget: Budget, task: Task, turned: Turned) -> int | None:
     has_lid = budget.task_limit_microusd(task.work) is not None
     used = task_money(tx, task.id).total_microusd if has_lid else 0
     run = budget.run_of(task.executor, task.work, used)
-    decision = decide(run, fills(tx, budget.lids(task.executor, task.labels), tx.now_ms))
+    decision = decide(run, fills(tx, budget.lids(task.executor, task.labels, task.origin), tx.now_ms))
     if not isinstance(decision, Refuse):
         return decision.reserve_microusd
-    labelled = tuple(fill for fill in decision.fills if fill.lid.scope.startswith("label:"))
-    if decision.fills and len(labelled) < len(decision.fills):
-        shared = tuple(fill for fill in decision.fills if fill not in labelled)
+    shared = tuple(fill for fill in decision.fills if fill.lid.is_shared)
+    if shared:
         _close(tx, budget, task.executor, decision._replace(fills=shared), turned)
     else:
         _hold(tx, budget, task, decision, turned)
@@ -87,7 +86,7 @@ def _close(tx: Tx, budget: Budget, executor: str, refused: Refuse, turned: Turne
 
 
 def _hold(tx: Tx, budget: Budget, task: Task, refused: Refuse, turned: Turned) -> None:
-    """Makes the task itself wait: until a label's window ends, or for a person where its own lid is used up."""
+    """Makes the task itself wait: until a window of its label or origin ends, or for a person where its own is full."""
     problem = _problem(task.executor, refused) if refused.fills else _own_problem(tx, budget, task, refused)
     at_ms = NEVER_MS if refused.wake_at_ms is None else refused.wake_at_ms
     settle_wait(tx, journal.edit_task(tx, task, budget_at_ms=at_ms, problem=problem))
@@ -165,6 +164,7 @@ def reserve(
         "labels": task.labels or None,
         "reserved_microusd": microusd,
         "started_at_ms": tx.now_ms,
+        "origin": task.origin,
     }
     add_call(tx, id, fields, zone_of(tx))
     return id
@@ -208,9 +208,10 @@ def settle_one(tx: Tx, budget: Budget, call: Call, spent_microusd: int | None, o
     # Where nothing is given back no gate opens, but why it is closed and until when may be another matter now.
     look_again(tx, budget, turned)
     gives_back = spent_microusd is not None and spent_microusd < call.reserved_microusd
-    if gives_back and not budget.labels.isdisjoint(call.labels):
-        _release(tx, budget.labels.intersection(call.labels), turned)
-    for fill in fills(tx, budget.lids(call.executor, call.labels), tx.now_ms):
+    lids = budget.lids(call.executor, call.labels, call.origin)
+    if gives_back and not all(lid.is_shared for lid in lids):
+        _release(tx, budget.labels.intersection(call.labels), call.origin, turned)
+    for fill in fills(tx, lids, tx.now_ms):
         _tell_share(tx, budget, fill)
 
 
@@ -231,12 +232,13 @@ def look_again(tx: Tx, budget: Budget, turned: Turned) -> None:
             turned.closed.pop(id, None)
 
 
-def _release(tx: Tx, labels: frozenset[str], turned: Turned) -> None:
-    """Lets a few tasks go on that wait for the caps of these labels; what still doesn't fit will wait again."""
+def _release(tx: Tx, labels: frozenset[str], origin: str | None, turned: Turned) -> None:
+    """Lets a few tasks go on that wait for the caps of these labels or this origin; what doesn't fit waits again."""
     count = 0
     for row in tx.all("waiting_for_money", LOOKED_AT_MAX):
         task = journal.task_of(row)
-        if task.wake_at_ms is not None and not labels.isdisjoint(task.labels) and count < RELEASED_MAX:
+        concerned = task.origin == origin or not labels.isdisjoint(task.labels)
+        if task.wake_at_ms is not None and concerned and count < RELEASED_MAX:
             count += 1
             go_on(tx, task, turned)
 
@@ -272,7 +274,9 @@ def _tell_share(tx: Tx, budget: Budget, fill: Fill) -> None:
 
 def _tell(tx: Tx, budget: Budget, fill: Fill, percent: int) -> None:
     """Tells people, once for each share of each lid and window."""
-    name = f"told:{fill.lid.name}"
+    lid = fill.lid
+    # The section for all other origins is a lid of each of them.
+    name = f"told:{lid.scope}.{lid.window}" if lid.is_of_an_origin else f"told:{lid.name}"
     row = tx.one("meta_one", name)
     begin, _, told = (row[0] if row else "").partition(":")
     if begin == str(fill.begin_at_ms) and percent <= int(told):

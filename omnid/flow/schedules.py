@@ -15,7 +15,7 @@ from omnid import platform, recurrence
 from omnid.errors import Rejected
 from omnid.executor.template import fill_names
 from omnid.flow import intake
-from omnid.flow.caller import Caller
+from omnid.flow.caller import Caller, entitled
 from omnid.flow.context import Bell, Context
 from omnid.flow.control import Cancelling, Effect, Order, order
 from omnid.flow.diskroom import DiskRoom
@@ -38,6 +38,11 @@ SET_BACK_MS = 1_000
 Write = Callable[[Tx], Submitted]
 
 
+def label_of(scheduled: Scheduled) -> str:
+    """Gives the label of a schedule's tasks."""
+    return f"schedule:{scheduled.name}"
+
+
 def submit_of(scheduled: Scheduled, params: Mapping[str, str], key: str | None) -> Submit:
     """Gives the task of a run; `params` go over those of the schedule.
 
@@ -50,8 +55,8 @@ def submit_of(scheduled: Scheduled, params: Mapping[str, str], key: str | None) 
         raise Rejected("bad_schedule", where=f"params.{min(unknown)}", detail=detail)
     names = {f"params.{name}": value for name, value in {**scheduled.params, **params}.items()}
     fields = fill_names(scheduled.task, "params", names)
-    labels = (*fields.get("labels", ()), f"schedule:{scheduled.name}")
-    lane = None if scheduled.schedule.overlap == "skip" else f"schedule:{scheduled.name}"
+    labels = (*fields.get("labels", ()), label_of(scheduled))
+    lane = None if scheduled.schedule.overlap == "skip" else label_of(scheduled)
     given = {"lane": lane, **fields, "labels": labels, "key": key}
     return msgspec.convert({name: value for name, value in given.items() if value is not None}, Submit)
 
@@ -147,7 +152,7 @@ class Schedules:
         """Submits what a due schedule asks for, and writes down its next time; what can't be submitted is kept."""
         context = self._context
         due = self._due(scheduled)
-        caller = Caller(scheduled.role, scheduled.origin)
+        caller = entitled(Caller(scheduled.role, scheduled.origin), context.config)
         self._room.check(context.config.store.free_bytes_min)
         try:
             keys = [f"schedule/{scheduled.id}/{time}" for time in due.times]

@@ -43,6 +43,11 @@ CONNECTIONS: dict[str, Message] = {
         "{why}",
         "{do}",
     ),
+    "body_too_large": Message(
+        "The request's body is larger than {limit_bytes} bytes.",
+        "http.body_bytes_max bounds the memory that a request can take.",
+        "Send less at once, put large inputs into files and pass their paths, or raise http.body_bytes_max.",
+    ),
     "path_too_long": Message(
         "The socket path {path} has {length} bytes; this system takes {limit}.",
         "Unix socket addresses are short by definition (unix(7)).",

@@ -20,8 +20,18 @@ REQUESTS: dict[str, Message] = {
     ),
     "other_origin": Message(
         "{task} is not a task of {origin}.",
-        "An agent reads all tasks, but changes its own only.",
+        "What an agent sees of others it only reads; it changes its own tasks.",
         "Ask a person to run `omnictl {action} {task}`.",
+    ),
+    "executor_closed": Message(
+        "{origin} may not use the executor {executor}.",
+        "The section [[origin]] that holds for {origin} in the config names those that it may: {known}.",
+        "Use one of these, or ask a person to submit it, or to add {executor} there.",
+    ),
+    "shows_all": Message(
+        "{method} is not open to {origin}.",
+        "It adds up the tasks of all origins, and the config lets {origin} see some of them only.",
+        "Ask for tasks one by one or in a list (task.get, task.list), or ask a person to run it with omnictl.",
     ),
     "message_too_large": Message(
         "A message of more than {limit_bytes} bytes was cut off.",

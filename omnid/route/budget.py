@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from omnid.model import Work
-from omnid.money import ALL, micro, scopes_of
-from omnid.settings import Config, Executor
+from omnid.money import ALL, micro, origin_scope, scopes_of
+from omnid.route.rights import section_of
+from omnid.settings import EVERY_OTHER, Config, Executor
 from omnid.times import day_ms, month_ms
 
 LIMITED_PROFILES = frozenset({"claude-code"})
@@ -27,9 +28,19 @@ class Lid(NamedTuple):
     name: str
     """Its key: ``budget.day_usd``, or ``cap.experiments.month_usd``."""
     scope: str
-    """`ALL`, ``executor:x`` or ``label:x``."""
+    """`ALL`, ``executor:x``, ``label:x`` or ``origin:x``."""
     window: WindowKind
     limit_microusd: int
+
+    @property
+    def is_of_an_origin(self) -> bool:
+        """Whether it holds for the tasks of one origin."""
+        return self.scope.startswith("origin:")
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it holds for all tasks of an executor, and not for those of one label or origin only."""
+        return not (self.is_of_an_origin or self.scope.startswith("label:"))
 
 
 class Used(NamedTuple):
@@ -160,14 +171,23 @@ class Budget:
         self.labels = frozenset(lid.scope.partition(":")[2] for lid in self._lids if lid.scope.startswith("label:"))
         """The labels that have a lid."""
 
-    def lids(self, executor: str, labels: Iterable[str]) -> list[Lid]:
-        """Gives the lids that a run of this executor with these labels stands under."""
+    def lids(self, executor: str, labels: Iterable[str], origin: str | None = None) -> list[Lid]:
+        """Gives the lids that a run of this executor with these labels for this origin stands under."""
         scopes = set(scopes_of(executor, labels))
-        return [lid for lid in self._lids if lid.scope in scopes]
+        own = () if origin is None or not self.config.origin else self.lids_of(origin)
+        return [*(lid for lid in self._lids if lid.scope in scopes), *own]
 
-    def all_lids(self) -> tuple[Lid, ...]:
-        """Gives every lid of the config."""
-        return self._lids
+    def lids_of(self, origin: str) -> list[Lid]:
+        """Gives the lids of an origin; what is said for all others holds for each of them by itself."""
+        section = section_of(self.config.origin, origin)
+        if section is None:
+            return []
+        return list(_windows(f"origin.{section.name}", origin_scope(origin), section.day_usd, section.month_usd))
+
+    def all_lids(self) -> list[Lid]:
+        """Gives every lid of the config; that of origins without a section of their own is many, and none of these."""
+        named = (section.name for section in self.config.origin if section.name != EVERY_OTHER)
+        return [*self._lids, *(lid for name in named for lid in self.lids_of(name))]
 
     def run(self, executor: str) -> Run:
         """Gives what one run of the executor may cost, whatever the task."""
@@ -200,8 +220,12 @@ def _lids(config: Config) -> Iterable[Lid]:
     for cap in config.cap:
         scope = f"label:{cap.label}" if cap.label is not None else f"executor:{cap.executor}"
         caps.append((f"cap.{cap.name}", scope, cap.day_usd, cap.month_usd))
-    for name, scope, day_usd, month_usd in caps:
-        if day_usd:
-            yield Lid(f"{name}.day_usd", scope, "day", micro(day_usd))
-        if month_usd:
-            yield Lid(f"{name}.month_usd", scope, "month", micro(month_usd))
+    for cap in caps:
+        yield from _windows(*cap)
+
+
+def _windows(name: str, scope: str, day_usd: float, month_usd: float) -> Iterable[Lid]:
+    if day_usd:
+        yield Lid(f"{name}.day_usd", scope, "day", micro(day_usd))
+    if month_usd:
+        yield Lid(f"{name}.month_usd", scope, "month", micro(month_usd))

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from omnid.errors import Rejected
 from omnid.model import Gate, Route, Task, TurnedDown, Work
+from omnid.route.rights import UNBOUND, Rights
 from omnid.route.rules import COMMANDS, Asked, Matcher, Rules
 from omnid.route.ways import Sort, Way
 from omnid.settings import COMMAND
@@ -33,12 +34,15 @@ class Facts(Struct, frozen=True):
     zone: ZoneInfo
     closed: Mapping[str, Gate] = MappingProxyType({})
     """Closed gates by what they close. A pause holds tasks back and sends none elsewhere, so it counts as open."""
+    rights: Rights = UNBOUND
+    """Those of the origin whose work it is."""
 
 
 Against = tuple[str, str] | None
 """The cause and the words why an executor doesn't get the work; None: it can take it."""
 
-_NEVER = frozenset({"missing", "kind", LOCAL})
+RIGHTS = "rights"
+_NEVER = frozenset({"missing", "kind", LOCAL, RIGHTS})
 """Causes for which an executor can't take the work at all."""
 
 
@@ -60,33 +64,47 @@ def choose(asked: Asked, facts: Facts) -> Route:
     """Chooses the executor: the one asked for by name, else the first that can be used of the first rule that fits.
 
     A rule is passed over where none of its executors is for this kind of work. Raises Rejected(`nothing_to_do`,
-    `unknown_executor`, `wrong_executor`, `kind_missing`, `rule_unusable`).
+    `unknown_executor`, `wrong_executor`, `kind_missing`, `rule_unusable`, `executor_closed`).
     """
     work = asked.work
     if work.executor is not None:
-        return _by_name(work, work.executor, facts.ways)
+        return _by_name(work, work.executor, facts)
     sort = work_sort(work)
     if sort == "mcp" and work.server is not None:
-        return Route(_by_name(work, work.server, facts.ways).executor, DEFAULT["mcp"])
+        return Route(_by_name(work, work.server, facts).executor, DEFAULT["mcp"])
     passed_over: list[TurnedDown] = []
+    closed: list[str] = []
     for matcher in facts.rules.of[sort]:
         if matcher.fits(asked, facts.now_ms, facts.zone):
             found = [(name, _against(name, asked, sort, matcher, facts)) for name in matcher.candidates(asked)]
             if any(one is None or one[0] not in _NEVER for _, one in found):
                 return _decided(matcher, found, passed_over)
             passed_over += _passed_over(matcher, found)
+            closed += [name for name, one in found if one is not None and one[0] == RIGHTS]
+    if closed:
+        raise executor_closed(closed[0], facts.rights)
     raise _nobody(sort, facts.ways, passed_over)
 
 
-def _by_name(work: Work, name: str, ways: Mapping[str, Way]) -> Route:
-    if name in ways and says_nothing(work):
+def _by_name(work: Work, name: str, facts: Facts) -> Route:
+    ways, rights = facts.ways, facts.rights
+    if name not in ways:
+        work_sort(work)
+        raise unknown_executor(name, [known for known in ways if rights.opens(known)])
+    if not rights.opens(name):
+        raise executor_closed(name, rights)
+    if says_nothing(work):
         return Route(name, BY_NAME)  # Its config says all there is to do.
     sort = work_sort(work)
-    if name not in ways:
-        raise unknown_executor(name, ways)
     if sort not in ways[name].takes:
         raise Rejected("wrong_executor", executor=name, kind=ways[name].kind, wanted=WANTED[sort])
     return Route(name, BY_NAME)
+
+
+def executor_closed(name: str, rights: Rights) -> Rejected:
+    """Says that an origin may not use an executor, and which it may."""
+    known = ", ".join(sorted(rights.executors or ())) or "none"
+    return Rejected("executor_closed", origin=rights.origin, executor=name, known=known)
 
 
 def unknown_executor(name: str, known: Collection[str]) -> Rejected:
@@ -105,6 +123,8 @@ def _against(name: str, asked: Asked, sort: Sort, matcher: Matcher, facts: Facts
         return "kind", f"doesn't take {WANTED[sort]}"
     if sort == "command" and way.profile is not None and way.profile != asked.agent:
         return "kind", f"runs nothing but the agent {way.profile}"
+    if not facts.rights.opens(name):
+        return RIGHTS, f"isn't open to {facts.rights.origin}"
     if not way.local and matcher.built_in and LOCAL in asked.labels:
         return LOCAL, "works in the cloud, and the task is labelled local"
     return _shut(name, way, facts.closed) if facts.closed else None

@@ -34,6 +34,7 @@ class Call(NamedTuple):
     started_at_ms: int
     settled_at_ms: int | None
     outcome: str | None
+    origin: str | None
     heads: dict[str, int]
 
     @property
@@ -49,14 +50,14 @@ class Call(NamedTuple):
 
     def scopes(self) -> list[str]:
         """Gives the scopes that it counts in."""
-        return scopes_of(self.executor, self.labels, self.model)
+        return scopes_of(self.executor, self.labels, self.model, self.origin)
 
 
 def call_of(row: Row) -> Call:
     """Makes a call of a row of the fragment `call_row`."""
     values = list(row)
     values[7] = labels_of(row[7])
-    values[13] = decode_heads(row[13])
+    values[14] = decode_heads(row[14])
     return Call(*values)
 
 

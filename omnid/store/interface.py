@@ -122,6 +122,7 @@ CALL = Collection(
         "started_at_ms",
         "settled_at_ms",
         "outcome",
+        "origin",
     ),
     json=frozenset({"labels"}),
 )

@@ -110,7 +110,7 @@ SELECT ord FROM task WHERE lane = $1 AND ready = 1
 SELECT executor, ord FROM task WHERE lane = $1 AND state = 'idle' AND executor > $2
 ORDER BY executor, priority DESC, ord LIMIT 1
 -- name: lane_holder
-SELECT id, origin, number FROM task
+SELECT id, origin, number, labels FROM task
 WHERE lane = $1 AND state IN ('dispatching', 'executing', 'input_required') LIMIT 1
 -- name: set_ready
 UPDATE task SET ready = $1 WHERE ord = $2
@@ -126,7 +126,7 @@ DELETE FROM dependency WHERE task_id = $1
 -- name: count_dependencies
 SELECT count(*) FROM dependency WHERE task_id = $1
 -- name: open_dependencies
-SELECT t.origin, t.number FROM dependency d JOIN task t ON t.id = d.after_id WHERE d.task_id = $1 ORDER BY t.ord LIMIT 5
+SELECT t.origin, t.number, t.labels FROM dependency d JOIN task t ON t.id = d.after_id WHERE d.task_id = $1 ORDER BY t.ord LIMIT 5
 -- name: cascades
 SELECT after_id FROM cascade LIMIT $1
 -- name: add_cascade
@@ -185,7 +185,7 @@ SELECT count(*) FROM note WHERE attempt_id = $1
 
 -- fragment: call_row
 ord, id, task_id, attempt_id, executor, channel, model, labels, reserved_microusd, spent_microusd, started_at_ms,
-settled_at_ms, outcome, heads
+settled_at_ms, outcome, origin, heads
 
 -- name: call_by_id
 SELECT {call_row} FROM call WHERE id = $1
@@ -230,7 +230,7 @@ SELECT origin, number FROM task WHERE input_hash = $1 AND created_at_ms > $2 ORD
 -- name: count_children
 SELECT count(*) FROM task WHERE parent = $1
 -- name: parent_of
-SELECT parent FROM task WHERE id = $1
+SELECT parent, origin FROM task WHERE id = $1
 -- name: waiting_for_money
 SELECT {task_row} FROM task WHERE state = 'waiting' AND reason = 'budget'
 ORDER BY wake_at_ms IS NULL, priority DESC, ord LIMIT $1
@@ -291,6 +291,11 @@ SELECT {brief_row} FROM {brief_from} WHERE t.ord < $1 ORDER BY t.ord DESC LIMIT 
 SELECT {brief_row} FROM label l JOIN task t ON t.ord = l.ord
 LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
 WHERE l.label = $1 AND l.ord < $2 ORDER BY l.ord DESC LIMIT $3
+-- name: count_of_origin
+SELECT state, reason, count(*) FROM (
+    SELECT state, CASE WHEN state = 'waiting' THEN reason END AS reason FROM task
+    WHERE origin = $1 ORDER BY number DESC LIMIT $2
+) AS newest GROUP BY state, reason
 -- name: brief_by_id
 SELECT {brief_row} FROM {brief_from} WHERE t.id = $1
 -- name: needs_you
@@ -301,6 +306,8 @@ SELECT {brief_row} FROM {brief_from} WHERE t.state = 'waiting' AND t.reason = $1
 -- name: waiting_after
 SELECT id, ord FROM task WHERE state = 'waiting' AND reason = $1 AND ord > $2 ORDER BY ord LIMIT $3
 
+-- name: origin_of_attempt
+SELECT t.origin FROM attempt a JOIN task t ON t.id = a.task_id WHERE a.id = $1
 -- name: changes_page
 SELECT c.seq, c.hlc, n.id, c.incarnation, c.collection, c.id, c.kind, c.body
 FROM change c JOIN node n ON n.number = c.node WHERE c.seq > $1 AND c.seq <= $2 ORDER BY c.seq LIMIT $3

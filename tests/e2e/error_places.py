@@ -72,6 +72,7 @@ ELSEWHERE = {
     "cache_unwritable": "tests/unit/test_pull.py::test_a_cache_that_can_not_be_written_is_said",
     "cloud_gone": "tests/e2e/test_models.py::test_offline_fail_fails_where_nothing_can_be_reached",
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
+    "body_too_large": "tests/unit/test_bad_input.py::test_a_message_that_is_too_large_is_told_so",
     "http_refused": "tests/unit/test_http.py::test_without_the_token_nobody_comes_in",
     "http_start": "tests/unit/test_http.py::test_a_start_that_can_not_serve_is_refused",
 }

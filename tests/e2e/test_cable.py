@@ -38,10 +38,7 @@ models = ["fake-1"]
 free = true
 """
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's"),
-    pytest.mark.timeout(60 + 6 * (GONE_S + BACK_S)),
-]
+pytestmark = pytest.mark.timeout(60 + 6 * (GONE_S + BACK_S))
 
 
 @pytest.fixture

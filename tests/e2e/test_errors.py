@@ -48,6 +48,10 @@ restart_max_s = 1.0
 name = "absent"
 kind = "mcp"
 argv = ["/no/such/server"]
+[[origin]]
+name = "bounded"
+executors = ["server"]
+labels = []
 [[executor]]
 name = "mapped"
 kind = "command"
@@ -113,6 +117,16 @@ def other_origin(home: Home) -> str:
     task = home.submit(["true"], not_before_ms=1 << 45)
     with closing(home.agent("bot")) as agent:
         return answered(agent, "omnid/task.control", task=task, action="cancel")
+
+
+def bounded(method: str, **params: Any) -> Provoke:
+    """Asks as an origin that the config gives bounds."""
+
+    def provoke(home: Home) -> str:
+        with closing(home.agent("bounded")) as agent:
+            return answered(agent, method, **params)
+
+    return provoke
 
 
 def ambiguous_task(home: Home) -> str:
@@ -222,6 +236,8 @@ SHARED: dict[str, Provoke] = {
     "unknown_method": asked("omnid/nothing"),
     "not_allowed": not_allowed,
     "other_origin": other_origin,
+    "executor_closed": bounded("omnid/task.submit", argv=["true"], cwd="/"),
+    "shows_all": bounded("omnid/spend"),
     "message_too_large": ctl("add", "--stdin", "--", "cat", stdin="x" * 70_000),
     "too_many_clients": too_many_clients,
     "input_too_large": ctl("add", "--", "echo", "x" * 5000),

@@ -121,6 +121,7 @@ class Connection:
         self.origin = origin
         self.session = session
         self.parent: str | None = None
+        self.above: tuple[str, ...] = ()
         self.tools: frozenset[str] | None = None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from omnid.clock import Clock
-from omnid.settings import Cap, CommandExecutor
+from omnid.settings import Cap, CommandExecutor, Origin
 from omnid.store.calls import Call, call_of
 from tests.fakes.executor import InProcessExecutor
 from tests.fakes.world import World, nothing
@@ -28,9 +28,9 @@ class Purse(World):
         self.context.take_executors({**self.context.executors, **paid})
         self.context.config = msgspec.structs.replace(self.context.config, executor=SECTIONS)
 
-    def cap(self, *caps: Cap, **budget: Any) -> None:
+    def cap(self, *caps: Cap, origins: tuple[Origin, ...] = (), **budget: Any) -> None:
         """Changes the caps of the config."""
-        self.context.config = msgspec.structs.replace(self.context.config, cap=caps)
+        self.context.config = msgspec.structs.replace(self.context.config, cap=caps, origin=origins)
         self.set("budget", **budget)
 
     async def calls(self) -> list[Call]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from anyio.from_thread import start_blocking_portal
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -18,7 +18,9 @@ from omnid.api.handler import AGENT_ORIGIN, SocketHandler
 from omnid.api.methods import METHODS, Api
 from omnid.api.socket import Request
 from omnid.errors import OmnidError, Rejected
+from omnid.flow.caller import Caller
 from omnid.flow.control import Cancelling
+from omnid.settings import Origin
 from omnid.store.interface import Outcome
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
@@ -82,7 +84,9 @@ class Client:
         self.handler = SocketHandler(api, self.mcp, pid=7, incarnation=3, message_bytes_max=99)
         self.started: list[Any] = []
         tasks = SimpleNamespace(start_soon=self.started.append)
-        self.connection: Any = SimpleNamespace(role="person", origin=None, session=None, parent=None, tasks=tasks)
+        self.connection: Any = SimpleNamespace(
+            role="person", origin=None, session=None, parent=None, above=(), tasks=tasks
+        )
         self._id = 0
 
     async def raw(self, method: str, params: bytes, id: bytes | None = None) -> Any:
@@ -149,6 +153,29 @@ async def test_what_is_submitted_from_inside_an_attempt_has_its_task_as_parent(c
     await client.world.finish(command, "success")
     await client.call("hello", session=SESSION, attempt=command.attempt_id)
     assert client.connection.parent == outer.id, "what an attempt left behind is its own still"
+
+
+async def test_no_name_wins_rights_inside_of_a_task_of_an_origin_that_has_less(client: Client) -> None:
+    world = client.world
+    world.context.config = msgspec.structs.replace(
+        world.context.config, origin=(Origin(name="ci", executors=("safe",), labels=()),)
+    )
+    world.set("agents", allow=("safe",))
+    hidden = await world.add("x", not_before_ms=1 << 45)
+    await world.add("x", caller=Caller("agent", "ci"), executor="safe")
+    for depth in range(1, 4):
+        (command,) = await world.claim()
+        await client.call("hello", role="agent", origin=f"free-{depth}", attempt=command.attempt_id)
+        for refused, params in (
+            ("task.submit", {"argv": ["x"], "executor": "command"}),
+            ("task.get", {"task": hidden.id}),
+        ):
+            with pytest.raises(Rejected) as caught:
+                await client.call(refused, **params)
+            assert caught.value.code in ("executor_closed", "unknown_task")
+        assert (await client.call("task.submit", argv=["x"], executor="safe"))["created"]
+    await client.call("hello", role="agent", origin="free-1")
+    assert (await client.call("task.get", task=hidden.id))["task"]["id"] == hidden.id
 
 
 @pytest.mark.parametrize("attempt", [None, SESSION, "t1", ""])
@@ -293,6 +320,7 @@ def test_whatever_comes_the_answer_is_a_result_or_an_error_of_the_catalogue(tmp_
 
         @settings(max_examples=300)
         @given(requests)
+        @example(("outage.list", {"since_ms": 1 << 63}))
         def answers(request: tuple[str, dict[str, Any]]) -> None:
             name, params = request
             try:

@@ -3,80 +3,30 @@
 import os
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx2
 import pytest
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
-from mcp_types import Implementation
 
 from omnid import config, platform
 from omnid.api.http import HttpServer
 from omnid.api.http_gate import Rates
 from omnid.api.mcp_server import McpServer
 from omnid.clock import SystemClock
-from omnid.daemon import Daemon
 from omnid.errors import Rejected
 from omnid.secrets import Secrets
-from omnid.settings import Http
+from omnid.settings import Config, Http
 from tests.fakes.clock import FakeClock
 from tests.fakes.home import Home
 from tests.fakes.mcp_peer import Api, Log
-
-ERAS = ["legacy", "2026-07-28"]
-TOKEN = "a-token-of-some-length"
-ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])
-PING = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
-ACCEPTS = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
-HELLO = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "bare", "version": "1"},
-    },
-}
+from tests.fakes.web import ACCEPTS, ERAS, HELLO, ON_ASYNCIO, PING, TOKEN, bare, connected, listen, problem, url
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
-
-
-def listen(home: Home, **settings: Any) -> None:
-    lines = [f"{key} = {value!r}" for key, value in {"listen": "127.0.0.1:0", **settings}.items()]
-    home.file.write_text("[http]\n" + "\n".join(lines) + "\n")
-
-
-def url(daemon: Daemon, path: str = "/mcp", scheme: str = "http") -> str:
-    assert daemon.http is not None
-    return f"{scheme}://127.0.0.1:{daemon.http.port}{path}"
-
-
-@asynccontextmanager
-async def bare(home: Home, **headers: str) -> AsyncIterator[tuple[Daemon, httpx2.AsyncClient]]:
-    async with home.daemon() as daemon, httpx2.AsyncClient(headers={**ACCEPTS, **headers}) as client:
-        yield daemon, client
-
-
-@asynccontextmanager
-async def connected(daemon: Daemon, mode: str, token: str = "", name: str = "tester") -> AsyncIterator[Client]:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx2.AsyncClient(headers=headers) as http:
-        transport = streamable_http_client(url(daemon), http_client=http)
-        info = Implementation(name=name, version="1")
-        async with Client(transport, mode=mode, client_info=info, read_timeout_seconds=10) as client:
-            yield client
-
-
-def problem(answer: httpx2.Response) -> dict[str, Any]:
-    return answer.json()["error"]["data"]
 
 
 @ON_ASYNCIO
@@ -153,6 +103,15 @@ async def test_bodies_and_rates_have_limits(home: Home) -> None:
     listen(home, token="env:WORD", body_bytes_max=2048, body_s=0.2, requests_per_s_max=200)
     async with bare(home, Authorization=f"Bearer {TOKEN}") as (daemon, client):
         assert (await client.post(url(daemon), json={**HELLO, "x": "y" * 3000})).status_code == 413
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(4):
+                yield b" " * 1000
+
+        for path in ("/mcp", "/api/v1/tasks"):
+            answer = await client.post(url(daemon, path), content=pieces())
+            assert answer.status_code == 413, "however its length is said"
+            assert "body_too_large" in answer.text
 
         assert daemon.http is not None
         async with await anyio.connect_tcp("127.0.0.1", daemon.http.port) as raw:
@@ -237,7 +196,9 @@ async def test_tls_by_certificate_files(home: Home) -> None:
 async def test_a_start_that_can_not_serve_is_refused(anyio_backend: str) -> None:
     async def refused(secrets: dict[str, str], **settings: Any) -> str:
         mcp = McpServer(Api(), "0", SystemClock(), Log(), requests_max=1)
-        server = HttpServer(Http(**settings), mcp, Secrets(secrets), SystemClock(), Log())
+        server = HttpServer(
+            Config(http=Http(**settings)), mcp, Api(), secrets=Secrets(secrets), clock=SystemClock(), log=Log()
+        )
         with pytest.raises(Rejected) as caught:
             await server.open()
         assert caught.value.code in ("http_start", "secret_missing")

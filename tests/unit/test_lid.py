@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
+from omnid.flow.caller import Caller
 from omnid.flow.doctor import Doctor
 from omnid.model import Submit
-from omnid.settings import Cap
+from omnid.settings import Cap, Origin
 from omnid.store.calls import Call, check_spend, set_zone
 from tests.fakes.acted import Acted
 from tests.fakes.clock import FakeClock
@@ -43,7 +44,7 @@ class Lid(Acted):
         self.begin(Purse)
         self.world.set("retention", finished_max=2, calls_days=32)
         self.world.set("agents", allow=("codex",))
-        self.caps(11, 0, 6, 0, 6)
+        self.caps(11, 0, 6, 0, 6, 6, 0)
         self.other_zone(zone)
         for text in "abc":
             self.submit("claude", ("night",), None, text, PERSON)
@@ -61,7 +62,7 @@ class Lid(Acted):
         labels=st.sampled_from([(), ("night",), ("night", "x")]),
         cost_max_usd=st.sampled_from([None, None, 0.5, 4]),
         text=st.text("abcdefgh", min_size=3, max_size=3),
-        caller=st.sampled_from([PERSON, AGENT]),
+        caller=st.sampled_from([PERSON, AGENT, Caller("agent", "mallory")]),
     )
     def submit(self, executor: str, labels: Any, cost_max_usd: float | None, text: str, caller: Any) -> None:
         asked = Submit(argv=("do", text), executor=executor, labels=labels, cost_max_usd=cost_max_usd, backoff_s=0)
@@ -79,7 +80,7 @@ class Lid(Acted):
             call = calls[command.attempt_id]
             assert call.reserved_microusd == round((command.cost_max_usd or 0) * 1e6) > 0
             for label, scope, month, limit in self.lids():
-                if scope in (None, call.executor, *call.labels):
+                if scope in (None, call.executor, *call.labels, f"origin:{call.origin}"):
                     total = sum(counts(one) for one in calls.values() if self.stands_under(one, scope, month))
                     assert total <= limit, f"{label}: {total}"
             own_usd = self.do(self.world.task, command.task_id).work.cost_max_usd
@@ -95,6 +96,11 @@ class Lid(Acted):
                 (cap.name, cap.label or cap.executor, month, usd)
                 for month, usd in ((False, cap.day_usd), (True, cap.month_usd))
             ]
+        own, others = config.origin
+        found += [
+            ("own", f"origin:{own.name}", False, own.day_usd),
+            ("others", "origin:mallory", True, others.month_usd),
+        ]
         return [(name, scope, month, round(usd * 1e6)) for name, scope, month, usd in found if usd]
 
     def stands_under(self, call: Call, scope: str | None, month: bool) -> bool:
@@ -104,7 +110,7 @@ class Lid(Acted):
             for at_ms in (call.started_at_ms, self.clock.now_ms)
         )
         same = (then.year, then.month) == (now.year, now.month) if month else then == now
-        return same and scope in (None, call.executor, *call.labels)
+        return same and scope in (None, call.executor, *call.labels, f"origin:{call.origin}")
 
     @rule(slots=st.integers(1, 4))
     def claim_that_dies(self, slots: int) -> None:
@@ -163,12 +169,22 @@ class Lid(Acted):
         if due:
             self.do(self.world.gates.look_at_budget)
 
-    @rule(day=USD, month=USD, label=USD, label_month=USD, executor=USD)
-    def caps(self, day: float, month: float, label: float, label_month: float, executor: float) -> None:
+    @rule(day=USD, month=USD, label=USD, label_month=USD, executor=USD, origin=USD, others=USD)
+    def caps(
+        self,
+        day: float,
+        month: float,
+        label: float,
+        label_month: float,
+        executor: float,
+        origin: float,
+        others: float,
+    ) -> None:
         """A changed config is taken over, as the daemon does it."""
         self.world.cap(
             Cap(name="night", label="night", day_usd=label, month_usd=label_month),
             Cap(name="codex", executor="codex", day_usd=executor),
+            origins=(Origin(name="claude", day_usd=origin), Origin(name="*", month_usd=others)),
             day_usd=day,
             month_usd=month,
         )

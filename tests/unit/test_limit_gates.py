@@ -11,7 +11,7 @@ from omnid.link.embedded import EmbeddedLink
 from omnid.model import Command, Gate, Park, Problem
 from omnid.store import journal
 from tests.fakes.clock import FakeClock
-from tests.fakes.world import World
+from tests.fakes.world import PERSON, World
 
 pytestmark = pytest.mark.anyio
 
@@ -274,7 +274,7 @@ async def test_why_says_until_when_in_local_time(world: World, clock: FakeClock)
     await park(world, command, clock.now_ms + HOUR_MS)
     views = Views(world.context, world.gates)
     task = await world.task(command.task_id)
-    said = await world.store.read(lambda reader: views.sentence(reader, task, None))
+    said = await world.store.read(lambda reader: views.sentence(reader, PERSON, task, None))
     assert said.startswith(
         "t1 waits because safe can take no work for now: You've hit your limit; one task tries it at "
     )
@@ -288,7 +288,7 @@ async def test_a_login_needs_a_person(world: World) -> None:
 
     (command,) = await started(world)
     await park(world, command, None, "login")
-    needs, total = await world.store.read(Views(world.context, world.gates).needs_you)
+    needs, total = await world.store.read(lambda reader: Views(world.context, world.gates).needs_you(reader, PERSON))
     assert (total, needs[0].task, needs[0].do) == (1, "safe", "omnictl resume --executor safe")
     assert Views(world.context, world.gates).problems() == [], "it is told once"
     gate = world.gates.login("safe")

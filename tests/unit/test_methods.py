@@ -56,6 +56,7 @@ def test_agents_grant_themselves_nothing() -> None:
         "schedule.run",
         "mode.show",
         "outage.list",
+        "operations",
         "status",
         "spend",
     }

@@ -17,7 +17,7 @@ from omnid.model import Attempt, Command, Park, Problem, Result, Submit, Task, W
 from omnid.retry import Backoff
 from omnid.store import journal
 from tests.fakes.clock import FakeClock
-from tests.fakes.world import World
+from tests.fakes.world import PERSON, World
 
 pytestmark = pytest.mark.anyio
 
@@ -375,7 +375,7 @@ async def test_while_a_result_waits_for_room_why_says_so(world: World, monkeypat
         if not failing.errors:
             views = Views(world.context, world.gates)
             view = await world.store.read(
-                lambda reader: views.view(reader, "user", shapes.Get(task="t1"), timed_out=False)
+                lambda reader: views.view(reader, PERSON, shapes.Get(task="t1"), timed_out=False)
             )
             said.append(view.why)
         return await failing.write(fn, **how)

@@ -73,7 +73,7 @@ async def test_a_task_keeps_the_decision_and_why_tells_it(ruled: World) -> None:
 
     async def why(id: str) -> str:
         now = await ruled.task(id)
-        return await ruled.store.read(lambda reader: views.sentence(reader, now, None))
+        return await ruled.store.read(lambda reader: views.sentence(reader, PERSON, now, None))
 
     assert (await why(task.id)).endswith("It goes to mine by rule work; turned down: absent isn't in the config.")
     assert "goes to" not in await why(plain.id)

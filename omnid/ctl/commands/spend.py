@@ -9,7 +9,7 @@ from omnid.ctl.context import Context
 from omnid.ctl.options import Option, Verb
 from omnid.ctl.render import Cell
 
-_BY = ("executor", "model", "label", "day")
+_BY = ("executor", "model", "label", "origin", "day")
 _AMOUNTS = ("SPENT", "RESERVED", "UNKNOWN", "CALLS")
 
 
@@ -66,7 +66,7 @@ VERBS = {
         "Shows what was spent, what is reserved for what runs, what has an unknown cost, and the caps.",
         "",
         (
-            Option("by", "WHAT", "executor, model, label or day"),
+            Option("by", "WHAT", "executor, model, label, origin or day"),
             Option("since", "TIME", "From this day on; without it, this month"),
         ),
         ("omnictl spend", "omnictl spend --by day --since 7d"),
