@@ -46,7 +46,7 @@ Origin = Literal["default", "file", "env"]
 CONFIG_BYTES_MAX = MIB
 SHOWN_CHARS_MAX = 200
 SLOTS_MIN = 4
-AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir")
+AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir", "brainstem.dir")
 """The settings that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
 LIVE = frozenset({"store.free_bytes_min"})
 
@@ -287,9 +287,8 @@ class _Reader:
     def together(self, sections: dict[str, dict[str, Any]], executors: tuple[Executor, ...]) -> None:
         """Checks what can only be judged together."""
         names = [executor.name for executor in executors]
-        repair = sections["mode"].get("repair_executor", "")
-        named = [("agents.allow", name) for name in sections["agents"].get("allow", ())]
-        for key, name in (*named, *([("mode.repair_executor", repair)] if repair else [])):
+        allow, repair = sections["agents"].get("allow", ()), sections["mode"].get("repair_executor") or COMMAND
+        for key, name in [*(("agents.allow", name) for name in allow), ("mode.repair_executor", repair)]:
             if name not in names:
                 detail = f"there is no executor of that name{_hint(name, names)}"
                 self.problems.append(_bad(key, name, detail))
@@ -507,4 +506,5 @@ def _unknown(key: str, known: list[str]) -> Rejected:
 def _bad(key: str, value: object, detail: str) -> Rejected:
     # A secret in a place where none belongs must not come out with the error.
     shown = "(not set)" if value is None else "(hidden)" if looks_plain(key, str(value)) else repr(value)
+    shown = re.sub(r"//[^/@\s]+@", "//(hidden)@", shown)
     return Rejected("config_bad_value", key=key, value=shown[:SHOWN_CHARS_MAX], detail=detail)

@@ -14,6 +14,7 @@ _HERE = r"(127\.0\.0\.1|localhost|\[::1\])"
 LOCAL_URL = rf"^http://{_HERE}:\d{{1,5}}(/[\w.-]+)*$"
 SAFE_URL = rf"^(https://|http://{_HERE}[:/])[^\s@?#]*[^\s@?#/]$"
 WEIGHTS_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+"""A model as its hub names it; `weights.NAME` is the same for who may not load msgspec."""
 ORIGIN_OR_ALL = r"^(\*|[^\s/*]{1,100})$"
 PARAM_NAME = r"^[a-z0-9_]{1,64}$"
 EVENT = r"^(start|[a-z_]+\.(down|up)(:[A-Za-z0-9*][A-Za-z0-9*._/-]{0,199})?)$"
@@ -27,7 +28,7 @@ SAID: Mapping[str, str] = {
     NAME: "a name of at most 64 of a-z, 0-9, `.`, `_` and `-`, which begins with a letter or a digit",
     WORDS: "words with no `*` but at their end",
     LOCAL_URL: "an address on this machine with its port, like http://127.0.0.1:8642/v1",
-    SAFE_URL: "an address that begins with https://, or one on this machine, without a slash at its end",
+    SAFE_URL: "an address with https:// (or http:// on this machine), without password, query or fragment",
     WEIGHTS_NAME: "a name like mlx-community/Qwen2.5-7B-Instruct-4bit",
     ORIGIN_OR_ALL: "a name of at most 100 characters without spaces, `/` and `*`, or `*` alone",
     PARAM_NAME: "a name of at most 64 of a-z, 0-9 and `_`",

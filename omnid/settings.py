@@ -19,11 +19,6 @@ Hours = Annotated[str, Meta(pattern=HOURS_OR_NONE)]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
 Words = Annotated[str, Meta(pattern=WORDS, max_length=200)]
 """A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
-LocalUrl = Annotated[str, Meta(pattern=LOCAL_URL)]
-"""An address on this machine, with its port."""
-HubUrl = Annotated[str, Meta(pattern=SAFE_URL)]
-"""An address that is reached over TLS, or on this machine."""
-WeightsName = Annotated[str, Meta(pattern=WEIGHTS_NAME)]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
@@ -214,11 +209,11 @@ class Brainstem(_Section, frozen=True, kw_only=True):
     """The local model that is woken when the cloud is gone: a command that serves the OpenAI wire at `base_url`."""
 
     argv: tuple[str, ...] = ()
-    base_url: LocalUrl = "http://127.0.0.1:8642/v1"
+    base_url: Annotated[str, Meta(pattern=LOCAL_URL)] = "http://127.0.0.1:8642/v1"
     model: str = "default_model"
-    weights: WeightsName = "mlx-community/Qwen2.5-7B-Instruct-4bit"
+    weights: Annotated[str, Meta(pattern=WEIGHTS_NAME)] = "mlx-community/Qwen2.5-7B-Instruct-4bit"
     dir: str = ""
-    hub: HubUrl = "https://huggingface.co"
+    hub: Annotated[str, Meta(pattern=SAFE_URL)] = "https://huggingface.co"
     context_tokens: Count = 8192
     memory_bytes_min: Annotated[int, Meta(ge=0)] = 0
     start_timeout_s: Seconds = 120.0

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from omnid.ctl.demo_tiny_model import make
 from omnid.weights import find
 from tests.e2e.harness import Home, until
 from tests.fakes.cloud import cloud
 from tests.fakes.hub import REVISION, Hub
 from tests.fakes.hub import hub as serve
+from tests.fakes.tiny_model import make
 
 KEY = "sk-planted-local-model"
 SLOW_S = 90.0

@@ -12,7 +12,6 @@ import anyio.abc
 import anyio.to_thread
 import pytest
 
-from omnid.ctl.demo_tiny_model import make
 from omnid.executor import brainstem
 from omnid.executor.brainstem import Brainstem, BrainstemState, Surroundings
 from omnid.executor.direct import Direct
@@ -24,6 +23,7 @@ from omnid.settings import GIB, Config, Models
 from omnid.settings import Brainstem as Section
 from omnid.weights import Weights, WeightsFile, digest, directory_of, write
 from tests.contract.model_ways import Clock
+from tests.fakes.tiny_model import make
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
