@@ -43,7 +43,7 @@ RESUME_S, RESUME_S_MIN, RESUME_S_MAX = 1.0, 0.1, 30.0
 """The wait before that: unless the server says otherwise, and the bounds of what it may say."""
 ERROR_BYTES_MAX = 64 * 1024
 SAID_CHARS_MAX = 300
-SESSION_CHARS_MAX = 1024
+ID_CHARS_MAX = 1024
 SESSION, VERSION = "mcp-session-id", "mcp-protocol-version"
 
 _DOWN = frozenset({401, 403, 404, 405, 407, 408, 421, 429, 503})
@@ -286,7 +286,7 @@ class HttpTransport:
         if status >= 400:
             return await self._turned_down(post, response, inbox)
         if post.message.method == "initialize":
-            self._session = _session(_header(response, SESSION))
+            self._session = _id(_header(response, SESSION))
         kind = _header(response, "content-type").partition(";")[0].strip().lower()
         if kind == "application/json":
             body = await _whole(response, MESSAGE_BYTES_MAX + 1)
@@ -309,7 +309,7 @@ class HttpTransport:
                     # An empty event gives the stream its first id.
                     if data and await inbox.take(data, post.flow):
                         return None
-                post.event_id = reader.last_id or post.event_id
+                post.event_id = _id(reader.last_id) or post.event_id
                 if reader.retry_ms is not None:
                     post.retry_s = min(max(reader.retry_ms / 1000, RESUME_S_MIN), RESUME_S_MAX)
         return Trouble("unknown", "its stream of events ended without an answer")
@@ -358,9 +358,9 @@ def _header(response: "httpcore2.Response", name: str) -> str:
     return next((value.decode("latin-1") for key, value in response.headers if key.lower() == wanted), "")
 
 
-def _session(id: str) -> str:
-    """Gives a session id that may be sent back: visible ASCII, as the protocol has it."""
-    return id if len(id) <= SESSION_CHARS_MAX and all("!" <= letter <= "~" for letter in id) else ""
+def _id(id: str) -> str:
+    """Gives an id that may be sent back, of a session or an event: visible ASCII, as the protocol has it."""
+    return id if len(id) <= ID_CHARS_MAX and all("!" <= letter <= "~" for letter in id) else ""
 
 
 def _origin(url: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import anyio
 import pytest
 
-from omnid.errors import Retryable
+from omnid.errors import Rejected, Retryable
 from omnid.executor import mcp_follow
 from omnid.executor.interface import Found
 from omnid.executor.mcp_tasks import read_task
@@ -168,11 +168,19 @@ async def test_a_server_that_is_away_meanwhile_is_waited_for(kit: Kit, monkeypat
 
 
 @each_way
-async def test_a_task_that_can_not_be_noted_is_followed_all_the_same(kit: Kit) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Retryable("disk_full", detail="no room", path="/state"),
+        Rejected("too_many", count=9, things="notes of one attempt", limit=8, setting="limits.notes_max"),
+    ],
+    ids=["disk", "notes"],
+)
+async def test_a_task_that_can_not_be_noted_is_followed_all_the_same(kit: Kit, error: Exception) -> None:
     class Full(Ports):
         async def note(self, attempt_id: str, kind: str, body: Any) -> None:
             if kind == "remote_task":
-                raise Retryable("disk_full", detail="no room", path="/state")
+                raise error
 
     kit.fake.ports = Full()
     assert (await kit.ended(kit.job(), DONE)).output == "done"
@@ -193,6 +201,10 @@ async def test_a_call_outside_of_attempts_may_become_a_task_too(kit: Kit) -> Non
         group.start_soon(call)
         kit.set(await kit.fifo.line(), **DONE)
     assert answers[0].text == "done"
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        (kit.tasks / await kit.fifo.line()).unlink()
+    assert (answers[1].kind, "knows its task no more" in answers[1].text) == ("unknown", True)
 
 
 @pytest.mark.parametrize(
