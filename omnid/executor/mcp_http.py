@@ -111,7 +111,7 @@ class HttpTransport:
         self._inbox: Inbox | None = None
         self._ready = anyio.Event()
         self._posts: dict[Id, _Post] = {}
-        self._told = 0
+        self._told, self._left_out = 0, False
         self._session = ""
         self._version = ""
         self._modern = False
@@ -186,6 +186,11 @@ class HttpTransport:
     async def _tell(self, message: Outgoing, method: str = "POST") -> None:
         """Sends a message that has no answer; one that gets lost is as one that the server ignores."""
         if self._told >= TOLD_MAX:
+            if not self._left_out:
+                self._log.warning(
+                    "mcp_not_told", server=self._name, method=message.method, why="it takes none of these"
+                )
+            self._left_out = True
             return
         self._told += 1
         why = f"it didn't confirm it in {TELL_S:g} s"
@@ -233,6 +238,7 @@ class HttpTransport:
         """Makes one HTTP request for a message and reads what it brings; None: the answer."""
         try:
             for _ in range(REDIRECTS_MAX):
+                post.sent = False
                 async with self._stream(method, post.message, post.trace, post.event_id) as response:
                     moved = self._moved(response)
                     if moved is None:

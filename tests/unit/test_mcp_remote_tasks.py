@@ -12,8 +12,9 @@ from omnid.executor.mcp_tasks import read_task
 from omnid.model import Command, Result
 from omnid.retry import Backoff
 from tests.contract.executors import Ports
+from tests.fakes.mcp_http_server import Exchange
 from tests.fakes.signals import WAIT_S
-from tests.unit.mcp_kit import DONE, Kit, each_way, left_behind
+from tests.unit.mcp_kit import DONE, Kit, each_way, each_way_of_http, left_behind
 from tests.unit.test_mcp_executor import problem
 
 pytestmark = pytest.mark.anyio
@@ -165,6 +166,28 @@ async def test_a_server_that_is_away_meanwhile_is_waited_for(kit: Kit, monkeypat
                 await ended.wait()
     assert results[0].output == "done"
     assert kit.fake.ledger("called").count("job") == 1
+
+
+@each_way_of_http
+async def test_a_look_that_is_not_answered_is_given_up_and_done_again(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnid.executor.mcp_session.LOOK_S", 0.3)
+    monkeypatch.setattr(mcp_follow, "AWAY", Backoff(base_s=0.05, max_s=0.1))
+    hung: list[bool] = []
+
+    def hook(exchange: Exchange, message: dict[str, Any]) -> bool:
+        if message.get("method") != "tasks/get" or hung:
+            return False
+        hung.append(True)
+        exchange.until_hung_up()
+        return True
+
+    assert kit.server is not None
+    kit.server.hooks.append(hook)
+    assert (await kit.ended(kit.job(), DONE)).output == "done"
+    assert hung
+    assert len(kit.fake.log("mcp_task_waits")) == 1
 
 
 @each_way
