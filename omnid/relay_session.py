@@ -21,19 +21,24 @@ MESSAGE_BYTES_MAX = 4 << 20
 ASKED_MAX = 256
 REPLAYS_MAX = 256
 SENDS_MAX = 20
-"""How often a request is sent in all: one that brings the daemon down must not do so for ever."""
+"""How often a request is sent to daemons that die soon: one that brings the daemon down must not do so for ever."""
+
+CALM_S = 10.0
+"""After how long a daemon's end is no longer put down to the requests that it had."""
 
 _HELLO_ID = "omnid-hello"
 _SUBSCRIBE, _UNSUBSCRIBE, _LISTEN = "resources/subscribe", "resources/unsubscribe", "subscriptions/listen"
 _ACKNOWLEDGED, _UPDATED = "notifications/subscriptions/acknowledged", "notifications/resources/updated"
-_SUBSCRIPTION_ID = "io.modelcontextprotocol/subscriptionId"
+_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 _INITIALIZE, _INITIALIZED, _CANCELLED = "initialize", "notifications/initialized", "notifications/cancelled"
+_OTHER_VERSION = frozenset({"bad_request", "unknown_method"})
+"""With what a daemon refuses a hello that it can't understand."""
 
 
 class _Request:
     """A request of the client that has no answer yet."""
 
-    __slots__ = ("acknowledged", "at_s", "id", "line", "method", "sends")
+    __slots__ = ("acknowledged", "at_s", "id", "line", "method", "sends", "sent_s")
 
     def __init__(self, request_id: int | str, method: str, line: bytes, at_s: float) -> None:
         self.id = request_id
@@ -41,6 +46,7 @@ class _Request:
         self.line = line
         self.at_s = at_s
         self.sends = 0
+        self.sent_s = at_s
         self.acknowledged = False
         """Of a subscription: whether the client knows what it gets."""
 
@@ -118,8 +124,15 @@ class Session:
         """Forgets the connection; what is open will be sent again."""
         if self.phase == "up":
             self._away_since_s = now_s
+            for request in self.open.values():
+                if now_s >= request.sent_s + CALM_S:
+                    request.sends = min(request.sends, 1)
         self.phase = "away"
         self.to_daemon.clear()
+        for own_id in self._asked:
+            # Nobody waits for the answer any more; what is still to be asked, the next daemon asks anew.
+            params = {"requestId": own_id, "reason": "omnid has gone away"}
+            self.to_client += wire.line({"jsonrpc": "2.0", "method": _CANCELLED, "params": params})
         self._asked.clear()
 
     def expire(self, now_s: float) -> None:
@@ -181,7 +194,7 @@ class Session:
         elif self.phase == "initializing" and message_id == self._replays[_INITIALIZE].id:
             if "error" in message:
                 self._note(f"the daemon took the session over with an error: {message['error']}")
-            self._go_up()
+            self._go_up(now_s)
         elif message_id is None:
             self.problem = wire.error_from(message.get("error"))
             self._note(f"the daemon reports: {self.problem}")
@@ -194,9 +207,9 @@ class Session:
         self.open[request.id] = request
         self._open_bytes += len(request.line)
         if self.phase == "up":
-            self._send(request)
+            self._send(request, request.at_s)
 
-    def _send(self, request: _Request) -> None:
+    def _send(self, request: _Request, now_s: float) -> None:
         if len(request.line) > self._limit_bytes:
             self._close(request)
             self._refuse(request.id, Rejected("message_too_large", limit_bytes=self._limit_bytes))
@@ -207,6 +220,7 @@ class Session:
             self._refuse(request.id, Retryable("daemon_lost", detail=detail))
             return
         request.sends += 1
+        request.sent_s = now_s
         self.to_daemon += request.line + b"\n"
 
     def _close(self, request: _Request) -> None:
@@ -256,13 +270,17 @@ class Session:
             self.to_client += line + b"\n"
 
     def _acknowledged_before(self, message: dict[str, Any]) -> bool:
-        """Tells whether a subscription was acknowledged by an earlier daemon already, which the client hears once."""
-        request_id = _mapping(_params(message).get("_meta")).get(_SUBSCRIPTION_ID)
+        """Tells whether an earlier daemon has acknowledged a subscription already, which the client hears once.
+
+        It is cleared of the suspicion that it brings daemons down: this one has taken it and goes on.
+        """
+        request_id = _mapping(_params(message).get("_meta")).get(_SUBSCRIPTION)
         request = self.open.get(request_id) if isinstance(request_id, int | str) else None
-        if request is None or request.acknowledged:
-            return request is not None
-        request.acknowledged = True
-        return False
+        if request is None:
+            return False
+        request.sends = 1
+        before, request.acknowledged = request.acknowledged, True
+        return before
 
     def _say_updated(self, params: dict[str, Any]) -> None:
         """Says of a resource that it may have changed while no daemon was there to tell."""
@@ -271,6 +289,8 @@ class Session:
     def _greeted(self, message: dict[str, Any], now_s: float) -> None:
         if "result" not in message:
             self.problem = wire.error_from(message.get("error"))
+            if self.problem.code in _OTHER_VERSION:
+                self._give_up(Rejected("daemon_differs", version=__version__, detail=self.problem.what))
             self._note(f"the daemon refused: {self.problem}")
             self.lost(now_s)
             return
@@ -280,12 +300,19 @@ class Session:
         self.problem = None
         initialize = self._replays.get(_INITIALIZE)
         if initialize is None:
-            self._go_up()
+            self._go_up(now_s)
         else:
             self.phase = "initializing"
             self.to_daemon += initialize.line + b"\n"
 
-    def _go_up(self) -> None:
+    def _give_up(self, problem: OmnidError) -> None:
+        """Answers all that is open: this daemon will not take it, however long the client waits."""
+        self.problem = problem
+        for request in list(self.open.values()):
+            self._close(request)
+            self._refuse(request.id, problem)
+
+    def _go_up(self, now_s: float) -> None:
         self.phase = "up"
         if _INITIALIZE in self._replays and self._initialized:
             self.to_daemon += self._initialized + b"\n"
@@ -296,7 +323,7 @@ class Session:
             if request.method == _SUBSCRIBE:
                 self._say_updated({"uri": _params(_decoded(request.line)).get("uri")})
         for request in list(self.open.values()):
-            self._send(request)
+            self._send(request, now_s)
 
     def _remember(self, request: _Request) -> None:
         """Keeps what was agreed and has to be said again to another daemon."""

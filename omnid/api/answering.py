@@ -30,17 +30,17 @@ class Open(NamedTuple):
 
 
 class Answering:
-    """Answers questions of tasks; `controlled` gives what is shown of a task afterwards."""
+    """Answers questions of tasks; `controlled` gives what is shown of a task afterwards.
+
+    Both methods raise Rejected: `no_question`, `answer_unfit`, `other_origin`, `not_allowed`, `unknown_task`.
+    """
 
     def __init__(self, context: Context, controlled: Callable[[Reader, str], Controlled]) -> None:
         self._context = context
         self._controlled = controlled
 
     async def answer(self, caller: Caller, params: Answer) -> Controlled:
-        """Takes an answer to what a task asks, and lets it go on when it was the last one.
-
-        Raises Rejected: `no_question`, `answer_unfit`, `other_origin`, `unknown_task`.
-        """
+        """Answers what a running task asks. Agents answer for their own tasks, but for those that a person approved."""
         try:
             responses = await self._responses(caller, params)
         except OmnidError:
@@ -124,10 +124,15 @@ def _about(field: Mapping[str, Any]) -> str | None:
 
 
 def _open(reader: Reader, *, caller: Caller, ref: str) -> Open:
-    """Gives a task that the caller may answer, and what it asks; raises Rejected(`other_origin`, `unknown_task`)."""
+    """Gives a task that the caller may answer, and what it asks.
+
+    Raises Rejected: `unknown_task`, and for an agent `other_origin`, or `not_allowed` where a person had to approve it.
+    """
     task = find_task(reader, ref, caller.origin)
     if caller.role == "agent" and task.origin != caller.origin:
         raise Rejected("other_origin", task=task.name, origin=caller.origin, action="answer")
+    if caller.role == "agent" and task.approval is not None:
+        raise Rejected("not_allowed", method=f"an answer to {task.name}, which a person has approved,", role="agent")
     return Open(task, {one.key: one for one in asking.open_requests(reader, task)})
 
 

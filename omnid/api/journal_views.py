@@ -11,6 +11,7 @@ from omnid.api.shapes import (
     Doctor as DoctorAnswer,
 )
 from omnid.api.shapes import (
+    Empty,
     Finding,
     Log,
     LogPart,
@@ -148,6 +149,11 @@ class JournalViews:
             *await self.executors(),
         ]
         return DoctorAnswer(all(finding.ok for finding in findings), findings)
+
+    async def check(self, _caller: Caller, _params: Empty) -> DoctorAnswer:
+        """Probes every executor; that of an MCP server begins a session with it."""
+        findings = await self.executors()
+        return DoctorAnswer(all(one.ok for one in findings), findings)
 
     async def executors(self) -> list[Finding]:
         """Probes every executor, side by side; the gates follow what is found."""

@@ -43,11 +43,14 @@ class Asks:
         self._log = log
 
     def may(self, context: Context, view: TaskView) -> dict[str, QuestionView]:
-        """Gives what the client's user may be asked: of its own tasks, in the ways that the client declares."""
+        """Gives what the client's user may be asked, in the ways that the client declares.
+
+        That is what its own tasks ask, unless a person had to approve them: who approves them answers them too.
+        """
         declared = context.session.client_capabilities
         ways = None if declared is None else declared.elicitation
         own = self._calls.caller(context).origin == view.task.origin and self._calls.offers(context, "task_control")
-        if ways is None or not own:
+        if ways is None or not own or view.approval is not None:
             return {}
         pages = ways.url is not None
         forms = ways.form is not None or not pages

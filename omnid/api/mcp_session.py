@@ -36,6 +36,7 @@ from omnid.api.mcp_subscriptions import Subscriptions
 from omnid.api.mcp_tasks import Tasks
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
+from omnid.api.schedule_views import SCHEDULED
 from omnid.api.shapes import Get, TaskView
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
@@ -224,7 +225,11 @@ class ToolServer(Calls):
             )
             if isinstance(done, dict):
                 return cast("types.CallToolResult", done)
-            if isinstance(done, Submitted) and (task := await self._tasks.made(context, done.id)):
+            if (
+                isinstance(done, Submitted)
+                and done.state != SCHEDULED
+                and (task := await self._tasks.made(context, done.id))
+            ):
                 return cast("types.CallToolResult", task)
             result = shown(done)
         except (Fatal, MCPError):

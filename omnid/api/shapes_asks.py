@@ -44,7 +44,7 @@ class QuestionView(Struct, frozen=True):
 class Answer(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An answer to what a running task asks; all of `responses`, or one by the other fields.
 
-    People may answer every task, agents their own.
+    People may answer every task, agents their own, unless a person had to approve it.
     """
 
     task: Annotated[str, Meta(min_length=1, max_length=200, description="UUID, t7, or origin/t7")]

@@ -25,7 +25,7 @@ from omnid.executor.spool import excerpt
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.log import Logger
-from omnid.model import Command, Outcome, Problem, Result, Work
+from omnid.model import Command, Problem, Result, Work
 from omnid.secrets import Secrets
 from omnid.settings import PROMPT, Limits
 from omnid.settings import McpExecutor as Section
@@ -204,7 +204,7 @@ class McpExecutor:
         except (Retryable, Rejected) as error:
             if attempt.called:
                 return _unknown(command, error.what, repeatable=attempt.repeatable)
-            return error if isinstance(error, Retryable) else _ended(command, "rejected", Problem.of(error))
+            return error if isinstance(error, Retryable) else command.ended("rejected", Problem.of(error))
         except UnanswerableError as error:
             return await self._unanswerable(attempt, str(error))
         except TaskGoneError as error:
@@ -331,11 +331,11 @@ class McpExecutor:
         """Gives what an attempt came to that was ended; `unknown` says why nobody knows how far a call came."""
         command = attempt.command
         if attempt.cancelled:
-            return _ended(command, "cancelled", Problem.make("cancelled", detail=told))
+            return command.ended("cancelled", Problem.make("cancelled", detail=told))
         if unknown is not None:
             return _unknown(command, unknown, repeatable=False)
         problem = Problem.make("attempt_timeout", timeout_s=f"{attempt.timeout_s:g}")
-        return _ended(command, "timeout", problem)
+        return command.ended("timeout", problem)
 
     def _result(self, attempt: "_Attempt", answer: "Answer") -> Result:
         command = attempt.command
@@ -344,10 +344,10 @@ class McpExecutor:
             return _unknown(command, detail, repeatable=attempt.repeatable)
         self._keeper.worked()
         if answer.kind == "refused":
-            return _ended(command, "rejected", Problem.make("bad_arguments", tool=attempt.tool, detail=detail))
+            return command.ended("rejected", Problem.make("bad_arguments", tool=attempt.tool, detail=detail))
         if answer.kind == "stopped":
             problem = Problem.make("reported_error", executor=self.name, detail=detail, task=command.name)
-            return _ended(command, "rejected", problem)
+            return command.ended("rejected", problem)
         value = msgspec.json.encode(answer.value)
         text = answer.text if answer.text or answer.value is None else value.decode()
         attempt.notices.add(text + "\n")
@@ -358,12 +358,8 @@ class McpExecutor:
         problem = None
         if answer.kind == "error":
             problem = Problem.make("reported_error", executor=self.name, detail=detail, task=command.name)
-        return Result(
-            command.attempt_id,
-            command.task_id,
-            command.number,
-            "success" if problem is None else "failure",
-            problem=problem,
+        return structs.replace(
+            command.ended("success" if problem is None else "failure", problem),
             output=output,
             output_bytes=len(data),
             # Decoded anew, because a server's numbers may be none of JSON (NaN), and they become null.
@@ -393,14 +389,10 @@ class _Attempt:
         self.repeatable = False
 
 
-def _ended(command: Command, outcome: Outcome, problem: Problem) -> Result:
-    return Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem)
-
-
 def _unknown(command: Command, detail: str, *, repeatable: bool) -> Result:
     """Makes the result of a call that nobody knows the end of: only what may be repeated counts as failed."""
     if repeatable:
         problem = Problem.make("executor_crashed", executor=command.executor, detail=detail, task=command.name)
-        return _ended(command, "failure", problem)
+        return command.ended("failure", problem)
     problem = Problem.make("uncertain", executor=command.executor, detail=detail, task=command.name)
-    return _ended(command, "lost", problem)
+    return command.ended("lost", problem)

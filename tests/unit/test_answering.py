@@ -119,6 +119,17 @@ async def test_agents_answer_their_own_tasks_and_people_all(call: Calls, world: 
     assert await given(world, command) == {"q1": InputResponse("accept", ADA), "q2": InputResponse("decline")}
 
 
+async def test_what_a_person_approved_a_person_answers(call: Calls, world: World) -> None:
+    await world.add("deploy", caller=AGENT)
+    await world.control("claude/t1", "approve")
+    (command,) = await world.claim()
+    config = world.context.config
+    await world.write(lambda tx: asking.record(tx, command.attempt_id, {"name": NAME}, config))
+    assert await code(call("task.answer", AGENT, task="t1", value="x")) == "not_allowed"
+    await call("task.answer", task="claude/t1", value="Ada")
+    assert await given(world, command) == {"q1": InputResponse("accept", ADA)}
+
+
 async def test_a_reply_to_what_asks_is_the_answer(call: Calls, world: World) -> None:
     command = await asks(world, name=NAME)
     await call("task.control", task="t1", action="reply", text="3 drop")

@@ -258,8 +258,10 @@ async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
         "mode.hold",
         "channel.check",
         "executor.check",
+        "model.rehearse",
+        "state.ask",
     }
-    assert len(waits) == 16
+    assert len(waits) == 18
     assert not handler.waits(Request(jsonrpc="2.0", method="omnid/nothing"))
 
 

@@ -1,18 +1,15 @@
 """Any sequence of what can happen to tasks leaves the tables, the log and the tally as they must be."""
 
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from anyio.from_thread import start_blocking_portal
-from hypothesis import HealthCheck, note, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 
-from omnid.errors import Rejected
-from omnid.model import Command, Submit
+from omnid.flow import asking
+from omnid.model import InputRequest, Submit
 from omnid.store import journal
+from tests.fakes.acted import Acted
 from tests.fakes.clock import FakeClock
 from tests.fakes.invariants import broken
 from tests.fakes.world import AGENT, PERSON, World
@@ -41,44 +38,16 @@ DAY_MS = 86_400_000
 READY = "SELECT id FROM task WHERE ready = 1 AND (deadline_ms IS NULL OR deadline_ms > ?)"
 
 
-class Flow(RuleBasedStateMachine):
+class Flow(Acted):
     def __init__(self) -> None:
-        super().__init__()
-        self._directory = tempfile.TemporaryDirectory()
-        self._portal = start_blocking_portal("asyncio")
-        self.portal = self._portal.__enter__()
-        self.clock = FakeClock()
-        self.commands: list[Command] = []
+        super().__init__(FakeClock())
         self.names: dict[str, str] = {}
 
     @initialize()
     def start(self) -> None:
-        self.world = self.portal.call(World, Path(self._directory.name), self.clock)
+        self.begin(World)
         self.world.set("retention", finished_max=3, batch=2)
         self.world.set("agents", allow=("safe",))
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.portal.call(self.world.close)
-        self._portal.__exit__(None, None, None)
-        self._directory.cleanup()
-
-    def do(self, fn: Callable[..., Any], *args: Any, **fields: Any) -> Any:
-        """Calls it in the world."""
-
-        async def call() -> Any:
-            return await fn(*args, **fields)
-
-        return self.portal.call(call)
-
-    def ask(self, fn: Callable[..., Any], *args: Any, **fields: Any) -> Any:
-        """Calls it in the world; a refusal is an answer too."""
-        try:
-            return self.do(fn, *args, **fields)
-        except Rejected as error:
-            assert error.code not in ("bad_event", "replay_mismatch", "internal"), error
-            note(f"refused: {error.code}")
-            return None
 
     def known(self) -> list[str]:
         return sorted(self.names, key=lambda name: (len(name), name))
@@ -131,6 +100,30 @@ class Flow(RuleBasedStateMachine):
             if id not in ids and ids and task.lane not in taken:
                 assert rank[id] > rank[ids[-1]], "a task of lower rank went first"
 
+    @rule(data=st.data(), names=st.sets(st.sampled_from("abc"), min_size=1))
+    def ask_a_person(self, data: st.DataObject, names: set[str]) -> None:
+        """An attempt asks; one that is over is refused."""
+        if self.commands:
+            command = data.draw(st.sampled_from(self.commands))
+            requests = {name: InputRequest("elicitation/create", {"message": name}) for name in sorted(names)}
+            config = self.world.context.config
+            self.ask(self.world.write, lambda tx: asking.record(tx, command.attempt_id, requests, config))
+
+    @rule(data=st.data(), again=st.booleans())
+    def answer(self, data: st.DataObject, again: bool) -> None:
+        """Somebody answers what is open, or once more what they have just answered."""
+        rows = self.do(self.world.rows, "SELECT id FROM task WHERE state = 'input_required' ORDER BY ord")
+        if rows:
+            task = self.do(self.world.task, data.draw(st.sampled_from(rows))[0])
+            asked = self.do(self.world.store.read, lambda reader: asking.open_requests(reader, task))
+            key = data.draw(st.sampled_from(asked)).key
+
+            def respond(tx: Any) -> None:
+                asking.respond(tx, journal.need_task(tx, task.id), key, asking.UNANSWERED, "user")
+
+            for _ in range(2 if again else 1):
+                self.ask(self.world.write, respond)
+
     @rule(data=st.data(), outcome=OUTCOMES, output=st.sampled_from([None, "short", BIG]))
     def finish(self, data: st.DataObject, outcome: str, output: str | None) -> None:
         if not self.commands:
@@ -139,7 +132,8 @@ class Flow(RuleBasedStateMachine):
         before = self.do(self.world.rows, "SELECT state, attempt FROM task WHERE id = ?", command.task_id)
         touched = self.do(self.world.finish, command, outcome, output=output)
         counts = bool(before) and before[0][1] == command.number
-        counts &= bool(before) and before[0][0] in (["executing"] if outcome == "lost" else ["executing", "uncertain"])
+        ending = ["executing", "input_required"] if outcome == "lost" else ["executing", "input_required", "uncertain"]
+        counts &= bool(before) and before[0][0] in ending
         assert bool(touched) == counts, "a late or double result counted, or a good one didn't"
 
     @rule(data=st.data(), action=ACTIONS, caller=CALLERS, always=st.booleans(), priority=st.integers(-1, 1))

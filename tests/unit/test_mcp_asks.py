@@ -125,6 +125,24 @@ async def test_only_who_may_answer_is_asked(home: Home) -> None:
             assert (await limited.ask("tasks/update", taskId=task_id, inputResponses={}))["code"] == -32601
 
 
+async def test_who_approved_a_task_answers_it(home: Home) -> None:
+    home.file.write_text(home.file.read_text().replace("allow", "# allow"))
+    async with home.daemon() as daemon, client(daemon, modern=True, elicitation={}) as one:
+        arguments = {"argv": ["name"], "executor": "mine"}
+        made = (await one.ask("tools/call", name="task_submit", arguments=arguments))["structuredContent"]
+        async with await anyio.connect_unix(daemon.context.config.socket.path) as stream:
+            person = Talk(stream, modern=False)
+            await person.ask("omnid/task.control", task=made["id"], action="approve")
+            view = await got(one, made["id"], wait_s=10)
+            assert [question["key"] for question in view["questions"]] == ["q1"]
+            assert "inputRequests" not in await one.ask("tasks/get", taskId=made["id"])
+            answers = {"q1": {"action": "decline"}}
+            refused = await one.ask("tasks/update", taskId=made["id"], inputResponses=answers)
+            assert refused["data"]["code"] == "not_allowed"
+            await person.ask("omnid/task.answer", task=made["id"], action="decline")
+        assert (await got(one, made["id"], wait_s=10))["task"]["state"] == "completed"
+
+
 async def test_a_wait_of_2026_is_answered_with_the_question_and_comes_again(home: Home) -> None:
     async with home.daemon() as daemon, client(daemon, modern=True, elicitation={"form": {}}) as one:
         task_id = await asked(one, "name", "other")
