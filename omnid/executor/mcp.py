@@ -143,10 +143,15 @@ class McpExecutor:
         session = await self._keeper.session()
         with session.held(id, ignore):
             answer = await session.call(tool, arguments, id)
-        if isinstance(answer, RemoteTask):
-            return await self._follower.follow(answer.id, id, ignore)
+        try:
+            if isinstance(answer, RemoteTask):
+                answer = await self._follower.follow(answer.id, id, ignore)
+        except TaskGoneError as error:
+            return Answer("unknown", f"the server knows its task no more: {error}")
+        except UnanswerableError as error:
+            return Answer("error", f"it asks for {error}, which nobody here can give")
         if isinstance(answer, Asked):
-            return Answer("error", "it asks for more, and nobody can be asked here")
+            return Answer("error", "it asks for more, which nobody here can give")
         if answer.kind == "unsent":
             raise self._down(answer.text)
         return answer
@@ -196,12 +201,10 @@ class McpExecutor:
         try:
             with attempt.allowance.scope:
                 return await work(attempt)
-        except Retryable as error:
-            if not attempt.called:
-                return error
-            return _unknown(command, error.what, repeatable=attempt.repeatable)
-        except Rejected as error:
-            return command.ended("rejected", Problem.of(error))
+        except (Retryable, Rejected) as error:
+            if attempt.called:
+                return _unknown(command, error.what, repeatable=attempt.repeatable)
+            return error if isinstance(error, Retryable) else command.ended("rejected", Problem.of(error))
         except UnanswerableError as error:
             return await self._unanswerable(attempt, str(error))
         except TaskGoneError as error:
@@ -259,7 +262,7 @@ class McpExecutor:
         attempt.task_id = task.id
         try:
             await attempt.ports.note(command.attempt_id, TASK, {"server": self.name, "id": task.id})
-        except Retryable as error:
+        except (Retryable, Rejected) as error:
             # It can be waited for all the same; only a daemon that is killed meanwhile would know nothing of it.
             self._log.warning("mcp_task_not_noted", server=self.name, task=command.name, **error.as_dict())
         self._log.info("mcp_task", server=self.name, tool=attempt.tool, id=task.id, task=command.name)

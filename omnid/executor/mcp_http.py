@@ -43,7 +43,7 @@ RESUME_S, RESUME_S_MIN, RESUME_S_MAX = 1.0, 0.1, 30.0
 """The wait before that: unless the server says otherwise, and the bounds of what it may say."""
 ERROR_BYTES_MAX = 64 * 1024
 SAID_CHARS_MAX = 300
-SESSION_CHARS_MAX = 1024
+ID_CHARS_MAX = 1024
 SESSION, VERSION = "mcp-session-id", "mcp-protocol-version"
 
 _DOWN = frozenset({401, 403, 404, 405, 407, 408, 421, 429, 503})
@@ -111,7 +111,7 @@ class HttpTransport:
         self._inbox: Inbox | None = None
         self._ready = anyio.Event()
         self._posts: dict[Id, _Post] = {}
-        self._told = 0
+        self._told, self._left_out = 0, False
         self._session = ""
         self._version = ""
         self._modern = False
@@ -186,6 +186,11 @@ class HttpTransport:
     async def _tell(self, message: Outgoing, method: str = "POST") -> None:
         """Sends a message that has no answer; one that gets lost is as one that the server ignores."""
         if self._told >= TOLD_MAX:
+            if not self._left_out:
+                self._log.warning(
+                    "mcp_not_told", server=self._name, method=message.method, why="it takes none of these"
+                )
+            self._left_out = True
             return
         self._told += 1
         why = f"it didn't confirm it in {TELL_S:g} s"
@@ -233,6 +238,7 @@ class HttpTransport:
         """Makes one HTTP request for a message and reads what it brings; None: the answer."""
         try:
             for _ in range(REDIRECTS_MAX):
+                post.sent = False
                 async with self._stream(method, post.message, post.trace, post.event_id) as response:
                     moved = self._moved(response)
                     if moved is None:
@@ -286,7 +292,7 @@ class HttpTransport:
         if status >= 400:
             return await self._turned_down(post, response, inbox)
         if post.message.method == "initialize":
-            self._session = _session(_header(response, SESSION))
+            self._session = _id(_header(response, SESSION))
         kind = _header(response, "content-type").partition(";")[0].strip().lower()
         if kind == "application/json":
             body = await _whole(response, MESSAGE_BYTES_MAX + 1)
@@ -309,7 +315,7 @@ class HttpTransport:
                     # An empty event gives the stream its first id.
                     if data and await inbox.take(data, post.flow):
                         return None
-                post.event_id = reader.last_id or post.event_id
+                post.event_id = _id(reader.last_id) or post.event_id
                 if reader.retry_ms is not None:
                     post.retry_s = min(max(reader.retry_ms / 1000, RESUME_S_MIN), RESUME_S_MAX)
         return Trouble("unknown", "its stream of events ended without an answer")
@@ -358,9 +364,9 @@ def _header(response: "httpcore2.Response", name: str) -> str:
     return next((value.decode("latin-1") for key, value in response.headers if key.lower() == wanted), "")
 
 
-def _session(id: str) -> str:
-    """Gives a session id that may be sent back: visible ASCII, as the protocol has it."""
-    return id if len(id) <= SESSION_CHARS_MAX and all("!" <= letter <= "~" for letter in id) else ""
+def _id(id: str) -> str:
+    """Gives an id that may be sent back, of a session or an event: visible ASCII, as the protocol has it."""
+    return id if len(id) <= ID_CHARS_MAX and all("!" <= letter <= "~" for letter in id) else ""
 
 
 def _origin(url: str) -> str:

@@ -33,6 +33,8 @@ from omnid.executor.mcp_transport import Broken, Transport, Trouble
 from omnid.log import Logger
 
 AUTO, LEGACY = "auto", "legacy"
+LOOK_S = 30.0
+"""How long a server may take to tell of a task."""
 PAGES_MAX = 100
 """How many pages of tools/list are read."""
 _RESPONSES: TypeAdapter[types.InputResponses] = TypeAdapter(types.InputResponses)
@@ -278,7 +280,9 @@ class McpSession:
         """Makes a request about a task; where that can have `failed`, an error is its result."""
         try:
             request = OfTask(method=method, params={"taskId": task_id, **more})
-            return (await self._session.send_request(request, Anything)).model_dump(by_alias=True)
+            # A result may be waited for as long as the attempt lasts; all else is answered at once.
+            limit_s = None if method == "tasks/result" else LOOK_S
+            return (await self._session.send_request(request, Anything, limit_s)).model_dump(by_alias=True)
         except MCPError as error:
             if self._trouble(error) is not None or self.why_ended is not None:
                 raise self._down(self.why_ended or error.error.message) from error

@@ -5,6 +5,8 @@ Lines end with LF or CRLF; a bare CR, which the source allows too, no provider o
 
 from collections.abc import Iterator
 
+RETRY_BYTES_MAX = 20
+
 
 class EventTooLargeError(Exception):
     """An event has more bytes than the limit."""
@@ -54,7 +56,7 @@ class EventReader:
             self._check()
         elif line.startswith(b"id:") and b"\0" not in line:
             self.last_id = line[3:].removeprefix(b" ").decode(errors="replace")
-        elif line.startswith(b"retry:") and line[6:].strip().isdigit():
+        elif line.startswith(b"retry:") and len(line) <= RETRY_BYTES_MAX and line[6:].strip().isdigit():
             self.retry_ms = int(line[6:])
         # Comments keep a connection awake; what an event is called stands in its data too.
         return None

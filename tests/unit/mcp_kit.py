@@ -21,6 +21,9 @@ _WAYS = [("asyncio", "old", "stdio"), ("trio", "new", "stdio"), ("trio", "old", 
 """Backend, era and transport: each with each, but not all with all."""
 
 each_way = pytest.mark.parametrize(("anyio_backend", "era", "transport"), _WAYS)
+each_way_of_http = pytest.mark.parametrize(
+    ("anyio_backend", "era", "transport"), [way for way in _WAYS if "http" in way]
+)
 each_new_way = pytest.mark.parametrize(("anyio_backend", "era", "transport"), [way for way in _WAYS if "new" in way])
 
 

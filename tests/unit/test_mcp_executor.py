@@ -211,6 +211,7 @@ async def test_a_server_that_breaks_the_protocol_is_ended(fake: Bench, tool: str
 async def test_a_flood_of_notices_is_slowed_down_and_harms_nobody_else(anyio_backend: str, tmp_path: Path) -> None:
     beats = 0
     async with bench(tmp_path, limits=Limits()) as fake:
+        await fake.executor.probe()
         command = fake.command("flood", timeout_s=1.5)
         async with anyio.create_task_group() as group:
             group.start_soon(fake.attempt, command)
@@ -277,8 +278,9 @@ async def test_death_takes_along_only_the_calls_of_that_server(fake: Bench, fifo
 
 
 async def test_a_timeout_is_passed_on_and_the_server_stays(fake: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On a busy machine it may take its time to show that it obeys.
+    # On a busy machine it may take its time to start, and to show that it obeys.
     monkeypatch.setattr(mcp, "OBEY_S", WAIT_S)
+    await fake.executor.probe()
     assert problem(await fake.run("hang_safe", timeout_s=0.5))[:2] == ("timeout", "attempt_timeout")
     assert problem(await fake.run("hang", timeout_s=0.5))[:2] == ("lost", "uncertain")
     assert fake.ledger("notified").count("notifications/cancelled") == 2

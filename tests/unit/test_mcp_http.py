@@ -15,6 +15,7 @@ from anyio import to_thread
 from omnid.errors import Retryable
 from omnid.executor import mcp, mcp_http
 from omnid.executor.mcp_transport import MESSAGE_BYTES_MAX
+from omnid.executor.sse import EventReader
 from omnid.model import InputResponse, Result
 from omnid.settings import Limits
 from tests.contract.executors import Ports
@@ -405,3 +406,10 @@ async def test_tls_is_verified(anyio_backend: str, tmp_path: Path) -> None:
     async with far(tmp_path, old_and_new(tmp_path, "new", tls=(certificate, key)), ca_file="/nowhere.pem") as fake:
         with pytest.raises(Retryable, match=r"its ca_file /nowhere.pem can't be used"):
             await fake.executor.probe()
+
+
+def test_what_an_event_says_beside_its_data() -> None:
+    reader = EventReader(100)
+    assert list(reader.feed(b"id: 7\nretry: 1500\ndata: x\n\n")) == [b"x"]
+    assert list(reader.feed(b"id: a\0b\nretry: soon\nretry: " + b"9" * 50 + b"\n\n")) == []
+    assert (reader.last_id, reader.retry_ms) == ("7", 1500)

@@ -5,15 +5,16 @@ from typing import Any
 import anyio
 import pytest
 
-from omnid.errors import Retryable
+from omnid.errors import Rejected, Retryable
 from omnid.executor import mcp_follow
 from omnid.executor.interface import Found
 from omnid.executor.mcp_tasks import read_task
 from omnid.model import Command, Result
 from omnid.retry import Backoff
 from tests.contract.executors import Ports
+from tests.fakes.mcp_http_server import Exchange
 from tests.fakes.signals import WAIT_S
-from tests.unit.mcp_kit import DONE, Kit, each_way, left_behind
+from tests.unit.mcp_kit import DONE, Kit, each_way, each_way_of_http, left_behind
 from tests.unit.test_mcp_executor import problem
 
 pytestmark = pytest.mark.anyio
@@ -167,12 +168,42 @@ async def test_a_server_that_is_away_meanwhile_is_waited_for(kit: Kit, monkeypat
     assert kit.fake.ledger("called").count("job") == 1
 
 
+@each_way_of_http
+async def test_a_look_that_is_not_answered_is_given_up_and_done_again(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnid.executor.mcp_session.LOOK_S", 0.3)
+    monkeypatch.setattr(mcp_follow, "AWAY", Backoff(base_s=0.05, max_s=0.1))
+    hung: list[bool] = []
+
+    def hook(exchange: Exchange, message: dict[str, Any]) -> bool:
+        if message.get("method") != "tasks/get" or hung:
+            return False
+        hung.append(True)
+        exchange.until_hung_up()
+        return True
+
+    assert kit.server is not None
+    kit.server.hooks.append(hook)
+    assert (await kit.ended(kit.job(), DONE)).output == "done"
+    assert hung
+    assert len(kit.fake.log("mcp_task_waits")) == 1
+
+
 @each_way
-async def test_a_task_that_can_not_be_noted_is_followed_all_the_same(kit: Kit) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Retryable("disk_full", detail="no room", path="/state"),
+        Rejected("too_many", count=9, things="notes of one attempt", limit=8, setting="limits.notes_max"),
+    ],
+    ids=["disk", "notes"],
+)
+async def test_a_task_that_can_not_be_noted_is_followed_all_the_same(kit: Kit, error: Exception) -> None:
     class Full(Ports):
         async def note(self, attempt_id: str, kind: str, body: Any) -> None:
             if kind == "remote_task":
-                raise Retryable("disk_full", detail="no room", path="/state")
+                raise error
 
     kit.fake.ports = Full()
     assert (await kit.ended(kit.job(), DONE)).output == "done"
@@ -193,6 +224,10 @@ async def test_a_call_outside_of_attempts_may_become_a_task_too(kit: Kit) -> Non
         group.start_soon(call)
         kit.set(await kit.fifo.line(), **DONE)
     assert answers[0].text == "done"
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        (kit.tasks / await kit.fifo.line()).unlink()
+    assert (answers[1].kind, "knows its task no more" in answers[1].text) == ("unknown", True)
 
 
 @pytest.mark.parametrize(
