@@ -19,7 +19,7 @@ from omnid.api.mcp_calls import Calls, Context, is_modern
 from omnid.api.methods import Api
 from omnid.api.shapes import Get, TaskView
 from omnid.api.shapes_asks import Answer, QuestionView
-from omnid.errors import Rejected
+from omnid.errors import OmnidError
 from omnid.log import Logger
 from omnid.model import InputResponse
 
@@ -109,7 +109,7 @@ class Asks:
             given = await context.session.send_request(request, types.ElicitResult, metadata=metadata)
             if given.action in DECIDED:
                 await self._answer(context, task_id, {question.key: _plain(given)})
-        except (MCPError, ValidationError, Rejected) as error:
+        except (MCPError, ValidationError, OmnidError) as error:
             # The question stays open for others; this client isn't asked again in this request.
             self._log.warning("question_not_answered", task=task_id, key=question.key, detail=str(error)[:500])
 
@@ -117,8 +117,12 @@ class Asks:
         """Ends the requests to the client for what was answered elsewhere."""
         while True:
             with self._api.change_of(task_id) as changed:
-                view = cast("TaskView", await self._calls.do(context, "task.get", Get(task=task_id, output=False)))
-                is_open = {one.key for one in view.questions or ()}
+                try:
+                    view = cast("TaskView", await self._calls.do(context, "task.get", Get(task=task_id, output=False)))
+                    is_open = {one.key for one in view.questions or ()}
+                except OmnidError:
+                    # It was deleted, or nothing can be read; whoever waits for the task is told so next.
+                    is_open = set[str]()
                 for key, scope in scopes.items():
                     if key not in is_open:
                         scope.cancel()
