@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
     from omnid.api.http_gate import App
-    from omnid.api.mcp_session import Send, ToolServer
+    from omnid.api.mcp_lines import Send
+    from omnid.api.mcp_session import ToolServer
     from omnid.api.methods import Api
     from omnid.api.socket import Connection
     from omnid.settings import Http
@@ -46,7 +47,7 @@ class McpServer:
         Requests that are open then are ended, and not answered. Raises nothing but Fatal.
         """
         tools = await self._loaded()
-        from omnid.api.mcp_session import Session
+        from omnid.api.mcp_lines import Session
 
         await tools.serve(Session(connection, self._requests_max), lines, send)
 

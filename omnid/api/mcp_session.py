@@ -4,16 +4,14 @@ This module imports the MCP SDK, which takes most of a second and about 40 MB: o
 thread. The loop speaks 2026-07-28 (stateless) and 2025-11-25 (initialize) and takes the era of the first request.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, cast
+from typing import Any, cast
 
 import anyio
 import mcp_types as types
 import msgspec
 from anyio import CancelScope
-from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
@@ -23,17 +21,15 @@ from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_dual_era_loop
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
-from mcp.shared.message import ServerMessageMetadata, SessionMessage
-from msgspec import UNSET, Raw, Struct, UnsetType
-from pydantic import ValidationError
+from msgspec import Struct
 
-from omnid import wire
 from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.http_gate import App, Guest, Receive, Scope, guest_of
 from omnid.api.http_gate import Send as SendHttp
 from omnid.api.mcp_asks import Asks
 from omnid.api.mcp_calls import Calls
 from omnid.api.mcp_completions import Completions
+from omnid.api.mcp_lines import Answers, Lines, Send, Session, Stranger, id_json
 from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_subscriptions import Subscriptions
 from omnid.api.mcp_tasks import Tasks
@@ -42,7 +38,7 @@ from omnid.api.methods import Api
 from omnid.api.schedule_views import SCHEDULED
 from omnid.api.shapes import Get, TaskView
 from omnid.clock import Clock
-from omnid.errors import Fatal, OmnidError, Rejected, Retryable
+from omnid.errors import Fatal, OmnidError, Rejected
 from omnid.flow.caller import Caller
 from omnid.log import Logger
 from omnid.model import USER_ORIGIN, Submitted
@@ -64,60 +60,6 @@ CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = {
     "resources/read": CacheHint(ttl_ms=0, scope="private"),
 }
 ORIGIN_CHARS_MAX = 100
-
-Send = Callable[[bytes], Awaitable[None]]
-
-
-class Client(Protocol):
-    """What a client said of itself before it spoke MCP."""
-
-    @property
-    def origin(self) -> str | None:
-        """Under which name its tasks go; None: under the one that it gives in MCP."""
-        ...
-
-    @property
-    def session(self) -> str | None:
-        """Its session, within which a repeat is answered and not done again; None: it has none."""
-        ...
-
-    @property
-    def parent(self) -> str | None:
-        """The task from inside which it comes."""
-        ...
-
-    @property
-    def above(self) -> tuple[str, ...]:
-        """The origins of that task and of those above it."""
-        ...
-
-    @property
-    def tools(self) -> frozenset[str] | None:
-        """The tools that it gets; None: all."""
-        ...
-
-
-class Stranger(NamedTuple):
-    """A client that has said nothing of itself: one that came over HTTP."""
-
-    origin: str | None = None
-    session: str | None = None
-    parent: str | None = None
-    above: tuple[str, ...] = ()
-    tools: frozenset[str] | None = None
-
-
-class Session:
-    """What the handlers know of the connection that a request came over."""
-
-    def __init__(self, connection: Client, requests_max: int) -> None:
-        self.connection = connection
-        self.requests_max = requests_max
-        self.requests_open = 0
-        self.scope = CancelScope()
-        self.group: TaskGroup
-        """Where what outlasts a request lives: subscriptions."""
-        self.fatal: Fatal | None = None
 
 
 Context = ServerRequestContext[Session, Any]
@@ -150,7 +92,7 @@ class ToolServer(Calls):
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
         """Answers the client's lines until they end; raises what is Fatal."""
-        reading, writing = _Lines(session, lines, send), _Answers(session, send)
+        reading, writing = Lines(session, lines, send), Answers(session, send)
         with session.scope:
             async with anyio.create_task_group() as session.group:
                 await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
@@ -303,139 +245,6 @@ class ToolServer(Calls):
             await context.session.report_progress(waited_s, params.wait_s, f"{view.task.name} is {view.task.state}")
 
 
-class _Envelope(Struct):
-    """The members that tell what kind of message a line is."""
-
-    id: int | str | UnsetType | None = UNSET
-    method: str | UnsetType = UNSET
-    result: Raw | UnsetType = UNSET
-    error: Raw | UnsetType = UNSET
-
-
-class _Lines:
-    """A client's lines as the SDK's messages; what can't be read is answered here."""
-
-    def __init__(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
-        self._session = session
-        self._lines = lines
-        self._send = send
-
-    async def receive(self) -> SessionMessage | Exception:
-        """Waits for the next message; raises EndOfStream when the client has gone."""
-        while True:
-            line = await self._lines.receive()
-            message = _parsed(line)
-            if isinstance(message, types.JSONRPCRequest) and self._session.requests_open >= self._session.requests_max:
-                message = wire.error_answer(_id_json(message.id), _too_many(self._session.requests_max))
-            if isinstance(message, bytes):
-                await self._send(message)
-            elif isinstance(message, types.JSONRPCRequest):
-                self._session.requests_open += 1
-                return SessionMessage(message, ServerMessageMetadata(on_request_unanswered=self._unanswered))
-            elif message is not None:
-                return SessionMessage(message)
-
-    async def _unanswered(self) -> None:
-        self._session.requests_open -= 1
-
-    async def aclose(self) -> None:
-        """Ends the stream."""
-        await self._lines.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
-class _Answers:
-    """The SDK's messages as lines to the client."""
-
-    def __init__(self, session: Session, send: Send) -> None:
-        self._session = session
-        self._send = send
-
-    async def send(self, item: SessionMessage) -> None:
-        """Sends a message, and waits until the client has taken it."""
-        message = item.message
-        interrupted = isinstance(message, types.JSONRPCError) and message.error.code == types.CONNECTION_CLOSED
-        if interrupted or self._session.fatal is not None:
-            # So the SDK answers what a stop interrupts. A relay would take it for the answer, and not ask again.
-            return
-        try:
-            await self._send(message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
-        finally:
-            if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
-                self._session.requests_open -= 1
-
-    async def aclose(self) -> None:
-        """Does nothing: the connection belongs to the socket."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
-def _parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:
-    """Reads a line: a message, or the line that refuses it, or None where it is an answer that can't be read."""
-    id_json = b"null"
-    try:
-        envelope = msgspec.json.decode(line, type=_Envelope)
-        if envelope.result is not UNSET or envelope.error is not UNSET:
-            return _answer_to_us(line)
-        if envelope.id is not UNSET:
-            id_json = _id_json(envelope.id)
-        message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
-    except (msgspec.ValidationError, ValidationError) as error:
-        detail = str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "it is no JSON-RPC 2.0"
-        return wire.error_answer(id_json, _unreadable(detail), wire.INVALID_REQUEST)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return wire.error_answer(id_json, _unreadable(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
-    if isinstance(message, types.JSONRPCRequest):
-        return message
-    if isinstance(message, types.JSONRPCNotification) and envelope.id is UNSET:
-        return message
-    # The SDK takes a request whose id it can't read for a notification, and would never answer it.
-    return wire.error_answer(b"null", _unreadable("its id is neither a string nor an integer"), wire.INVALID_REQUEST)
-
-
-def _answer_to_us(line: bytes) -> types.JSONRPCMessage | None:
-    """Reads an answer to what the daemon has asked; the SDK drops those to what nobody asked."""
-    try:
-        message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
-    except ValidationError:
-        return None
-    return message if isinstance(message, types.JSONRPCResponse | types.JSONRPCError) else None
-
-
-def _unreadable(detail: str) -> Rejected:
-    return Rejected("bad_request", detail=detail, where="the line")
-
-
-def _too_many(limit: int) -> Retryable:
-    return Retryable("too_many", count=limit + 1, things="open requests", limit=limit, setting="socket.requests_max")
-
-
-def _id_json(request_id: int | str | None) -> bytes:
-    return msgspec.json.encode(request_id)
-
-
 def _listed(tool: Tool) -> types.Tool:
     return types.Tool(
         name=tool.name,
@@ -465,7 +274,7 @@ def _caller(context: Context) -> Caller:
         origin=_named(context, client.client_info.name if client else None),
         session=connection.session,
         # As JSON, because the ids 1 and "1" are two.
-        request_id=_id_json(context.request_id).decode(),
+        request_id=id_json(context.request_id).decode(),
         parent=connection.parent,
         above=connection.above,
     )

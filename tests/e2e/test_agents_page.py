@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from omnid.ctl import demo_agent
-from omnid.ctl.demo_night import _zone
+from omnid.ctl.demo import night_zone
 from tests.e2e.harness import OMNICTL, Home
 from tests.e2e.test_readme import likeness, omnid, run
 
@@ -45,7 +45,7 @@ def shop(omnid: Home) -> Home:
     for words in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "shop"]):
         subprocess.run(["git", "-c", "user.name=me", "-c", "user.email=me@x", *words], cwd=repository, check=True)
     omnid.environ["PATH"] = f"{claude.parent}:{omnid.environ['PATH']}"
-    omnid.environ["OMNID_DAEMON__ZONE"] = _zone(time.gmtime().tm_hour)
+    omnid.environ["OMNID_DAEMON__ZONE"] = night_zone(time.gmtime().tm_hour)
     return omnid
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from omnid.api.mcp_lines import parsed
 from omnid.api.mcp_server import McpServer
-from omnid.api.mcp_session import _parsed
 from omnid.errors import Fatal, Rejected
 from tests.fakes.mcp_peer import WAIT_S, Api, Clock, Connection, Held, Log, Peer, bounded, served
 
@@ -224,6 +224,6 @@ MEMBERS = st.fixed_dictionaries(
 
 @given(line=st.binary(max_size=200) | MEMBERS.map(lambda value: json.dumps(value).encode()))
 def test_no_line_breaks_the_reader(line: bytes) -> None:
-    answer = _parsed(line)
+    answer = parsed(line)
     if isinstance(answer, bytes):
         assert json.loads(answer)["error"]["code"] in (-32700, -32600)
