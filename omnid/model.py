@@ -263,6 +263,12 @@ class Command(Struct, frozen=True):
     """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 
 
+class Cancel(Struct, frozen=True):
+    """Asks a runner to end an attempt; one that it doesn't have is ignored."""
+
+    attempt_id: str
+
+
 Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]
 """How an attempt ends. `failure` and `timeout` may be retried and `rejected` may not; `lost` means nobody knows;
 `unstarted` means that it surely had no effect, `parked` that a limit stopped it: neither counts."""

@@ -385,6 +385,24 @@ class Destination(_Section, frozen=True, kw_only=True):
     timeout_s: Seconds = 30.0
 
 
+class Link(_Section, frozen=True, kw_only=True):
+    """A broker that carries commands to runners and results back; `password` and `key` are references."""
+
+    name: Name
+    url: str
+    user: str = ""
+    password: str = ""
+    key: str = ""
+    ca: str = ""
+    timeout_s: Seconds = 10.0
+    retry_base_s: Seconds = 0.5
+    retry_max_s: Seconds = 30.0
+    stable_s: Seconds = 30.0
+    ping_every_s: Seconds = 5.0
+    slow_s: Seconds = 1.0
+    batch_max: Annotated[int, Meta(ge=1, le=4096)] = 256
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """All settings. Made by `load`, which also fills in paths and slots; `executor` always holds `COMMAND`."""
 

@@ -62,7 +62,9 @@ class Runner:
         """Starts each command that arrives in the group; ends when it is cancelled."""
         self._idle_max = IDLE_MAX
         while True:
-            self.begin(group, await self._link.receive())
+            for received in await self._link.receive():
+                if isinstance(received.message, Command):
+                    self.begin(group, received.message)
 
     def begin(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
         """Starts one command in the group, on the executor `name` where that isn't the command's own."""

@@ -58,6 +58,9 @@ ELSEWHERE = {
     "no_money": "tests/e2e/test_models.py::test_a_lid_holds_back_what_it_has_no_room_for",
     "cloud_gone": "tests/e2e/test_models.py::test_offline_fail_fails_where_nothing_can_be_reached",
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
+    "link_down": "tests/contract/test_link_outage.py::test_a_killed_broker_is_noticed_at_once_and_its_return_too",
+    "link_refused": "tests/contract/test_link.py::test_a_link_that_can_not_be_used_says_why",
+    "message_refused": "tests/contract/test_link.py::test_what_is_no_message_for_this_end_is_set_aside",
     "http_refused": "tests/unit/test_http.py::test_without_the_token_nobody_comes_in",
     "http_start": "tests/unit/test_http.py::test_a_start_that_can_not_serve_is_refused",
 }

@@ -272,7 +272,7 @@ async def test_the_dispatcher_goes_on_behind_tasks_that_wait_for_money(purse: Pu
     dispatcher = Dispatcher(purse.context, purse.gates, link)
     while await dispatcher.start_some():
         pass
-    assert (await link.receive()).name == "t7"
+    assert (await link.receive())[0].message.name == "t7"
     link.close()
 
 
