@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from omnid import channels, platform
+from omnid import channels, links, platform
 from omnid.errors import Rejected
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
@@ -31,6 +31,7 @@ from omnid.settings import (
     Config,
     Destination,
     Executor,
+    Link,
     McpExecutor,
     ModelExecutor,
     Rule,
@@ -49,7 +50,13 @@ _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
 _WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor, "model": ModelExecutor}
-_LISTS: dict[str, type[Any]] = {"rule": Rule, "cap": Cap, "destination": Destination, "channel": Channel}
+_LISTS: dict[str, type[Any]] = {
+    "rule": Rule,
+    "cap": Cap,
+    "destination": Destination,
+    "channel": Channel,
+    "link": Link,
+}
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
 
@@ -149,6 +156,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     reader.http(sections["http"], environ)
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
+    reader.runners(sections["runner"], lists["link"], executors)
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -352,6 +360,27 @@ class _Reader:
                 self.problems.append(_bad(f"{where}.executor", cap.executor, detail))
             if not cap.day_usd and not cap.month_usd:
                 self.problems.append(_bad(f"{where}.day_usd", cap.day_usd, "a cap needs day_usd or month_usd"))
+
+    def runners(self, runner: dict[str, Any], given: tuple[Link, ...], executors: tuple[Executor, ...]) -> None:
+        """Checks the links, and what the runner is called and offers."""
+        for link in given:
+            where = f"link.{link.name}"
+            for reference in (link.password, link.key):
+                if reference and not is_reference(reference):
+                    self.problems.append(Rejected("secret_plain", key=where))
+            for key, detail in links.problems(link):
+                # An address may hold a password.
+                value = None if "@" in link.url else getattr(link, key) or None
+                self.problems.append(_bad(f"{where}.{key}", value, detail))
+        names = [link.name for link in given]
+        if runner.get("link", "") not in ("", *names):
+            detail = f"there is no link of that name{_hint(runner['link'], names)}"
+            self.problems.append(_bad("runner.link", runner["link"], detail))
+        offerable = [executor.name for executor in executors if links.may_be_offered(executor)]
+        for name in runner.get("executors", ()):
+            if name not in offerable:
+                detail = f"a runner offers executors of commands and MCP servers{_hint(name, offerable)}"
+                self.problems.append(_bad("runner.executors", name, detail))
 
     def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""

@@ -28,17 +28,45 @@ from omnid.link.apprise import AppriseDestination
 from omnid.link.command import CommandDestination
 from omnid.link.desktop import VARIABLES, DesktopDestination, find_desktop
 from omnid.link.destination import Destination
+from omnid.link.endpoint import Endpoint
+from omnid.link.interface import Link, Message
+from omnid.link.message import Codec
 from omnid.link.openclaw import OpenClawDestination
+from omnid.link.rabbitmq import RabbitLink
+from omnid.link.redis import RedisLink
 from omnid.link.webhook import WebhookDestination
 from omnid.log import Logger
 from omnid.secrets import Secrets
 from omnid.settings import Config
 from omnid.settings import Destination as DestinationSection
+from omnid.settings import Link as LinkSection
 from omnid.settings import McpExecutor as McpSection
 from omnid.settings import ModelExecutor as ModelSection
 
 _OF_PROGRAMS = frozenset({*BASE_ENVIRONMENT, *VARIABLES})
 """What of the daemon's environment goes to the programs that deliver answers and notices."""
+
+
+def dial(
+    section: LinkSection, name: str, takes: Mapping[str, type[Message]], secrets: Secrets, log: Logger
+) -> Callable[[], Awaitable[Link]]:
+    """Gives what makes the end `name` of a link, with its secrets as they are when it is dialled."""
+
+    async def made() -> Link:
+        password, key = [await secrets.resolve(one) if one else "" for one in (section.password, section.key)]
+        endpoint = Endpoint(
+            Codec(section.name, name, takes, key),
+            section.url,
+            section.user,
+            password,
+            section.ca,
+            section.timeout_s,
+            section.batch_max,
+        )
+        kind = RedisLink if section.url.startswith("redis") else RabbitLink
+        return kind(endpoint, log)
+
+    return made
 
 
 class Models(NamedTuple):

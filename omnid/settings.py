@@ -393,6 +393,7 @@ class Link(_Section, frozen=True, kw_only=True):
     user: str = ""
     password: str = ""
     key: str = ""
+    unsigned: bool = False
     ca: str = ""
     timeout_s: Seconds = 10.0
     retry_base_s: Seconds = 0.5
@@ -401,6 +402,16 @@ class Link(_Section, frozen=True, kw_only=True):
     ping_every_s: Seconds = 5.0
     slow_s: Seconds = 1.0
     batch_max: Annotated[int, Meta(ge=1, le=4096)] = 256
+
+
+class Runner(_Section, frozen=True, kw_only=True):
+    """What `omnid runner` is called, which link it listens to, and what it offers."""
+
+    link: str = ""
+    name: Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")] = ""
+    executors: tuple[str, ...] = ()
+    labels: tuple[Name, ...] = ()
+    beat_s: Seconds = 5.0
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -424,12 +435,14 @@ class Config(_Section, frozen=True, kw_only=True):
     brainstem: Brainstem = Brainstem()
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
+    runner: Runner = Runner()
     log: Log = Log()
     executor: tuple[Executor, ...] = ()
     rule: tuple[Rule, ...] = ()
     cap: tuple[Cap, ...] = ()
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
+    link: tuple[Link, ...] = ()
 
     def executors(self) -> dict[str, Executor]:
         """Gives the executors by name."""

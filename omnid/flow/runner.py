@@ -1,7 +1,7 @@
 """Takes commands from a link, calls their executors, and hands the results on. One task per attempt, guarded."""
 
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -9,9 +9,8 @@ from anyio.abc import TaskGroup
 from omnid.errors import OmnidError, Retryable
 from omnid.executor.interface import Executor, Found
 from omnid.flow.context import Context
-from omnid.flow.gates import Gates
 from omnid.flow.guard import guard
-from omnid.flow.results import SETTLE_BACKOFF, Results
+from omnid.flow.results import SETTLE_BACKOFF
 from omnid.link.interface import Link
 from omnid.model import Command, Problem, Result
 from omnid.store import journal
@@ -39,6 +38,26 @@ class JournalPorts:
         return await self._context.store.read(lambda reader: journal.notes(reader, attempt_id, kind))
 
 
+class Standing(Protocol):
+    """Hears how executors do; see `gates.Gates`."""
+
+    async def executor_down(self, executor: str, error: Retryable) -> None:
+        """Hears that an executor can't be used; nothing was begun."""
+        ...
+
+    def executor_worked(self, executor: str) -> None:
+        """Hears that an executor has brought an attempt to its end."""
+        ...
+
+
+class Settles(Protocol):
+    """Takes results; see `results.Results`."""
+
+    async def settle(self, result: Result) -> bool:
+        """Writes a result down, and tells whether it counts: a late or double one doesn't."""
+        ...
+
+
 class Runner:
     """Runs the commands of one link, side by side; the dispatcher decides how many there are.
 
@@ -46,11 +65,10 @@ class Runner:
     to wake one.
     """
 
-    def __init__(self, context: Context, gates: Gates, results: Results, link: Link) -> None:
+    def __init__(self, context: Context, gates: Standing, results: Settles) -> None:
         self._context = context
         self._gates = gates
         self._results = results
-        self._link = link
         self._ports = JournalPorts(context)
         self._begun: deque[tuple[Executor, Command]] = deque()
         """Waits for its task, which is about to run."""
@@ -58,11 +76,11 @@ class Runner:
         """Wakes the tasks that have nothing to do."""
         self._idle_max = 0
 
-    async def run(self, group: TaskGroup) -> None:
+    async def run(self, group: TaskGroup, link: Link) -> None:
         """Starts each command that arrives in the group; ends when it is cancelled."""
         self._idle_max = IDLE_MAX
         while True:
-            for received in await self._link.receive():
+            for received in await link.receive():
                 if isinstance(received.message, Command):
                     self.begin(group, received.message)
 

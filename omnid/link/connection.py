@@ -138,7 +138,7 @@ class Connection:
     async def _receives(self, link: Link) -> None:
         """Hands on what comes, and takes no more before that is taken."""
         while True:
-            self._received = await link.receive()
+            self._received = [one._replace(tag=(link, one.tag)) for one in await link.receive()]
             self._taken = anyio.Event()
             self._arrived.set()
             await self._taken.wait()
@@ -157,12 +157,17 @@ class Connection:
         return received
 
     async def ack(self, received: Sequence[Received]) -> None:
-        """See `Link.ack`."""
-        await self._through(lambda link: link.ack(received))
+        """See `Link.ack`; what came over an earlier link is left out, because it comes again."""
+        await self._through(lambda link: link.ack(_of(link, received)))
 
     async def refuse(self, received: Received, why: str) -> None:
-        """See `Link.refuse`."""
-        await self._through(lambda link: link.refuse(received, why))
+        """See `Link.refuse`; what came over an earlier link is left out, because it comes again."""
+
+        async def refuse(link: Link) -> None:
+            for one in _of(link, (received,)):
+                await link.refuse(one, why)
+
+        await self._through(refuse)
 
     async def up(self) -> None:
         """Waits until it is up."""
@@ -181,3 +186,8 @@ class Connection:
     @property
     def _reason(self) -> str:
         return str(self._error.fields["detail"])
+
+
+def _of(link: Link, received: Sequence[Received]) -> list[Received]:
+    """Gives what came over this link, as the link knows it."""
+    return [one._replace(tag=one.tag[1]) for one in received if one.tag[0] is link]

@@ -5,10 +5,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from omnid.errors import Retryable
-from omnid.model import Cancel, Command, Result
+from omnid.model import Cancel, Command, Heartbeat, Result, Watch
 
-Message = Command | Cancel | Result
-"""What crosses a link: commands and cancels to a runner, results from it."""
+Message = Command | Cancel | Watch | Result | Heartbeat
+"""What crosses a link: commands, cancels and watches to a runner, results and heartbeats from it."""
 
 EMBEDDED = "embedded"
 """The name of the runner inside the daemon."""
@@ -24,6 +24,8 @@ class Received(NamedTuple):
     message: Message
     tag: Any = None
     """What the link knows it by."""
+    sender: str = ""
+    """The name of the end that it comes from."""
 
 
 class Link(Protocol):

@@ -1,8 +1,9 @@
 """The form in which messages cross a broker: versioned JSON, signed where both ends have a key, checked at the door.
 
-``{"omnid": 1, "kind": "command", "to": "gpu-1", "body": {...}, "mac": "..."}``. The MAC is HMAC-SHA256 (RFC 2104) in
-hex over version, kind, addressee and body, separated by newlines, so that no message can be turned into another, or be
-given to another end. A repeat of the same message is dropped by whoever gets it, because it knows the attempt.
+``{"omnid": 1, "kind": "command", "from": "home", "to": "gpu-1", "body": {...}, "mac": "..."}``. The MAC is HMAC-SHA256
+(RFC 2104) in hex over version, kind, sender, addressee and body, separated by newlines, so that no message can be
+turned into another, or be given to another end. A repeat of the same message is dropped by whoever gets it, because it
+knows the attempt.
 """
 
 import hmac
@@ -10,19 +11,20 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from omnid.errors import Rejected
 from omnid.link.interface import Message
-from omnid.model import Cancel, Command, Result
+from omnid.links import END_NAME
+from omnid.model import Cancel, Command, Heartbeat, Result, Watch
 
 VERSION = 1
 MESSAGE_BYTES_MAX = 16 << 20
 """More than any command or result of omnid's has, and what RabbitMQ takes since its version 4."""
 KEY_BYTES_MIN = 16
-COMMANDS: Mapping[str, type[Message]] = {"command": Command, "cancel": Cancel}
+COMMANDS: Mapping[str, type[Message]] = {"command": Command, "cancel": Cancel, "watch": Watch}
 """What a runner takes."""
-RESULTS: Mapping[str, type[Message]] = {"result": Result}
+RESULTS: Mapping[str, type[Message]] = {"result": Result, "heartbeat": Heartbeat}
 """What a daemon takes."""
 _KINDS = {kind: name for name, kind in {**COMMANDS, **RESULTS}.items()}
 
@@ -33,9 +35,10 @@ class _Head(Struct, frozen=True):
     omnid: int
 
 
-class _Envelope(Struct, frozen=True):
+class _Envelope(Struct, frozen=True, kw_only=True):
     omnid: int
     kind: str
+    sender: str = field(name="from")
     to: str
     body: Raw
     mac: str = ""
@@ -63,14 +66,16 @@ class Codec:
     def _encoded(self, to: str, message: Message) -> bytes:
         kind = _KINDS[type(message)]
         body = msgspec.json.encode(message)
-        mac = self._mac(kind, to, body) if self._key else ""
-        data = msgspec.json.encode(_Envelope(VERSION, kind, to, Raw(body), mac))
+        mac = self._mac(kind, self.name, to, body) if self._key else ""
+        data = msgspec.json.encode(
+            _Envelope(omnid=VERSION, kind=kind, sender=self.name, to=to, body=Raw(body), mac=mac)
+        )
         if len(data) > MESSAGE_BYTES_MAX:
             raise self.refused(f"it has {len(data)} bytes, and at most {MESSAGE_BYTES_MAX} are sent")
         return data
 
-    def decode(self, data: bytes) -> Message:
-        """Reads a message to this end; raises Rejected(`message_refused`) for all that is none."""
+    def decode(self, data: bytes) -> tuple[str, Message]:
+        """Reads a message to this end, and who sent it; raises Rejected(`message_refused`) for all that is none."""
         if len(data) > MESSAGE_BYTES_MAX:
             raise self.refused(f"it has {len(data)} bytes, and at most {MESSAGE_BYTES_MAX} are read")
         try:
@@ -85,14 +90,16 @@ class Codec:
         if envelope.to != self.name:
             raise self.refused(f"it is addressed to {envelope.to[:100]}")
         if self._key and not hmac.compare_digest(
-            self._mac(envelope.kind, envelope.to, body).encode(), envelope.mac.encode()
+            self._mac(envelope.kind, envelope.sender, envelope.to, body).encode(), envelope.mac.encode()
         ):
             raise self.refused("its signature is wrong" if envelope.mac else "it isn't signed")
+        if END_NAME.fullmatch(envelope.sender) is None:
+            raise self.refused("its sender has no name that could be answered")
         kind = self._takes.get(envelope.kind)
         if kind is None:
             raise self.refused(f"it is a {envelope.kind[:100]}, which nobody takes here")
         try:
-            return msgspec.json.decode(body, type=kind)
+            return envelope.sender, msgspec.json.decode(body, type=kind)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise self.refused(f"it is no {envelope.kind} ({error})") from error
 
@@ -100,6 +107,6 @@ class Codec:
         """Makes the error of a message that is none."""
         return Rejected("message_refused", link=self.link, detail=detail)
 
-    def _mac(self, kind: str, to: str, body: bytes) -> str:
-        signed = b"\n".join((str(VERSION).encode(), kind.encode(), to.encode(), body))
+    def _mac(self, kind: str, sender: str, to: str, body: bytes) -> str:
+        signed = b"\n".join((str(VERSION).encode(), kind.encode(), sender.encode(), to.encode(), body))
         return hmac.new(self._key, signed, sha256).hexdigest()

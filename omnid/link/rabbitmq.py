@@ -182,7 +182,8 @@ class RabbitLink:
             while self._arrived and len(received) < self._endpoint.batch_max:
                 message = self._arrived.popleft()
                 try:
-                    received.append(Received(self._codec.decode(message.body), message))
+                    sender, decoded = self._codec.decode(message.body)
+                    received.append(Received(decoded, message, sender))
                 except Rejected as error:
                     await self._set_aside(message, error.what)
             if received:

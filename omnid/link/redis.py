@@ -122,7 +122,8 @@ class RedisLink:
             received: list[Received] = []
             for entry in await self._entries():
                 try:
-                    received.append(Received(self._codec.decode((entry[1] or {}).get(b"m", b"")), entry))
+                    sender, message = self._codec.decode((entry[1] or {}).get(b"m", b""))
+                    received.append(Received(message, entry, sender))
                 except Rejected as error:
                     await self._set_aside(entry, error.what)
             if received:

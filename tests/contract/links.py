@@ -1,11 +1,13 @@
 """What the suites of links share: brokers, ends, and the messages that go between them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 from omnid.clock import SystemClock
 from omnid.link.endpoint import Endpoint
@@ -55,6 +57,12 @@ class Kit:
             Codec("cable", name, takes, key), self.broker.url, self.broker.user, self.broker.password
         )._replace(**fields)
         return KINDS[self.kind][1](endpoint, self.log)
+
+
+def kit_of(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Kit:
+    """Gives the kit of the parameter's broker; its ends are named after the test."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_"))[:40].strip("-")
+    return Kit(request.param, brokers(request.param), name)
 
 
 def started(kind: str, directory: Path) -> Broker:

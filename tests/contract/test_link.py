@@ -14,8 +14,7 @@ from omnid.link.embedded import EmbeddedLink
 from omnid.link.interface import EMBEDDED, Link, LinkDown
 from omnid.link.message import COMMANDS, MESSAGE_BYTES_MAX, Codec
 from omnid.model import Cancel
-from tests.contract.conftest import kit_of
-from tests.contract.links import KINDS, WAIT_S, Kit, command, names, result, take
+from tests.contract.links import KINDS, WAIT_S, Kit, command, kit_of, names, result, take
 from tests.fakes.brokers import Broker, free_port
 from tests.fakes.proxy import proxied
 
@@ -81,7 +80,8 @@ async def test_what_is_sent_twice_comes_twice(any_kit: Any) -> None:
 async def test_results_come_back(kit: Kit) -> None:
     async with kit.daemon() as daemon, kit.runner() as runner:
         await runner.send(kit.daemon_name, [result(1), result(2)])
-        assert [one.message for one in await take(daemon, 2)] == [result(1), result(2)]
+        received = await take(daemon, 2)
+        assert [(one.message, one.sender) for one in received] == [(result(n), kit.runner_name) for n in (1, 2)]
 
 
 async def test_what_is_sent_to_somebody_who_is_away_waits_for_him(kit: Kit) -> None:
@@ -115,7 +115,7 @@ async def test_what_is_refused_is_set_aside_and_holds_up_nobody(kit: Kit) -> Non
 
 
 def message_of(kit: Kit, data: bytes) -> Any:
-    return Codec("cable", kit.runner_name, COMMANDS).decode(data)
+    return Codec("cable", kit.runner_name, COMMANDS).decode(data)[1]
 
 
 async def dead(kit: Kit, count: int) -> list[bytes]:
@@ -128,7 +128,7 @@ async def dead(kit: Kit, count: int) -> list[bytes]:
 
 
 async def test_what_is_no_message_for_this_end_is_set_aside(kit: Kit) -> None:
-    near = Codec("cable", "", {}, KEY)
+    near = Codec("cable", "near", {}, KEY)
     good = near.encode(kit.runner_name, [command(1)])[0]
     later = msgspec.json.encode({"omnid": 2, "news": True})
     foreign = [
@@ -139,9 +139,11 @@ async def test_what_is_no_message_for_this_end_is_set_aside(kit: Kit) -> None:
         (later, "of version 2"),
         (near.encode("another", [command(1)])[0], "addressed to another"),
         (near.encode(kit.runner_name, [result(1)])[0], "is a result"),
-        (Codec("cable", "", {}).encode(kit.runner_name, [command(1)])[0], "isn't signed"),
-        (Codec("cable", "", {}, "another key, long enough").encode(kit.runner_name, [command(1)])[0], "is wrong"),
+        (Codec("cable", "near", {}).encode(kit.runner_name, [command(1)])[0], "isn't signed"),
+        (Codec("cable", "near", {}, "another key, long enough").encode(kit.runner_name, [command(1)])[0], "is wrong"),
         (good.replace(b'"true"', b'"rm"'), "is wrong"),
+        (good.replace(b'"near"', b'"mine"'), "is wrong"),
+        (Codec("cable", "N\n", {}, KEY).encode(kit.runner_name, [command(1)])[0], "no name"),
     ]
     async with kit.runner(key=KEY) as runner:
         for data, _ in foreign:

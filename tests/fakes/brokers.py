@@ -78,6 +78,10 @@ class Broker:
         """Lets it take connections and answer nothing."""
         self._frozen = True
         os.kill(self.pid, signal.SIGSTOP)
+        until = time.monotonic() + START_S
+        while not all(_stopped(task) for task in Path(f"/proc/{self.pid}/task").iterdir()):
+            assert time.monotonic() < until, "it goes on"
+            time.sleep(LOOK_S)
 
     def thaw(self) -> None:
         if self._frozen:
@@ -269,6 +273,10 @@ class RabbitMQ(Broker):
         async with connection:
             queue = await channel.declare_queue(f"omnid.{name}", passive=True)
             return int(queue.declaration_result.message_count)
+
+
+def _stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _epmd() -> str:

@@ -200,9 +200,10 @@ async def test_what_comes_is_handed_on_and_what_nobody_took_comes_again_with_the
     async def do() -> None:
         link = await bench.link()
         link.bring(one)
-        assert await bench.connection.receive() == [one]
-        await bench.connection.ack([one])
-        await bench.connection.refuse(one, "no")
+        received = await bench.connection.receive()
+        assert messages(received) == [one.message]
+        await bench.connection.ack(received)
+        await bench.connection.refuse(received[0], "no")
         assert (link.acked, link.refused) == ([one], [one])
         link.bring(two)
         await anyio.wait_all_tasks_blocked()
@@ -213,9 +214,16 @@ async def test_what_comes_is_handed_on_and_what_nobody_took_comes_again_with_the
         again = await bench.link()
         assert again is not link
         again.bring(three)
-        assert await bench.connection.receive() == [three]
+        assert messages(await bench.connection.receive()) == [three.message]
+        await bench.connection.ack(received)  # It is none of this link's.
+        await bench.connection.refuse(received[0], "no")
+        assert (again.acked, again.refused) == ([], [])
 
     await bench.during(do)
+
+
+def messages(received: Sequence[Received]) -> list[Message]:
+    return [one.message for one in received]
 
 
 async def test_a_broker_that_answers_late_is_slow_and_stays_up(bench: Bench) -> None:
