@@ -255,8 +255,8 @@ async def test_one_that_rings_is_not_tried_before_it_does_and_nothing_is_given_u
 ) -> None:
     place = Place(batch_max=2)
     place.rings, place.down = True, DOWN
+    await put(world, "1", "2", "3")
     async with draining(world, {"a": place}.get) as drain:
-        await put(world, "1", "2", "3")
         await place.called(1)
         await anyio.wait_all_tasks_blocked()
         assert len(place.calls) == 1
