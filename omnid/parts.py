@@ -82,6 +82,8 @@ class Parts:
     """Makes what a config names; `context` is set once there is one."""
 
     context: Context
+    workspaces: Workspaces | None = None
+    """Where agents work; a runner has none."""
 
     def __init__(self, wanted: Config, environ: Mapping[str, str], clock: Clock, log: Logger, secrets: Secrets) -> None:
         self._environ = environ
@@ -104,14 +106,16 @@ class Parts:
         """Makes where agents work; `states` gives the states of tasks that the journal knows."""
         given = wanted.workspace.dir
         directory = Path(platform.absolute(given, self._environ)) if given else self._state / "workspaces"
-        self.workspaces = Workspaces(directory, wanted.workspace, self._environ, self._clock, self._log, states)
-        return self.workspaces
+        made = Workspaces(directory, wanted.workspace, self._environ, self._clock, self._log, states)
+        self.workspaces = made
+        return made
 
     def configure(self, wanted: Config) -> None:
         """Takes over what a changed config says to parts that go on."""
         self.supervised.spool.configure(wanted.limits)
         self.supervised.kill_grace_s = wanted.task.kill_grace_s
-        self.workspaces.configure(wanted.workspace)
+        if self.workspaces is not None:
+            self.workspaces.configure(wanted.workspace)
         if self._models is not None:
             self._models.gateway.configure(wanted)
             self._models.direct.configure(wanted.models)

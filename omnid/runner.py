@@ -100,7 +100,6 @@ class RunnerProcess:
             set_aside=supervised.set_aside,
         )
         self._parts.context = self.context
-        self._parts.make_workspaces(wanted, _unknown)
         name = wanted.runner.name
         made = dial(section, name, COMMANDS, secrets, log)
         self._connection = Connection(section, made, clock, log, self._changed)
@@ -216,11 +215,7 @@ class RunnerProcess:
             await anyio.sleep(FORGET_EVERY_S)
 
 
-async def _unknown(task_ids: Sequence[str]) -> dict[str, str]:  # noqa: ARG001 - a runner has no tasks.
-    return {}
-
-
-def settled(wanted: Config, options: Options) -> tuple[Config, Link]:
+def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
     """Gives the config of a runner and its link, as the command line and the config have them.
 
     Raises Rejected(`config_bad_value`) where no link is named, or one that can't be used.
@@ -282,7 +277,7 @@ def main(argv: Sequence[str]) -> int:
         loaded = config.load(environ)
         if options.health:
             return _say_health(Path(loaded.config.state.dir) / DIRECTORY)
-        wanted, section = settled(loaded.config, options)
+        wanted, section = chosen(loaded.config, options)
         with StateDir(Path(wanted.state.dir)):
             return _run(wanted, section, environ, SystemClock())
     except OmnidError as error:

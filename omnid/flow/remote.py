@@ -6,7 +6,7 @@ A command is acknowledged once the ledger has it, and started only then; what wa
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -18,38 +18,19 @@ from omnid.flow.context import Bell, Context
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
 from omnid.flow.runner import Runner, ended, lost
-from omnid.link.interface import LinkDown, Message, Received
+from omnid.link.interface import LinkDown, Messenger, Received
 from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch
 from omnid.store.ledger import Begun, Ledger
 
 HELD_MAX = 1_024
 """How many commands may wait for a slot in memory; the rest waits at the broker."""
+NO_WORKSPACE = "none"
 WATCHERS_MAX = 64
 WATCH_S_MAX = 3_600.0
 REST_S = 30.0
 """How long an executor that was down is not offered, unless an attempt on it ends before."""
 BATCH_MAX = 64
 SEND_S_MAX = 120.0
-
-
-class Carrier(Protocol):
-    """The part of a kept connection that a runner uses; see `link.connection`."""
-
-    async def send(self, to: str, batch: Sequence[Message]) -> None:
-        """See `link.interface.Link.send`."""
-        ...
-
-    async def receive(self) -> list[Received]:
-        """See `link.interface.Link.receive`."""
-        ...
-
-    async def ack(self, received: Sequence[Received]) -> None:
-        """See `link.interface.Link.ack`."""
-        ...
-
-    async def refuse(self, received: Received, why: str) -> None:
-        """See `link.interface.Link.refuse`."""
-        ...
 
 
 class Standings:
@@ -82,15 +63,15 @@ class Owed:
     timeout_s = SEND_S_MAX
     rings = True
 
-    def __init__(self, context: Context, ledger: Ledger, carrier: Carrier, daemon: str = "") -> None:
+    def __init__(self, context: Context, ledger: Ledger, messenger: Messenger, daemon: str = "") -> None:
         self._context = context
         self._ledger = ledger
-        self._carrier = carrier
+        self._messenger = messenger
         self._daemon = daemon
 
     def to(self, daemon: str) -> "Owed":
         """Gives the destination of one daemon's results."""
-        return Owed(self._context, self._ledger, self._carrier, daemon)
+        return Owed(self._context, self._ledger, self._messenger, daemon)
 
     async def settle(self, result: Result) -> bool:
         """See `runner.Settles`; while the ledger can't take it, it is tried again."""
@@ -103,7 +84,7 @@ class Owed:
 
     async def send(self, batch: Sequence[Delivery]) -> None:
         """See `Destination.send`: while the link is down it fails at once, and its return rings."""
-        await self._carrier.send(self._daemon, [msgspec.convert(one.body, Result) for one in batch])
+        await self._messenger.send(self._daemon, [msgspec.convert(one.body, Result) for one in batch])
 
 
 class Place(NamedTuple):
@@ -117,12 +98,12 @@ class Place(NamedTuple):
 class Remote:
     """Holds what has come and waits for a slot, and tells daemons that ask how the runner is."""
 
-    def __init__(self, context: Context, ledger: Ledger, carrier: Carrier, place: Place) -> None:
+    def __init__(self, context: Context, ledger: Ledger, messenger: Messenger, place: Place) -> None:
         self._context = context
         self._ledger = ledger
-        self._carrier = carrier
+        self._messenger = messenger
         self._place = place
-        self.owed = Owed(context, ledger, carrier)
+        self.owed = Owed(context, ledger, messenger)
         self.standings = Standings(context)
         self.runner = Runner(context, self.standings, self.owed)
         self._held: dict[str, list[Received]] = {}
@@ -153,7 +134,7 @@ class Remote:
                 self._room = anyio.Event()
                 await self._room.wait()
             done: list[Received] = []
-            for received in await self._carrier.receive():
+            for received in await self._messenger.receive():
                 await self._one(received, done)
             await self._ack(done)
             self._context.activity.ring()
@@ -163,10 +144,10 @@ class Remote:
             case Command() as command:
                 if command.attempt_id in self._context.running:
                     done.append(received)
-                elif command.executor in self._context.executors:
+                elif (why := self._wrong(command)) is None:
                     self._held.setdefault(command.attempt_id, []).append(received)
                 else:
-                    await self._refuse(received, command)
+                    await self._refuse(received, command, why)
             case Cancel(attempt_id):
                 await self._cancel(attempt_id)
                 done.append(received)
@@ -176,9 +157,16 @@ class Remote:
             case _:  # The door lets in nothing else.
                 done.append(received)
 
-    async def _refuse(self, received: Received, command: Command) -> None:
+    def _wrong(self, command: Command) -> str | None:
+        """Says why a command can't run here; None where it can."""
+        if command.executor not in self._context.executors:
+            return f"this runner doesn't offer its executor {command.executor}"
+        if command.work.workspace not in (None, NO_WORKSPACE):
+            return "this runner makes no workspaces"
+        return None
+
+    async def _refuse(self, received: Received, command: Command, why: str) -> None:
         """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
-        why = f"this runner doesn't offer its executor {command.executor}"
         problem = Problem.make("executor_down", executor=command.executor, detail=why)
         result = ended(command, "unstarted", problem)
         await insist(
@@ -188,7 +176,7 @@ class Remote:
             attempt=command.attempt_id,
         )
         try:
-            await self._carrier.refuse(received, why)
+            await self._messenger.refuse(received, why)
         except LinkDown:
             return  # It comes again, and so does its answer.
 
@@ -252,7 +240,7 @@ class Remote:
         if not received:
             return
         try:
-            await self._carrier.ack(received)
+            await self._messenger.ack(received)
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)
 
@@ -288,6 +276,6 @@ class Remote:
         self._watchers = {daemon: until_s for daemon, until_s in self._watchers.items() if until_s > now_s}
         for daemon in self._watchers:
             try:
-                await self._carrier.send(daemon, [self.heartbeat()])
+                await self._messenger.send(daemon, [self.heartbeat()])
             except LinkDown:
                 return  # Each of them asks again.

@@ -23,7 +23,7 @@ REFUSED_TRIES = 64
 
 
 class Connection:
-    """Sends and receives as `interface.Link` does, over one link after the other, while `run` runs.
+    """See `interface.Messenger`: it sends and receives over one link after the other, while `run` runs.
 
     `changed` is called when it goes up, when it goes down, and when it becomes slow or quick.
     """
@@ -35,7 +35,6 @@ class Connection:
         self._log = log
         self._changed = changed
         self._link: Link | None = None
-        self._came_up = anyio.Event()
         self._broken = anyio.Event()
         self._error: LinkDown | Rejected = LinkDown("link_down", link=section.name, detail="it hasn't been dialled yet")
         self._down_at_s: float | None = None
@@ -87,7 +86,6 @@ class Connection:
         self._down_at_s = None
         self._broken = anyio.Event()
         self._link = link
-        self._came_up.set()
         self._changed()
 
     def _went_down(self, error: LinkDown | Rejected) -> None:
@@ -107,7 +105,6 @@ class Connection:
                 group.cancel_scope.cancel()
         finally:
             self._link = None
-            self._came_up = anyio.Event()
             self._received = []  # They come again.
             self.latency_s = None
 
@@ -144,11 +141,11 @@ class Connection:
             await self._taken.wait()
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
-        """See `Link.send`; raises LinkDown at once while it is down."""
+        """See `Messenger.send`; raises LinkDown at once while it is down."""
         await self._through(lambda link: link.send(to, batch))
 
     async def receive(self) -> list[Received]:
-        """See `Link.receive`; waits while it is down. It may be cancelled."""
+        """See `Messenger.receive`; waits while it is down. It may be cancelled."""
         while not self._received:
             self._arrived = anyio.Event()
             await self._arrived.wait()
@@ -157,21 +154,17 @@ class Connection:
         return received
 
     async def ack(self, received: Sequence[Received]) -> None:
-        """See `Link.ack`; what came over an earlier link is left out, because it comes again."""
+        """See `Messenger.ack`; what came over an earlier link is left out, because it comes again."""
         await self._through(lambda link: link.ack(_of(link, received)))
 
     async def refuse(self, received: Received, why: str) -> None:
-        """See `Link.refuse`; what came over an earlier link is left out, because it comes again."""
+        """See `Messenger.refuse`; what came over an earlier link is left out, because it comes again."""
 
         async def refuse(link: Link) -> None:
             for one in _of(link, (received,)):
                 await link.refuse(one, why)
 
         await self._through(refuse)
-
-    async def up(self) -> None:
-        """Waits until it is up."""
-        await self._came_up.wait()
 
     async def _through(self, call: Callable[[Link], Awaitable[None]]) -> None:
         link = self._link

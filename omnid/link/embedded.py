@@ -67,10 +67,10 @@ class EmbeddedLink:
         return [Received(self._messages.popleft())]
 
     async def ack(self, received: Sequence[Received]) -> None:
-        """See `Link.ack`: the journal has them already."""
+        """See `Messenger.ack`: the journal has them already."""
 
     async def refuse(self, received: Received, why: str) -> None:
-        """See `Link.refuse`; whoever asked for it hears of it in its result."""
+        """See `Messenger.refuse`; whoever asked for it hears of it in its result."""
 
     async def ping(self) -> None:
         """See `Link.ping`: the other side is this process."""

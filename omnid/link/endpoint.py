@@ -40,6 +40,9 @@ class Endpoint(NamedTuple):
     batch_max: int = 256
     """How many messages are on their way to this end at once."""
 
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} of {self.link}>"  # The password is nobody's to see.
+
     @property
     def link(self) -> str:
         """The link's name in the config."""

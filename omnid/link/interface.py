@@ -28,11 +28,38 @@ class Received(NamedTuple):
     """The name of the end that it comes from."""
 
 
-class Link(Protocol):
-    """One end of a connection; it has a name, and what others send to that name arrives here, in their order.
+class Messenger(Protocol):
+    """Sends to others by their names, and receives what they send to this end, in their order.
 
     It raises LinkDown and Rejected, and nothing of its library's. What has come and was not acknowledged comes again
     at the next connection; so may what was acknowledged in the moment of a failure.
+    """
+
+    async def send(self, to: str, batch: Sequence[Message]) -> None:
+        """Returns when the other side has all of them durably, in this order, whether `to` is there now or not.
+
+        Raises LinkDown, and Rejected(`message_refused`) where one of them can never be sent: none of them was then.
+        """
+        ...
+
+    async def receive(self) -> list[Received]:
+        """Gives what has come, at least one message; waits as long as it takes."""
+        ...
+
+    async def ack(self, received: Sequence[Received]) -> None:
+        """Says that they are durable here, so that they don't come again; raises LinkDown: then they may."""
+        ...
+
+    async def refuse(self, received: Received, why: str) -> None:
+        """Sets a message aside at the other side, where people find it, with the reason; it doesn't come again."""
+        ...
+
+
+class Link(Messenger, Protocol):
+    """One connection of one end. What is no message for this end it sets aside and logs; that never comes in.
+
+    `receive` is cancelled only to end the connection, because what was on its way comes at the next one then; and a
+    connection that is dead shows in `ping`, not there.
     """
 
     async def __aenter__(self) -> Self:
@@ -43,29 +70,6 @@ class Link(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Lets go of the connection."""
-        ...
-
-    async def send(self, to: str, batch: Sequence[Message]) -> None:
-        """Returns when the other side has all of them durably, in this order, whether `to` is there now or not.
-
-        Raises LinkDown, and Rejected(`message_refused`) where one of them can never be sent: none of them was then.
-        """
-        ...
-
-    async def receive(self) -> list[Received]:
-        """Gives what has come, at least one message; waits as long as it takes, so a dead connection shows in `ping`.
-
-        What is no message for this end is set aside at the other side and logged; it never comes here. Not to be
-        cancelled but to end the connection, because what was on its way comes at the next one only.
-        """
-        ...
-
-    async def ack(self, received: Sequence[Received]) -> None:
-        """Says that they are durable here, so that they don't come again; raises LinkDown: then they may."""
-        ...
-
-    async def refuse(self, received: Received, why: str) -> None:
-        """Sets a message aside at the other side, where people find it, with the reason; it doesn't come again."""
         ...
 
     async def ping(self) -> None:

@@ -148,7 +148,7 @@ class RabbitLink:
             self._log.debug("goodbye_failed", link=self._endpoint.link, detail=str(error))
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
-        """See `Link.send`."""
+        """See `Messenger.send`."""
         bodies = self._codec.encode(to, batch)
         with self._mapped(), self._endpoint.deadline():
             if to not in self._known:
@@ -171,7 +171,7 @@ class RabbitLink:
             errors.append(error)
 
     async def receive(self) -> list[Received]:
-        """See `Link.receive`."""
+        """See `Messenger.receive`."""
         while True:
             while not self._arrived:
                 if self._lost is not None:
@@ -190,13 +190,13 @@ class RabbitLink:
                 return received
 
     async def ack(self, received: Sequence[Received]) -> None:
-        """See `Link.ack`."""
+        """See `Messenger.ack`."""
         with self._mapped(), self._endpoint.deadline():
             for one in received:
                 await one.tag.ack()
 
     async def refuse(self, received: Received, why: str) -> None:
-        """See `Link.refuse`."""
+        """See `Messenger.refuse`."""
         await self._set_aside(received.tag, why)
 
     async def _set_aside(self, message: Any, why: str) -> None:

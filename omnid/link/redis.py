@@ -105,11 +105,14 @@ class RedisLink:
 
     async def _close(self) -> None:
         with anyio.move_on_after(CLOSE_S_MAX, shield=True):
-            await self._client.aclose()
-            await self._reader.aclose()
+            for client in (self._client, self._reader):
+                try:
+                    await client.aclose()
+                except (self._library.RedisError, OSError) as error:
+                    self._log.debug("goodbye_failed", link=self._endpoint.link, detail=str(error))
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
-        """See `Link.send`."""
+        """See `Messenger.send`."""
         pipeline = self._client.pipeline(transaction=True)
         for data in self._codec.encode(to, batch):
             pipeline.execute_command("XADD", stream_of(to), "*", "m", data)
@@ -117,7 +120,7 @@ class RedisLink:
             await pipeline.execute()
 
     async def receive(self) -> list[Received]:
-        """See `Link.receive`."""
+        """See `Messenger.receive`."""
         while True:
             received: list[Received] = []
             for entry in await self._entries():
@@ -144,7 +147,7 @@ class RedisLink:
             return _entries_of(await self._reader.execute_command(*group, "BLOCK", 0, "STREAMS", self._stream, ">"))
 
     async def ack(self, received: Sequence[Received]) -> None:
-        """See `Link.ack`."""
+        """See `Messenger.ack`."""
         ids = [one.tag[0] for one in received]
         if not ids:
             return
@@ -154,7 +157,7 @@ class RedisLink:
             await pipeline.execute()
 
     async def refuse(self, received: Received, why: str) -> None:
-        """See `Link.refuse`."""
+        """See `Messenger.refuse`."""
         await self._set_aside(received.tag, why)
 
     async def _set_aside(self, entry: Entry, why: str) -> None:

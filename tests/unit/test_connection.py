@@ -94,7 +94,7 @@ class Bench:
         self.up: FakeLink | None = None
         self.closed = self.pings = self.changes = 0
         self.ping_takes_s = 0.0
-        self.awake = anyio.Event()
+        self.awake, self.changed = anyio.Event(), anyio.Event()
         log = Log(self.clock, lambda text: text, stream=self.logged).logger()
         self.connection = Connection(SECTION, self._dial, self.clock, log, self._changed)
         monkeypatch.setattr(connection.anyio, "sleep", self._sleep)
@@ -104,6 +104,7 @@ class Bench:
 
     def _changed(self) -> None:
         self.changes += 1
+        self.changed.set()
 
     async def _sleep(self, delay_s: float) -> None:
         if delay_s == SECTION.ping_every_s:
@@ -116,7 +117,9 @@ class Bench:
 
     async def link(self) -> FakeLink:
         """Waits until a link is up."""
-        await self.connection.up()
+        while self.connection.problem is not None:
+            self.changed = anyio.Event()
+            await self.changed.wait()
         assert self.up is not None
         return self.up
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from omnid.errors import Retryable
@@ -226,8 +227,9 @@ async def test_an_executor_that_is_down_is_not_offered_for_a_while(bench: Bench)
 
 async def test_what_is_not_offered_is_answered_and_set_aside(bench: Bench) -> None:
     async with bench.runs():
-        bench.cable.bring(command(0, "codex"), command(1))
+        tree = msgspec.structs.replace(command(2), work=Work(argv=("2",), workspace="worktree"))
+        bench.cable.bring(command(0, "codex"), command(1), tree)
         await anyio.wait_all_tasks_blocked()
-        assert bench.cable.refused == ["a0"]
-        assert await bench.owed() == [("a0", "unstarted")]
+        assert bench.cable.refused == ["a0", "a2"]
+        assert await bench.owed() == [("a0", "unstarted"), ("a2", "unstarted")]
         assert bench.started == ["1"]
