@@ -5,10 +5,11 @@ PYTEST := $(PY) -m pytest
 SEEDS ?= 1000
 KILLS ?= 1000
 # Programs that tests talk to.
-PROGRAMS := redis-server rabbitmq-server
+PROGRAMS := redis-server rabbitmq-server iproute2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs agents demo test check format cover kills night-kills sim conformance bench lock clean
+.PHONY: help setup venv programs agents proxy demo test check format cover kills night-kills model-kills relay-kills cable
+.PHONY: sim conformance bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +23,7 @@ venv: ## what its tests and checks need too
 programs:
 	@sh scripts/packages.sh $(PROGRAMS) || echo "The tests that need them will fail." >&2
 
-agents:
+agents: venv
 	@sh scripts/agents.sh || echo "The tests that need them will fail." >&2
 
 demo: setup ## twelve real tasks, a killed daemon, and a count of what was lost
@@ -60,6 +61,17 @@ night-kills: KILLS = 100
 night-kills: venv ## the kill test of agents at length: KILLS=100
 	@OMNID_NIGHT_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=3600 tests/e2e/test_night_kills.py
 
+model-kills: KILLS = 100
+model-kills: venv ## the kill test of models at length: KILLS=100
+	@OMNID_MODEL_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=3600 tests/e2e/test_model_kills.py
+
+cable: venv programs ## a pulled cable by the times of the default config, which takes four minutes
+	@OMNID_CABLE_SCALE=1 $(PYTEST) -s -p no:cacheprovider tests/e2e/test_cable.py
+
+relay-kills: KILLS = 500
+relay-kills: venv ## the daemon killed in the middle of what MCP clients ask: KILLS=500
+	@OMNID_RELAY_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=7200 tests/e2e/test_relay_kills.py
+
 sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
@@ -67,7 +79,10 @@ conformance: venv ## the public conformance suite of MCP against /mcp of a daemo
 	@sh scripts/conformance.sh
 	@$(PY) -m tests.conformance
 
-bench: venv ## the figures of docs/
+proxy: venv
+	@sh scripts/proxy.sh || echo "The bench of models will break off." >&2
+
+bench: venv proxy ## the figures of docs/
 	@$(PY) -m bench
 
 LOCK := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -76,12 +91,19 @@ LOCK := uv pip compile --quiet --upgrade --universal --python-version 3.11 --gen
 lock: ## newest versions into the locks, for all platforms (needs uv)
 	@$(LOCK) -o requirements.txt
 	@$(LOCK) --extra models -c requirements.txt -o requirements-models.txt
-	@$(LOCK) --extra models --extra redis --extra rabbitmq --group dev -c requirements-models.txt -o requirements-dev.txt
+	@$(LOCK) --extra models --extra local --extra redis --extra rabbitmq --group dev -c requirements-models.txt -o requirements-dev.txt
+	@$(LOCK) --extra local -c requirements-dev.txt -o requirements-local.txt
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-emit-index-url --custom-compile-command "make lock" --group build -c requirements-dev.txt \
 		-o requirements-build.txt
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --no-strip-extras --custom-compile-command "make lock" tests/agents/requirements.in \
+		-o tests/agents/requirements.txt
+	@echo 'litellm[proxy]>=1.106,<2' | uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" - \
+		-o bench/requirements-proxy.txt
 
 clean: ## removes all that the targets above made
-	rm -rf tests/agents/node_modules tests/conformance/node_modules
-	rm -rf .venv .venv.lock .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
+	rm -rf tests/agents/node_modules tests/agents/.venv tests/conformance/node_modules
+	rm -rf .venv .venv.lock .venv-proxy .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,8 +32,8 @@ Take = Callable[[], float]
 class BareCommit:
     """One row, one transaction, synced: the least that a durable submit can cost.
 
-    A new database's WAL grows with every commit until the first checkpoint, which makes a sync dearer. `grown`: it has
-    its length already, as omnid's has from its start.
+    A new database's WAL grows with every commit until the first checkpoint, which makes a sync dearer; so each row of
+    the report has a new one. `grown`: it has its length already, as omnid's has from its start.
     """
 
     def __init__(self, path: Path, *, grown: bool = False) -> None:
@@ -56,37 +56,37 @@ class BareCommit:
 
 def run(report: Report) -> None:
     with scratch() as directory, Daemon(directory) as daemon:
-        bare = BareCommit(directory / "bare.db")
         daemon.client.call("gate.pause", {"executor": "*"})
-        commit_ms, submit_ms = _beside(bare.take_ms, _submits(daemon, count()))
-        report.add("bare durable commit, p50", commit_ms, "ms")
-        report.add("submit by one client, p50", submit_ms, "ms")
-        report.add("submit against the commit", submit_ms / commit_ms, "x", "<=", 2.5)
-        grown = BareCommit(directory / "grown.db", grown=True)
-        commit_ms, submit_ms = _beside(grown.take_ms, _submits(daemon, islice(count(), BLOCKS * TURNS, None)))
-        report.add("bare commit into a WAL that doesn't grow, p50", commit_ms, "ms")
-        report.add("submit against that", submit_ms / commit_ms, "x")
+        _add(report, directory, "submit by one client", _submits(daemon, count()), 2.5)
     with scratch() as directory, Daemon(directory) as daemon:
-        bare = BareCommit(directory / "bare.db")
         slots = count()
-        for name, take, goal in (
-            ("submit to start", _starts(daemon, slots), 4),
-            ("submit to result, durable", _results(daemon, slots), 8),
-            ("submit to result, at a client that waits", _answers(daemon, slots), None),
-        ):
-            commit_ms, taken_ms = _beside(bare.take_ms, take)
-            report.add(f"{name}, p50", taken_ms, "ms")
-            report.add(f"{name}, against the commit", taken_ms / commit_ms, "x", "<=" if goal else None, goal)
+        _add(report, directory, "submit to start", _starts(daemon, slots), 4)
+        _add(report, directory, "submit to result, durable", _results(daemon, slots), 8)
+        _add(report, directory, "submit to result, at a waiting client", _answers(daemon, slots))
 
 
-def _beside(commit: Take, other: Iterator[float]) -> tuple[float, float]:
-    """Gives the medians of the commit and of the other."""
-    commits: list[float] = []
+def _add(report: Report, directory: Path, name: str, other: Iterator[float], goal: float | None = None) -> None:
+    """Measures something beside bare commits into a new database and into one whose WAL has its length."""
+    new = BareCommit(directory / f"{name}.db")
+    grown = BareCommit(directory / f"{name}, grown.db", grown=True)
+    new_ms, grown_ms, other_ms = _beside(new.take_ms, grown.take_ms, other)
+    report.add(f"{name}, p50", other_ms, "ms")
+    report.add(f"{name}: the bare commit beside it, p50", new_ms, "ms")
+    report.add(f"{name}: against that", other_ms / new_ms, "x", "<=" if goal else None, goal)
+    report.add(f"{name}: one into a WAL that doesn't grow, p50", grown_ms, "ms")
+    report.add(f"{name}: against that one", other_ms / grown_ms, "x")
+
+
+def _beside(new: Take, grown: Take, other: Iterator[float]) -> tuple[float, float, float]:
+    """Gives the medians of both commits and of the other."""
+    news: list[float] = []
+    growns: list[float] = []
     others: list[float] = []
     for _ in range(BLOCKS):
-        commits += [commit() for _ in range(TURNS)]
+        news += [new() for _ in range(TURNS)]
+        growns += [grown() for _ in range(TURNS)]
         others += islice(other, TURNS)
-    return median(commits), median(others)
+    return median(news), median(growns), median(others)
 
 
 def _message(slot: int) -> bytes:

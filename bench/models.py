@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 
+from bench import model_tasks
 from bench.report import Report
 from bench.world import environ, scratch
 from omnid.channels import whole
@@ -35,8 +36,10 @@ Call = Callable[[], Awaitable[None]]
 
 
 def run(report: Report) -> None:
-    with scratch() as directory, provider() as base_url:
-        anyio.run(_measure, report, directory, base_url)
+    with provider() as address:
+        with scratch() as directory:
+            anyio.run(_measure, report, directory, f"{address}/ok/v1")
+        model_tasks.run(report, address)
 
 
 @contextlib.contextmanager
@@ -46,7 +49,7 @@ def provider() -> Iterator[str]:
     with subprocess.Popen(argv, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("the provider has no pipes")
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/ok/v1"
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         process.stdin.close()
 
 

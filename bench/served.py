@@ -52,7 +52,7 @@ class NoopExecutor:
         at = int((command.work.argv or ("0",))[0]) * SLOT_BYTES
         self._stamp(at)
         self._slots[command.attempt_id] = at
-        return Result(command.attempt_id, command.task_id, command.number, "success")
+        return command.ended("success", None)
 
     async def recover(self, command: Command, ports: Ports) -> Found:  # noqa: ARG002 - see `Executor`.
         return Found.NEVER_RAN

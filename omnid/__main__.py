@@ -35,6 +35,10 @@ def main() -> int:
         from omnid import daemon
 
         return daemon.config_without_daemon(rest[0])
+    if verb == "worker" and rest[:1] == ["brainstem"]:
+        from omnid.worker import brainstem
+
+        return brainstem.main(rest[1:])
     if verb in {"--version", "-V"}:
         from omnid import __version__
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from omnid import channels, links, platform
+from omnid import channels, links, platform, recurrence
 from omnid.errors import Rejected
+from omnid.patterns import said
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
     AGENT_PROGRAMS,
@@ -34,6 +35,7 @@ from omnid.settings import (
     Link,
     McpExecutor,
     ModelExecutor,
+    Preset,
     Rule,
 )
 
@@ -56,6 +58,7 @@ _LISTS: dict[str, type[Any]] = {
     "destination": Destination,
     "channel": Channel,
     "link": Link,
+    "preset": Preset,
 }
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
 
@@ -157,6 +160,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
     reader.runners(sections["runner"], lists["link"], executors)
+    reader.presets(lists["preset"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -275,10 +279,12 @@ class _Reader:
     def together(self, sections: dict[str, dict[str, Any]], executors: tuple[Executor, ...]) -> None:
         """Checks what can only be judged together."""
         names = [executor.name for executor in executors]
-        for name in sections["agents"].get("allow", ()):
+        repair = sections["mode"].get("repair_executor", "")
+        named = [("agents.allow", name) for name in sections["agents"].get("allow", ())]
+        for key, name in (*named, *([("mode.repair_executor", repair)] if repair else [])):
             if name not in names:
                 detail = f"there is no executor of that name{_hint(name, names)}"
-                self.problems.append(_bad("agents.allow", name, detail))
+                self.problems.append(_bad(key, name, detail))
         for section, lower, upper in (
             ("retry", "backoff_base_s", "backoff_max_s"),
             ("limits", "spool_bytes_max", "spool_total_bytes_max"),
@@ -292,7 +298,7 @@ class _Reader:
         except ValueError as error:
             self.problems.append(_bad("daemon.zone", zone, f"{error}{_hint(zone, platform.zones())}"))
             del sections["daemon"]["zone"]
-        for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir")):
+        for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir"), ("brainstem", "dir")):
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
                 self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
@@ -337,6 +343,13 @@ class _Reader:
             if section.executor is not None and section.executor not in mcp:
                 detail = f"there is no mcp executor of that name{_hint(section.executor, mcp)}"
                 self.problems.append(_bad(f"{where}.executor", section.executor, detail))
+
+    def presets(self, presets: tuple[Preset, ...]) -> None:
+        """Checks when presets run, and that each holds a task."""
+        for preset in presets:
+            for key, detail in recurrence.problems_of(preset):
+                value = getattr(preset, key, None)
+                self.problems.append(_bad(f"preset.{preset.name}.{key}", value, detail))
 
     def _url_of(self, section: Destination, where: str) -> None:
         """Checks an URL: those of Apprise hold keys, and a webhook's goes over TLS unless it stays on the machine."""
@@ -430,7 +443,7 @@ class _Reader:
             choices = [
                 choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
             ]
-            detail = f"it is one of {', '.join(choices)}" if choices else str(error).replace("`", "")
+            detail = f"it is one of {', '.join(choices)}" if choices else said(error).replace("`", "")
             self.problems.append(_bad(key, value, detail.replace(" - at $", " at ")))
             return
         if _holds_nul(value):

@@ -40,6 +40,7 @@ from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.retention import Retention
 from omnid.flow.runner import Runner
+from omnid.flow.schedules import Schedules
 from omnid.flow.wakeup import Wakeup
 from omnid.link.embedded import EmbeddedLink
 from omnid.log import Log, Logger
@@ -54,6 +55,7 @@ from omnid.store import journal
 from omnid.store.calls import set_zone
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
 from omnid.store.interface import COLLECTIONS, Reader
+from omnid.store.schedules import RUNG as SCHEDULES_RUNG
 from omnid.store.statedir import StateDir
 
 EXECUTOR_CLOSE_S = 10.0
@@ -100,7 +102,9 @@ class Daemon:
         self.gates = Gates(self.context)
         self.mode = ModeKeeper(self.context, self._parts.shared, secrets)
         self.drain = Drain(self.context, self._parts.places().open)
-        self.store.rung = self.drain.ring
+        self.cancelling = Cancelling(self.context)
+        self.schedules = Schedules(self.context, self.cancelling)
+        self.store.rung = self._rung
         self.store.set_follow(Announcer(self.context))
         self.workspaces = self._parts.make_workspaces(settings, self._states)
         self._link = EmbeddedLink()
@@ -183,7 +187,6 @@ class Daemon:
         else:
             await self.store.remember_boot(platform.boot_id())
         results = Results(context, self.gates)
-        cancelling = Cancelling(context)
         runner = Runner(context, self.gates, results)
         recovery = Recovery(context, runner, results)
         recovered = await recovery.run(work)
@@ -193,19 +196,28 @@ class Daemon:
         dispatcher = Dispatcher(context, self.gates, self._link)
         work.start_soon(self._kept("dispatcher", dispatcher.run))
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
-        work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, cancelling).run))
+        work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, self.cancelling).run))
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
         work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
         work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
+        work.start_soon(self._kept("mode_local", self.mode.watch_local))
         work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))
         work.start_soon(self._kept("prewarm", self.workspaces.pool.run))
-        api = Api(context, self.gates, cancelling, self, self.workspaces)
+        api = Api(context, self.gates, self.cancelling, self, self.workspaces, self.schedules)
         self._daily = Daily(context, api.night.line)
         work.start_soon(self._kept("daily", self._daily.run))
+        work.start_soon(self._kept("schedules", self.schedules.run))
         await self._listen(work, api)
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
+
+    def _rung(self, name: str) -> None:
+        """Hears what committed transactions ring: schedules that are due, and destinations that have something."""
+        if name == SCHEDULES_RUNG:
+            self.schedules.look()
+        else:
+            self.drain.ring(name)
 
     async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
         """Gives the states of those tasks that the journal knows."""
@@ -288,6 +300,7 @@ class Daemon:
         context.wake()
         self.drain.ring_all()
         self._daily.look()
+        self.schedules.look()
         self._log.info("config_taken_over", path=loaded.path)
 
     async def _probe(self, names: Collection[str]) -> None:

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from omnid import platform
+from omnid import patterns, platform
 from omnid.settings import CommandExecutor, Executor, Link, McpExecutor
 
-END_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+END_NAME = re.compile(patterns.NAME)
 """What the ends of links may be called: daemons and runners."""
 TLS = {"redis": "rediss", "amqp": "amqps"}
 """The schemes of links, and those of the same over TLS."""

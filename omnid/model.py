@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from omnid.errors import OmnidError, sentences
+from omnid.patterns import EVENT, HOURS, NAME
 
 Priority = Annotated[int, Meta(ge=-10, le=10, description="Higher starts first")]
 Label = Annotated[str, Meta(min_length=1, max_length=100)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="Unix milliseconds, up to the year 9999")]
 Ordinal = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-
-HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 USER_ORIGIN = "user"
 """The origin of tasks that people submit; its tasks are shown as ``t7``, those of others as ``origin/t7``."""
@@ -50,6 +49,32 @@ class ReplyTo(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     channel: Annotated[str, Meta(min_length=1, max_length=64)]
     target: Annotated[str, Meta(max_length=500)] | None = None
     session: Annotated[str, Meta(max_length=500)] | None = None
+
+
+class Schedule(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When something is run again and again: at times (`cron` or `every_s`, not both), on events, or by hand alone."""
+
+    cron: Annotated[str, Meta(max_length=200, description="Minute hour day month weekday, as in crontab(5)")] = ""
+    zone: Annotated[str, Meta(max_length=100, description="Time zone of `cron`; empty: daemon.zone")] = ""
+    every_s: Annotated[float, Meta(ge=1, le=366 * 86400, description="Seconds from one run to the next")] | None = None
+    times_max: Annotated[int, Meta(ge=1, description="It ends after so many runs")] | None = None
+    on: Annotated[
+        tuple[Annotated[str, Meta(pattern=EVENT)], ...],
+        Meta(max_length=16, description="Events: start, cloud.down, link.up:NAME, ..."),
+    ] = ()
+    missed: Annotated[
+        Literal["run_once", "run_all", "skip"], Meta(description="What becomes of times that passed meanwhile")
+    ] = "run_once"
+    missed_max: Annotated[int, Meta(ge=1, le=1000, description="Of `run_all`: the last so many")] = 10
+    overlap: Annotated[
+        Literal["skip", "queue", "kill"], Meta(description="What happens where the run before goes on still")
+    ] = "skip"
+
+
+class NamedSchedule(Schedule, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A schedule that a submit asks for instead of a task."""
+
+    name: Annotated[str, Meta(pattern=NAME)]
 
 
 class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +123,36 @@ class Submit(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["park", "local", "fail"],
         Meta(description="While the cloud is gone a prompt waits, goes to a local model, or fails"),
     ] = "park"
+    schedule: Annotated[NamedSchedule, Meta(description="Run it again and again instead of once")] | None = None
+
+
+SINGLE = ("schedule", "key", "ref", "after", "origin", "not_before_ms", "deadline_ms")
+"""Fields of a submit that belong to one task alone, so that the task of a schedule can't have them."""
+
+
+class Scheduled(Struct, frozen=True):
+    """A schedule as the journal holds it: `task` are the fields of the `Submit` that each run makes."""
+
+    id: str
+    name: str
+    origin: str
+    role: str
+    """Whose rights its runs have: ``person`` or ``agent``."""
+    schedule: Schedule
+    task: dict[str, Any]
+    params: dict[str, str]
+    """What stands for ``{params.x}`` in its texts, unless a run by hand says otherwise."""
+    enabled: bool
+    created_at_ms: int
+    next_at_ms: int | None = None
+    last_at_ms: int | None = None
+    last_task: str | None = None
+    runs: int = 0
+    skipped: int = 0
+    """How many times passed without a run: missed, or because the run before went on still."""
+    problem: Problem | None = None
+    """Why its last run could not be submitted."""
+    ord: int = 0
 
 
 class Submitted(Struct, frozen=True):
@@ -262,6 +317,17 @@ class Command(Struct, frozen=True):
     cost_max_usd: float | None = None
     """What was reserved for this attempt; None: nothing was, because no lid holds for it."""
 
+    def ended(
+        self,
+        outcome: "Outcome",
+        problem: Problem | None,
+        *,
+        cost_usd: float | None = None,
+        park: "Park | None" = None,
+    ) -> "Result":
+        """Makes the result of this attempt, without output."""
+        return Result(self.attempt_id, self.task_id, self.number, outcome, problem, cost_usd=cost_usd, park=park)
+
 
 class Cancel(Struct, frozen=True):
     """Asks a runner to end an attempt; one that it doesn't have is ignored."""
@@ -322,6 +388,8 @@ class Result(Struct, frozen=True):
     cost_usd: float | None = None
     park: Park | None = None
     """With the outcome `parked`, what closes the executor's gate."""
+    call_costs: dict[str, int | None] = {}
+    """What calls of it have cost that are not settled yet, in microdollars; None: nobody knows."""
 
 
 class Delivery(Struct, frozen=True):

@@ -10,7 +10,8 @@ from anyio.abc import TaskGroup
 from omnid import platform
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
-from omnid.executor.brainstem import Brainstem
+from omnid.executor.brainstem import NAME as BRAINSTEM
+from omnid.executor.brainstem import Brainstem, Surroundings
 from omnid.executor.command import CommandExecutor
 from omnid.executor.direct import Direct
 from omnid.executor.environment import BASE_ENVIRONMENT
@@ -190,8 +191,17 @@ class Parts:
         )
         has_gateway = importlib.util.find_spec("litellm") is not None
         direct = Direct(self._clock, wanted.models)
+        calls = ModelCalls(self.context, has_gateway=has_gateway)
+        given = wanted.brainstem.dir
+        around = Surroundings(
+            root=platform.absolute(given, self._environ) if given else str(self._state / "models"),
+            has_mlx=importlib.util.find_spec("mlx_lm") is not None,
+            busy=lambda: calls.busy(BRAINSTEM),
+            changed=self._local_changed,
+        )
         brainstem = Brainstem(
             wanted.brainstem,
+            around,
             self.supervised,
             self._environ,
             direct,
@@ -199,7 +209,10 @@ class Parts:
             clock=self._clock,
             log=self._log,
         )
-        return Models(gateway, direct, brainstem, ModelCalls(self.context, has_gateway=has_gateway))
+        return Models(gateway, direct, brainstem, calls)
+
+    def _local_changed(self) -> None:
+        self.context.modes.local_changed.set()
 
     def _destination(self, section: DestinationSection) -> Destination:
         match section.kind:

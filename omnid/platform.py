@@ -234,6 +234,69 @@ def free_bytes(path: str) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def available_memory_bytes(proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> int:
+    """Tells how much memory a new process can have before the system must swap or end something; raises OSError.
+
+    On Linux ``MemAvailable`` of proc(5), or less where a control group (version 2) above this process has a limit; on
+    macOS what vm_stat(1) counts as free or easily freed.
+    """
+    if IS_MACOS:
+        return vm_stat_bytes(_ask("/usr/bin/vm_stat"))
+    with open(f"{proc}/meminfo") as file:
+        lines = dict(line.split(":", 1) for line in file if ":" in line)
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    return min([free, *_cgroup_rooms(proc, cgroups)])
+
+
+def vm_stat_bytes(text: str) -> int:
+    """Reads what vm_stat(1) prints; raises OSError where that can't be read."""
+    import re
+
+    page = re.search(r"page size of (\d+) bytes", text)
+    pages = {name: int(count) for name, count in re.findall(r"^Pages ([a-z ]+): +(\d+)\.$", text, re.MULTILINE)}
+    if page is None or "free" not in pages:
+        raise OSError("vm_stat says something unknown")
+    return int(page[1]) * sum(pages.get(name, 0) for name in ("free", "inactive", "speculative", "purgeable"))
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Tells how much memory a process holds; None where there is no such process, or nobody tells."""
+    try:
+        if IS_MACOS:
+            return int(_ask("/bin/ps", "-o", "rss=", "-p", str(pid))) * 1024
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def _cgroup_rooms(proc: str, cgroups: str) -> "list[int]":
+    """Gives what the control groups of this process leave of their limits; file pages count as room."""
+    try:
+        with open(f"{proc}/self/cgroup") as file:
+            own = next((line.strip()[3:] for line in file if line.startswith("0::")), None)
+    except OSError:
+        own = None
+    rooms: list[int] = []
+    while own is not None:
+        place = cgroups + own.rstrip("/")
+        try:
+            limit = _first_line(f"{place}/memory.max")
+            if limit.isdecimal():
+                with open(f"{place}/memory.stat") as file:
+                    kept = next((int(line.split()[1]) for line in file if line.startswith("inactive_file ")), 0)
+                rooms.append(max(0, int(limit) - int(_first_line(f"{place}/memory.current")) + kept))
+        except (OSError, ValueError):
+            pass  # The root has no limit, and a namespace may hide the groups above.
+        own = own.rpartition("/")[0] if own.strip("/") else None
+    return rooms
+
+
+def _first_line(path: str) -> str:
+    with open(path) as file:
+        return file.readline().strip()
+
+
 def _default_state_dir(environ: Mapping[str, str]) -> str:
     if IS_MACOS:
         return os.path.join(_home(environ), "Library", "Application Support", "omnid")

@@ -162,7 +162,8 @@ class Relay:
             self._read_client(now_s)
         if self._socket is not None and self._socket in readable:
             self._read_daemon(self._socket, now_s)
-        if self._socket is not None and self._socket in writable:
+        # What has just been read is written without a turn of its own; a socket that is full says so.
+        if self._socket is not None and (self._socket in writable or session.to_daemon):
             self._write_daemon(self._socket)
         if self._stdout in writable:
             self._write_client(now_s)

@@ -21,17 +21,23 @@ MESSAGE_BYTES_MAX = 4 << 20
 ASKED_MAX = 256
 REPLAYS_MAX = 256
 SENDS_MAX = 20
-"""How often a request is sent in all: one that brings the daemon down must not do so for ever."""
+"""How often a request is sent to daemons that die soon: one that brings the daemon down must not do so for ever."""
+
+CALM_S = 10.0
+"""After how long a daemon's end is no longer put down to the requests that it had."""
 
 _HELLO_ID = "omnid-hello"
 _SUBSCRIBE, _UNSUBSCRIBE, _LISTEN = "resources/subscribe", "resources/unsubscribe", "subscriptions/listen"
+_ACKNOWLEDGED, _SUBSCRIPTION = "notifications/subscriptions/acknowledged", "io.modelcontextprotocol/subscriptionId"
 _INITIALIZE, _INITIALIZED, _CANCELLED = "initialize", "notifications/initialized", "notifications/cancelled"
+_OTHER_VERSION = frozenset({"bad_request", "unknown_method"})
+"""With what a daemon refuses a hello that it can't understand."""
 
 
 class _Request:
     """A request of the client that has no answer yet."""
 
-    __slots__ = ("at_s", "id", "line", "method", "sends")
+    __slots__ = ("at_s", "id", "line", "method", "sends", "sent_s")
 
     def __init__(self, request_id: int | str, method: str, line: bytes, at_s: float) -> None:
         self.id = request_id
@@ -39,6 +45,7 @@ class _Request:
         self.line = line
         self.at_s = at_s
         self.sends = 0
+        self.sent_s = at_s
 
 
 class Session:
@@ -114,6 +121,9 @@ class Session:
         """Forgets the connection; what is open will be sent again."""
         if self.phase == "up":
             self._away_since_s = now_s
+            for request in self.open.values():
+                if now_s >= request.sent_s + CALM_S:
+                    request.sends = min(request.sends, 1)
         self.phase = "away"
         self.to_daemon.clear()
         self._asked.clear()
@@ -177,7 +187,7 @@ class Session:
         elif self.phase == "initializing" and message_id == self._replays[_INITIALIZE].id:
             if "error" in message:
                 self._note(f"the daemon took the session over with an error: {message['error']}")
-            self._go_up()
+            self._go_up(now_s)
         elif message_id is None:
             self.problem = wire.error_from(message.get("error"))
             self._note(f"the daemon reports: {self.problem}")
@@ -190,9 +200,9 @@ class Session:
         self.open[request.id] = request
         self._open_bytes += len(request.line)
         if self.phase == "up":
-            self._send(request)
+            self._send(request, request.at_s)
 
-    def _send(self, request: _Request) -> None:
+    def _send(self, request: _Request, now_s: float) -> None:
         if len(request.line) > self._limit_bytes:
             self._close(request)
             self._refuse(request.id, Rejected("message_too_large", limit_bytes=self._limit_bytes))
@@ -203,6 +213,7 @@ class Session:
             self._refuse(request.id, Retryable("daemon_lost", detail=detail))
             return
         request.sends += 1
+        request.sent_s = now_s
         self.to_daemon += request.line + b"\n"
 
     def _close(self, request: _Request) -> None:
@@ -245,11 +256,20 @@ class Session:
             self._asked.pop(own_id, None)
             self.to_client += wire.line({**message, "params": {**_params(message), "requestId": own_id}})
         else:
+            if method == _ACKNOWLEDGED:
+                self._outlived(_mapping(_params(message).get("_meta")).get(_SUBSCRIPTION))
             self.to_client += line + b"\n"
+
+    def _outlived(self, request_id: object) -> None:
+        """Clears a subscription of the suspicion that it brings daemons down: this one has taken it and goes on."""
+        if isinstance(request_id, int | str) and request_id in self.open:
+            self.open[request_id].sends = 1
 
     def _greeted(self, message: dict[str, Any], now_s: float) -> None:
         if "result" not in message:
             self.problem = wire.error_from(message.get("error"))
+            if self.problem.code in _OTHER_VERSION:
+                self._give_up(Rejected("daemon_differs", version=__version__, detail=self.problem.what))
             self._note(f"the daemon refused: {self.problem}")
             self.lost(now_s)
             return
@@ -259,12 +279,19 @@ class Session:
         self.problem = None
         initialize = self._replays.get(_INITIALIZE)
         if initialize is None:
-            self._go_up()
+            self._go_up(now_s)
         else:
             self.phase = "initializing"
             self.to_daemon += initialize.line + b"\n"
 
-    def _go_up(self) -> None:
+    def _give_up(self, problem: OmnidError) -> None:
+        """Answers all that is open: this daemon will not take it, however long the client waits."""
+        self.problem = problem
+        for request in list(self.open.values()):
+            self._close(request)
+            self._refuse(request.id, problem)
+
+    def _go_up(self, now_s: float) -> None:
         self.phase = "up"
         if _INITIALIZE in self._replays and self._initialized:
             self.to_daemon += self._initialized + b"\n"
@@ -273,7 +300,7 @@ class Session:
             if key != _INITIALIZE:
                 self.to_daemon += request.line + b"\n"
         for request in list(self.open.values()):
-            self._send(request)
+            self._send(request, now_s)
 
     def _remember(self, request: _Request) -> None:
         """Keeps what was agreed and has to be said again to another daemon."""

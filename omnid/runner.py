@@ -14,7 +14,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
-from omnid import __version__, config, links
+from omnid import __version__, config, links, patterns
 from omnid.clock import Clock, SystemClock
 from omnid.daemon import EXECUTOR_CLOSE_S, of_omnid, say, store_settings, terminal
 from omnid.errors import OmnidError, Rejected
@@ -233,7 +233,7 @@ def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
         raise Rejected("config_bad_value", key="runner.link", value=repr(link) if link else "(not set)", detail=detail)
     name = options.name or wanted.runner.name or _host_name()
     if links.END_NAME.fullmatch(name) is None:
-        detail = "a name has 1 to 64 of a-z 0-9 . _ - and starts with a letter or a digit"
+        detail = f"it is {patterns.SAID[patterns.NAME]}"
         raise Rejected("config_bad_value", key="--name", value=repr(name)[:100], detail=detail)
     directory = str(Path(wanted.state.dir) / DIRECTORY)
     return (

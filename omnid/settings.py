@@ -7,16 +7,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from omnid.patterns import HOURS_OR_NONE, NAME, NAME_OR_NONE, TIME_OR_NONE, WORDS
+
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
 Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
 Usd = Annotated[float, Meta(ge=0, le=1e9)]
 ExitCode = Annotated[int, Meta(ge=0, le=255)]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Hours = Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")]
+Name = Annotated[str, Meta(pattern=NAME)]
+Hours = Annotated[str, Meta(pattern=HOURS_OR_NONE)]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
-Words = Annotated[str, Meta(pattern=r"^[^*\s]([^*]*[^*\s])?\*?$", max_length=200)]
+Words = Annotated[str, Meta(pattern=WORDS, max_length=200)]
 """A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
+LocalUrl = Annotated[str, Meta(pattern=r"^http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}(/[\w.-]+)*$")]
+"""An address on this machine, with its port."""
+HubUrl = Annotated[str, Meta(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])[^\s@?#]*[^\s@?#/]$")]
+"""An address that is reached over TLS, or on this machine."""
+WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
@@ -202,8 +209,15 @@ class Brainstem(_Section, frozen=True, kw_only=True):
     """The local model that is woken when the cloud is gone: a command that serves the OpenAI wire at `base_url`."""
 
     argv: tuple[str, ...] = ()
-    base_url: str = "http://127.0.0.1:8642/v1"
+    base_url: LocalUrl = "http://127.0.0.1:8642/v1"
     model: str = "default_model"
+    weights: WeightsName = "mlx-community/Qwen2.5-7B-Instruct-4bit"
+    dir: str = ""
+    hub: HubUrl = "https://huggingface.co"
+    context_tokens: Count = 8192
+    memory_bytes_min: Annotated[int, Meta(ge=0)] = 0
+    start_timeout_s: Seconds = 120.0
+    idle_s: Seconds = 900.0
 
 
 class Notify(_Section, frozen=True, kw_only=True):
@@ -214,7 +228,7 @@ class Notify(_Section, frozen=True, kw_only=True):
     quiet: Hours = ""
     group_s: Annotated[float, Meta(ge=0, le=86400)] = 10.0
     per_hour_max: Count = 20
-    digest_at: Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")] = ""
+    digest_at: Annotated[str, Meta(pattern=TIME_OR_NONE)] = ""
 
 
 class Outbox(_Section, frozen=True, kw_only=True):
@@ -224,6 +238,13 @@ class Outbox(_Section, frozen=True, kw_only=True):
     retry_base_s: Seconds = 2.0
     retry_max_s: Seconds = 900.0
     give_up_days: Annotated[float, Meta(gt=0, le=366)] = 7.0
+
+
+class Schedules(_Section, frozen=True, kw_only=True):
+    """How many schedules there may be, and from when on a run counts as missed."""
+
+    count_max: Count = 1_000
+    late_s: Seconds = 60.0
 
 
 class Log(_Section, frozen=True, kw_only=True):
@@ -408,10 +429,29 @@ class Runner(_Section, frozen=True, kw_only=True):
     """What `omnid runner` is called, which link it listens to, and what it offers."""
 
     link: str = ""
-    name: Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")] = ""
+    name: Annotated[str, Meta(pattern=NAME_OR_NONE)] = ""
     executors: tuple[str, ...] = ()
     labels: tuple[Name, ...] = ()
     beat_s: Seconds = 5.0
+
+
+class Preset(_Section, frozen=True, kw_only=True):
+    """A schedule of the config: its `task` has the fields of a submit, its texts may hold ``{params.x}``.
+
+    It runs at its times (`cron`, or `every`), on events, and by hand; see `model.Schedule`.
+    """
+
+    name: Name
+    task: dict[str, Any]
+    params: dict[str, str] = {}
+    cron: str = ""
+    zone: str = ""
+    every: str = ""
+    times_max: Count | None = None
+    on: tuple[str, ...] = ()
+    missed: Literal["run_once", "run_all", "skip"] = "run_once"
+    missed_max: Annotated[int, Meta(ge=1, le=1000)] = 10
+    overlap: Literal["skip", "queue", "kill"] = "skip"
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -436,6 +476,7 @@ class Config(_Section, frozen=True, kw_only=True):
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
     runner: Runner = Runner()
+    schedules: Schedules = Schedules()
     log: Log = Log()
     executor: tuple[Executor, ...] = ()
     rule: tuple[Rule, ...] = ()
@@ -443,6 +484,7 @@ class Config(_Section, frozen=True, kw_only=True):
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
     link: tuple[Link, ...] = ()
+    preset: tuple[Preset, ...] = ()
 
     def executors(self) -> dict[str, Executor]:
         """Gives the executors by name."""

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from omnid.errors import Rejected
 
 STATES = (
@@ -81,7 +83,7 @@ def advance(state: str, event: str) -> str:
         raise Rejected("bad_event", state=state, event=event) from None
 
 
-class Facts(NamedTuple):
+class Facts(Struct, frozen=True):
     """What decides whether a task that isn't running waits for a reason of its own."""
 
     now_ms: int

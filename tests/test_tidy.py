@@ -37,9 +37,12 @@ TIME_AND_CHANCE = {
     "omnid/worker/": "runs in a process of its own, and knows nothing of omnid",
 }
 # Who may run on one backend alone, and why.
-ADAPTERS = {"omnid/worker/gateway.py": "LiteLLM runs on asyncio"}
+ADAPTERS = {
+    "omnid/readable.py": "watches a file on either backend as that does best",
+    "omnid/worker/gateway.py": "LiteLLM runs on asyncio",
+}
 # What a worker may import beside the standard library.
-WORKERS_NEED = {"gateway.py": {"litellm", "httpx"}}
+WORKERS_NEED = {"gateway.py": {"litellm", "httpx"}, "brainstem.py": {"mlx", "mlx_lm"}}
 CHANCE = re.compile(
     r"(time\.time(_ns)?|(datetime\.)?datetime\.(now|utcnow|today)|(datetime\.)?date\.today|random\.\w+|os\.urandom"
     r"|uuid\.uuid\d|uuid\d|secrets\.(token|rand)\w*)"
@@ -150,7 +153,7 @@ def test_workers_load_what_is_no_standard_library_when_they_need_it() -> None:
     ("module", "own"),
     [
         ("omnid.relay", {"api", "errors", "messages", "platform", "relay", "relay_session", "wire"}),
-        ("omnid.ctl.main", {"api", "ctl", "errors", "messages", "platform", "wire"}),
+        ("omnid.ctl.main", {"api", "ctl", "durations", "errors", "messages", "platform", "wire"}),
         ("omnid.api.client", {"api", "errors", "messages", "platform", "wire"}),
     ],
 )

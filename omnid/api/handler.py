@@ -18,6 +18,7 @@ from omnid.clock import is_uuid
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller
 from omnid.model import USER_ORIGIN
+from omnid.patterns import said
 from omnid.store.interface import Outcome
 
 T = TypeVar("T")
@@ -131,8 +132,7 @@ def _decoded(decode: Callable[[bytes | Raw], T], params: Raw, method: str) -> T:
     try:
         value = decode(text or b"{}")
     except msgspec.ValidationError as error:
-        detail = str(error).replace(" - at `$.", ", at `")
-        raise Rejected("bad_request", detail=detail, where=f"the parameters of {method}") from error
+        raise Rejected("bad_request", detail=said(error), where=f"the parameters of {method}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("bad_request", detail=str(error), where=f"the parameters of {method}") from error
     if NUL_IN_JSON in text:

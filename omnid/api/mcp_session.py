@@ -31,6 +31,7 @@ from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_tasks import Calls, Tasks
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
+from omnid.api.schedule_views import SCHEDULED
 from omnid.api.shapes import Get, TaskView
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
@@ -202,7 +203,11 @@ class ToolServer(Calls):
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}")
         try:
             done = await self._do(context, tool, tool.parse(params.arguments or {}))
-            if isinstance(done, Submitted) and (task := await self._tasks.made(context, done.id)):
+            if (
+                isinstance(done, Submitted)
+                and done.state != SCHEDULED
+                and (task := await self._tasks.made(context, done.id))
+            ):
                 return cast("types.CallToolResult", task)
             result = shown(done)
         except (Fatal, MCPError):

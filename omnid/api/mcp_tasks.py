@@ -22,6 +22,7 @@ from pydantic import Field
 
 from omnid.api.mcp_task_shapes import call_result, detailed, task_fields
 from omnid.api.methods import Api
+from omnid.api.schedule_views import SCHEDULED
 from omnid.api.shapes import Control, Get, Page, Search, TaskView
 from omnid.clock import Clock, is_uuid
 from omnid.errors import OmnidError, Rejected
@@ -261,6 +262,10 @@ class Tasks:
         if answer.get("isError") or made is None:
             text = " ".join(part.get("text", "") for part in answer.get("content", ()))
             raise MCPError(types.INVALID_PARAMS, text)
+        if made["state"] == SCHEDULED:
+            raise MCPError(
+                types.INVALID_PARAMS, f"{made['name']} is a schedule and no task: ask for it without `task`."
+            )
         view = await self._view(context, made["id"])
         said = f"The task {made['name']} is on the disk and goes on by itself; ask for it with task_get."
         return {"task": self._of_old(view), "_meta": {IMMEDIATE_RESPONSE: said}}

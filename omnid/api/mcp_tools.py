@@ -13,9 +13,10 @@ from msgspec import Struct
 
 from omnid.api.methods import METHODS, Method
 from omnid.api.shapes import TaskView
-from omnid.api.texts import refuse_nul
+from omnid.api.texts import NUL_IN_JSON, refuse_nul
 from omnid.errors import Rejected
 from omnid.flow.control import AGENT_ACTIONS
+from omnid.patterns import said
 
 INSTRUCTIONS = (
     "omnid keeps tasks that must not get lost and runs each by the cheapest route that works. task_submit hands one "
@@ -75,10 +76,15 @@ class Tool(NamedTuple):
             detail = f"Object contains unknown field `{min(refused)}`"
             raise Rejected("bad_request", detail=detail, where=where)
         try:
+            text = msgspec.json.encode(arguments)
             params = msgspec.convert(arguments, self.method.params)
+        except UnicodeEncodeError as error:
+            # JSON can say half of a surrogate pair; no text can hold it.
+            raise Rejected("bad_request", detail="a text holds half of a surrogate pair", where=where) from error
         except msgspec.ValidationError as error:
-            raise Rejected("bad_request", detail=error, where=where) from error
-        refuse_nul(params, where)
+            raise Rejected("bad_request", detail=said(error), where=where) from error
+        if NUL_IN_JSON in text:
+            refuse_nul(params, where)
         return params
 
 

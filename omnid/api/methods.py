@@ -5,7 +5,8 @@ The socket's methods and the MCP tools come from it; later the HTTP routes do to
 
 from collections.abc import Awaitable, Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
@@ -13,7 +14,9 @@ from msgspec import Struct
 
 from omnid import __version__
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
+from omnid.api import shapes_schedules as plans
 from omnid.api import shapes_workspaces as places
+from omnid.api.account import Account
 from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
@@ -21,8 +24,9 @@ from omnid.api.mode_views import ModeViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.routing import Routing
+from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
-from omnid.api.views import Views, by_reason, by_state
+from omnid.api.views import Views, by_reason, by_state, next_wake
 from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.workspace import Workspaces
@@ -35,18 +39,21 @@ from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
 from omnid.flow.once import kept, once
 from omnid.flow.retention import DAY_MS
+from omnid.flow.schedules import Schedules
 from omnid.model import Submit, Submitted
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
 from omnid.store.interface import Outcome, Reader, Tx
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 FOLLOW_UP_S = 10.0
 BULK_TASKS = 10
 """From how many tasks on a batch is too long for the event loop."""
 
 
+Handler = Callable[["Api", Caller, Any], Awaitable[Struct]]
 Write = tuple[Callable[[Tx], Any], Callable[[Any], None] | None]
 """A function of the transaction, and what follows its commit."""
 
@@ -57,7 +64,7 @@ class Method(NamedTuple):
     name: str
     params: type[Struct]
     result: type[Struct]
-    handler: Callable[["Api", Caller, Any], Awaitable[Struct]]
+    handler: Handler
     roles: frozenset[str]
     """Who may call it: `person`, `agent`."""
     waits: bool = False
@@ -70,20 +77,28 @@ class Api:
     """Carries out the operations; one serves all surfaces."""
 
     def __init__(
-        self, context: Context, gates: Gates, cancelling: Cancelling, host: Host, workspaces: Workspaces | None = None
+        self,
+        context: Context,
+        gates: Gates,
+        cancelling: Cancelling,
+        host: Host,
+        workspaces: Workspaces | None = None,
+        schedules: Schedules | None = None,
     ) -> None:
         self._context = context
         self._gates = gates
         self._cancelling = cancelling
         self._host = host
         self._views = Views(context, gates)
-        self._history = JournalViews(context, gates, self._views, Doctor(context))
+        self.history = JournalViews(context, gates, self._views, Doctor(context))
         self._routing = Routing(context)
-        self._outbox = OutboxViews(context)
+        self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
-        self._modes = ModeViews(context)
-        self._workspaces = WorkspaceViews(context, gates, workspaces)
+        self.modes = ModeViews(context)
+        self.account = Account(context, gates, self._views)
+        self.workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
+        self.schedules = ScheduleViews(context, schedules or Schedules(context, cancelling))
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -117,6 +132,8 @@ class Api:
     def begin_submit(self, caller: Caller, params: Submit) -> "Write":
         """Checks one task and gives the function that writes it, and what follows; raises what is wrong with it."""
         self._room.check(self._context.config.store.free_bytes_min)
+        if params.schedule is not None:
+            return self.schedules.begin_submit(caller, params), None
         write = intake.plan_one(self._context, caller, params)
         timed = params.not_before_ms is not None or params.deadline_ms is not None
         return once(caller, "task.submit", params, write, Submitted), self._timed if timed else None
@@ -191,7 +208,7 @@ class Api:
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
         view = await store.read(lambda reader: self._views.view(reader, caller.origin, by_id, timed_out=timed_out))
-        return self._workspaces.shown(view)
+        return self.workspaces.shown(view)
 
     @contextmanager
     def change_of(self, task_id: str) -> Generator[anyio.Event]:
@@ -224,10 +241,6 @@ class Api:
         if params.inbox:
             return await self.inbox.page(caller, params)
         return await self._context.store.read(partial(self._views.page, params=params))
-
-    async def log(self, caller: Caller, params: shapes.Log) -> shapes.LogPart:
-        """Gives a piece of an attempt's output."""
-        return await self._history.log(caller, params)
 
     async def control(self, caller: Caller, params: shapes.Control) -> shapes.Controlled:
         """Does something with a task: cancel, retry, pause, approve, ..."""
@@ -273,16 +286,16 @@ class Api:
         if reader.one("brief_by_id", task_id) is None:
             return shapes.Controlled(before, f"{before.name} was deleted; nothing comes next.")
         brief = self._views.brief_of(reader, task_id)
-        return shapes.Controlled(brief, self._history.why(reader, task_id).text)
+        return shapes.Controlled(brief, self.history.why(reader, task_id).text)
 
     async def why(self, caller: Caller, params: shapes.Why) -> shapes.WhyAnswer:
         """Says in one sentence why a task is where it is, and in another where its work lies."""
 
         def find(reader: Reader) -> tuple[shapes.WhyAnswer, str]:
             task = find_task(reader, params.task, caller.origin)
-            return self._history.why(reader, task.id), task.id
+            return self.history.why(reader, task.id), task.id
 
-        return self._workspaces.told(*await self._context.store.read(find))
+        return self.workspaces.told(*await self._context.store.read(find))
 
     async def route(self, caller: Caller, params: RouteExplain) -> RouteExplained:
         """Shows the rules in force, and which executor a task would go to, why, and what is turned down for it."""
@@ -290,19 +303,19 @@ class Api:
 
     async def mode(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ModeShown:
         """Says what omnid can reach, and what is known of each channel."""
-        return self._modes.mode()
+        return self.modes.mode()
 
     async def mode_hold(self, _caller: Caller, params: shapes_mode.ModeHold) -> shapes_mode.ModeShown:
         """Holds the mode, until omnid is started again."""
-        return await self._modes.hold(params)
+        return await self.modes.hold(params)
 
     async def outages(self, _caller: Caller, params: shapes_mode.OutageList) -> shapes_mode.Outages:
         """Lists what could not be used, from when to when."""
-        return await self._modes.list_outages(params)
+        return await self.modes.list_outages(params)
 
     async def channel_check(self, _caller: Caller, _params: shapes.Empty) -> shapes_mode.ChannelsChecked:
         """Asks every channel with every key something that costs nothing."""
-        return await self._modes.check()
+        return await self.modes.check()
 
     async def pause(self, _caller: Caller, params: shapes.GateControl) -> shapes.Gates:
         """Keeps an executor's tasks (or all) from starting, until resumed."""
@@ -325,7 +338,7 @@ class Api:
         """Says how omnid is doing."""
         context, host = self._context, self._host
         needs_you, total = await context.store.read(self._views.needs_you)
-        wake_at_ms = await context.store.read(_next_wake)
+        wake_at_ms = await context.store.read(next_wake)
         today = await context.store.read(self._views.money.today)
         return shapes.Status(
             version=__version__,
@@ -347,52 +360,24 @@ class Api:
             clients=host.clients(),
             problems=self._views.problems(),
             config_problem=host.config_problem(),
-            outbox=await context.store.read(self._outbox.waiting),
+            outbox=await context.store.read(self.outbox.waiting),
             inbox=await self.inbox.line(caller.origin) if caller.role == "agent" else None,
         )
-
-    async def away(self, caller: Caller, params: shapes_night.Away) -> shapes_night.AwayDigest:
-        """Says what happened while nobody looked."""
-        return await self.night.away(caller, params)
-
-    async def receipt(self, caller: Caller, params: shapes_night.ReceiptOf) -> shapes_night.Receipt:
-        """Gives all that is known of a task's way."""
-        return await self.night.receipt(caller, params)
 
     async def spend(self, _caller: Caller, params: shapes_money.Spend) -> shapes_money.Spent:
         """Gives what was spent, and the caps."""
         return await self._context.store.read(partial(self._views.money.spent, params=params))
 
-    async def operations(self, caller: Caller, params: shapes.Operations) -> shapes.OperationsPage:
-        """Gives a part of the log."""
-        return await self._history.operations(caller, params)
-
     async def replay(self, _caller: Caller, params: shapes.Replay) -> shapes.Replayed:
         """Shows the state as it was, from the log alone."""
-        return await self._history.replay(params)
+        return await self.history.replay(params)
 
     async def doctor(self, _caller: Caller, _params: shapes.Empty) -> shapes.Doctor:
         """Checks the journal, the disk, the executors and the config."""
-        examined = await self._history.examine(self._host.config_problems())
-        channels = await self._modes.findings()
+        examined = await self.history.examine(self._host.config_problems())
+        channels = await self.modes.findings()
         ok = examined.ok and all(one.ok for one in channels)
         return shapes.Doctor(ok, [*examined.findings, *channels])
-
-    async def dead_list(self, _caller: Caller, params: shapes_outbox.DeadList) -> shapes_outbox.DeadPage:
-        """Gives what could not be delivered and was given up."""
-        return await self._outbox.list(params)
-
-    async def dead_show(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
-        """Gives one dead delivery."""
-        return await self._outbox.show(params)
-
-    async def dead_retry(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
-        """Has a dead delivery tried again."""
-        return await self._outbox.retry(params)
-
-    async def dead_drop(self, _caller: Caller, params: shapes_outbox.DeadRef) -> shapes_outbox.DeadView:
-        """Forgets a dead delivery."""
-        return await self._outbox.drop(params)
 
     async def config_show(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigShown:
         """Gives the config in use."""
@@ -412,19 +397,7 @@ class Api:
 
     async def workspace_list(self, _caller: Caller, _params: shapes.Empty) -> places.WorkspaceList:
         """Gives the workspaces of agents' tasks."""
-        return await self._workspaces.list()
-
-    async def workspace_diff(self, caller: Caller, params: places.Diff) -> places.DiffPart:
-        """Gives a piece of what a task has changed in its workspace."""
-        return await self._workspaces.diff(caller, params)
-
-    async def workspace_merge(self, caller: Caller, params: places.WorkspaceOf) -> places.WorkspaceMerged:
-        """Merges a task's work into the branch that is checked out where it came from, and removes the workspace."""
-        return await self._workspaces.merge(caller, params)
-
-    async def workspace_remove(self, caller: Caller, params: places.WorkspaceOf) -> places.WorkspaceRemoved:
-        """Removes a task's workspace with all that is in it, and its branch."""
-        return await self._workspaces.remove(caller, params)
+        return await self.workspaces.list()
 
     async def stop(self, _caller: Caller, _params: shapes.Stop) -> shapes.Stopping:
         """Makes the daemon end; running commands go on under their supervisors."""
@@ -432,11 +405,23 @@ class Api:
         return shapes.Stopping(self._host.pid, len(self._context.running))
 
 
-def _next_wake(reader: Reader) -> int | None:
-    row = reader.one("next_wake")
-    return row[0] if row else None
+def _by(part: Callable[[Api], P], do: Callable[[P, Caller, Any], Awaitable[Struct]]) -> Handler:
+    """Makes a handler of what a part of the operations does."""
+
+    @wraps(do)
+    def handle(api: Api, caller: Caller, params: Any) -> Awaitable[Struct]:
+        return do(part(api), caller, params)
+
+    return handle
 
 
+_PLANS: Callable[[Api], ScheduleViews] = attrgetter("schedules")
+_HISTORY: Callable[[Api], JournalViews] = attrgetter("history")
+_NIGHT: Callable[[Api], Night] = attrgetter("night")
+_DEAD: Callable[[Api], OutboxViews] = attrgetter("outbox")
+_PLACES: Callable[[Api], WorkspaceViews] = attrgetter("workspaces")
+_MODES: Callable[[Api], ModeViews] = attrgetter("modes")
+_ACCOUNT: Callable[[Api], Account] = attrgetter("account")
 _PERSON = frozenset({"person"})
 _ALL = frozenset({"person", "agent"})
 
@@ -447,36 +432,69 @@ METHODS: Mapping[str, Method] = {
         Method("task.submit_batch", shapes.SubmitBatch, shapes.SubmittedBatch, Api.submit_batch, _ALL),
         Method("task.get", shapes.Get, shapes.TaskView, Api.get, _ALL, waits=True),
         Method("task.list", shapes.Search, shapes.Page, Api.search, _ALL, waits=True),
-        Method("task.log", shapes.Log, shapes.LogPart, Api.log, _ALL, waits=True),
+        Method("task.log", shapes.Log, shapes.LogPart, _by(_HISTORY, JournalViews.log), _ALL, waits=True),
         Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
-        Method("task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, Api.receipt, _ALL, waits=True),
-        Method("away", shapes_night.Away, shapes_night.AwayDigest, Api.away, _ALL, waits=True),
+        Method(
+            "task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, _by(_NIGHT, Night.receipt), _ALL, waits=True
+        ),
+        Method("away", shapes_night.Away, shapes_night.AwayDigest, _by(_NIGHT, Night.away), _ALL, waits=True),
         Method("route.explain", RouteExplain, RouteExplained, Api.route, _ALL),
         Method("mode.show", shapes.Empty, shapes_mode.ModeShown, Api.mode, _ALL),
         Method("mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, Api.mode_hold, _PERSON, waits=True),
         Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, Api.outages, _ALL),
         Method("channel.check", shapes.Empty, shapes_mode.ChannelsChecked, Api.channel_check, _PERSON, waits=True),
+        Method(
+            "model.rehearse", shapes.Empty, shapes_mode.Rehearsed, _by(_MODES, ModeViews.rehearse), _PERSON, waits=True
+        ),
+        Method(
+            "state.ask", shapes_mode.Question, shapes_mode.Answered, _by(_ACCOUNT, Account.answer), _PERSON, waits=True
+        ),
         Method("gate.pause", shapes.GateControl, shapes.Gates, Api.pause, _PERSON),
         Method("gate.resume", shapes.GateControl, shapes.Gates, Api.resume, _PERSON),
         Method("status", shapes.Empty, shapes.Status, Api.status, _ALL),
         Method("spend", shapes_money.Spend, shapes_money.Spent, Api.spend, _ALL),
-        Method("operations", shapes.Operations, shapes.OperationsPage, Api.operations, _PERSON, waits=True),
+        Method(
+            "operations",
+            shapes.Operations,
+            shapes.OperationsPage,
+            _by(_HISTORY, JournalViews.operations),
+            _PERSON,
+            waits=True,
+        ),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
-        Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, Api.dead_list, _PERSON),
-        Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_show, _PERSON),
-        Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_retry, _PERSON),
-        Method("dead.drop", shapes_outbox.DeadRef, shapes_outbox.DeadView, Api.dead_drop, _PERSON),
+        Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, _by(_DEAD, OutboxViews.list), _PERSON),
+        Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.show), _PERSON),
+        Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.retry), _PERSON),
+        Method("dead.drop", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.drop), _PERSON),
         Method("config.show", shapes.Empty, shapes.ConfigShown, Api.config_show, _PERSON),
         Method("config.check", shapes.Empty, shapes.ConfigChecked, Api.config_check, _PERSON),
         Method("config.reload", shapes.Empty, shapes.ConfigChecked, Api.config_reload, _PERSON),
         Method("workspace.list", shapes.Empty, places.WorkspaceList, Api.workspace_list, _PERSON, waits=True),
-        Method("workspace.diff", places.Diff, places.DiffPart, Api.workspace_diff, _PERSON, waits=True),
-        Method("workspace.merge", places.WorkspaceOf, places.WorkspaceMerged, Api.workspace_merge, _PERSON, waits=True),
+        Method("workspace.diff", places.Diff, places.DiffPart, _by(_PLACES, WorkspaceViews.diff), _PERSON, waits=True),
         Method(
-            "workspace.remove", places.WorkspaceOf, places.WorkspaceRemoved, Api.workspace_remove, _PERSON, waits=True
+            "workspace.merge",
+            places.WorkspaceOf,
+            places.WorkspaceMerged,
+            _by(_PLACES, WorkspaceViews.merge),
+            _PERSON,
+            waits=True,
         ),
+        Method(
+            "workspace.remove",
+            places.WorkspaceOf,
+            places.WorkspaceRemoved,
+            _by(_PLACES, WorkspaceViews.remove),
+            _PERSON,
+            waits=True,
+        ),
+        Method("schedule.add", plans.ScheduleAdd, plans.ScheduleView, _by(_PLANS, ScheduleViews.add), _ALL),
+        Method("schedule.list", plans.ScheduleList, plans.SchedulePage, _by(_PLANS, ScheduleViews.list), _ALL),
+        Method("schedule.show", plans.ScheduleOf, plans.ScheduleView, _by(_PLANS, ScheduleViews.show), _ALL),
+        Method("schedule.switch", plans.ScheduleSwitch, plans.ScheduleView, _by(_PLANS, ScheduleViews.switch), _ALL),
+        Method("schedule.remove", plans.ScheduleOf, plans.ScheduleView, _by(_PLANS, ScheduleViews.remove), _ALL),
+        Method("schedule.run", plans.ScheduleRun, Submitted, _by(_PLANS, ScheduleViews.run), _ALL),
         Method("daemon.stop", shapes.Stop, shapes.Stopping, Api.stop, _PERSON),
     )
 }

@@ -4,19 +4,22 @@ from functools import partial
 
 import anyio
 
-from omnid.api.shapes import Finding
+from omnid.api.shapes import Empty, Finding
 from omnid.api.shapes_mode import (
     ChannelChecked,
     ChannelsChecked,
     ChannelState,
     KeyState,
+    LocalModel,
     ModeHold,
     ModeShown,
     OutageList,
     Outages,
     OutageView,
+    Rehearsed,
 )
 from omnid.channels import keys_of, models_of
+from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.route.catalog import ChannelFacts, Facts, KeyFacts
 from omnid.settings import Channel
@@ -44,7 +47,17 @@ class ModeViews:
             gateway_gone=modes.gateway.is_gone,
             cloud_gone=modes.cloud.is_gone,
             channels=[_channel(one, facts, away.get(one.name, 0)) for one in context.config.channel],
+            local_model=self._local_model(),
         )
+
+    def _local_model(self) -> LocalModel:
+        state = self._context.modes.local_model()
+        return LocalModel(state.phase, state.why, state.memory_bytes, state.returned_bytes)
+
+    async def rehearse(self, _caller: Caller, _params: Empty) -> Rehearsed:
+        """Wakes the local model for a look at how long that takes and what it needs, and kills it again."""
+        found = await self._context.modes.rehearse_local()
+        return Rehearsed(found.problem, found.ready_s, found.memory_bytes, self._local_model())
 
     async def hold(self, params: ModeHold) -> ModeShown:
         """Holds the mode."""
@@ -74,13 +87,19 @@ class ModeViews:
         return ChannelsChecked([found[place] for place in range(len(asked))])
 
     async def findings(self) -> list[Finding]:
-        """Gives what `check` found as findings of `doctor`."""
-        return [
+        """Gives what `check` found as findings of `doctor`, and what stands in the way of the local model."""
+        found = [
             Finding(
                 f"channel {one.name}", one.ok, f"{one.key or 'no key'}: {one.detail or 'it is well'}", one.do or None
             )
             for one in (await self.check()).checks
         ]
+        plan = await self._context.modes.plan_local()
+        if plan is not None:
+            fine = f"it can be woken; it needs {plan.memory_bytes >> 20} MiB of memory"
+            ok = not plan.problem
+            found.append(Finding("local model", ok, plan.problem or fine, plan.do if plan.problem else None))
+        return found
 
     async def list_outages(self, params: OutageList) -> Outages:
         """Reads the outages."""

@@ -3,6 +3,7 @@
 from functools import partial
 
 from omnid.api.shapes_outbox import DeadList, DeadPage, DeadRef, DeadView, OutboxView
+from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.flow.inbox import QUEUE as INBOX
 from omnid.model import Delivery
@@ -20,21 +21,21 @@ class OutboxViews:
         """Gives what waits, by destination."""
         return [_queue(one) for one in outbox.waiting(reader) if not one.destination.startswith(INBOX)]
 
-    async def list(self, params: DeadList) -> DeadPage:
-        """Gives dead deliveries, oldest first."""
+    async def list(self, _caller: Caller, params: DeadList) -> DeadPage:
+        """Gives what could not be delivered and was given up, oldest first."""
         rows = await self._context.store.read(partial(outbox.dead, after=params.after, limit=params.limit + 1))
         shown = rows[: params.limit]
         return DeadPage([_dead(row) for row in shown], shown[-1].ord if len(rows) > params.limit else None)
 
-    async def show(self, params: DeadRef) -> DeadView:
-        """Gives one dead delivery; raises Rejected(`unknown_delivery`), as the next two do."""
+    async def show(self, _caller: Caller, params: DeadRef) -> DeadView:
+        """Gives one dead delivery; raises Rejected(`unknown_delivery`)."""
         return _dead(await self._context.store.read(partial(outbox.need_dead, id=params.id)))
 
-    async def retry(self, params: DeadRef) -> DeadView:
+    async def retry(self, _caller: Caller, params: DeadRef) -> DeadView:
         """Has a dead delivery tried again."""
         return _dead(await self._context.store.write(partial(outbox.revive, id=params.id)))
 
-    async def drop(self, params: DeadRef) -> DeadView:
+    async def drop(self, _caller: Caller, params: DeadRef) -> DeadView:
         """Forgets a dead delivery."""
         return _dead(await self._context.store.write(partial(outbox.drop, id=params.id)))
 

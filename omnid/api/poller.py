@@ -1,12 +1,12 @@
-"""Many sockets and one task that waits for all of them: the system's own selector, itself waited for as one file."""
+"""Many sockets in the system's own selector, which is itself watched as one file."""
 
 import selectors
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, cast
 
-import anyio
-from anyio.lowlevel import checkpoint
+from omnid.readable import on_readable
 
 TURN_MAX = 64
 """After how many sockets the other tasks get their turn."""
@@ -36,6 +36,8 @@ class Poller(Generic[W]):
         self._selector = selectors.DefaultSelector()
         self._sockets: dict[W, socket.socket] = {}
         self._paused: set[W] = set()
+        self._ready: deque[W] = deque()
+        """Could be read when the selector was last asked, and hasn't had its turn yet."""
 
     def add(self, one: W, raw: socket.socket) -> None:
         """Watches one more."""
@@ -63,19 +65,18 @@ class Poller(Generic[W]):
 
     async def run(self) -> None:
         """Watches until it is cancelled."""
-        selector = self._selector
         try:
-            while True:
-                await anyio.wait_readable(selector.fileno())
-                while ready := selector.select(0):
-                    for turn, (key, _) in enumerate(ready, 1):
-                        self._look(cast("W", key.data))
-                        if not turn % TURN_MAX:
-                            await checkpoint()
-                    # Under load the next ones are there once the others had their turn: no need to wait for that.
-                    await checkpoint()
+            await on_readable(self._selector.fileno(), self._turn)
         finally:
-            selector.close()
+            self._selector.close()
+
+    def _turn(self) -> None:
+        """Looks at those that can be read; where they are many, the others of them come in the next turn."""
+        ready = self._ready
+        if not ready:
+            ready.extend(cast("W", key.data) for key, _ in self._selector.select(0))
+        for _ in range(min(TURN_MAX, len(ready))):
+            self._look(ready.popleft())
 
     def _look(self, one: W) -> None:
         if one.free:

@@ -39,6 +39,18 @@ class ChannelState(Struct, frozen=True):
     keys: list[KeyState]
 
 
+class LocalModel(Struct, frozen=True):
+    """The brainstem's model."""
+
+    phase: Literal["none", "asleep", "waking", "ready"]
+    why: str
+    """Why it is asleep although it is wanted."""
+    memory_bytes: int | None
+    """What its process holds now."""
+    returned_bytes: int | None
+    """What the last one held when it was killed."""
+
+
 class ModeShown(Struct, frozen=True):
     """The mode, since when, and what is known of each channel."""
 
@@ -50,6 +62,7 @@ class ModeShown(Struct, frozen=True):
     gateway_gone: bool
     cloud_gone: bool
     channels: list[ChannelState]
+    local_model: LocalModel
 
 
 class OutageList(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,3 +107,45 @@ class ChannelsChecked(Struct, frozen=True):
     """All channels with all their keys."""
 
     checks: list[ChannelChecked]
+
+
+class Rehearsed(Struct, frozen=True):
+    """What came of waking the local model for a look."""
+
+    problem: str
+    ready_s: float
+    memory_bytes: int | None
+    local_model: LocalModel
+
+
+class Question(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A question about omnid's own state; without one, how it is."""
+
+    question: Annotated[str, Meta(max_length=2000)] = ""
+    facts_only: Annotated[bool, Meta(description="Gives the facts, and asks no model")] = False
+    wake: Annotated[bool, Meta(description="Wakes the local model although the cloud is there")] = False
+
+
+class ParkedGroup(Struct, frozen=True):
+    """Tasks that can't start for one reason, on one executor."""
+
+    cause: str
+    executor: str
+    tasks: int
+    """Counted up to 10,000."""
+    wake_at_ms: int | None
+    labels: dict[str, int]
+    """The most frequent labels of the first thousand."""
+
+
+class Answered(Struct, frozen=True):
+    """An answer, and all that it was made of."""
+
+    text: str
+    model: str
+    """Which model put it into words; empty: none, and the text is the account."""
+    why_no_model: str
+    account: str
+    """How omnid is, in one paragraph, by itself."""
+    facts: list[str]
+    parked: list[ParkedGroup]

@@ -6,6 +6,7 @@ from msgspec import Meta, Struct
 
 from omnid.api.shapes import TaskRef
 from omnid.model import Ordinal, Params
+from omnid.patterns import REVISIONS
 
 
 class WorkspaceView(Struct, frozen=True):
@@ -50,7 +51,7 @@ class Diff(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     task: TaskRef
     stat: bool = False
     """Only the names of the files, with how much changed."""
-    to: Annotated[str, Meta(pattern=r"^([0-9a-f]{40,64}(\.\.[0-9a-f]{40,64})?|copy)$")] | None = None
+    to: Annotated[str, Meta(pattern=REVISIONS)] | None = None
     offset_bytes: Ordinal = 0
     limit_bytes: Annotated[int, Meta(ge=1, le=1024 * 1024)] = 256 * 1024
 

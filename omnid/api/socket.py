@@ -1,6 +1,6 @@
 """The Unix socket that clients connect to: JSON-RPC 2.0, one message a line, omnid's own methods and MCP.
 
-A request costs no task and no cancel scope: one task reads from all clients that have sent something, begins what they
+A request costs no task and no cancel scope: the loop reads from all clients that have sent something, begins what they
 ask for, and each answer is sent by whoever makes it, straight to the socket. What is more than one write to the store
 gets a task. What one client does, or fails to do, ends its own connection at most.
 """

@@ -204,7 +204,14 @@ class Views:
         gates = (
             gate for gate in self._gates.all() if gate.cause != "login" and self._gates.login(gate.subject) is gate
         )
-        found = [*context.damage, *(gate.problem for gate in gates if gate.problem is not None)]
+        found = [
+            *context.damage,
+            *context.preset_problems,
+            *(gate.problem for gate in gates if gate.problem is not None),
+        ]
+        local = context.modes.local_model()
+        if context.modes.mode == "brainstem" and local.why and local.cause != "idle":
+            found.append(Problem.make("local_model_asleep", detail=local.why))
         trouble = context.trouble()
         if trouble is not None:
             return [trouble, *found]
@@ -227,6 +234,12 @@ class Views:
         """Gives the closed gates."""
         now_ms, here = self._context.clock.wall_ms(), self._context.zone
         return [gate_view(gate, gate_text(gate, now_ms, here)) for gate in self._gates.all()]
+
+
+def next_wake(reader: Reader) -> int | None:
+    """Gives when the next waiting task is due."""
+    row = reader.one("next_wake")
+    return row[0] if row else None
 
 
 def by_state(tally: Mapping[str, int]) -> dict[str, int]:

@@ -36,7 +36,7 @@ class WorkspaceViews:
         return shapes.WorkspaceList(views, size_bytes, settings.kept_max, settings.bytes_max)
 
     async def diff(self, caller: Caller, params: shapes.Diff) -> shapes.DiffPart:
-        """Gives a piece of what a task has changed."""
+        """Gives a piece of what a task has changed in its workspace."""
         record = await self._record(caller, params.task)
         data, to, more = await self._there().diff(
             record, stat=params.stat, to=params.to, skip_bytes=params.offset_bytes, bytes_max=params.limit_bytes
@@ -46,7 +46,7 @@ class WorkspaceViews:
         return shapes.DiffPart(text, to, following, view_of(record))
 
     async def merge(self, caller: Caller, params: shapes.WorkspaceOf) -> shapes.WorkspaceMerged:
-        """Merges a task's work and removes its workspace."""
+        """Merges a task's work into the branch that is checked out where it came from, and removes the workspace."""
         record = await self._record(caller, params.task)
         merged = await self._there().merge(record)
         left = self._there().of(record.task_id)
@@ -64,7 +64,7 @@ class WorkspaceViews:
         )
 
     async def remove(self, caller: Caller, params: shapes.WorkspaceOf) -> shapes.WorkspaceRemoved:
-        """Removes a workspace with all that is in it."""
+        """Removes a task's workspace with all that is in it, and its branch."""
         record = await self._record(caller, params.task)
         await self._there().remove(record)
         await self._gates.room_made()

@@ -209,6 +209,11 @@ class Teller:
         finally:
             self._context.screen.progress("")
 
+    def need(self, found: Callable[[], bool], limit_s: float, what: str) -> None:
+        """Waits as `wait` does; raises Retryable(`demo_failed`) where it was in vain."""
+        if not self.wait(found, limit_s, what):
+            raise Retryable("demo_failed", detail=f"it waited {limit_s:.0f} s in vain for {what}")
+
     def omnictl(self, daemon: Daemon, *argv: str) -> None:
         """Runs a verb against a daemon of the demo, and shows it as if it had been typed."""
         if self._context.json:
@@ -242,6 +247,16 @@ def _remove(root: str) -> None:
     until_s = time.monotonic() + END_S
     while os.path.exists(root) and time.monotonic() < until_s:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def night_zone(hour: int) -> str:
+    """Gives a zone where it is between one and two in the night, so that no day ends in the middle of a demo.
+
+    `hour` is that of UTC now.
+    """
+    east = (1 - hour + 11) % 24 - 11
+    # The names of these zones count to the west.
+    return "Etc/UTC" if east == 0 else f"Etc/GMT{-east:+d}"
 
 
 def toml(value: object) -> str:

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple, Self
 from omnid.api.client import Client
 from omnid.ctl import demo_agent, demo_night_tasks
 from omnid.ctl.context import Context
-from omnid.ctl.demo import Daemon, End, Place, Signals, Teller, place, toml
+from omnid.ctl.demo import Daemon, End, Place, Signals, Teller, night_zone, place, toml
 from omnid.ctl.demo_night_tasks import ASKED, CAP_USD, JOBS, KILLED, RAISED_USD, RUN_USD
-from omnid.errors import Retryable
 from omnid.states import TERMINAL
 
 _STEP_S = 30.0
@@ -64,7 +63,7 @@ class NightPlace(Place):
         os.chmod(claude, 0o700)
         self.outside["PATH"] = f"{programs}{os.pathsep}{self.outside['PATH']}"
         self.has_git = _repository(self.work, self.outside)
-        self.zone = _zone(time.gmtime().tm_hour)
+        self.zone = night_zone(time.gmtime().tm_hour)
         self.daemon = Daemon(os.path.join(root, "daemon"), self._config(CAP_USD), self.outside)
 
     def _config(self, cap_usd: float) -> str:
@@ -288,8 +287,7 @@ class _Story:
         self._teller.omnictl(self._place.daemon, "away", "--since", "1h")
 
     def _need(self, found: Callable[[], bool], what: str) -> None:
-        if not self._teller.wait(found, _STEP_S, what):
-            raise Retryable("demo_failed", detail=f"it waited {_STEP_S:.0f} s in vain for {what}")
+        self._teller.need(found, _STEP_S, what)
 
     def _lid_reached(self) -> bool:
         gates = self._client.status()["gates"]
@@ -307,13 +305,6 @@ class _Story:
 
     def _all_ended(self) -> bool:
         return all(self._state(job.name) in TERMINAL for job in JOBS)
-
-
-def _zone(hour: int) -> str:
-    """Gives a zone where it is between one and two in the night, so that no day ends in the middle of the demo."""
-    east = (1 - hour + 11) % 24 - 11
-    # The names of these zones count to the west.
-    return "Etc/UTC" if east == 0 else f"Etc/GMT{-east:+d}"
 
 
 def _repository(directory: str, environ: Mapping[str, str]) -> bool:

@@ -16,7 +16,7 @@ from omnid.executor.environment import gather, names_for
 from omnid.executor.interface import CHANGES, Found, Ports
 from omnid.executor.profiles.known import PROFILES, profile_of
 from omnid.executor.profiles.plan import Plan, exact_words, plan
-from omnid.executor.reading import Reading, ended
+from omnid.executor.reading import Reading
 from omnid.executor.records import Spec
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
@@ -120,7 +120,7 @@ class CommandExecutor:
             raise self._down(f"{self._own_program()} was not found")
         if result is None and not self._supervised.spool.directory(attempt).exists():
             detail = "Its directory in the spool was removed while it ran, and with it all that was known."
-            return ended(command, "lost", Problem.make("supervisor_lost", detail=detail))
+            return command.ended("lost", Problem.make("supervisor_lost", detail=detail))
         if result is None:
             raise self._down(f"its supervisor ended before it began: {self._supervised.last_error(attempt)}")
         return result
@@ -230,7 +230,7 @@ class CommandExecutor:
             return None
         else:
             detail = "It left no record of an end, and nobody knows how far the command came."
-            result = ended(command, "lost", Problem.make("supervisor_lost", detail=detail))
+            result = command.ended("lost", Problem.make("supervisor_lost", detail=detail))
         await self._keep_session(command, ports, lost=result.outcome == "lost")
         return result
 
@@ -350,7 +350,7 @@ class CommandExecutor:
 def _unbegun(command: Command, outcome: Outcome, problem: Problem) -> Result:
     """Makes the result of an attempt that began nothing, and so has cost nothing where it could have cost something."""
     cost_usd = None if command.cost_max_usd is None else 0.0
-    return msgspec.structs.replace(ended(command, outcome, problem), cost_usd=cost_usd)
+    return command.ended(outcome, problem, cost_usd=cost_usd)
 
 
 def _turn(result: Result) -> bool | None:

@@ -56,6 +56,7 @@ class Gateway:
         self._child: _Child | None = None
         self._ending: list[_Child] = []
         self._turn = 0
+        self._last = ""
         self._closed = False
 
     def configure(self, config: Config) -> None:
@@ -113,10 +114,10 @@ class Gateway:
             child.scope.cancel()
             await child.gone.wait()
 
-    async def log_tail(self) -> str:
-        """Gives the end of what the process said on its standard error; empty where none runs."""
-        server = None if self._child is None else self._child.server
-        return "" if server is None else await server.log_tail()
+    @property
+    def last_words(self) -> str:
+        """What the last process that ended by itself wrote to its standard error, the end of it."""
+        return self._last
 
     async def aclose(self) -> None:
         """Ends all processes; no other is started after that."""
@@ -202,13 +203,14 @@ class Gateway:
                 await child.server.terminate()
             except Retryable as error:
                 self._log.error("gateway_no_end", problem=error.as_dict())
-        await anyio.Path(child.client.path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Whatever lies there that is no socket, the next start complains of.
+            await anyio.Path(child.client.path).unlink()
 
     async def _last_words(self, child: "_Child") -> str:
         if child.server is None:
             return "it never started"
         how = await child.server.wait_closed()
-        tail = (await child.server.log_tail()).strip()
+        tail = self._last = (await child.server.log_tail()).strip()
         return f"{how}; its last words were: {tail[-500:]}" if tail else how
 
     def _look_at_memory(self, child: "_Child") -> None:

@@ -20,7 +20,7 @@ from omnid.executor.spool import excerpt
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.log import Logger
-from omnid.model import Command, Outcome, Problem, Result, Work
+from omnid.model import Command, Problem, Result, Work
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
 from omnid.settings import PROMPT, Limits
@@ -174,7 +174,7 @@ class McpExecutor:
                 return error
             return _unknown(command, error.what, repeatable=attempt.repeatable)
         except Rejected as error:
-            return _ended(command, "rejected", Problem.of(error))
+            return command.ended("rejected", Problem.of(error))
         return await self._given_up(attempt)
 
     async def _do(self, attempt: "_Attempt", ports: Ports) -> Result:
@@ -224,12 +224,12 @@ class McpExecutor:
             session.fault("it was stuck after a call that it was told to stop")
         if attempt.cancelled:
             told = "The server was told to stop." if attempt.called else "The server had not been called."
-            return _ended(command, "cancelled", Problem.make("cancelled", detail=told))
+            return command.ended("cancelled", Problem.make("cancelled", detail=told))
         if attempt.called and not attempt.repeatable:
             detail = f"no answer came in {attempt.timeout_s:g} s; the server was told to stop, and may have done it"
             return _unknown(command, detail, repeatable=False)
         problem = Problem.make("attempt_timeout", timeout_s=f"{attempt.timeout_s:g}")
-        return _ended(command, "timeout", problem)
+        return command.ended("timeout", problem)
 
     def _result(self, attempt: "_Attempt", answer: "Answer") -> Result:
         command = attempt.command
@@ -238,7 +238,7 @@ class McpExecutor:
             return _unknown(command, detail, repeatable=attempt.repeatable)
         if answer.kind == "refused":
             tool = attempt.tool_name(self._section)
-            return _ended(command, "rejected", Problem.make("bad_arguments", tool=tool, detail=detail))
+            return command.ended("rejected", Problem.make("bad_arguments", tool=tool, detail=detail))
         value = msgspec.json.encode(answer.value)
         text = answer.text if answer.text or answer.value is None else value.decode()
         attempt.notices.add(text + "\n")
@@ -249,12 +249,8 @@ class McpExecutor:
         problem = None
         if answer.kind == "error":
             problem = Problem.make("reported_error", executor=self.name, detail=detail, task=command.name)
-        return Result(
-            command.attempt_id,
-            command.task_id,
-            command.number,
-            "success" if problem is None else "failure",
-            problem=problem,
+        return structs.replace(
+            command.ended("success" if problem is None else "failure", problem),
             output=output,
             output_bytes=len(data),
             # Decoded anew, because a server's numbers may be none of JSON (NaN), and they become null.
@@ -398,14 +394,10 @@ def _load() -> "type[McpSession]":
     return McpSession
 
 
-def _ended(command: Command, outcome: Outcome, problem: Problem) -> Result:
-    return Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem)
-
-
 def _unknown(command: Command, detail: str, *, repeatable: bool) -> Result:
     """Makes the result of a call that nobody knows the end of: only what may be repeated counts as failed."""
     if repeatable:
         problem = Problem.make("executor_crashed", executor=command.executor, detail=detail, task=command.name)
-        return _ended(command, "failure", problem)
+        return command.ended("failure", problem)
     problem = Problem.make("uncertain", executor=command.executor, detail=detail, task=command.name)
-    return _ended(command, "lost", problem)
+    return command.ended("lost", problem)

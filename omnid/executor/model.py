@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from omnid.clock import Clock
 from omnid.errors import OmnidError, Rejected, Retryable
@@ -77,7 +77,11 @@ class Calls(Protocol):
         ...
 
     async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
-        """Settles a call, and gives what it has cost in microdollars; None where nobody knows."""
+        """Takes down what a call has shown, and gives what it has cost in microdollars; None where nobody knows.
+
+        One that has failed is settled. One with an answer is left to the result of its attempt, so that no answer is
+        paid for in the journal that isn't kept there.
+        """
         ...
 
 
@@ -224,7 +228,7 @@ class ModelExecutor:
         return attempt.ended("failure", Problem.make("model_failed", detail=f"{CALLS_MAX} calls were made"))
 
     async def _made(self, attempt: "_Attempt", call: Call) -> Answer | Failure:
-        """Makes a call and settles it, also where it is cut off."""
+        """Makes a call and ends it, also where it is cut off."""
         began_s = self._clock.monotonic_s()
         said: Answer | Failure = CUT
         try:
@@ -233,7 +237,7 @@ class ModelExecutor:
             with anyio.CancelScope(shield=True):
                 took_s = self._clock.monotonic_s() - began_s
                 cost = await self._calls.end(call, said, took_s)
-                attempt.spent = None if cost is None or attempt.spent is None else attempt.spent + cost
+                attempt.took(call, cost, answered=isinstance(said, Answer))
         return said
 
     async def _said(self, attempt: "_Attempt", call: Call, left_s: float) -> Answer | Failure:
@@ -256,16 +260,12 @@ class ModelExecutor:
         data = answer.text.encode(errors="backslashreplace")
         head_bytes, tail_bytes = self._limits.output_head_bytes, self._limits.output_tail_bytes
         left_out_bytes = max(0, len(data) - head_bytes - tail_bytes)
-        result = attempt.ended("success", None)
-        return Result(
-            result.attempt_id,
-            result.task_id,
-            result.number,
-            "success",
+        return structs.replace(
+            attempt.ended("success", None),
             output=excerpt(data[:head_bytes], left_out_bytes, data[head_bytes + left_out_bytes :]),
             output_bytes=len(data),
             value={"channel": call.channel.name, "model": call.model.name, "way": call.way, "finish": answer.finish},
-            cost_usd=result.cost_usd,
+            call_costs=attempt.costs,
         )
 
 
@@ -283,14 +283,19 @@ class _Attempt:
         self.tried: list[Tried] = []
         self.spent: int | None = 0
         """What its calls have cost so far, in microdollars; None is unknown."""
+        self.costs: dict[str, int | None] = {}
+        """What its call with the answer has cost, which its result settles."""
+
+    def took(self, call: Call, cost: int | None, *, answered: bool) -> None:
+        """Takes down what a call has cost."""
+        self.spent = None if cost is None or self.spent is None else self.spent + cost
+        if answered:
+            self.costs[call.id] = cost
 
     def ended(self, outcome: Outcome, problem: Problem | None, park: Park | None = None) -> Result:
         """Makes its result without an answer."""
         cost_usd = None if self.spent is None else self.spent / 1_000_000
-        command = self.command
-        return Result(
-            command.attempt_id, command.task_id, command.number, outcome, problem, cost_usd=cost_usd, park=park
-        )
+        return self.command.ended(outcome, problem, cost_usd=cost_usd, park=park)
 
 
 def _given_up(attempt: _Attempt, call: Call, failure: Failure) -> Result:

@@ -51,7 +51,7 @@ class Reading:
         if self.agent is not None:
             self._take_agent(self.agent)
         return msgspec.structs.replace(
-            ended(self._command, outcome, problem),
+            self._command.ended(outcome, problem),
             exit_code=self._exit.code,
             output=self._output,
             output_bytes=self._exit.total_bytes,
@@ -126,11 +126,6 @@ class Reading:
     def _at(self, key: str) -> Any:
         path = self._spec.mapping.get(key)
         return None if path is None else find(self._value, path)
-
-
-def ended(command: Command, outcome: Outcome, problem: Problem | None) -> Result:
-    """Makes a result without output."""
-    return Result(command.attempt_id, command.task_id, command.number, outcome, problem)
 
 
 def _no_start(spec: Spec, step: str, number: int, said: str) -> Problem:

@@ -1,12 +1,13 @@
-"""Templates: the names of a task and its attempt inside texts of the config and of arguments."""
+"""Templates: the names of a task and its attempt, or of parameters, inside texts of the config and of arguments."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 from omnid.errors import Rejected
 from omnid.model import Command
 
-_FIELD = re.compile(r"\{((?:task|attempt)\.[^{}]*)\}")
+_OF_COMMAND = "task|attempt"
 
 
 def fill(template: Any, command: Command) -> Any:
@@ -21,20 +22,28 @@ def fill(template: Any, command: Command) -> Any:
         "attempt.id": command.attempt_id,
         "attempt.number": str(command.number),
     }
-    return _fill(template, names)
+    return fill_names(template, _OF_COMMAND, names)
 
 
-def _fill(template: Any, names: dict[str, str]) -> Any:
+def fill_names(template: Any, of: str, names: Mapping[str, str]) -> Any:
+    """Replaces ``{of.x}`` in texts by what `names` has under ``of.x``; `of` may be several words, ``a|b``.
+
+    Raises Rejected(`bad_template`) where there is no such name.
+    """
+    return _fill(template, re.compile(rf"\{{((?:{of})\.[^{{}}]*)\}}"), names)
+
+
+def _fill(template: Any, field: re.Pattern[str], names: Mapping[str, str]) -> Any:
     if isinstance(template, str):
-        return _FIELD.sub(lambda match: _name(template, match[1], names), template)
+        return field.sub(lambda match: _name(template, match[1], names), template)
     if isinstance(template, dict):
-        return {key: _fill(value, names) for key, value in cast(dict[str, Any], template).items()}
+        return {key: _fill(value, field, names) for key, value in cast(dict[str, Any], template).items()}
     if isinstance(template, (list, tuple)):
-        return [_fill(value, names) for value in cast(list[Any], template)]
+        return [_fill(value, field, names) for value in cast(list[Any], template)]
     return template
 
 
-def _name(template: str, field: str, names: dict[str, str]) -> str:
+def _name(template: str, field: str, names: Mapping[str, str]) -> str:
     if field not in names:
         raise Rejected("bad_template", template=template[:200], detail=f"there is no {{{field}}}")
     return names[field]

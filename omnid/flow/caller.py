@@ -1,7 +1,8 @@
 """Who asks, and how a task that they name is found."""
 
 import re
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from omnid.clock import is_uuid
 from omnid.errors import Rejected
@@ -13,7 +14,7 @@ _SHORT = re.compile(r"(?:(?P<origin>.+)/)?t(?P<number>[1-9][0-9]{0,17})")
 ORIGINS_MAX = 1000
 
 
-class Caller(NamedTuple):
+class Caller(Struct, frozen=True):
     """Who is behind a request: a person or an agent, from which origin, in which session."""
 
     role: str = "person"

@@ -65,7 +65,7 @@ def gather(
         since_ms=since_ms,
         until_ms=now_ms,
         ended={state: count for state, count in zip(ENDS, counts, strict=True) if count},
-        parked=tuple(_parked(reader, gates)),
+        parked=tuple(parked_tasks(reader, gates)),
         needs_you=needs_you,
         money=money,
         limits=len(spans),
@@ -73,7 +73,8 @@ def gather(
     )
 
 
-def _parked(reader: Reader, gates: Sequence[Gate]) -> Iterable[Parked]:
+def parked_tasks(reader: Reader, gates: Sequence[Gate]) -> Iterable[Parked]:
+    """Counts the tasks behind each closed gate, up to a limit."""
     for gate in gates:
         if gate.subject == "*":
             continue

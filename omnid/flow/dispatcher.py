@@ -141,10 +141,10 @@ def claim(
     # A gate that was closed while this waited for its turn holds too.
     closed, ajar = doors(tx)
     candidates: list[Task] = []
-    for executor, count in free.items():
-        if closed and not closed.isdisjoint(("*", executor)):
+    for (executor,) in tx.all("ready_executors"):
+        if executor not in free or (closed and not closed.isdisjoint(("*", executor))):
             continue
-        most = 1 if executor in ajar else count
+        most = 1 if executor in ajar else free[executor]
         candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, most)]
     commands: list[Command] = []
     turned = Turned.nothing()

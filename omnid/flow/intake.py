@@ -5,10 +5,10 @@ from difflib import get_close_matches
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, structs
+from msgspec import Raw, Struct, structs
 
 from omnid.errors import Rejected, Retryable
 from omnid.executor.profiles.plan import has_own_words
@@ -27,6 +27,7 @@ from omnid.states import TERMINAL, Facts, own_wait
 from omnid.store import journal
 from omnid.store.interface import NOTHING, Reader, Taken, Tx
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 TITLE_CHARS_MAX = 200
@@ -37,7 +38,7 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 _encode_work = msgspec.json.Encoder().encode
 
 
-class Draft(NamedTuple):
+class Draft(Struct, frozen=True):
     """A checked task that is not written yet."""
 
     id: str
@@ -75,13 +76,11 @@ def plan(context: Context, caller: Caller, asked: Sequence[Submit]) -> Callable[
             setting="limits.batch_tasks_max",
         )
     if len(asked) == 1 and asked[0].ref is None:
-        drafts = [_draft(context, caller, asked[0], context.facts())]
+        drafts = [_draft(context, caller, context.facts(), asked[0])]
     else:
         _check_refs(asked)
         facts = context.facts()
-        drafts = [
-            _of_batch(index, partial(_draft, context, caller, params, facts)) for index, params in enumerate(asked)
-        ]
+        drafts = _each(partial(_draft, context, caller, facts), asked)
     return partial(_write, drafts=drafts, caller=caller, budget=context.budget, tally=context.store.tally)
 
 
@@ -90,7 +89,7 @@ def plan_one(context: Context, caller: Caller, params: Submit) -> Callable[[Tx],
     if params.ref is not None:
         write = plan(context, caller, (params,))
         return lambda tx: write(tx)[0]
-    draft = _draft(context, caller, params, context.facts())
+    draft = _draft(context, caller, context.facts(), params)
     return partial(
         _write_single,
         draft=draft,
@@ -101,13 +100,15 @@ def plan_one(context: Context, caller: Caller, params: Submit) -> Callable[[Tx],
 
 
 def _write_single(tx: Tx, *, draft: Draft, caller: Caller, budget: Budget, tally: Mapping[str, int]) -> Submitted:
-    written = _write_one(tx, draft, caller, NOTHING, budget)
+    written = _write_one(tx, caller, NOTHING, budget, draft)
     _check_room(written.created, budget.config.limits.waiting_tasks_max, tally)
     return written
 
 
-def _draft(context: Context, caller: Caller, params: Submit, facts: RouteFacts) -> Draft:
+def _draft(context: Context, caller: Caller, facts: RouteFacts, params: Submit) -> Draft:
     config = context.config
+    if params.schedule is not None:
+        raise Rejected("bad_request", detail="a schedule is submitted by itself", where="schedule")
     if params.reply_to is not None:
         check_reply_to(params.reply_to, config)
     work = Work(
@@ -256,21 +257,22 @@ def _write(tx: Tx, *, drafts: list[Draft], caller: Caller, budget: Budget, tally
     limit = budget.config.limits.waiting_tasks_max
     refs = {draft.params.ref: _id_of(tx, draft) for draft in drafts if draft.params.ref is not None}
     if len(drafts) == 1:
-        written = [_write_one(tx, drafts[0], caller, refs, budget)]
+        written = [_write_one(tx, caller, refs, budget, drafts[0])]
     else:
-        written = [
-            _of_batch(index, partial(_write_one, tx, draft, caller, refs, budget)) for index, draft in enumerate(drafts)
-        ]
+        written = _each(partial(_write_one, tx, caller, refs, budget), drafts)
     _check_room(sum(task.created for task in written), limit, tally)
     return written
 
 
-def _of_batch(index: int, step: Callable[[], T]) -> T:
-    """Does a step for one task of a batch; what is wrong with it says which one it is."""
-    try:
-        return step()
-    except Rejected as error:
-        raise Rejected("batch_task", index=index, what=error.what, why=error.why, do=error.do) from error
+def _each(step: Callable[[S], T], batch: Sequence[S]) -> list[T]:
+    """Does a step for each task of a batch; what is wrong with one says which one it is."""
+    done: list[T] = []
+    for index, one in enumerate(batch):
+        try:
+            done.append(step(one))
+        except Rejected as error:
+            raise Rejected("batch_task", index=index, what=error.what, why=error.why, do=error.do) from error
+    return done
 
 
 def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:
@@ -280,7 +282,7 @@ def _check_room(count: int, limit: int, tally: Mapping[str, int]) -> None:
         raise Retryable("too_many_waiting", count=waiting, limit=limit)
 
 
-def _write_one(tx: Tx, draft: Draft, caller: Caller, refs: Mapping[str, str], budget: Budget) -> Submitted:
+def _write_one(tx: Tx, caller: Caller, refs: Mapping[str, str], budget: Budget, draft: Draft) -> Submitted:
     params = draft.params
     if params.key is not None and not _is_plain(draft):
         known = tx.one("task_by_key", draft.origin, params.key)

@@ -10,31 +10,43 @@ from typing import NamedTuple
 
 import anyio
 
-from omnid.errors import OmnidError, Retryable
-from omnid.executor.brainstem import Brainstem
+from omnid.channels import models_of
+from omnid.errors import OmnidError, Rejected, Retryable
+from omnid.executor.brainstem import Brainstem, BrainstemState, Rehearsal
 from omnid.executor.direct import Direct
 from omnid.executor.gateway import Gateway
+from omnid.executor.local_model import Plan
 from omnid.executor.model import ModelExecutor
+from omnid.executor.model_wire import Answer, Ask, Message
 from omnid.flow import notify, outages
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
+from omnid.flow.dependents import settle_wait
 from omnid.flow.intake import plan
-from omnid.flow.modes import Hold
+from omnid.flow.modes import Hold, Said, Saying
 from omnid.flow.turned import Turned
 from omnid.model import Gate, Problem, Submit
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
-from omnid.settings import OFFLINE, Channel
+from omnid.settings import GIB, OFFLINE, Channel
 from omnid.store import journal
 from omnid.store.interface import Tx
 
 CLOUD = "cloud"
 GATEWAY = Gate("gateway:litellm", "gateway", "litellm", 0, None)
 """Not a gate that closes anything: under this name its outages are kept."""
+STAYS_ASLEEP = frozenset({"missing", "memory", "occupied", "failed"})
+"""Why the local model is asleep although it is wanted."""
 MEND_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
 RESTART_SLACK_S = 15.0
+REPAIR_AFTER = 2
+"""How many starts must fail before somebody is asked to mend it."""
 SOON_S = 1.0
 """The pause before a second look at something that was bad once."""
+GO_ON_MAX = 500
+"""How many prompts are let go on at once; the others look again by themselves."""
+SAY_TOKENS_MAX, SAY_S = 300, 120.0
+"""An answer about the state: how long, and how long it may take."""
 LOG_CHARS_MAX = 4000
 REPAIR = """The program {program}, which makes omnid's calls to models (LiteLLM), doesn't start any more.
 omnid calls the providers directly meanwhile. Find out why, and mend the installation; don't change omnid's own files.
@@ -53,7 +65,7 @@ class Shared(NamedTuple):
 
 
 class ModeKeeper:
-    """Two loops, one for the gateway and one for the cloud."""
+    """Three loops: for the gateway, for the cloud, and for the local model."""
 
     def __init__(self, context: Context, shared: Callable[[], Shared | None], secrets: Secrets) -> None:
         self._context = context
@@ -65,6 +77,10 @@ class ModeKeeper:
         context.modes.hold_at = self.hold
         context.modes.probe = self.probe
         context.modes.local_model = self._local_model
+        context.modes.wake_local = self._wake
+        context.modes.plan_local = self._plan_local
+        context.modes.rehearse_local = self._rehearse_local
+        context.modes.say_locally = self._say_locally
 
     async def watch_gateway(self) -> None:
         """Probes the gateway while it runs, and mends it while it counts as gone; ends when it is cancelled."""
@@ -93,7 +109,9 @@ class ModeKeeper:
             self._wake()
         while True:
             every_s = self._context.config.mode.cloud_probe_every_s
-            with anyio.move_on_after(every_s):
+            # Counted from when it was last heard of, and not from when this last looked: that would be twice as long.
+            heard_s = self._context.clock.monotonic_s() - modes.heard_at_s
+            with anyio.move_on_after(every_s if modes.cloud.is_gone or heard_s >= every_s else every_s - heard_s):
                 await modes.cloud_suspect.wait()
             suspect, modes.cloud_suspect = modes.cloud_suspect.is_set(), anyio.Event()
             if self._shared() is None or modes.just_woken():
@@ -103,6 +121,21 @@ class ModeKeeper:
                     await self._cloud_back()
             elif suspect or self._context.clock.monotonic_s() - modes.heard_at_s >= every_s:
                 await self._doubt(sure=suspect)
+
+    async def watch_local(self) -> None:
+        """Tells people, once in an outage, that the local model stays asleep; ends when it is cancelled."""
+        modes, told = self._context.modes, False
+        while True:
+            await modes.local_changed.wait()
+            modes.local_changed = anyio.Event()
+            state = self._local_model()
+            if modes.mode != "brainstem":
+                told = False
+            elif state.phase == "ready":
+                await self._go_on()
+            elif state.cause in STAYS_ASLEEP and not told:
+                told = True
+                await self._write(partial(self._tell, mode="asleep", said=state.why))
 
     async def hold(self, hold: Hold) -> None:
         """Holds the mode where a person wants it, or lets it follow the facts again."""
@@ -140,8 +173,8 @@ class ModeKeeper:
             if problem is None:
                 continue
             failures += 1
-            if failures == 2:
-                await self._ask_for_repair(problem)
+            if failures == REPAIR_AFTER:
+                await self._ask_for_repair(problem, "" if shared is None else shared.gateway.last_words)
             await anyio.sleep(MEND_BACKOFF.delay_s(failures, context.clock.uniform))
         context.log.info("gateway_back")
         await self._write(self._gateway_back)
@@ -164,16 +197,17 @@ class ModeKeeper:
             await anyio.sleep(min(SOON_S, config.mode.gateway_probe_every_s) / 2)
         return None
 
-    async def _ask_for_repair(self, said: str) -> None:
+    async def _ask_for_repair(self, problem: str, said: str) -> None:
         """Submits one task to the executor that the config names for repairs, and not too often."""
         context, settings = self._context, self._context.config.mode
         now_s = context.clock.monotonic_s()
-        context.log.warning("gateway_not_mended", detail=said[:LOG_CHARS_MAX])
+        context.log.warning("gateway_not_mended", detail=problem[:LOG_CHARS_MAX])
         if not settings.repair_executor or (
             self._repair_at_s is not None and now_s - self._repair_at_s < settings.repair_every_s
         ):
             return
-        text = REPAIR.format(program="omnid/worker/gateway.py", said=self._secrets.redact(said)[:LOG_CHARS_MAX])
+        said = self._secrets.redact(said or problem)[-LOG_CHARS_MAX:]
+        text = REPAIR.format(program="omnid/worker/gateway.py", said=said)
         asked = Submit(prompt=text, executor=settings.repair_executor, kind="repair", labels=("repair",))
         try:
             await context.store.write(plan(context, Caller(), (asked,)))
@@ -183,15 +217,24 @@ class ModeKeeper:
             self._repair_at_s = now_s
 
     async def _doubt(self, *, sure: bool) -> None:
-        """Looks whether the cloud is gone; an idle daemon looks as often as calls would have failed."""
-        modes, settings = self._context.modes, self._context.config.mode
-        for _ in range(1 if sure else settings.cloud_failures_max):
-            if await self._any_answers():
-                modes.cloud_was(good=True)
-                return
-            if not sure:
+        """Looks whether the cloud is gone; an idle daemon looks as often as calls would have failed.
+
+        One look doesn't wait for the end of the one before, which may take as long as a connection is waited for.
+        """
+        modes, heard = self._context.modes, False
+        async with anyio.create_task_group() as group:
+
+            async def look() -> None:
+                nonlocal heard
+                if await self._any_answers():
+                    heard = True
+                    group.cancel_scope.cancel()
+
+            group.start_soon(look)
+            for _ in range(0 if sure else self._context.config.mode.cloud_failures_max - 1):
                 await anyio.sleep(SOON_S)
-        if modes.cloud_was(good=False) and modes.hold == "auto":
+                group.start_soon(look)
+        if modes.cloud_was(good=heard) and modes.hold == "auto":
             await self._cloud_gone("none of the channels answers")
 
     async def _any_answers(self) -> bool:
@@ -214,12 +257,16 @@ class ModeKeeper:
         return heard
 
     async def _answers(self, direct: Direct, channel: Channel) -> bool:
-        try:
-            key = await self._secrets.resolve(channel.key) if channel.key else ""
-        except OmnidError:
-            key = ""  # Whether it answers can be seen without one.
+        key = await self._key(channel)
         failure = await direct.probe(channel, key, self._context.config.models.connect_timeout_s)
         return failure is None or failure.kind not in ("cloud", "silent")
+
+    async def _key(self, channel: Channel) -> str:
+        """Gives the channel's key; without one it can at least be seen whether it answers."""
+        try:
+            return await self._secrets.resolve(channel.key) if channel.key else ""
+        except OmnidError:
+            return ""
 
     async def _cloud_gone(self, why: str) -> None:
         context = self._context
@@ -236,9 +283,49 @@ class ModeKeeper:
         for one in models:
             await one.park()
 
-    def _local_model(self) -> tuple[Channel | None, bool]:
+    def _local_model(self) -> BrainstemState:
         shared = self._shared()
-        return (None, False) if shared is None else (shared.brainstem.channel, shared.brainstem.awake)
+        return BrainstemState("none") if shared is None else shared.brainstem.state()
+
+    async def _plan_local(self) -> Plan | None:
+        shared = self._shared()
+        return None if shared is None or not shared.brainstem.wanted else await shared.brainstem.plan()
+
+    async def _rehearse_local(self) -> Rehearsal:
+        shared = self._shared()
+        if shared is None or not shared.brainstem.wanted:
+            raise Rejected("no_local_model")
+        return await shared.brainstem.rehearse(lambda: self._context.modes.mode == "brainstem")
+
+    async def _say_locally(self, asked: Saying) -> Said:
+        """See `Modes.say_locally`: the brainstem's model, else the first of a local channel."""
+        shared = self._shared()
+        if shared is None:
+            return Said(problem="the config has no channels")
+        with shared.brainstem.held():
+            state = shared.brainstem.state()
+            may_wake = asked.may_wake or state.phase == "waking" or self._context.modes.mode == "brainstem"
+            if state.phase != "none" and may_wake:
+                state = await shared.brainstem.settled()
+            problem = state.why or "the local model sleeps while the cloud is there (--wake wakes it)"
+            if state.phase == "none":
+                problem = "there is no local model"
+            channels = [channel for channel in self._context.config.channel if channel.local]
+            for channel in (*([] if state.channel is None else [state.channel]), *channels):
+                said = await self._said_by(shared.direct, channel, asked)
+                if not said.problem:
+                    return said
+                problem = said.problem
+        return Said(problem=problem)
+
+    async def _said_by(self, direct: Direct, channel: Channel, asked: Saying) -> Said:
+        redact, model = self._secrets.redact, models_of(channel)[0]
+        messages = (Message("system", asked.system), Message("user", redact(asked.text)))
+        ask = Ask(model.id or model.name, messages, SAY_TOKENS_MAX, temperature=0.0)
+        said = await direct.call(channel, await self._key(channel), ask, SAY_S)
+        if isinstance(said, Answer):
+            return Said(redact(said.text), f"{channel.name} ({model.name})")
+        return Said(problem=f"{channel.name}: {said.detail}")
 
     def _wake(self) -> None:
         """Wakes the local model; nothing waits for it."""
@@ -249,13 +336,31 @@ class ModeKeeper:
     async def _cloud_back(self) -> None:
         context = self._context
         context.modes.why = ""
-        shared = self._shared()
-        if shared is not None:
-            await shared.brainstem.kill()
         gates = await context.store.read(lambda reader: reader.all("gates"))
         turned = Turned({}, {row[0] for row in gates if row[1] == CLOUD}, [])
         context.log.info("cloud_back", gates=len(turned.opened))
         await self._write(partial(self._open, ids=sorted(turned.opened)), turned)
+        await self._go_on()
+        # After that: what was parked goes on without waiting for the end of a process.
+        shared = self._shared()
+        returned_bytes = None if shared is None else await shared.brainstem.kill()
+        if returned_bytes is not None:
+            await self._write(partial(self._tell, mode="released", size=f"{returned_bytes / GIB:.1f}"))
+
+    async def _go_on(self) -> None:
+        """Lets prompts that don't wait for the cloud look again now, and not when they would have."""
+        ids: list[str] = []
+
+        def release(tx: Tx) -> None:
+            rows = tx.all("waiting_for", "backoff", GO_ON_MAX)
+            ids[:] = [row[0] for row in rows if row[7] == OFFLINE]
+            for id in ids:
+                settle_wait(tx, journal.edit_task(tx, journal.need_task(tx, id), retry_at_ms=None))
+
+        await self._write(release)
+        if ids:
+            self._context.watch.tell(ids)
+            self._context.wake()
 
     async def _write(self, fn: Callable[[Tx], None], turned: Turned | None = None) -> None:
         """Writes, however long that takes: what is known of the mode must not differ from the gates."""
@@ -275,18 +380,21 @@ class ModeKeeper:
         for gate, id in zip(gates, ids, strict=True):
             journal.close_gate(tx, gate)
             outages.began(tx, gate, id)
-        notify.tell(tx, self._context.config, "mode", "omnid", mode="brainstem")
+        self._tell(tx, mode="brainstem")
 
     def _open(self, tx: Tx, *, ids: Sequence[str]) -> None:
         for id in ids:
             if journal.open_gate(tx, id):
                 outages.over(tx, CLOUD, id.partition(":")[2])
-        notify.tell(tx, self._context.config, "mode", "omnid", mode="normal")
+        self._tell(tx, mode="normal")
+
+    def _tell(self, tx: Tx, **fields: str) -> None:
+        notify.tell(tx, self._context.config, "mode", "omnid", **fields)
 
     def _gateway_gone(self, tx: Tx, *, id: str) -> None:
         outages.began(tx, Gate(GATEWAY.id, GATEWAY.cause, GATEWAY.subject, tx.now_ms, None), id)
-        notify.tell(tx, self._context.config, "mode", "omnid", mode="degraded")
+        self._tell(tx, mode="degraded")
 
     def _gateway_back(self, tx: Tx) -> None:
         outages.over(tx, GATEWAY.cause, GATEWAY.subject)
-        notify.tell(tx, self._context.config, "mode", "omnid", mode="gateway_back")
+        self._tell(tx, mode="gateway_back")

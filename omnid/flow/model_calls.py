@@ -14,6 +14,7 @@ from msgspec import structs
 
 from omnid.channels import LOCAL, cost_microusd
 from omnid.errors import Rejected, Retryable
+from omnid.executor.brainstem import BrainstemState
 from omnid.executor.model import CUT, Call, NoCall, Tried, Wanted, Way
 from omnid.executor.model_errors import RULES, Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
@@ -46,11 +47,15 @@ SOON_MS = 2_000
 """When a task looks again that waits for a place or for money that runs now may give back."""
 CLOUD_MS = 5_000
 """When one looks again that no channel could be reached for, until the cloud counts as gone."""
+ASLEEP_MS = 30_000
+"""When one looks again that no local model can take: whatever is missing doesn't come in seconds."""
 STALE_MS = 300_000
 """How long a channel that was slow stays behind the others, until it is tried again."""
 OF_THE_CHANNEL: frozenset[Kind] = frozenset({"cloud", "provider", "model", "silent", "cut", "overloaded"})
 """Failures for which another key of the same channel does no better."""
 AWAY: frozenset[Kind] = frozenset({"cloud"})
+PASSING: frozenset[Kind] = frozenset({"provider", "silent", "cut", "gateway"})
+"""Failures that may be over at the next attempt."""
 NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent"})
 """Failures that say nothing of whether the cloud can be reached."""
 
@@ -78,6 +83,8 @@ class ModelCalls:
 
     async def begin(self, command: Command, wanted: Wanted, tried: Sequence[Tried]) -> Call | NoCall:
         """See `Calls.begin`."""
+        if self._context.modes.mode == "brainstem" and command.work.offline == "local":
+            self._context.modes.wake_local()
         decided = partial(self._begin, command=command, wanted=wanted, tried=tried)
         return await self._context.store.write(decided, then=self._began)
 
@@ -86,14 +93,15 @@ class ModelCalls:
         self._learn(call, said, took_s)
         self._tell_modes(call, said)
         cost = cost_of(call, said)
-        outcome = "success" if isinstance(said, Answer) else said.kind
-        turned = Turned.nothing()
-        try:
-            settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
-            await self._context.store.write(settle, then=lambda _: self._context.took(turned))
-        except Retryable as error:
-            self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
-        detail = "" if isinstance(said, Answer) else said.detail
+        outcome, detail = "success", ""
+        if isinstance(said, Failure):
+            outcome, detail = said.kind, said.detail
+            turned = Turned.nothing()
+            try:
+                settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
+                await self._context.store.write(settle, then=lambda _: self._context.took(turned))
+            except Retryable as error:
+                self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
         self._context.log.info(
             "model_call",
             channel=call.channel.name,
@@ -119,6 +127,10 @@ class ModelCalls:
                 del self._took_at_ms[name]
         return Facts(now_ms, way, dict(self._keys), dict(self._channels))
 
+    def busy(self, name: str) -> bool:
+        """Tells whether calls to a channel are open."""
+        return self._channels[name].running > 0
+
     def _way(self, tried: Sequence[Tried]) -> Way:
         broken = self._context.modes.gateway.is_gone or any(one.failure.kind == "gateway" for one in tried)
         return "direct" if broken or not self._has_gateway else "gateway"
@@ -143,10 +155,10 @@ class ModelCalls:
         )
         way, channels = self._way(tried), config.channel
         if self._context.modes.mode == "brainstem" and task.work.offline != "park":
-            local, waking = self._context.modes.local_model()
-            channels = (*(one for one in channels if one.local), *(() if local is None else (local,)))
+            local = self._context.modes.local_model()
+            channels = (*(one for one in channels if one.local), *(() if local.channel is None else (local.channel,)))
             prompt = structs.replace(prompt, model=LOCAL)
-            refused_now = _offline(task, channels, tx.now_ms, waking=waking)
+            refused_now = _offline(task, channels, tx.now_ms, local)
             if refused_now is not None:
                 return refused_now
             way = "direct"
@@ -228,14 +240,21 @@ class ModelCalls:
         if refused:
             return _no_money(refused, tx.now_ms, min(lifts, default=None))
         detail = self._detail(choice.turned_down, tried, tx.now_ms)
-        if lifts:
+        away = any(one.failure.kind in AWAY for one in tried)
+        attempts_max = task.work.attempts_max or self._context.config.retry.attempts_max
+        again = any(one.failure.kind in PASSING for one in tried) and task.failures + 1 < attempts_max
+        if lifts and not again and not (away and task.work.offline != "fail"):
             # Where nothing else stands in the way, it is the same for all prompts.
             shared = not choice.candidates and len(lifts) == len(choice.turned_down)
             cause = "rate_limit" if shared else "channels"
             return NoCall("parked", Problem.make("no_channel", detail=detail), Park(cause, min(lifts)))
-        away = any(one.failure.kind in AWAY for one in tried)
         if away and self._context.modes.mode == "brainstem" and task.work.offline == "park":
             return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("cloud", None))
+        if again and not away:
+            return NoCall("failure", Problem.make("model_failed", detail=detail))
+        if self._context.modes.mode == "brainstem" and task.work.offline == "local" and not tried:
+            # The cloud may take what no local model can.
+            return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("channels", tx.now_ms + ASLEEP_MS))
         return _without_time(task, choice, tried, detail, tx.now_ms)
 
     def _detail(self, down: Sequence[TurnedDown], tried: Sequence[Tried], now_ms: int) -> str:
@@ -302,17 +321,19 @@ def _without_time(task: Task, choice: Choice, tried: Sequence[Tried], detail: st
     return NoCall("rejected", Problem.make("no_channel_ever", detail=detail))
 
 
-def _offline(task: Task, channels: Sequence[Channel], now_ms: int, *, waking: bool) -> NoCall | None:
+def _offline(task: Task, channels: Sequence[Channel], now_ms: int, local: BrainstemState) -> NoCall | None:
     """Says what becomes of a prompt that doesn't wait for the cloud, where no local model can take it now."""
     if task.work.offline == "fail":
         return NoCall("rejected", Problem.make("cloud_gone", detail="the task says offline = fail"))
     if channels:
         return None
-    if waking:
-        problem = Problem.make("cloud_gone", detail="the local model is not awake yet")
-        return NoCall("parked", problem, Park("channels", now_ms + SOON_MS))
-    problem = Problem.make("cloud_gone", detail="the config has no local channel and no [brainstem]")
-    return NoCall("parked", problem, Park("channels", now_ms + CLOUD_MS))
+    if local.phase == "none":
+        detail, wait_ms = "the config has no local channel, and there is no local model", ASLEEP_MS
+    elif local.phase == "asleep" and local.why:
+        detail, wait_ms = f"the local model stays asleep: {local.why}", ASLEEP_MS
+    else:
+        detail, wait_ms = "the local model is not awake yet", SOON_MS
+    return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("channels", now_ms + wait_ms))
 
 
 def _no_money(refused: Sequence[Refuse], now_ms: int, lifts_at_ms: int | None) -> NoCall:

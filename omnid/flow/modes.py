@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import anyio
 
 from omnid.clock import Clock
+from omnid.executor.brainstem import BrainstemState, Rehearsal
+from omnid.executor.local_model import Plan
 from omnid.route.catalog import Facts
 from omnid.route.modes import Health, Mode, mode_of
 from omnid.settings import Channel, Config
@@ -18,6 +20,35 @@ SLEPT_S = 5.0
 
 async def _nothing(_: Hold) -> None:
     """Holds nothing, where nobody acts on the mode."""
+
+
+class Saying(NamedTuple):
+    """What a model on this machine is to answer."""
+
+    system: str
+    text: str
+    may_wake: bool
+    """Whether the local model is woken for it although the cloud is there."""
+
+
+class Said(NamedTuple):
+    """What a model on this machine has answered, or why none could."""
+
+    text: str = ""
+    model: str = ""
+    problem: str = ""
+
+
+async def _nothing_said(_: Saying) -> Said:
+    return Said(problem="there is no local model")
+
+
+async def _no_plan() -> Plan | None:
+    return None
+
+
+async def _no_rehearsal() -> Rehearsal:
+    return Rehearsal("there is no local model", 0.0, None)
 
 
 async def _unprobed(_: Channel, __: str) -> tuple[str | None, str]:
@@ -43,8 +74,17 @@ class Modes:
         """Asks a channel, with a key by its reference, what costs nothing; gives what is wrong, and in words."""
         self.facts: Callable[[int], Facts] = Facts
         """Gives what is known of keys and channels; `flow.model_calls` sets it."""
-        self.local_model: Callable[[], tuple[Channel | None, bool]] = lambda: (None, False)
-        """Gives the way to the brainstem's model, once it is ready, and whether it is awake; `flow.mode` sets it."""
+        self.local_model: Callable[[], BrainstemState] = lambda: BrainstemState("none")
+        """Gives how the local model is; `flow.mode` sets this and the next four."""
+        self.wake_local: Callable[[], None] = lambda: None
+        """Has the local model woken, unless it is awake; whoever uses it calls this before."""
+        self.plan_local: Callable[[], Awaitable[Plan | None]] = _no_plan
+        """Looks what the local model would be started with, and what is missing; None: there is to be none."""
+        self.rehearse_local: Callable[[], Awaitable[Rehearsal]] = _no_rehearsal
+        """Wakes the local model for a look."""
+        self.say_locally: Callable[[Saying], Awaitable[Said]] = _nothing_said
+        """Has a model on this machine answer."""
+        self.local_changed = anyio.Event()
         self.gateway_changed = anyio.Event()
         self.cloud_suspect = anyio.Event()
         """One channel has failed so often in a row that all are to be probed."""

@@ -176,7 +176,12 @@ def settle(tx: Tx, budget: Budget, result: Result, turned: Turned) -> None:
     One that is over already stays as it is, unless nobody knew what it had cost and the result says it now.
     """
     calls = [call_of(row) for row in tx.all("calls_of_attempt", result.attempt_id)]
-    left = [call for call in calls if call.settled_at_ms is None or call.is_unknown]
+    left: list[Call] = []
+    for call in calls:
+        if call.settled_at_ms is None and call.id in result.call_costs:
+            settle_one(tx, budget, call, result.call_costs[call.id], result.outcome, turned)
+        elif call.settled_at_ms is None or call.is_unknown:
+            left.append(call)
     cost = _cost(result)
     if cost and len(left) == 1:
         # It is the cost of the whole attempt, and a part of it may be settled already.

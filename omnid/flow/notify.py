@@ -78,7 +78,7 @@ def _pair(notice: Delivery) -> tuple[str | None, str | None]:
     """Gives what a notice says has begun, and what it says is over."""
     event, subject = notice.body["event"], notice.subject
     if event == "mode":
-        if notice.body.get("mode") == "gateway_back":
+        if notice.body.get("mode") in ("gateway_back", "asleep", "released"):
             return None, None
         return (None, "mode") if notice.body.get("mode") == "normal" else ("mode", None)
     if event == "limit":

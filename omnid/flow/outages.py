@@ -5,6 +5,7 @@ from typing import Any
 from omnid.model import Gate
 from omnid.store.interface import OUTAGE, At, Row, Tx
 from omnid.store.log import decode_heads
+from omnid.store.schedules import fire
 
 NOT_OUTAGES = frozenset({"paused", "hours"})
 """Causes of gates that people mean."""
@@ -21,6 +22,7 @@ def began(tx: Tx, gate: Gate, id: str) -> None:
         "problem": gate.problem,
     }
     tx.create(OUTAGE, id, fields)
+    fire(tx, f"{gate.cause}.down", f"{gate.cause}.down:{gate.subject}")
 
 
 def parked(tx: Tx, gate: Gate) -> None:
@@ -36,6 +38,7 @@ def over(tx: Tx, cause: str, subject: str) -> None:
     if row is not None:
         # All that was parked is free to go on now.
         _edit(tx, row, {"ended_at_ms": tx.now_ms, "resumed": row[2]})
+        fire(tx, f"{cause}.up", f"{cause}.up:{subject}")
 
 
 def _open(tx: Tx, cause: str, subject: str) -> Row | None:

@@ -17,7 +17,7 @@ from omnid.errors import Retryable
 from omnid.flow.context import Bell, Context
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
-from omnid.flow.runner import Runner, ended, lost
+from omnid.flow.runner import Runner, lost
 from omnid.link.interface import LinkDown, Messenger, Received
 from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch
 from omnid.store.ledger import Begun, Ledger
@@ -168,7 +168,7 @@ class Remote:
     async def _refuse(self, received: Received, command: Command, why: str) -> None:
         """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
         problem = Problem.make("executor_down", executor=command.executor, detail=why)
-        result = ended(command, "unstarted", problem)
+        result = command.ended("unstarted", problem)
         await insist(
             self._context,
             lambda: self._ledger.answer(received.sender, result),

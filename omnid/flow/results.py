@@ -26,6 +26,7 @@ Chance = Callable[[float, float], float]
 
 SETTLE_BACKOFF = Backoff(base_s=0.5, max_s=30.0)
 UNSTARTED_WAIT_S = 1.0
+WITHOUT_RESULT = frozenset({"unstarted", "lost"})
 
 
 class Verdict(NamedTuple):
@@ -39,9 +40,20 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    task: Task, result: Result, *, idempotent: bool, attempts_max: int, backoff: Backoff, now_ms: int, chance: Chance
+    task: Task,
+    result: Result,
+    *,
+    idempotent: bool,
+    attempts_max: int,
+    backoff: Backoff,
+    now_ms: int,
+    chance: Chance,
+    without_result: int = 0,
 ) -> Verdict:
-    """Decides what becomes of the task; pure but for `chance`, which draws the jitter."""
+    """Decides what becomes of the task; pure but for `chance`, which draws the jitter.
+
+    `without_result` is how many attempts before this one have ended lost or unstarted.
+    """
     if result.outcome == "success":
         return Verdict("succeed", task.failures)
     if task.cancel:
@@ -51,8 +63,8 @@ def judge(
     if result.outcome == "parked":
         # Its gate keeps it from its start; an attempt that a limit stopped is none of the task's.
         return Verdict("again", task.failures, _parked_s(result, now_ms), result.problem)
-    if result.outcome in ("unstarted", "lost"):
-        again_s = backoff.delay_s(max(1, task.attempt), chance)
+    if result.outcome in WITHOUT_RESULT:
+        again_s = backoff.delay_s(1 + without_result, chance)
         return _without_result(task, result, idempotent=idempotent, again_s=again_s)
     failures = task.failures + 1
     if result.outcome in ("rejected", "cancelled") or failures >= attempts_max:
@@ -71,7 +83,7 @@ def _parked_s(result: Result, now_ms: int) -> float | None:
 def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: float) -> Verdict:
     """Decides about an attempt that never began, or of which nobody knows how far it came (promise 3).
 
-    A crash is no failure of the task, so it isn't counted; but each attempt waits longer than the one before.
+    A crash is no failure of the task, so it isn't counted; but after each it waits longer than after the one before.
     """
     if result.outcome == "unstarted":
         # Most of them closed the gate that they wait behind; for want of a workspace a task may wait alone.
@@ -161,9 +173,11 @@ def finish(tx: Tx, *, result: Result, config: Config, chance: Chance, budget: Bu
     resolves = task.state == "uncertain" and result.outcome != "lost"
     if not was_open and not resolves:
         return []
+    count = tx.one("count_without_result", task.id) if result.outcome in WITHOUT_RESULT else None
     verdict = judge(
         task,
         result,
+        without_result=count[0] if count else 0,
         idempotent=bool(head[5]),
         attempts_max=task.work.attempts_max or config.retry.attempts_max,
         backoff=backoff_of(task, config),

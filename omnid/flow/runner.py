@@ -100,7 +100,7 @@ class Runner:
     async def _without_executor(self, command: Command) -> None:
         """Takes back an attempt whose executor left the config between its claim and its start."""
         problem = Problem.make("executor_down", executor=command.executor, detail="it is not in the config any more")
-        settle = self._results.settle(ended(command, "unstarted", problem))
+        settle = self._results.settle(command.ended("unstarted", problem))
         await guard(f"attempt {command.name}", lambda: settle, log=self._context.log)
         self._context.let_go(command.attempt_id)
         self._context.dispatch.ring()
@@ -146,14 +146,14 @@ class Runner:
                 return recovered
             if self._context.cancel_was_asked(command.attempt_id):
                 problem = Problem.make("cancelled", detail="It had not begun.")
-                return ended(command, "cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
+                return command.ended("cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
             return await executor.run(command, self._ports)
         except Retryable as error:
             await self._close_gate(command, error)
-            return ended(command, "unstarted", Problem.of(error))
+            return command.ended("unstarted", Problem.of(error))
         except OmnidError as error:
             problem = Problem.of(error)
-            return failed(command, problem) if command.recover else ended(command, "rejected", problem)
+            return failed(command, problem) if command.recover else command.ended("rejected", problem)
         except Exception as error:
             self._context.log.exception("executor_fault", executor=command.executor, task=command.name)
             detail = f"{type(error).__name__}: {error}"[:500]
@@ -193,21 +193,15 @@ class Runner:
         return await executor.adopt(command, self._ports)
 
 
-def ended(command: Command, outcome: Any, problem: Problem, *, cost_usd: float | None = None) -> Result:
-    """Makes a result without output."""
-    return Result(command.attempt_id, command.task_id, command.number, outcome, problem=problem, cost_usd=cost_usd)
-
-
 def failed(command: Command, problem: Problem) -> Result:
     """Makes a failure: whatever happened may have had an effect, so only idempotent work may run again."""
-    return ended(command, "failure" if command.idempotent else "lost", problem)
+    return command.ended("failure" if command.idempotent else "lost", problem)
 
 
 def lost(command: Command) -> Result:
     """Makes the result of an attempt that died with the machine, its supervisor, or its server."""
     detail = "it had begun, and neither it nor its exit record was there when omnid came back"
-    return ended(
-        command,
+    return command.ended(
         "lost",
         Problem.make("uncertain", executor=command.executor, detail=detail, task=command.name),
     )

@@ -12,6 +12,7 @@ from omnid.messages.requests import REQUESTS
 from omnid.messages.settings import SETTINGS
 from omnid.messages.storage import STORAGE
 from omnid.messages.terminal import TERMINAL
+from omnid.messages.weights import WEIGHTS
 from omnid.messages.workspaces import WORKSPACES
 
 CATALOGUE: dict[str, Message] = {
@@ -24,4 +25,5 @@ CATALOGUE: dict[str, Message] = {
     **AGENTS,
     **WORKSPACES,
     **MODELS,
+    **WEIGHTS,
 }

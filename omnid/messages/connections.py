@@ -13,6 +13,11 @@ CONNECTIONS: dict[str, Message] = {
         "It is still starting, or something has removed the file of its socket.",
         "Try again in a moment. If it stays so, `omnictl down` ends it and `omnictl up` starts it; what runs goes on.",
     ),
+    "daemon_differs": Message(
+        "The daemon does not understand this `omnid mcp` {version}: {detail}",
+        "It is of another version, or was asked for something that it doesn't know.",
+        "Correct the arguments of `omnid mcp`, or restart the daemon with `omnictl down` and `omnictl up`.",
+    ),
     "daemon_lost": Message(
         "The daemon went away before it answered.",
         "{detail}",

@@ -38,6 +38,16 @@ MODELS: dict[str, Message] = {
         "The network or all providers are away.",
         "Nothing: it goes on by itself when one of them is back.",
     ),
+    "no_local_model": Message(
+        "There is no local model.",
+        "Neither does the config name a command for it, nor is MLX installed.",
+        "Set brainstem.argv in the config, or install omnid[local] on Apple Silicon (docs/mode.md).",
+    ),
+    "local_model_asleep": Message(
+        "The local model stays asleep: {detail}.",
+        "It is woken while the cloud is gone, for prompts with offline = local; what it needs isn't there.",
+        "Nothing is lost: it is tried again, and prompts wait. `omnictl doctor` says what is missing.",
+    ),
     "call_refused": Message(
         "{channel} refuses this prompt: {detail}.",
         "The provider says that the request itself is at fault, so no other way would take it.",

@@ -78,6 +78,31 @@ REQUESTS: dict[str, Message] = {
         "It was never submitted here, was deleted, or was removed after its time (retention in the config).",
         "`omnictl list --all` shows the tasks that are there.",
     ),
+    "unknown_schedule": Message(
+        "There is no schedule {schedule}.",
+        "It was never added here, or was removed; presets of the config have their names there.",
+        "`omnictl schedule list` shows those that are there.",
+    ),
+    "bad_schedule": Message(
+        "The schedule can't be used: {where}: {detail}.",
+        "It runs at its times (`cron` or `every`), on events, or by hand alone, and submits a new task each time.",
+        "Correct {where} and send it again; docs/schedules.md shows examples.",
+    ),
+    "schedule_taken": Message(
+        "There is a schedule {schedule} already.",
+        "A schedule has one name, and a preset of the config is a schedule too.",
+        "Choose another name, or remove the other one: `omnictl schedule rm {schedule}`.",
+    ),
+    "other_schedule": Message(
+        "{schedule} is not a schedule of {origin}.",
+        "An agent sees all schedules, but changes its own only.",
+        "Ask a person to use `omnictl schedule`.",
+    ),
+    "schedule_of_config": Message(
+        "{schedule} is a preset of the config.",
+        "What stands in the config is changed there, so that there is one place to look.",
+        "Take its [[preset]] section out, or `omnictl schedule disable {schedule}`.",
+    ),
     "unknown_attempt": Message(
         "{task} has no attempt {number}.",
         "Its attempts are numbered from 1; the last one so far is {last}.",

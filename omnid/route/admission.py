@@ -1,7 +1,8 @@
 """How many tasks may start now, and which first. Pure."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from omnid.model import Gate, Task
 
@@ -11,7 +12,7 @@ SET_BACK_MS = 1000
 """A gate that closed further ahead than this was closed before the clock was set back: rather too early than late."""
 
 
-class Load(NamedTuple):
+class Load(Struct, frozen=True):
     """What an executor does now, and the most it may do at once (None: as much as the daemon)."""
 
     running: int

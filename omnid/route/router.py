@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import NamedTuple
 from zoneinfo import ZoneInfo
+
+from msgspec import Struct
 
 from omnid.errors import Rejected
 from omnid.model import Gate, Route, Task, TurnedDown, Work
@@ -22,7 +23,7 @@ THOUGH = ", though it "
 """In a reason, what stands before the words why its executor can't be used now."""
 
 
-class Facts(NamedTuple):
+class Facts(Struct, frozen=True):
     """What the router decides on, besides the work."""
 
     ways: Mapping[str, Way]

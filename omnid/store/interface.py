@@ -5,6 +5,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
+from msgspec import Struct
+
 from omnid.model import Problem, Task
 
 T = TypeVar("T")
@@ -31,7 +33,7 @@ BLOB_BYTES_MIN = 16 * 1024
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class At(NamedTuple):
+class At(Struct, frozen=True):
     """Where a row that was read stands in the log: its `ord`, and the heads of the fields edited since."""
 
     ord: int
@@ -133,10 +135,31 @@ OUTBOX = Collection(
     ("destination", "kind", "subject", "body", "created_at_ms", "tries", "retry_at_ms", "dead_at_ms", "problem"),
     json=frozenset({"body", "problem"}),
 )
+SCHEDULE = Collection(
+    "schedule",
+    (
+        "name",
+        "origin",
+        "role",
+        "schedule",
+        "task",
+        "params",
+        "events",
+        "enabled",
+        "created_at_ms",
+        "next_at_ms",
+        "last_at_ms",
+        "last_task",
+        "runs",
+        "skipped",
+        "problem",
+    ),
+    json=frozenset({"schedule", "task", "params", "problem"}),
+)
 ASK = Collection("ask", ("task_id", "event", "about", "created_at_ms"))
 
 COLLECTIONS: Mapping[str, Collection] = {
-    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX, ASK)
+    c.name: c for c in (TASK, ATTEMPT, NOTE, GATE, PERMIT, ANSWER, ORIGIN, CALL, OUTAGE, OUTBOX, ASK, SCHEDULE)
 }
 
 

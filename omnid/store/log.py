@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -34,19 +34,15 @@ def hlc_wall_ms(hlc: int) -> int:
     return hlc >> HLC_COUNTER_BITS
 
 
-class Cells(NamedTuple):
-    """Fields as a table holds them and as the log holds them, and the values that go to `blob`."""
-
-    columns: dict[str, Any]
-    logged: dict[str, Any]
-    blobs: list[tuple[str, str]]
+Cells = tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]
+"""Fields as a table holds them, the same as the log holds them, and the values that go to `blob`."""
 
 
 def cells(collection: Collection, fields: Mapping[str, Any]) -> Cells:
     """Encodes fields for the table and for the log; large values become digests."""
     columns = dict(fields)
     if collection.json.isdisjoint(columns) and collection.large.isdisjoint(columns):
-        return Cells(columns, dict(fields), [])
+        return columns, dict(fields), []
     logged = dict(fields)
     blobs: list[tuple[str, str]] = []
     for name in collection.json:
@@ -58,7 +54,7 @@ def cells(collection: Collection, fields: Mapping[str, Any]) -> Cells:
     for name in collection.large:
         if name in columns:
             _digest(name, columns, logged, blobs)
-    return Cells(columns, logged, blobs)
+    return columns, logged, blobs
 
 
 def _digest(name: str, columns: dict[str, Any], logged: dict[str, Any], blobs: list[tuple[str, str]]) -> None:

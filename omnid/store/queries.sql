@@ -21,6 +21,10 @@ task t LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
 -- fragment: outbox_row
 ord, id, destination, kind, subject, body, created_at_ms, tries, retry_at_ms, dead_at_ms, problem, heads
 
+-- fragment: schedule_row
+ord, id, name, origin, role, schedule, task, params, enabled, created_at_ms, next_at_ms, last_at_ms, last_task, runs,
+skipped, problem
+
 -- name: meta_all
 SELECT name, value FROM meta
 -- name: meta_one
@@ -72,6 +76,13 @@ SELECT max(number) FROM (
 ) AS given
 -- name: number_floor
 SELECT ord, number_floor, heads FROM origin WHERE id = $1
+-- name: ready_executors
+-- A step in the index for each executor that has something to start, not one for each that there is.
+WITH RECURSIVE named (executor) AS (
+    SELECT min(executor) FROM task WHERE ready = 1
+    UNION ALL SELECT (SELECT min(executor) FROM task WHERE ready = 1 AND executor > named.executor) FROM named
+    WHERE named.executor IS NOT NULL
+) SELECT executor FROM named WHERE executor IS NOT NULL
 -- name: ready_tasks
 SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
 -- name: movable_tasks
@@ -132,6 +143,8 @@ DELETE FROM label WHERE label = $1 AND ord = $2
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 AND number = $2
 -- name: attempts_of
 SELECT {attempt_row} FROM attempt WHERE task_id = $1 ORDER BY number DESC LIMIT $2
+-- name: count_without_result
+SELECT count(*) FROM attempt WHERE task_id = $1 AND outcome IN ('unstarted', 'lost')
 -- name: count_attempts
 SELECT count(*) FROM attempt WHERE task_id = $1
 -- name: cost_of_task
@@ -341,6 +354,8 @@ SELECT {brief_row} FROM {brief_from} WHERE t.finished_at_ms > $1 AND +t.state = 
 ORDER BY t.finished_at_ms DESC LIMIT $2
 -- name: count_ready
 SELECT count(*) FROM (SELECT 1 FROM task WHERE executor = $1 AND ready = 1 LIMIT $2) AS some
+-- name: ready_labels
+SELECT labels FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
 -- name: outages_since
 SELECT cause, subject, began_at_ms, ended_at_ms FROM outage
 WHERE began_at_ms > $1 ORDER BY began_at_ms LIMIT $2
@@ -353,3 +368,19 @@ SELECT cause, subject, began_at_ms, ended_at_ms FROM outage WHERE ended_at_ms IS
 -- name: calls_of_task
 SELECT id, reserved_microusd, spent_microusd, settled_at_ms, executor, channel, model, started_at_ms, outcome FROM call
 WHERE task_id = $1 ORDER BY ord
+
+
+-- name: schedule_by_name
+SELECT {schedule_row} FROM schedule WHERE name = $1
+-- name: schedules_page
+SELECT {schedule_row} FROM schedule WHERE name > $1 ORDER BY name LIMIT $2
+-- name: schedules_due
+SELECT {schedule_row} FROM schedule WHERE next_at_ms <= $1 AND enabled = 1 ORDER BY next_at_ms, ord LIMIT $2
+-- name: schedule_next
+SELECT min(next_at_ms) FROM schedule WHERE next_at_ms IS NOT NULL AND enabled = 1
+-- name: schedules_on
+SELECT {schedule_row} FROM schedule WHERE enabled = 1 AND events IS NOT NULL ORDER BY name LIMIT $1
+-- name: schedules_of
+SELECT {schedule_row} FROM schedule WHERE origin = $1 ORDER BY name LIMIT $2
+-- name: schedule_count
+SELECT count(*) FROM schedule

@@ -109,6 +109,8 @@ class SqliteReader:
     def __init__(self, connection: apsw.Connection) -> None:
         self.connection = connection
         self._execute = connection.execute
+        self._whole = connection.cursor().execute
+        """For what is read to its end at once, or gives no rows: one cursor, where a statement else has its own."""
         self._queries = queries()
 
     def one(self, query: str, *args: Any) -> Row | None:
@@ -119,7 +121,7 @@ class SqliteReader:
 
     def all(self, query: str, *args: Any) -> list[Row]:
         """See `interface.Reader.all`."""
-        return list(self._execute(self._queries[query], args))
+        return list(self._whole(self._queries[query], args))
 
 
 class LogClock:
@@ -169,7 +171,7 @@ class SqliteTx(SqliteReader):
 
     def run(self, query: str, *args: Any) -> None:
         """See `interface.Tx.run`."""
-        self._execute(self._queries[query], args)
+        self._whole(self._queries[query], args)
 
     def moved(self, before: str | None, after: str | None) -> None:
         """See `interface.Tx.moved`."""
@@ -191,13 +193,14 @@ class SqliteTx(SqliteReader):
         columns, logged, blobs = log.cells(collection, given)
         self._keep(blobs)
         columns.update(derived)
-        names = ("ord", "id", *columns)
+        ord = self.stamp()
         try:
             # The row before its entry: where it can't be, there is no entry either.
-            self._execute(insert_sql(collection.name, names), (self.stamp(), id, *columns.values()))
+            self._whole(insert_sql(collection.name, ("ord", "id", *columns)), (ord, id, *columns.values()))
         except apsw.ConstraintError as error:
             raise Taken(str(error)) from error
-        return self._append(collection, id, "create", log.encode_body(logged, {}))
+        self._append(ord, collection, id, "create", log.encode_body(logged, {}))
+        return ord
 
     def edit(
         self,
@@ -211,43 +214,43 @@ class SqliteTx(SqliteReader):
         columns, logged, blobs = log.cells(collection, fields)
         self._keep(blobs)
         prev = {name: at.heads.get(name, at.ord) for name in fields}
-        hlc = self._append(collection, id, "edit", log.encode_body(logged, prev))
+        hlc = self.stamp()
+        self._append(hlc, collection, id, "edit", log.encode_body(logged, prev))
         heads = {**at.heads, **dict.fromkeys(fields, hlc)}
         columns.update(derived)
         values = (*columns.values(), log.encode_heads(heads), at.ord)
-        self._execute(update_sql(collection.name, (*columns, "heads")), values)
+        self._whole(update_sql(collection.name, (*columns, "heads")), values)
         return heads
 
     def delete(self, collection: Collection, id: str, at: At) -> None:
         """See `interface.Tx.delete`."""
         prev = {"*": max((at.ord, *at.heads.values()))}
-        self._append(collection, id, "delete", log.encode_body({}, prev))
-        self._execute(self._queries[f"delete_{collection.name}"], (id,))
+        self._append(self.stamp(), collection, id, "delete", log.encode_body({}, prev))
+        self._whole(self._queries[f"delete_{collection.name}"], (id,))
 
     def forget(self, collection: Collection, id: str) -> None:
         """See `interface.Tx.forget`."""
         self.forgot = True
-        self._execute(self._queries[f"delete_{collection.name}"], (id,))
-        self._execute(self._queries["forget_changes"], (collection.name, id))
+        self._whole(self._queries[f"delete_{collection.name}"], (id,))
+        self._whole(self._queries["forget_changes"], (collection.name, id))
 
     def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
         """See `interface.Tx.forget_history`."""
         self.forgot = True
-        self._execute(self._queries["forget_deleted"], (collection.name, id, before_hlc))
+        self._whole(self._queries["forget_deleted"], (collection.name, id, before_hlc))
 
     def _keep(self, blobs: list[tuple[str, str]]) -> None:
         for digest, text in blobs:
-            self._execute(self._queries["keep_blob"], (digest, text))
+            self._whole(self._queries["keep_blob"], (digest, text))
 
-    def _append(self, collection: Collection, id: str, kind: str, body: str) -> int:
+    def _append(self, hlc: int, collection: Collection, id: str, kind: str, body: str) -> None:
         position = self._position
         position.seq += 1
-        position.hlc = hlc = log.next_hlc(position.hlc, self.now_ms)
-        self._execute(
+        position.hlc = hlc
+        self._whole(
             self._queries["append_change"],
             (position.seq, hlc, position.node, position.incarnation, collection.name, id, kind, body),
         )
-        return hlc
 
 
 class SqliteUnit:
@@ -259,7 +262,7 @@ class SqliteUnit:
         self._path = path
         self._position = position
         self.tx = SqliteTx(connection, position, clock)
-        self._execute = connection.execute
+        self._execute = connection.cursor().execute
         self._waits: bool = True
         self.spoilt = False
         """See `writer.Unit.spoilt`."""

@@ -12,6 +12,7 @@ import anyio.lowlevel
 
 from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Retryable
+from omnid.readable import on_readable
 
 ANSWER_S_MAX = 60.0
 SWEEP_S = 1.0
@@ -170,6 +171,13 @@ def _fail(jobs: list[Job], error: BaseException | None) -> None:
         job.error = error
 
 
+def _raise_fatal(jobs: list[Job]) -> None:
+    """Raises the Fatal that one of them has got: the state of the file is unknown from here on."""
+    for job in jobs:
+        if isinstance(job.error, Fatal):
+            raise job.error
+
+
 class InlineWriter:
     """Runs each function at once, where it is called: for the simulation, and for tools without a loop."""
 
@@ -254,6 +262,7 @@ class GroupWriter:
         self._bulk: deque[Job] = deque()
         self._syncing: list[Job] = []
         self._gathered = anyio.Event()
+        self._decided = anyio.Event()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._fault: BaseException | None = None
         self._wake_read, self._wake_write = socket.socketpair()
@@ -295,6 +304,7 @@ class GroupWriter:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._sweep)
+                group.start_soon(on_readable, self._wake_read.fileno(), self._have_done)
                 try:
                     await self._batches()
                 except Fatal as fatal:
@@ -322,7 +332,7 @@ class GroupWriter:
             if self._waiting:
                 await self._group()
             if self._bulk:
-                await self._on_thread([self._bulk.popleft()])
+                await self._whole([self._bulk.popleft()])
 
     async def _group(self) -> None:
         """Runs one batch within the limits of number and time, and commits it."""
@@ -336,39 +346,45 @@ class GroupWriter:
             return last()
 
         if apply_batch(self._unit, jobs, more):
-            await self._have_done(lambda: commit_batch(self._unit, jobs))
+            await self._on_thread(lambda: commit_batch(self._unit, jobs))
         elif isinstance(jobs[0].error, Retryable) and jobs[0].error.code == "store_busy":
             # Another process writes (a person with a shell, say): to wait for it is the thread's business.
             for job in jobs:
                 job.error = None
-            await self._on_thread(jobs)
-            return
-        self._answer(jobs)
+            await self._whole(jobs)
+        else:
+            self._answer(jobs)
+            _raise_fatal(jobs)
 
-    async def _on_thread(self, jobs: list[Job]) -> None:
+    async def _whole(self, jobs: list[Job]) -> None:
         """Has the thread run a whole batch."""
         self._syncing = jobs
-        await self._have_done(lambda: run_batch(self._unit, jobs, wait=True))
-        self._answer(jobs)
+        await self._on_thread(lambda: run_batch(self._unit, jobs, wait=True))
         if self._unit.stirred and self.look is not None:
             self._waiting.append(self.look())
 
-    async def _have_done(self, work: Callable[[], None]) -> None:
-        """Has the thread do the blocking part; raises Fatal where that broke off in a way nobody knows."""
+    async def _on_thread(self, work: Callable[[], None]) -> None:
+        """Has the thread do the blocking part, and the batch answered; raises Fatal where the disk failed."""
+        jobs = self._syncing
+        self._decided = anyio.Event()
         self._work.put(work)
-        await anyio.wait_readable(self._wake_read)
-        self._wake_read.recv(1)
+        await self._decided.wait()
         if self._fault is not None:
             raise Fatal("internal", detail=f"the writer broke off: {self._fault!r}") from self._fault
+        _raise_fatal(jobs)
+
+    def _have_done(self) -> None:
+        """The thread has done its part: the batch is answered before anything else gets its turn."""
+        self._wake_read.recv(1)
+        if self._fault is None:
+            self._answer(self._syncing)
+        self._decided.set()
 
     def _answer(self, jobs: list[Job]) -> None:
         self._syncing = []
         self._after()
         for job in jobs:
             job.answer()
-        for job in jobs:
-            if isinstance(job.error, Fatal):
-                raise job.error
 
     async def _sweep(self) -> None:
         """Answers those who have waited too long: what had not begun is never done, what is syncing may be."""

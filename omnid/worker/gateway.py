@@ -120,7 +120,9 @@ def signs_of(error: BaseException) -> Record:
     status = next((number for number in numbers if isinstance(number, int)), getattr(error, "status_code", None))
     headers = getattr(error, "litellm_response_headers", None)
     if not isinstance(status, int) or (status == LITELLM_OWN and headers is None):
-        return {"what": "unknown", "sent": True, "detail": type(error).__name__}
+        # LiteLLM's word for a stream that ends before its end, where nothing else went wrong.
+        what = "cut" if type(error).__name__ == "MidStreamFallbackError" else "unknown"
+        return {"what": what, "sent": True, "detail": "" if what == "cut" else type(error).__name__}
     return _answered(status, dict(headers or {}), str(error))
 
 
@@ -391,10 +393,11 @@ async def serve(path: str) -> None:
     """Loads LiteLLM, listens on the socket and says so, as long as standard input is open."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     threading.Thread(target=_end_with_input, args=(loop, stop), daemon=True).start()
-    gateway = Gateway(*load())
-    await warm(gateway)
+    # Before the seconds that LiteLLM takes: what can't be moved out of the way is seen at once.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+    gateway = Gateway(*load())
+    await warm(gateway)
     os.umask(0o177)
     server = await loop.create_unix_server(lambda: Connection(gateway), path)
     os.umask(0o077)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.e2e.harness import OMNICTL, WAIT_S, until
@@ -61,6 +62,28 @@ class Ground:
         guard.mkdir()
         (guard / "sitecustomize.py").write_text(NO_NETWORK)
         self.environ["PYTHONPATH"] += f":{guard}"
+
+    def assert_two_at_once(self, first: Sequence[str], second: Sequence[str], good: str) -> tuple[str, str]:
+        """Runs two demos at once, which keep out of each other's way, and gives what they say; both end so."""
+        with self.start(first) as one, self.start(second) as other:
+            said = [process.communicate(timeout=4 * WAIT_S)[0].decode() for process in (one, other)]
+        for process, out in zip((one, other), said, strict=True):
+            assert (process.returncode, out.splitlines()[-1:]) == (0, [good]), out
+        self.assert_untouched()
+        return said[0], said[1]
+
+    def assert_ended_by(self, number: int, argv: Sequence[str], mark: bytes, unsaid: str) -> None:
+        """Sends a demo a signal, and once more, when it has come to the mark: it ends without its last line."""
+        with self.start(argv) as process:
+            out = read_until(process, mark)
+            process.send_signal(number)
+            # A second one, by somebody who is impatient, changes nothing.
+            process.send_signal(number)
+            rest, _ = process.communicate(timeout=2 * WAIT_S)
+        assert process.returncode == 128 + number, (out + rest).decode()
+        assert b"Traceback" not in rest
+        assert unsaid.encode() not in rest
+        self.assert_untouched()
 
     def assert_untouched(self) -> None:
         assert self.processes() == []

@@ -49,6 +49,8 @@ class Home:
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self.through: tuple[str, ...] = ()
+        """A command that runs the daemons in another place and becomes them."""
         self.use(root / "state")
 
     def use(self, state: Path) -> None:
@@ -72,7 +74,7 @@ class Home:
         """Starts a daemon and waits for nothing."""
         with self.said.open("ab") as said:
             return subprocess.Popen(
-                OMNID,
+                (*self.through, *OMNID),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,

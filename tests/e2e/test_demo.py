@@ -52,11 +52,7 @@ def test_the_guard_against_the_network_works(ground):
 
 
 def test_two_at_once_keep_out_of_each_other_s_way(ground):
-    with ground.start() as first, ground.start() as second:
-        for process in (first, second):
-            out, _ = process.communicate(timeout=2 * WAIT_S)
-            assert (process.returncode, out.decode().splitlines()[-1]) == (0, GOOD), out.decode()
-    ground.assert_untouched()
+    ground.assert_two_at_once(DEMO, DEMO, GOOD)
 
 
 def test_as_json_it_is_one_line(ground):
@@ -88,25 +84,16 @@ def test_on_a_terminal_it_is_coloured_and_fits(ground):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "chapter"),
+    ("number", "mark"),
     [
-        (signal.SIGINT, 130, b"your own"),
-        (signal.SIGINT, 130, b"2. The daemon is killed"),
-        (signal.SIGTERM, 143, b"3. Ask it why"),
-        (signal.SIGHUP, 129, b"kill -9"),
+        (signal.SIGINT, b"your own"),
+        (signal.SIGINT, b"2. The daemon is killed"),
+        (signal.SIGTERM, b"3. Ask it why"),
+        (signal.SIGHUP, b"kill -9"),
     ],
 )
-def test_a_signal_ends_it_and_nothing_is_left(ground, number, code, chapter):
-    with ground.start() as process:
-        out = read_until(process, chapter)
-        process.send_signal(number)
-        # A second one, by somebody who is impatient, changes nothing.
-        process.send_signal(number)
-        rest, _ = process.communicate(timeout=2 * WAIT_S)
-    assert process.returncode == code, (out + rest).decode()
-    assert b"Traceback" not in rest
-    assert GOOD.encode() not in rest
-    ground.assert_untouched()
+def test_a_signal_ends_it_and_nothing_is_left(ground, number, mark):
+    ground.assert_ended_by(number, DEMO, mark, GOOD)
 
 
 def test_a_reader_that_goes_away_ends_it_and_nothing_is_left(ground):

@@ -14,8 +14,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from omnid.ctl import demo_agent
-from omnid.ctl.demo_night import Count, _zone
-from tests.e2e.ground import DEMO, read_until
+from omnid.ctl.demo import night_zone
+from omnid.ctl.demo_night import Count
+from tests.e2e.ground import DEMO
 from tests.e2e.harness import WAIT_S
 
 NIGHT = (*DEMO, "--scenario", "night")
@@ -67,11 +68,7 @@ def test_without_git_it_says_so_and_goes_on(ground):
 
 
 def test_two_at_once_keep_out_of_each_other_s_way(ground):
-    with ground.start(NIGHT) as first, ground.start(NIGHT) as second:
-        for process in (first, second):
-            out, _ = process.communicate(timeout=2 * WAIT_S)
-            assert (process.returncode, out.decode().splitlines()[-1]) == (0, GOOD), out.decode()
-    ground.assert_untouched()
+    ground.assert_two_at_once(NIGHT, NIGHT, GOOD)
 
 
 def test_as_json_it_is_one_line(ground):
@@ -90,25 +87,17 @@ def test_as_json_it_is_one_line(ground):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "chapter"),
+    ("number", "mark"),
     [
-        (signal.SIGINT, 130, b"your own"),
-        (signal.SIGINT, 130, b"2. A usage limit"),
-        (signal.SIGTERM, 143, b"3. The power goes"),
-        (signal.SIGINT, 130, b"kill -9"),
-        (signal.SIGHUP, 129, b"5. The morning"),
+        (signal.SIGINT, b"your own"),
+        (signal.SIGINT, b"2. A usage limit"),
+        (signal.SIGTERM, b"3. The power goes"),
+        (signal.SIGINT, b"kill -9"),
+        (signal.SIGHUP, b"5. The morning"),
     ],
 )
-def test_a_signal_ends_it_and_nothing_is_left(ground, number, code, chapter):
-    with ground.start(NIGHT) as process:
-        out = read_until(process, chapter)
-        process.send_signal(number)
-        process.send_signal(number)
-        rest, _ = process.communicate(timeout=2 * WAIT_S)
-    assert process.returncode == code, (out + rest).decode()
-    assert b"Traceback" not in rest
-    assert b" repeated, spent" not in rest
-    ground.assert_untouched()
+def test_a_signal_ends_it_and_nothing_is_left(ground, number, mark):
+    ground.assert_ended_by(number, NIGHT, mark, " repeated, spent")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +126,7 @@ def test_what_the_ledgers_lack_or_have_twice_is_no_good_end(ground, change, said
 def test_an_unknown_scenario_is_named_with_those_that_there_are(ground):
     code, out = ground.run([*DEMO, "--scenario", "dusk"])
     assert code == 2
-    assert "--scenario is one of day, night, not 'dusk'" in flat(out)
+    assert "--scenario is one of day, night, outage, not 'dusk'" in flat(out)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +147,7 @@ def test_the_count(effects, prompts, told_usd, count, good):
 
 @pytest.mark.parametrize("hour", range(24))
 def test_it_is_night_where_the_demo_is(hour):
-    at = datetime(2026, 11, 26, hour, 30, tzinfo=UTC).astimezone(ZoneInfo(_zone(hour)))
+    at = datetime(2026, 11, 26, hour, 30, tzinfo=UTC).astimezone(ZoneInfo(night_zone(hour)))
     assert (at.hour, at.minute) == (1, 30)
 
 

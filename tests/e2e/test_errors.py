@@ -216,6 +216,8 @@ def unknown_attempt(home: Home) -> str:
 
 
 SHARED: dict[str, Provoke] = {
+    "unknown_schedule": ctl("schedule", "show", "nightly"),
+    "bad_schedule": ctl("schedule", "add", "nightly", "--cron", "at night", "--", "true"),
     "bad_request": ctl("add", "--priority", "99", "--", "true"),
     "unknown_method": asked("omnid/nothing"),
     "not_allowed": not_allowed,

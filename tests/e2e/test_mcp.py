@@ -11,20 +11,23 @@ import anyio
 import msgspec
 import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream
-from mcp import Client, StdioServerParameters
+from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import Implementation
 
+from omnid import wire
 from omnid.api import shapes
 from omnid.api.client import Client as Daemon
 from omnid.api.mcp_server import McpServer
 from omnid.api.mcp_tools import TOOLS, shown
 from omnid.api.socket import Connection, Request, SocketServer
 from omnid.clock import SystemClock
+from omnid.errors import Rejected
 from omnid.log import Log
 from omnid.settings import Socket
 from tests.fakes.mcp_peer import RESULTS, Api, Held, bounded
 
 WAIT_S = 30.0
+SESSION = "01931e3c-0000-7000-8000-000000000002"
 ERAS = ["legacy", "2026-07-28", "auto"]
 
 
@@ -122,6 +125,40 @@ async def test_a_wait_outlives_a_restart_and_is_answered_once(path: Path, mode: 
     ((before, _, _),) = first.calls
     ((after, _, _),) = second.calls
     assert (before.session, before.request_id) == (after.session, after.request_id)
+
+
+@pytest.mark.anyio
+async def test_a_daemon_from_before_the_hello_is_named_at_once(path: Path) -> None:
+    async def refuse(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            asked = msgspec.json.decode((await stream.receive()).partition(b"\n")[0])
+            error = Rejected("unknown_method", method=asked["method"], version="0.0.1", hint="")
+            await stream.send(wire.error_answer(msgspec.json.encode(asked["id"]), error))
+
+    listener = await anyio.create_unix_listener(path)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, refuse)
+        refused = pytest.RaisesExc(MCPError, match=r"no method omnid/hello.*omnictl down")
+        with anyio.fail_after(WAIT_S), pytest.RaisesGroup(refused, flatten_subgroups=True):
+            async with client(path, "legacy"):
+                raise AssertionError
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_relay_of_an_earlier_version_is_served(path: Path) -> None:
+    info = {"name": "tester", "version": "1"}
+    async with listening(path, Api()), await anyio.connect_unix(path) as stream:
+        for method, params in (
+            ("omnid/hello", {"session": SESSION, "role": "agent"}),
+            ("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}),
+        ):
+            await stream.send(wire.request(1, method, params))
+            with anyio.fail_after(WAIT_S):
+                answer = b""
+                while not answer.endswith(b"\n"):
+                    answer += await stream.receive()
+            assert "result" in msgspec.json.decode(answer), answer
 
 
 @contextmanager

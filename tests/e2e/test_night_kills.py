@@ -22,7 +22,7 @@ import pytest
 
 from omnid.api.client import Client
 from omnid.ctl import demo_agent
-from omnid.ctl.demo_night import _zone
+from omnid.ctl.demo import night_zone
 from omnid.errors import OmnidError, Retryable
 from tests.e2e.harness import LOOK_S, Home, home_at, until
 from tests.e2e.test_kill import SEED, Killer
@@ -80,7 +80,7 @@ class Shop:
         self.git("config", "user.email", "me@localhost")
         self.git("add", "-A")
         self.git("commit", "-q", "-m", "shop")
-        self.zone = _zone(time.gmtime().tm_hour)
+        self.zone = night_zone(time.gmtime().tm_hour)
         self.lid_usd = LID_USD
         self.configure()
 

@@ -280,7 +280,7 @@ async def test_what_it_does_not_offer_is_set_aside_and_told(brokers: Callable[[s
         ("", ("--link", "http://127.0.0.1"), "address of a broker"),
         ("", ("--link", "redis://u:hidden-word@127.0.0.1"), "have their own settings"),
         ("", ("--link", "redis://192.0.2.1"), "set unsigned = true"),
-        ("", ("--link=redis://127.0.0.1", "--name", "A b"), "1 to 64"),
+        ("", ("--link=redis://127.0.0.1", "--name", "A b"), "at most 64"),
         ('[[link]]\nname = "a"\nurl = "rediss://192.0.2.1"', ("--link", "a"), "set unsigned = true"),
         ('[[link]]\nname = "a"\nurl = "redis://192.0.2.1"\nkey = "env:K"\npassword = "env:P"', (), "TLS only"),
         ('[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\npassword = "hidden-word"', (), "plain"),

@@ -1,12 +1,13 @@
 """A provider of models on loopback that misbehaves as the real ones do; the first part of the path says how.
 
 It speaks both wires: ``/<mode>/v1/chat/completions`` and ``/<mode>/v1/messages``. ``python -m tests.fakes.cloud``
-serves by itself and prints its port, for what must not share a process with it.
+serves by itself (at a port and a host that may follow) and prints its port, for what must not share a process with it.
 """
 
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -17,13 +18,19 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.abc
 import anyio.to_thread
+from anyio.streams.tls import TLSListener
 
 TEXT = "Hello from the cloud."
 PIECES = ("Hello ", "from the ", "cloud.")
 LIMIT_S = 40
 NOW_S = 1_900_000_000
 """The time of the fake's dates; tests give the same to whoever reads them."""
+LIMITED_KEY = "sk-limited"
 HUGE_BYTES = 300_000
+PAUSE_S = 0.04
+"""Between the pieces of a slow answer."""
+GOOD = frozenset({"ok", "slow"})
+"""The modes that answer."""
 INPUT_TOKENS, OUTPUT_TOKENS, COST_USD = 11, 5, 0.000123
 
 
@@ -160,6 +167,18 @@ async def _ok(client: Client, seen: Seen) -> None:
     await client.end_stream()
 
 
+async def _slow(client: Client, seen: Seen) -> None:
+    await anyio.sleep(PAUSE_S)
+    if not seen.body.get("stream"):
+        await client.answer(200, whole(seen.wire))
+        return
+    await client.begin_stream()
+    for event in events(seen.wire):
+        await client.event(event)
+        await anyio.sleep(PAUSE_S)
+    await client.end_stream()
+
+
 async def _hang_before(client: Client, seen: Seen) -> None:
     await anyio.sleep_forever()
 
@@ -194,6 +213,21 @@ async def _reset(client: Client, seen: Seen) -> None:
 async def _broken_stream(client: Client, seen: Seen) -> None:
     await _half_an_answer(client, seen)
     await client.stream.aclose()
+
+
+async def _reset_inside(client: Client, seen: Seen) -> None:
+    await _half_an_answer(client, seen)
+    # What is still on its way would go with the connection.
+    await anyio.sleep(PAUSE_S)
+    await _reset(client, seen)
+
+
+async def _cut_short(client: Client, seen: Seen) -> None:
+    await _half_an_answer(client, seen)
+    if seen.body.get("stream"):
+        await client.end_stream()
+    else:
+        await client.stream.aclose()
 
 
 async def _drip(client: Client, seen: Seen) -> None:
@@ -264,17 +298,32 @@ async def _text_error(client: Client, seen: Seen) -> None:
     await client.answer(500, {"error": "it fell over"})
 
 
+async def _by_key(client: Client, seen: Seen) -> None:
+    """Limits one key, so shortly that the next call meets it again, and answers all others."""
+    limited = f" {LIMITED_KEY}" in f" {seen.headers.get('authorization', '')}"
+    await (_says(429, "rate_limit_error", retry_after="0") if limited else _ok)(client, seen)
+
+
 async def _html(client: Client, seen: Seen) -> None:
     await client.answer(502, "<html><title>Bad gateway</title></html>")
 
 
+async def _sign_in(client: Client, seen: Seen) -> None:
+    """What the network of a hotel answers to everything."""
+    await client.answer(200, "<html><title>Welcome, please sign in</title></html>")
+
+
 MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "ok": _ok,
+    "slow": _slow,
+    "by_key": _by_key,
     "hang_before": _hang_before,
     "hang_inside": _hang_inside,
     "until_closed": _until_closed,
     "reset": _reset,
+    "reset_inside": _reset_inside,
     "broken_stream": _broken_stream,
+    "cut_short": _cut_short,
     "drip": _drip,
     "empty_choices": _empty_choices,
     "wrong_json": _wrong_json,
@@ -289,6 +338,8 @@ MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "key_refused": _says(401, "authentication_error"),
     "fault": _text_error,
     "bad_gateway": _html,
+    "unavailable": _says(503, "service_unavailable"),
+    "sign_in": _sign_in,
     "overloaded": _says(529, "overloaded_error"),
     "bad_request": _says(400, "invalid_request_error"),
     "unknown_model": _says(404, "not_found_error"),
@@ -299,10 +350,12 @@ MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
 class Cloud:
     """The fake, once it listens."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, modes: dict[str, str]) -> None:
         self.port = port
         self.seen: list[Seen] = []
-        self.modes: dict[str, str] = {}
+        self.answered: list[Seen] = []
+        """What was answered well and to its end; whether anybody has read it is another matter."""
+        self.modes = modes
         """What a first part of the path stands for, where that isn't a mode itself; may change at any time."""
         self.on_request: Callable[[], object] = lambda: None
         self.closed = anyio.Event()
@@ -321,26 +374,32 @@ class Cloud:
                     seen = await client.request()
                     self.seen.append(seen)
                     self.on_request()
+                    mode = self.modes.get(seen.mode, seen.mode)
                     try:
-                        await MODES[self.modes.get(seen.mode, seen.mode)](client, seen)
+                        await MODES[mode](client, seen)
                     except gone:
                         self.closed.set()
                         raise
+                    if mode in GOOD and seen.body:
+                        self.answered.append(seen)
 
 
 @asynccontextmanager
-async def cloud(port: int = 0) -> AsyncGenerator[Cloud]:
-    """Serves on a free port of loopback, or on that one."""
-    listening = anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port, reuse_port=True)
+async def cloud(
+    port: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, **modes: str
+) -> AsyncGenerator[Cloud]:
+    """Serves on a free port of loopback, or on what is given; `modes` are those of `Cloud`."""
+    listening = anyio.create_tcp_listener(local_host=host, local_port=port, reuse_port=True)
     async with await listening as listener, anyio.create_task_group() as group:
-        made = Cloud(listener.extra(anyio.abc.SocketAttribute.local_port))
-        group.start_soon(listener.serve, made.serve_one)
+        made = Cloud(listener.extra(anyio.abc.SocketAttribute.local_port), modes)
+        group.start_soon((listener if tls is None else TLSListener(listener, tls)).serve, made.serve_one)
         yield made
         group.cancel_scope.cancel()
 
 
 async def _main() -> None:
-    async with cloud(int(sys.argv[1]) if len(sys.argv) > 1 else 0) as made:
+    port, host = [*sys.argv[1:], *("0", "127.0.0.1")[len(sys.argv) - 1 :]]
+    async with cloud(int(port), host) as made:
         print(made.port, flush=True)
         await anyio.to_thread.run_sync(sys.stdin.buffer.read)
 

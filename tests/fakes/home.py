@@ -38,11 +38,11 @@ class Home:
         self.executors: dict[str, Any] = {"mine": InProcessExecutor("mine", nothing)}
 
     @asynccontextmanager
-    async def daemon(self) -> AsyncIterator[Daemon]:
+    async def daemon(self, limit_s: float = WAIT_S) -> AsyncIterator[Daemon]:
         clock = SystemClock()
         log = Log(clock, lambda text: text, stream=self.logged).logger()
         loaded = config.load(self.environ)
-        with anyio.fail_after(WAIT_S):
+        with anyio.fail_after(limit_s):
             async with anyio.create_task_group() as group:
 
                 async def run(*, task_status: Any) -> None:

@@ -19,6 +19,8 @@ class Asked(NamedTuple):
     results: int
     """How many tools have given a result."""
     session: str
+    told: list[str]
+    """What these tools gave, as text."""
 
     @property
     def opens(self) -> bool:
@@ -123,16 +125,16 @@ class ModelEndpoint:
 
 def _asked(body: dict[str, Any]) -> Asked:
     texts: list[str] = []
-    results = 0
+    told: list[str] = []
     for message in body["messages"]:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        results += sum(part["type"] == "tool_result" for part in parts)
+        told += [json.dumps(part.get("content")) for part in parts if part["type"] == "tool_result"]
         if message["role"] == "user":
             texts += [
                 part["text"] for part in parts if part["type"] == "text" and "<system-reminder>" not in part["text"]
             ]
-    return Asked(texts, results, body.get("metadata", {}).get("user_id", ""))
+    return Asked(texts, len(told), body.get("metadata", {}).get("user_id", ""), told)
 
 
 def _message(body: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
-from msgspec import Struct, json
+from msgspec import Struct, json, structs
 
 from omnid.api.shapes import Control, GateControl, SubmitBatch
 from omnid.clock import uuid7
@@ -174,7 +174,7 @@ class Client:
         number = str(self._sent)
         caller = Caller(self.role, self.origin)
         if session:
-            caller = caller._replace(session=self._session, request_id=number)
+            caller = structs.replace(caller, session=self._session, request_id=number)
         sim = self._sim
         sim.trace(f"{self.origin} {number} {method} {json.encode(params).decode()}")
         with trio.move_on_after(ANSWER_S_MAX):

@@ -18,6 +18,7 @@ from omnid.ctl.render import width
 from omnid.messages import CATALOGUE
 from omnid.states import STATES
 from tests.fakes.ctl_world import (
+    ASKED,
     AWAY,
     CHECKED,
     CONTROLLED,
@@ -29,6 +30,7 @@ from tests.fakes.ctl_world import (
     OUTAGE,
     PLACE,
     RECEIPT,
+    REHEARSED,
     SPENT,
     SUBMITTED,
     WHY,
@@ -72,6 +74,8 @@ EVERY = {
     "workspaces rm t7 --yes": {"workspace__remove": places.WorkspaceRemoved(PLACE)},
     "mode": {"mode__show": MODE},
     "mode hold auto": {"mode__hold": MODE},
+    "ask how is it": {"state__ask": ASKED},
+    "model preload": {"model__rehearse": REHEARSED},
     "outages": {"outage__list": shapes_mode.Outages([OUTAGE], NOW_MS)},
     "operations": {"operations": shapes.OperationsPage([ENTRY], None)},
     "replay --until 5": {"replay": shapes.Replayed(5, NOW_MS, {"idle": 1}, [brief()])},
@@ -102,6 +106,7 @@ def test_the_mode_says_what_is_wrong_with_a_channel():
     assert "2 failures in a row to reach it" in ran.out
     assert "env:B is refused: no such key" in ran.out
     assert "first text after 1.5 s" in ran.out
+    assert "asleep: it needs more memory; the last one returned 4.5 GB" in ran.out
     assert Ran("mode", "hold", "sometimes", daemon=Daemon()).code == 2
 
 

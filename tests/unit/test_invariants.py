@@ -1,18 +1,14 @@
 """Any sequence of what can happen to tasks leaves the tables, the log and the tally as they must be."""
 
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from anyio.from_thread import start_blocking_portal
-from hypothesis import HealthCheck, note, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 
-from omnid.errors import Rejected
-from omnid.model import Command, Submit
+from omnid.model import Submit
 from omnid.store import journal
+from tests.fakes.acted import Acted
 from tests.fakes.clock import FakeClock
 from tests.fakes.invariants import broken
 from tests.fakes.world import AGENT, PERSON, World
@@ -41,44 +37,16 @@ DAY_MS = 86_400_000
 READY = "SELECT id FROM task WHERE ready = 1 AND (deadline_ms IS NULL OR deadline_ms > ?)"
 
 
-class Flow(RuleBasedStateMachine):
+class Flow(Acted):
     def __init__(self) -> None:
-        super().__init__()
-        self._directory = tempfile.TemporaryDirectory()
-        self._portal = start_blocking_portal("asyncio")
-        self.portal = self._portal.__enter__()
-        self.clock = FakeClock()
-        self.commands: list[Command] = []
+        super().__init__(FakeClock())
         self.names: dict[str, str] = {}
 
     @initialize()
     def start(self) -> None:
-        self.world = self.portal.call(World, Path(self._directory.name), self.clock)
+        self.begin(World)
         self.world.set("retention", finished_max=3, batch=2)
         self.world.set("agents", allow=("safe",))
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.portal.call(self.world.close)
-        self._portal.__exit__(None, None, None)
-        self._directory.cleanup()
-
-    def do(self, fn: Callable[..., Any], *args: Any, **fields: Any) -> Any:
-        """Calls it in the world."""
-
-        async def call() -> Any:
-            return await fn(*args, **fields)
-
-        return self.portal.call(call)
-
-    def ask(self, fn: Callable[..., Any], *args: Any, **fields: Any) -> Any:
-        """Calls it in the world; a refusal is an answer too."""
-        try:
-            return self.do(fn, *args, **fields)
-        except Rejected as error:
-            assert error.code not in ("bad_event", "replay_mismatch", "internal"), error
-            note(f"refused: {error.code}")
-            return None
 
     def known(self) -> list[str]:
         return sorted(self.names, key=lambda name: (len(name), name))

@@ -1,22 +1,18 @@
 """Whatever the order of crashes, reservations, settlements and days: no cap is passed, and the sums are right."""
 
-import tempfile
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from anyio.from_thread import start_blocking_portal
-from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 
-from omnid.errors import Rejected
 from omnid.flow.doctor import Doctor
-from omnid.model import Command, Submit
+from omnid.model import Submit
 from omnid.settings import Cap
 from omnid.store.calls import Call, check_spend, set_zone
+from tests.fakes.acted import Acted
 from tests.fakes.clock import FakeClock
 from tests.fakes.invariants import broken
 from tests.fakes.purse import Purse
@@ -37,19 +33,14 @@ def counts(call: Call) -> int:
     return call.reserved_microusd if call.spent_microusd is None else call.spent_microusd
 
 
-class Lid(RuleBasedStateMachine):
+class Lid(Acted):
     def __init__(self) -> None:
-        super().__init__()
-        self._directory = tempfile.TemporaryDirectory()
-        self._portal = start_blocking_portal("asyncio")
-        self.portal = self._portal.__enter__()
-        self.clock = FakeClock(1_772_300_000_000)  # The end of a February, before the clocks change.
-        self.commands: list[Command] = []
+        super().__init__(FakeClock(1_772_300_000_000))  # The end of a February, before the clocks change.
         self.zone = ZoneInfo("UTC")
 
     @initialize(zone=ZONES)
     def start(self, zone: str) -> None:
-        self.world = self.portal.call(Purse, Path(self._directory.name), self.clock)
+        self.begin(Purse)
         self.world.set("retention", finished_max=2, calls_days=32)
         self.world.set("agents", allow=("codex",))
         self.caps(11, 0, 6, 0, 6)
@@ -59,25 +50,11 @@ class Lid(RuleBasedStateMachine):
             self.submit("codex", (), 4, text, PERSON)
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.replay()
-            self.portal.call(self.world.close)
-        self._portal.__exit__(None, None, None)
-        self._directory.cleanup()
-
-    def do(self, fn: Callable[..., Any], *args: Any, **fields: Any) -> Any:
-        async def call() -> Any:
-            return await fn(*args, **fields)
-
-        return self.portal.call(call)
-
-    def ask(self, fn: Callable[..., Any], *args: Any, **fields: Any) -> Any:
         try:
-            return self.do(fn, *args, **fields)
-        except Rejected as error:
-            assert error.code not in ("bad_event", "replay_mismatch", "internal"), error
-            note(f"refused: {error.code}")
-            return None
+            if hasattr(self, "world"):
+                self.replay()
+        finally:
+            super().teardown()
 
     @rule(
         executor=st.sampled_from(["claude", "claude", "codex", "command"]),

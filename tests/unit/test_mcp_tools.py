@@ -142,3 +142,10 @@ def test_nul_in_an_argument_is_refused() -> None:
     with pytest.raises(Rejected) as caught:
         TOOLS["task_submit"].parse({"argv": ["x", "a\0"]})
     assert "argv[1]" in caught.value.what
+
+
+def test_half_of_a_surrogate_pair_is_the_caller_s_fault() -> None:
+    # JSON can say it, and over HTTP it comes through.
+    with pytest.raises(Rejected) as caught:
+        TOOLS["task_submit"].parse({"argv": ["x", "a\ud800"]})
+    assert (caught.value.code, "surrogate" in caught.value.what) == ("bad_request", True)

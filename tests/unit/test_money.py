@@ -5,6 +5,7 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec import structs
 
 from omnid.errors import Rejected, Retryable
 from omnid.flow import money
@@ -407,9 +408,9 @@ async def test_a_tree_of_tasks_has_its_limits(purse: Purse) -> None:
     inside = Caller("agent", "claude", parent=root.id)
     child = await purse.add("a", caller=inside)
     assert child.parent == root.id
-    grandchild = await purse.add("b", caller=inside._replace(parent=child.id))
+    grandchild = await purse.add("b", caller=structs.replace(inside, parent=child.id))
     with pytest.raises(Rejected) as refused:
-        await purse.add("c", caller=inside._replace(parent=grandchild.id))
+        await purse.add("c", caller=structs.replace(inside, parent=grandchild.id))
     assert refused.value.code == "tree_too_deep"
     await purse.add("d", caller=inside)
     with pytest.raises(Rejected) as refused:

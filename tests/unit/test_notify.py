@@ -120,6 +120,20 @@ def test_a_need_is_told_with_whatever_its_finder_knows(fields: dict[str, str]) -
         assert all(value.rstrip(".") in line for value in fields.values())
 
 
+def test_the_local_model_is_told_of_beside_the_outage() -> None:
+    batch = [
+        notice("mode", NOW_MS, mode="brainstem"),
+        notice("mode", NOW_MS + 1, mode="asleep", said="it needs more memory"),
+        notice("mode", NOW_MS + HOUR_MS, mode="normal"),
+        notice("mode", NOW_MS + HOUR_MS + 1, mode="released", size="4.4"),
+    ]
+    assert in_words(*batch) == [
+        "The local model stays asleep: it needs more memory.",
+        "The cloud was offline for 1 h; it is back, and tasks go on.",
+        "The local model was killed; 4.4 GiB of memory are free again.",
+    ]
+
+
 def test_a_time_of_another_day_says_which() -> None:
     (line,) = in_words(notice("limit", until_ms=str(NOW_MS + 24 * HOUR_MS)))
     assert "until 2027-01-16 16:00" in line

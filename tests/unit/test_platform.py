@@ -128,3 +128,71 @@ def test_a_system_without_zones_still_has_one(monkeypatch: pytest.MonkeyPatch) -
     zone = platform.zone("", {}, "/none")
     moment = datetime(2026, 7, 1, 12, tzinfo=zone)
     assert (zone.key, zone.tzname(moment), moment.timestamp()) == ("UTC", "UTC", 1_782_907_200)
+
+
+MEMINFO = "MemTotal:       16000000 kB\nMemFree:          200000 kB\nMemAvailable:    8000000 kB\n"
+VM_STAT = """\
+Mach Virtual Memory Statistics: (page size of 16384 bytes)
+Pages free:                                5000.
+Pages active:                            220000.
+Pages inactive:                          100000.
+Pages speculative:                         1000.
+Pages throttled:                              0.
+Pages wired down:                        110000.
+Pages purgeable:                           2000.
+"Translation faults":                1234567890.
+Pages stored in compressor:              300000.
+"""
+
+
+def plant(root: Path, own: str, groups: dict[str, dict[str, str]]) -> tuple[str, str]:
+    """Writes what Linux shows of memory and of control groups."""
+    proc, cgroups = root / "proc", root / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(MEMINFO)
+    (proc / "self" / "cgroup").write_text(f"1:name=systemd:/x\n0::{own}\n")
+    for name, files in groups.items():
+        (cgroups / name.strip("/")).mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (cgroups / name.strip("/") / file).write_text(text)
+    return str(proc), str(cgroups)
+
+
+def test_the_memory_that_is_free_is_what_the_system_says(tmp_path: Path) -> None:
+    assert platform.available_memory_bytes() > 0
+    proc, cgroups = plant(tmp_path, "/", {})
+    assert platform.available_memory_bytes(proc, cgroups) == 8_000_000 * 1024
+    (tmp_path / "proc" / "self" / "cgroup").unlink()
+    assert platform.available_memory_bytes(proc, cgroups) == 8_000_000 * 1024
+
+
+def test_a_control_group_may_leave_less(tmp_path: Path) -> None:
+    inner = {"memory.max": "max\n", "memory.current": "1000\n", "memory.stat": "anon 1\n"}
+    outer = {
+        "memory.max": "5000000000\n",
+        "memory.current": "4000000000\n",
+        "memory.stat": "anon 7\ninactive_file 500000000\n",
+    }
+    proc, cgroups = plant(tmp_path, "/user.slice/omnid", {"/user.slice": outer, "/user.slice/omnid": inner})
+    assert platform.available_memory_bytes(proc, cgroups) == 1_500_000_000
+    (tmp_path / "cgroup" / "user.slice" / "omnid" / "memory.max").write_text("1000000\n")
+    assert platform.available_memory_bytes(proc, cgroups) == 999_000
+
+
+def test_what_vm_stat_prints_is_read() -> None:
+    assert platform.vm_stat_bytes(VM_STAT) == 108_000 * 16384
+    with pytest.raises(OSError, match="unknown"):
+        platform.vm_stat_bytes("vm_stat: no such luck\n")
+
+
+def test_a_process_holds_memory_until_it_is_gone() -> None:
+    assert (platform.resident_bytes(os.getpid()) or 0) > 1 << 20
+    assert platform.resident_bytes(1 << 22) is None
+
+
+def test_on_macos_ps_and_vm_stat_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"/bin/ps": "  2048", "/usr/bin/vm_stat": VM_STAT}
+    monkeypatch.setattr(platform, "IS_MACOS", True)
+    monkeypatch.setattr(platform, "_ask", lambda *argv: said[argv[0]])
+    assert platform.resident_bytes(7) == 2048 * 1024
+    assert platform.available_memory_bytes() == 108_000 * 16384

@@ -188,6 +188,44 @@ def test_a_request_that_brings_each_daemon_down_is_given_up() -> None:
     assert sent(session) == []
 
 
+def listening(request_id: int) -> dict[str, Any]:
+    params = {"notifications": {"taskIds": ["x"]}}
+    return {"jsonrpc": "2.0", "id": request_id, "method": "subscriptions/listen", "params": params}
+
+
+def acknowledged(request_id: int) -> bytes:
+    params = {"notifications": {}, "_meta": {"io.modelcontextprotocol/subscriptionId": request_id}}
+    return wire.line({"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": params}).strip()
+
+
+def test_a_subscription_that_each_daemon_takes_is_never_given_up() -> None:
+    session = up()
+    client(session, listening(1))
+    for _ in range(2 * relay_session.SENDS_MAX):
+        assert sent(session) == [listening(1)]
+        session.from_daemon(acknowledged(1), 0.0)
+        session.lost(1.0)
+        up(session)
+    assert {message.get("method") for message in told(session)} == {"notifications/subscriptions/acknowledged"}
+    for _ in range(relay_session.SENDS_MAX):
+        session.lost(1.0)
+        up(session)
+    assert told(session)[0]["error"]["data"]["code"] == "daemon_lost"
+
+
+def test_a_long_wait_is_not_to_blame_for_daemons_that_lived_with_it() -> None:
+    session = up()
+    client(session, call(1))
+    for number in range(2 * relay_session.SENDS_MAX):
+        assert sent(session) == [call(1)]
+        now_s = (number + 1) * relay_session.CALM_S
+        session.lost(now_s)
+        session.connected()
+        sent(session)
+        session.from_daemon(wire.line({"jsonrpc": "2.0", "id": "omnid-hello", "result": {}}).strip(), now_s)
+    assert told(session) == []
+
+
 def test_a_daemon_that_refuses_says_why() -> None:
     session = fresh(away_s=10.0)
     client(session, call(1))
@@ -198,6 +236,29 @@ def test_a_daemon_that_refuses_says_why() -> None:
     session.expire(10.0)
     (message,) = told(session)
     assert "user 7 was refused" in message["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Rejected("unknown_method", method="omnid/hello", version="0.0.1", hint=""),
+        Rejected("bad_request", detail="Object contains unknown field `readonly`", where="the parameters"),
+    ],
+)
+def test_a_daemon_of_another_version_is_named_at_once(error: Rejected) -> None:
+    session = fresh()
+    client(session, INITIALIZE)
+    client(session, call(1))
+    session.connected()
+    session.from_daemon(wire.error_answer(b'"omnid-hello"', error).strip(), 1.0)
+    assert (session.phase, session.open) == ("away", {})
+    for message in told(session):
+        assert message["error"]["data"]["code"] == "daemon_differs"
+        assert error.what in message["error"]["message"]
+    sent(session)
+    client(session, call(2), 2.0)
+    up(session)
+    assert sent(session) == [call(2)], "a daemon that was restarted is taken"
 
 
 def test_a_request_is_given_its_time_from_the_loss_on() -> None:

@@ -13,7 +13,7 @@ from omnid.api.views import Views
 from omnid.errors import Retryable
 from omnid.flow.dependents import CASCADE_MAX
 from omnid.flow.results import UNSTARTED_WAIT_S, Results, backoff_of, judge
-from omnid.model import Attempt, Command, Problem, Result, Submit, Task, Work
+from omnid.model import Attempt, Command, Park, Problem, Result, Submit, Task, Work
 from omnid.retry import Backoff
 from omnid.store import journal
 from tests.fakes.clock import FakeClock
@@ -291,6 +291,25 @@ def test_the_verdict(
     else:
         assert (verdict.event, verdict.retry_in_s) == ("again", min(8.0, 2.0**failures))
     assert verdict.failures == failures or counts
+
+
+async def test_what_a_crash_makes_wait_longer_is_the_crashes_before_it(world: World, clock: FakeClock) -> None:
+    world.set("retry", backoff_base_s=1.0, backoff_max_s=300.0)
+    await world.add("x", executor="safe")
+    for _ in range(12):
+        (command,) = await world.claim()
+        await world.finish(command, "parked", problem=PROBLEM, park=Park("channels", clock.now_ms + 1000))
+        clock.now_ms += 1000
+        await world.wake()
+    waits: list[float] = []
+    for _ in range(3):
+        (command,) = await world.claim()
+        await world.finish(command, "lost", problem=PROBLEM)
+        (row,) = await world.rows("SELECT wake_at_ms FROM task")
+        waits.append((row[0] - clock.now_ms) / 1000)
+        clock.now_ms = row[0]
+        await world.wake()
+    assert waits == [1, 2, 4]
 
 
 async def test_the_backoff_is_the_tasks_within_the_configs_limit(world: World) -> None:

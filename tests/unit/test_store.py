@@ -295,6 +295,7 @@ def test_every_claim_and_timer_uses_an_index(tmp_path: Path) -> None:
     connection = apsw.Connection(":memory:")
     migrate(connection, tmp_path)
     for name in (
+        "ready_executors",
         "ready_tasks",
         "due_tasks",
         "expired_waiting",

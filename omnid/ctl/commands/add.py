@@ -27,9 +27,9 @@ def _add(context: Context) -> int:
     if given.arguments == ["-"]:
         source = source or "-"
     elif given.arguments:
-        _take_prompt(context)
+        take_prompt(context)
     if source is None:
-        added = [_send(context, "task.submit", {**_work(given), **_fields(context)})]
+        added = [_send(context, "task.submit", {**work_of(given), **fields_of(context)})]
     else:
         if given.rest is not None:
             given.misuse("It takes a file of tasks or a command after --, not both")
@@ -41,7 +41,7 @@ def _add(context: Context) -> int:
         return 0
     for task in added:
         context.screen.put(task["name"])
-    _tell_next(context, added)
+    tell_next(context, added)
     return 0
 
 
@@ -57,7 +57,7 @@ def _wait(context: Context, added: list[dict[str, Any]], timeout_s: float | None
     return code
 
 
-def _tell_next(context: Context, added: list[dict[str, Any]]) -> None:
+def tell_next(context: Context, added: list[dict[str, Any]]) -> None:
     """Says what happens next, in one line."""
     if len(added) != 1:
         known = sum(not task["created"] for task in added)
@@ -74,7 +74,7 @@ def _tell_next(context: Context, added: list[dict[str, Any]]) -> None:
     context.screen.tell(before + text)
 
 
-def _work(given: Given) -> dict[str, Any]:
+def work_of(given: Given) -> dict[str, Any]:
     """What is to be done, by the options: that it is exactly one thing is for the daemon to judge."""
     if given.rest == []:
         given.misuse("There is nothing after --")
@@ -90,7 +90,7 @@ def _work(given: Given) -> dict[str, Any]:
     return work
 
 
-def _take_prompt(context: Context) -> None:
+def take_prompt(context: Context) -> None:
     """Takes the argument as a prompt, where it can't be a command that somebody forgot the -- before."""
     given, text = context.given, context.given.arguments[0]
     if any(given.flag(name) for name in ("file", "prompt", "server", "tool")) or given.rest is not None:
@@ -115,7 +115,7 @@ def looks_like_command(text: str, path: str) -> bool:
     return any(os.access(os.path.join(folder, words[0]), os.X_OK) for folder in folders if folder)
 
 
-def _fields(context: Context) -> dict[str, Any]:
+def fields_of(context: Context) -> dict[str, Any]:
     """All other fields, by the options; None where they weren't given."""
     given, now_ms = context.given, context.world.now_ms()
     after = given.commas("after")
@@ -148,7 +148,7 @@ def _reply_to(given: Given) -> dict[str, Any] | None:
             given.misuse("--reply-session needs --reply-to")
         return None
     channel, _, target = text.partition(":")
-    return _given({"channel": channel, "target": target or None, "session": given.text("reply-session")})
+    return given_of({"channel": channel, "target": target or None, "session": given.text("reply-session")})
 
 
 def _add_file(context: Context, source: str) -> list[dict[str, Any]]:
@@ -156,11 +156,11 @@ def _add_file(context: Context, source: str) -> list[dict[str, Any]]:
     if context.given.flag("stdin") or context.given.flag("key"):
         context.given.misuse("--stdin and --key are for one task; in a file each line has its own")
     text = _text(context.world.stdin, "standard input") if source == "-" else _read(source)
-    defaults = _fields(context)
+    defaults = fields_of(context)
     lines = list(_lines(text, source))
     if not lines:
         raise Rejected("bad_file", path=source, detail="there is no task in it")
-    tasks = [_key({**_given(defaults), **fields}) for _, fields in lines]
+    tasks = [_key({**given_of(defaults), **fields}) for _, fields in lines]
     try:
         added = _twice(context, "task.submit_batch", {"tasks": tasks})
     except OmnidError as error:
@@ -195,7 +195,7 @@ def _line_of(error: OmnidError, numbers: list[int]) -> int | None:
 
 
 def _send(context: Context, method: str, fields: dict[str, Any]) -> dict[str, Any]:
-    return _twice(context, method, _key(_given(fields)))
+    return _twice(context, method, _key(given_of(fields)))
 
 
 def _twice(context: Context, method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +212,8 @@ def _key(fields: dict[str, Any]) -> dict[str, Any]:
     return fields if fields.get("key") is not None else {**fields, "key": os.urandom(16).hex()}
 
 
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
+def given_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """Gives the fields that have a value."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -241,6 +242,44 @@ def _text(file: TextIO, name: str) -> str:
     return text
 
 
+TASK = (
+    Option("server", "NAME", "MCP server (an executor of the config)"),
+    Option("tool", "NAME", "Its tool"),
+    Option("arguments", "JSON", "The tool's arguments"),
+    Option("prompt", "TEXT", "Prompt for an agent or a model, where it could be taken for a command"),
+    Option("executor", "NAME", "Executor that does it; else omnid chooses"),
+    Option("cwd", "DIR", "Directory of the command (the current one)"),
+    Option("env", "NAME", "Variable of the daemon's environment to pass on", many=True),
+    Option("check", "COMMAND", "Done is done when this succeeds; split like a shell, without one"),
+    Option("priority", "N", "-10 to 10, higher starts first (0)"),
+    Option("lane", "NAME", "One task at a time in this lane"),
+    Option("timeout", "DURATION", "Of one attempt: 90s, 10m, 1h30m"),
+    Option("attempts", "N", "Try so often at most"),
+    Option("backoff", "DURATION", "Longest wait before the second attempt; it doubles"),
+    Option("label", "LABEL", "A label", many=True),
+    Option("kind", "KIND", "general, programming, ..."),
+    Option("assignee", "NAME", "Who takes care of it"),
+    Option("only", "HOURS", "Start within these hours only: 23:00-07:00"),
+    Option("workspace", "KIND", "Where an agent works: worktree, copy or none"),
+    Option("cost-max", "USD", "The most that all its attempts may cost"),
+    Option("model", "NAME", "For a prompt: a model's name, or cheap, strong, local"),
+    Option("offline", "HOW", "For a prompt, while the cloud is gone: park (the default), local or fail"),
+    Option("reply-to", "CHANNEL[:TARGET]", "Where the answer goes: a destination of the config"),
+    Option("reply-session", "SESSION", "The session there that asked"),
+)
+"""What every task can have, also one of a schedule."""
+_ONCE = (
+    Option("file", "FILE", "Submit the tasks in FILE; - is standard input", short="f"),
+    Option("stdin", None, "Read the command's standard input from here"),
+    Option("key", "KEY", "Idempotency key: the same key, the same task"),
+    Option("after", "TASK,...", "Start after these have succeeded"),
+    Option("not-before", "TIME", "Start at +2h or 2026-11-21T08:00 at the earliest"),
+    Option("deadline", "TIME", "Give up when it is not done by then"),
+    Option("origin", "NAME", "Submit it in this name; the task is called NAME/t1 then"),
+    Option("wait", None, "Wait for the end; exit code 0: completed, 1: not"),
+    Option("wait-timeout", "DURATION", "Wait no longer than this; exit code 75 then"),
+)
+
 VERBS = {
     "add": Verb(
         _add,
@@ -248,40 +287,7 @@ VERBS = {
         "a command after --, a prompt for an agent, a tool of an MCP server, or one task a line of a file (JSON "
         "objects with the fields of docs/omnictl.md), all of them or none.",
         "[PROMPT|-]",
-        (
-            Option("file", "FILE", "Submit the tasks in FILE; - is standard input", short="f"),
-            Option("server", "NAME", "MCP server (an executor of the config)"),
-            Option("tool", "NAME", "Its tool"),
-            Option("arguments", "JSON", "The tool's arguments"),
-            Option("prompt", "TEXT", "Prompt for an agent or a model, where it could be taken for a command"),
-            Option("executor", "NAME", "Executor that does it; else omnid chooses"),
-            Option("cwd", "DIR", "Directory of the command (the current one)"),
-            Option("env", "NAME", "Variable of the daemon's environment to pass on", many=True),
-            Option("stdin", None, "Read the command's standard input from here"),
-            Option("check", "COMMAND", "Done is done when this succeeds; split like a shell, without one"),
-            Option("key", "KEY", "Idempotency key: the same key, the same task"),
-            Option("priority", "N", "-10 to 10, higher starts first (0)"),
-            Option("after", "TASK,...", "Start after these have succeeded"),
-            Option("not-before", "TIME", "Start at +2h or 2026-11-21T08:00 at the earliest"),
-            Option("deadline", "TIME", "Give up when it is not done by then"),
-            Option("lane", "NAME", "One task at a time in this lane"),
-            Option("timeout", "DURATION", "Of one attempt: 90s, 10m, 1h30m"),
-            Option("attempts", "N", "Try so often at most"),
-            Option("backoff", "DURATION", "Longest wait before the second attempt; it doubles"),
-            Option("label", "LABEL", "A label", many=True),
-            Option("kind", "KIND", "general, programming, ..."),
-            Option("assignee", "NAME", "Who takes care of it"),
-            Option("origin", "NAME", "Submit it in this name; the task is called NAME/t1 then"),
-            Option("only", "HOURS", "Start within these hours only: 23:00-07:00"),
-            Option("workspace", "KIND", "Where an agent works: worktree, copy or none"),
-            Option("cost-max", "USD", "The most that all its attempts may cost"),
-            Option("model", "NAME", "For a prompt: a model's name, or cheap, strong, local"),
-            Option("offline", "HOW", "For a prompt, while the cloud is gone: park (the default), local or fail"),
-            Option("reply-to", "CHANNEL[:TARGET]", "Where the answer goes: a destination of the config"),
-            Option("reply-session", "SESSION", "The session there that asked"),
-            Option("wait", None, "Wait for the end; exit code 0: completed, 1: not"),
-            Option("wait-timeout", "DURATION", "Wait no longer than this; exit code 75 then"),
-        ),
+        (*TASK, *_ONCE),
         (
             "omnictl add -- make -C x",
             "omnictl add 'fix the login bug' --kind programming",

@@ -23,7 +23,7 @@ def _config(context: Context) -> int:
         return _show(context)
     if action not in ("check", "reload"):
         context.given.misuse(f"There is no config {action}: it is check, show or reload")
-    checked = _ask(context, action)
+    checked = ask(context, action)
     checks: list[dict[str, Any]] = context.call("channel.check")["checks"] if live else []
     if context.json:
         context.give_json({**checked, "channels": checks} if live else checked)
@@ -33,7 +33,7 @@ def _config(context: Context) -> int:
     return 1 if checked["problems"] or not all(one["ok"] for one in checks) else 0
 
 
-def _ask(context: Context, action: str) -> dict[str, Any]:
+def ask(context: Context, action: str) -> dict[str, Any]:
     """Asks the daemon; where none runs, `omnid config` looks at the file, as that is when one needs to know most."""
     try:
         return context.call(f"config.{action}")
@@ -58,7 +58,7 @@ def _without_daemon(action: str) -> dict[str, Any]:
 
 
 def _show(context: Context) -> int:
-    shown = _ask(context, "show")
+    shown = ask(context, "show")
     if context.json:
         context.give_json(shown)
         return 0

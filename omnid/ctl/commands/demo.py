@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Mapping
 
-from omnid.ctl import demo_day, demo_night
+from omnid.ctl import demo_day, demo_night, demo_outage
 from omnid.ctl.context import Context
 from omnid.ctl.demo import End, Interrupted, Signals
 from omnid.ctl.options import Option, Verb
 from omnid.errors import OmnidError, Retryable
 
-_SCENARIOS: Mapping[str, Callable[[Context, Signals], End]] = {"day": demo_day.run, "night": demo_night.run}
+_SCENARIOS: Mapping[str, Callable[[Context, Signals], End]] = {
+    "day": demo_day.run,
+    "night": demo_night.run,
+    "outage": demo_outage.run,
+}
 
 
 def _demo(context: Context) -> int:
@@ -48,7 +52,7 @@ VERBS = {
                 "scenario",
                 "NAME",
                 "day: twelve commands (the default); night: nine tasks of an agent that meets a limit, a power cut and "
-                "a lid on money",
+                "a lid on money; outage: twelve prompts, a killed gateway and a cloud that goes",
             ),
         ),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from omnid.ctl.context import Context
 from omnid.ctl.options import Option, Verb
-from omnid.ctl.render import Cell
+from omnid.ctl.render import Cell, size
 from omnid.ctl.times import span, stamp
 
 HOLDS = ("auto", "normal", "brainstem")
@@ -30,6 +30,8 @@ def _mode(context: Context) -> int:
     context.screen.paragraph(shown["mode"], f"for {since}{held}{why}", 12, label_style=colour)
     for one in shown["channels"]:
         context.screen.paragraph(one["name"], f"{', '.join(one['models'])}: {_state(one)}", 12, label_style="bold")
+    if shown["local_model"]["phase"] != "none":
+        context.screen.paragraph("local model", _local(shown["local_model"]), 12, label_style="bold")
     if not shown["channels"]:
         context.screen.tell("There are no channels; docs/models.md says how to add one.")
     return 0
@@ -48,6 +50,16 @@ def _state(one: dict[str, Any]) -> str:
     if one["p50_s"] is not None:
         parts.append(f"first text after {one['p50_s']:.1f} s at the median")
     return "; ".join(parts) or "well, as far as it is known"
+
+
+def _local(one: Mapping[str, Any]) -> str:
+    """Says how the brainstem's model is."""
+    parts = [f"{one['phase']}: {one['why']}" if one["why"] else one["phase"]]
+    if one["memory_bytes"] is not None:
+        parts.append(f"it holds {size(one['memory_bytes'])} of memory")
+    if one["returned_bytes"] is not None:
+        parts.append(f"the last one returned {size(one['returned_bytes'])} when it was killed")
+    return "; ".join(parts)
 
 
 def _outages(context: Context) -> int:

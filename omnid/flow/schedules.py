@@ -1,0 +1,264 @@
+"""Schedules: tasks that are submitted again and again, at their times, on events, or by hand.
+
+A run and the schedule's next time are written in one transaction, and the time is part of the task's idempotency key: a
+time runs once, whatever happens to omnid or to the clock.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from zoneinfo import ZoneInfo
+
+import msgspec
+from msgspec.structs import replace
+
+from omnid import platform, recurrence
+from omnid.errors import Rejected
+from omnid.executor.template import fill_names
+from omnid.flow import intake
+from omnid.flow.caller import Caller
+from omnid.flow.context import Bell, Context
+from omnid.flow.control import Cancelling, Effect, Order, order
+from omnid.flow.diskroom import DiskRoom
+from omnid.model import Problem, Schedule, Scheduled, Submit, Submitted
+from omnid.recurrence import Due
+from omnid.settings import Preset
+from omnid.states import TERMINAL
+from omnid.store import journal
+from omnid.store import schedules as rows
+from omnid.store.interface import Tx
+
+ALARM = "schedules"
+START = "start"
+CONFIG_ORIGIN = "config"
+"""The origin of those that the config names as presets."""
+BATCH_MAX = 100
+BULK_RUNS = 10
+"""From how many runs at once on they are too long for the event loop."""
+SET_BACK_MS = 1_000
+Write = Callable[[Tx], Submitted]
+
+
+def submit_of(scheduled: Scheduled, params: Mapping[str, str], key: str | None) -> Submit:
+    """Gives the task of a run; `params` go over those of the schedule.
+
+    Raises Rejected (`bad_schedule`, `bad_template`) where they aren't those of the schedule.
+    """
+    unknown = params.keys() - scheduled.params.keys()
+    if unknown:
+        known = ", ".join(sorted(scheduled.params)) or "none"
+        detail = f"{scheduled.name} has no such parameter; it has {known}"
+        raise Rejected("bad_schedule", where=f"params.{min(unknown)}", detail=detail)
+    names = {f"params.{name}": value for name, value in {**scheduled.params, **params}.items()}
+    fields = fill_names(scheduled.task, "params", names)
+    labels = (*fields.get("labels", ()), f"schedule:{scheduled.name}")
+    lane = None if scheduled.schedule.overlap == "skip" else f"schedule:{scheduled.name}"
+    given = {"lane": lane, **fields, "labels": labels, "key": key}
+    return msgspec.convert({name: value for name, value in given.items() if value is not None}, Submit)
+
+
+def zone_of(scheduled: Scheduled, context: Context) -> ZoneInfo:
+    """Gives the zone of its times."""
+    return platform.zone(scheduled.schedule.zone) if scheduled.schedule.zone else context.zone
+
+
+class Schedules:
+    """Keeps the schedules, and runs what is due; the one timer wakes it."""
+
+    def __init__(self, context: Context, cancelling: Cancelling) -> None:
+        self._context = context
+        self._cancelling = cancelling
+        self._room = DiskRoom(context.config.state.dir, context.clock)
+        self._bell = Bell()
+        self._began = False
+        self._taken: tuple[Preset, ...] | None = None
+        self._zone = context.zone
+        self._looked_ms = 0
+
+    async def run(self) -> None:
+        """Runs what is due, then waits for the next time or event; ends when it is cancelled."""
+        while True:
+            await self._take_presets()
+            if not self._began:
+                await self._context.store.write(lambda tx: rows.fire(tx, START))
+                self._began = True
+            await self.work_off()
+            await self._bell.wait()
+
+    def look(self) -> None:
+        """Looks anew, because something may be due or the config has changed."""
+        self._bell.ring()
+
+    async def work_off(self) -> None:
+        """Runs everything that is due now, and sets the alarm for the next."""
+        context = self._context
+        now_ms = context.clock.wall_ms()
+        if now_ms < self._looked_ms - SET_BACK_MS or self._zone is not context.zone:
+            # The times ahead were those of another clock. What has run already has the same key, and isn't run again.
+            await context.store.write(self._set_anew, bulk=True)
+        self._looked_ms, self._zone = now_ms, context.zone
+        while found := await context.store.read(partial(rows.due, now_ms=context.clock.wall_ms(), limit=BATCH_MAX)):
+            for scheduled in found:
+                await self._run_due(scheduled)
+        next_ms = await context.store.read(rows.next_at_ms)
+        if next_ms is None:
+            context.alarms.drop(ALARM)
+        else:
+            context.alarms.set(ALARM, next_ms, self._bell)
+
+    def checked(self, caller: Caller, scheduled: Scheduled) -> Callable[[Tx], Scheduled]:
+        """Checks a new schedule and gives the function that writes it.
+
+        Raises Rejected here for what could never run; the function raises Rejected (`schedule_taken`, `too_many`).
+        """
+        problem = recurrence.problem_of(scheduled.schedule)
+        if problem is not None:
+            raise Rejected("bad_schedule", where=problem[0], detail=problem[1])
+        single = recurrence.single_of(scheduled.task)
+        if single is not None:
+            raise Rejected("bad_schedule", where=single, detail="each run is a task of its own")
+        intake.plan_one(self._context, caller, submit_of(scheduled, {}, None))
+        return partial(_add, scheduled=self._timed(scheduled), count_max=self._context.config.schedules.count_max)
+
+    def by_hand(self, caller: Caller, scheduled: Scheduled, params: Mapping[str, str]) -> Write:
+        """Checks a run by hand and gives the function that writes it; raises Rejected."""
+        self._room.check(self._context.config.store.free_bytes_min)
+        write = intake.plan_one(self._context, caller, submit_of(scheduled, params, None))
+        return partial(_by_hand, name=scheduled.name, write=write)
+
+    def switched(self, scheduled: Scheduled, *, enabled: bool) -> Scheduled:
+        """Gives the schedule switched on or off; its times begin anew when it is switched on."""
+        return self._timed(replace(scheduled, enabled=enabled)) if enabled != scheduled.enabled else scheduled
+
+    def _timed(self, scheduled: Scheduled) -> Scheduled:
+        """Gives the schedule with its next time from now on."""
+        schedule, now_ms = scheduled.schedule, self._context.clock.wall_ms()
+        ended = schedule.times_max is not None and scheduled.runs >= schedule.times_max
+        next_ms = recurrence.next_ms(schedule, zone_of(scheduled, self._context), scheduled.created_at_ms, now_ms)
+        return replace(scheduled, next_at_ms=None if ended or not scheduled.enabled else next_ms)
+
+    def _set_anew(self, tx: Tx) -> None:
+        for scheduled in rows.page(tx, "", rows.COUNT_MAX):
+            timed, before_ms = self._timed(scheduled), scheduled.next_at_ms
+            ahead = before_ms is not None and before_ms > tx.now_ms
+            if ahead and timed.next_at_ms not in (None, before_ms):
+                rows.put(tx, timed)
+
+    async def _run_due(self, scheduled: Scheduled) -> None:
+        """Submits what a due schedule asks for, and writes down its next time; what can't be submitted is kept."""
+        context = self._context
+        due = self._due(scheduled)
+        caller = Caller(scheduled.role, scheduled.origin)
+        self._room.check(context.config.store.free_bytes_min)
+        try:
+            keys = [f"schedule/{scheduled.id}/{time}" for time in due.times]
+            writes = [intake.plan_one(context, caller, submit_of(scheduled, {}, key)) for key in keys]
+            begin = partial(self._begin, before=scheduled, due=due, writes=writes)
+            effect = await context.store.write(begin, bulk=len(writes) > BULK_RUNS)
+        except Rejected as error:
+            context.log.warning("schedule_failed", schedule=scheduled.name, **error.as_dict())
+            await context.store.write(partial(_failed, before=scheduled, due=due, problem=Problem.of(error)))
+            return
+        context.timer.ring()
+        if effect is not None:
+            context.watch.tell(effect.touched)
+            context.wake()
+            if effect.cancel_attempt is not None:
+                await self._cancelling.end_attempt(effect.cancel_attempt)
+
+    def _due(self, scheduled: Scheduled) -> Due:
+        now_ms, first_ms = self._context.clock.wall_ms(), scheduled.next_at_ms
+        late_ms = round(self._context.config.schedules.late_s * 1000)
+        zone = zone_of(scheduled, self._context)
+        schedule, began_ms = scheduled.schedule, scheduled.created_at_ms
+        due = recurrence.due(schedule, zone, began_ms, now_ms if first_ms is None else first_ms, now_ms, late_ms)
+        if schedule.overlap != "queue" and len(due.times) > 1:
+            # All but the last would overlap, or be ended at once.
+            due = due._replace(times=due.times[-1:], skipped=due.skipped + len(due.times) - 1)
+        left = len(due.times) if schedule.times_max is None else max(0, schedule.times_max - scheduled.runs)
+        return due._replace(times=due.times[:left])
+
+    def _begin(self, tx: Tx, *, before: Scheduled, due: Due, writes: Sequence[Write]) -> Effect | None:
+        """Submits the runs, unless the schedule has changed meanwhile; it is looked at again then."""
+        current = rows.find(tx, before.name)
+        if current != before:
+            return None
+        last = None if before.last_task is None else journal.task_by_id(tx, before.last_task)
+        goes_on = last is not None and last.state not in TERMINAL
+        if goes_on and before.schedule.overlap == "skip":
+            rows.put(tx, replace(before, next_at_ms=due.next_at_ms, skipped=before.skipped + due.skipped + len(writes)))
+            return None
+        effect = None
+        if last is not None and goes_on and before.schedule.overlap == "kill" and writes:
+            effect = order(self._context, Caller(origin=last.origin), Order(last.id, "cancel"))(tx)
+        submitted = [write(tx) for write in writes]
+        after = replace(before, next_at_ms=due.next_at_ms, skipped=before.skipped + due.skipped, problem=None)
+        if submitted:
+            after = replace(after, last_at_ms=tx.now_ms, last_task=submitted[-1].id, runs=before.runs + len(submitted))
+        ended = after.schedule.times_max is not None and after.runs >= after.schedule.times_max
+        rows.put(tx, replace(after, next_at_ms=None) if ended else after)
+        return effect
+
+    async def _take_presets(self) -> None:
+        """Brings the schedules of the config up to what it says now."""
+        presets = self._context.config.preset
+        if presets is self._taken:
+            return
+        take = partial(self._preset, presets=presets)
+        self._context.preset_problems = await self._context.store.write(take, bulk=True)
+        self._taken = presets
+
+    def _preset(self, tx: Tx, *, presets: Sequence[Preset]) -> list[Problem]:
+        before = {scheduled.name: scheduled for scheduled in rows.of_origin(tx, CONFIG_ORIGIN, rows.COUNT_MAX)}
+        problems: list[Problem] = []
+        for preset in presets:
+            known = before.pop(preset.name, None)
+            other = rows.find(tx, preset.name) if known is None else None
+            if other is not None:
+                problems.append(Problem.make("schedule_taken", schedule=preset.name))
+                continue
+            wanted = scheduled_of(preset, known, id=self._context.clock.uuid(), now_ms=tx.now_ms)
+            if wanted != known:
+                rows.put(tx, self._timed(wanted))
+        for gone in before.values():
+            rows.remove(tx, gone)
+        return problems
+
+
+def scheduled_of(preset: Preset, known: Scheduled | None, *, id: str, now_ms: int) -> Scheduled:
+    """Makes a schedule of a preset; what has happened to the one of its name stays."""
+    fresh = known or Scheduled(
+        id=id,
+        name=preset.name,
+        origin=CONFIG_ORIGIN,
+        role="person",
+        schedule=Schedule(),
+        task={},
+        params={},
+        enabled=True,
+        created_at_ms=now_ms,
+    )
+    return replace(fresh, schedule=recurrence.schedule_of(preset), task=dict(preset.task), params=dict(preset.params))
+
+
+def _add(tx: Tx, *, scheduled: Scheduled, count_max: int) -> Scheduled:
+    if rows.find(tx, scheduled.name) is not None:
+        raise Rejected("schedule_taken", schedule=scheduled.name)
+    count = rows.count(tx)
+    if count >= count_max:
+        raise Rejected("too_many", count=count + 1, things="schedules", limit=count_max, setting="schedules.count_max")
+    rows.put(tx, scheduled)
+    tx.ring(rows.RUNG)
+    return scheduled
+
+
+def _by_hand(tx: Tx, *, name: str, write: Write) -> Submitted:
+    scheduled = rows.need(tx, name)
+    submitted = write(tx)
+    rows.put(tx, replace(scheduled, last_at_ms=tx.now_ms, last_task=submitted.id, runs=scheduled.runs + 1))
+    return submitted
+
+
+def _failed(tx: Tx, *, before: Scheduled, due: Due, problem: Problem) -> None:
+    if rows.find(tx, before.name) == before:
+        skipped = before.skipped + due.skipped + len(due.times)
+        rows.put(tx, replace(before, next_at_ms=due.next_at_ms, skipped=skipped, problem=problem))

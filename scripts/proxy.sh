@@ -1,0 +1,16 @@
+#!/bin/sh
+# Makes .venv-proxy with LiteLLM's own proxy, which `make bench` compares with; nothing of omnid needs it.
+set -eu
+cd "$(dirname "$0")/.."
+
+lock=bench/requirements-proxy.txt
+venv=.venv-proxy
+if cmp -s "$lock" "$venv/lock"; then
+    exit 0
+fi
+echo "setting up $venv" >&2
+rm -rf "$venv"
+.venv/bin/python -m venv --without-pip "$venv"
+.venv/bin/python -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --no-input \
+    --progress-bar off --require-hashes -r "$lock"
+cp "$lock" "$venv/lock"

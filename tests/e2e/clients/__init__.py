@@ -1,0 +1,1 @@
+"""Real MCP clients, each started as its users start it."""

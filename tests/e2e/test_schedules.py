@@ -1,0 +1,75 @@
+"""Schedules of a real daemon: at times, at its start, over a kill, and by hand."""
+
+from contextlib import closing
+
+import pytest
+
+from omnid.errors import Rejected
+from tests.e2e.harness import Home, assert_says, until
+
+PRESET = """
+[[preset]]
+name = "backup"
+task = { argv = ["sh", "-c", "echo {params.path} >> saved"], cwd = "%s" }
+params = { path = "home" }
+on = ["start"]
+"""
+
+
+def runs(home: Home, name: str) -> int:
+    """Gives how often it has run; 0 where there is none of that name yet."""
+    listed = home.client.call("omnid/schedule.list", {})["schedules"]
+    return next((one["runs"] for one in listed if one["name"] == name), 0)
+
+
+def test_a_schedule_runs_at_its_times_and_over_a_kill(omnid: Home) -> None:
+    said = omnid.ctl(
+        "schedule", "add", "tick", "--every", "1s", "--cwd", str(omnid.work), "--", "sh", "-c", "echo x >> ticks"
+    )
+    assert said.code == 0, said
+    until(lambda: runs(omnid, "tick") >= 2, "it didn't run")
+    omnid.kill()
+    omnid.start()
+    before = runs(omnid, "tick")
+    until(lambda: runs(omnid, "tick") >= before + 2, "it didn't go on")
+    assert omnid.ctl("schedule", "disable", "tick").code == 0
+    for task in omnid.client.call("omnid/task.list", {"labels": ["schedule:tick"]})["tasks"]:
+        assert omnid.wait(task["id"])["task"]["state"] == "completed"
+    shown = omnid.ctl("schedule", "list")
+    assert "disabled" in shown.out
+    assert len(omnid.lines("ticks")) == runs(omnid, "tick")
+    assert omnid.ctl("doctor").code == 0
+
+
+def test_a_preset_runs_at_the_start_and_by_hand(home: Home) -> None:
+    home.configure(PRESET % home.work)
+    home.start()
+    until(lambda: runs(home, "backup") == 1, "it didn't run at the start")
+    assert home.wait("config/t1")["task"]["state"] == "completed"
+    said = home.ctl("run", "backup", "--param", "path=srv")
+    assert said.out == "t1\n"
+    assert home.wait("t1")["task"]["state"] == "completed"
+    assert home.lines("saved") == ["home", "srv"]
+    home.kill()
+    home.start()
+    until(lambda: runs(home, "backup") == 3, "it didn't run at the second start")
+    assert home.wait("config/t2")["task"]["state"] == "completed"
+    home.configure("")
+    assert home.ctl("config", "reload").code == 0
+    until(lambda: "backup" not in home.ctl("schedule").out, "the preset stayed")
+
+
+def test_whose_a_schedule_is(home: Home) -> None:
+    home.configure(PRESET % home.work)
+    home.start()
+    until(lambda: runs(home, "backup") == 1, "the preset isn't there")
+    said = home.ctl("schedule", "rm", "backup")
+    assert said.code == 1
+    assert_says("schedule_of_config", said.err)
+    assert home.ctl("schedule", "add", "mine", "--", "true").code == 0
+    said = home.ctl("schedule", "add", "mine", "--", "false")
+    assert said.code == 1
+    assert_says("schedule_taken", said.err)
+    with closing(home.agent("helper")) as agent, pytest.raises(Rejected) as caught:
+        agent.call("omnid/schedule.switch", {"name": "mine", "enabled": False})
+    assert_says("other_schedule", str(caught.value))

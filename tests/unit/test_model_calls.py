@@ -1,0 +1,137 @@
+"""What is written down of a prompt's calls, and when: an answer is settled with its result or not at all."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from omnid.channels import whole
+from omnid.executor.model import Call, NoCall, Tried, Wanted
+from omnid.executor.model_errors import Failure, Kind, Usage
+from omnid.executor.model_wire import Answer
+from omnid.flow.model_calls import ModelCalls
+from omnid.model import Command, Submit
+from omnid.settings import Channel, ChannelModel
+from tests.fakes.clock import FakeClock
+from tests.fakes.executor import InProcessExecutor
+from tests.fakes.purse import Purse
+from tests.fakes.world import nothing
+
+pytestmark = pytest.mark.anyio
+NOW_MS = 1_900_000_000_000
+CUT = Failure("cut", "it broke off", may_cost=True)
+LIMITED = Failure("limited", "HTTP 429", 429, until_ms=NOW_MS + 600_000)
+PRICED = ChannelModel(name="fake-1", input_usd=1, output_usd=2)
+ANSWER = Answer("Hello.", "stop", usage=Usage(11, 5, 123))
+WANTED = Wanted(None, "", 50)
+
+
+@pytest.fixture
+async def purse(tmp_path: Any, clock: FakeClock) -> Any:
+    made = Purse(tmp_path / "world", clock)
+    channels = tuple(
+        whole(Channel(name=name, base_url="http://127.0.0.1:9/v1", models=(PRICED,))) for name in ("p1", "p2")
+    )
+    made.context.config = msgspec.structs.replace(made.context.config, channel=channels)
+    models = {name: InProcessExecutor(name, nothing) for name in ("model", "model-offline")}
+    for model in models.values():
+        model.kind, model.idempotent, model.takes_prompts = "model", True, True
+        model.accepts = lambda work: None
+    made.context.take_executors({**made.context.executors, **models})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def calls(purse: Purse) -> ModelCalls:
+    return ModelCalls(purse.context, has_gateway=False)
+
+
+async def started(purse: Purse, **fields: Any) -> Command:
+    await purse.submit(Submit(prompt="say hello", backoff_s=0, **fields))
+    (command,) = await purse.claim()
+    return command
+
+
+async def begun(calls: ModelCalls, command: Command, *tried: Tried) -> Call:
+    call = await calls.begin(command, WANTED, tried)
+    assert isinstance(call, Call)
+    return call
+
+
+async def spent(purse: Purse) -> list[tuple[int | None, str | None]]:
+    return [(call.spent_microusd, call.outcome) for call in await purse.calls()]
+
+
+async def test_an_answer_is_settled_with_its_result_and_not_before(purse: Purse, calls: ModelCalls) -> None:
+    command = await started(purse)
+    call = await begun(calls, command)
+    cost = await calls.end(call, ANSWER, 1.0)
+    assert (cost, await spent(purse)) == (123, [(None, None)])
+    await purse.finish(command, "success", cost_usd=0.000123, call_costs={call.id: cost})
+    assert await spent(purse) == [(123, "success")]
+
+
+async def test_an_answer_that_was_lost_with_the_daemon_is_no_answer(purse: Purse, calls: ModelCalls) -> None:
+    command = await started(purse)
+    await calls.end(await begun(calls, command), ANSWER, 1.0)
+    await purse.finish(command, "lost")
+    assert await spent(purse) == [(None, "lost")]
+    assert (await purse.task(command.task_id)).state == "idle"
+
+
+async def test_the_answer_s_cost_is_known_where_that_of_a_cut_call_is_not(purse: Purse, calls: ModelCalls) -> None:
+    command = await started(purse)
+    first = await begun(calls, command)
+    assert await calls.end(first, CUT, 1.0) is None
+    assert await spent(purse) == [(None, "cut")]
+    second = await begun(calls, command, Tried(first, CUT))
+    await purse.finish(command, "success", call_costs={second.id: await calls.end(second, ANSWER, 1.0)})
+    assert await spent(purse) == [(None, "cut"), (123, "success")]
+
+
+async def left(purse: Purse, calls: ModelCalls, command: Command, *said: Failure) -> NoCall:
+    """Has one channel after the other fail, and gives what becomes of the attempt then."""
+    tried: list[Tried] = []
+    for failure in said:
+        call = await begun(calls, command, *tried)
+        await calls.end(call, failure, 1.0)
+        tried.append(Tried(call, failure))
+    end = await calls.begin(command, WANTED, tried)
+    assert isinstance(end, NoCall)
+    return end
+
+
+@pytest.mark.parametrize("kind", ["cut", "silent", "provider"])
+async def test_what_may_pass_is_tried_again_before_a_limit_is_waited_out(
+    purse: Purse, calls: ModelCalls, clock: FakeClock, kind: Kind
+) -> None:
+    clock.now_ms = NOW_MS
+    purse.set("retry", attempts_max=3)
+    command = await started(purse)
+    for _ in range(2):
+        end = await left(purse, calls, command, *([LIMITED] if command.number == 1 else []), Failure(kind, "x"))
+        assert (end.outcome, end.problem.code) == ("failure", "model_failed")
+        await purse.finish(command, end.outcome, problem=end.problem)
+        await purse.wake()
+        (command,) = await purse.claim()
+    end = await left(purse, calls, command, Failure(kind, "x"))
+    assert (end.outcome, end.park and end.park.wake_at_ms) == ("parked", LIMITED.until_ms), "but not for ever"
+
+
+async def test_a_cloud_that_is_away_is_looked_for_before_a_limit_lifts(
+    purse: Purse, calls: ModelCalls, clock: FakeClock
+) -> None:
+    clock.now_ms = NOW_MS
+    away = Failure("cloud", "no connection")
+    end = await left(purse, calls, await started(purse), LIMITED, away)
+    assert (end.problem.code, end.park and end.park.wake_at_ms) == ("cloud_gone", NOW_MS + 5_000)
+    end = await left(purse, calls, await started(purse, offline="fail"), away)
+    assert (end.problem.code, end.park and end.park.wake_at_ms) == ("no_channel", LIMITED.until_ms)
+
+
+async def test_a_refused_key_is_no_reason_to_give_up_what_may_pass(purse: Purse, calls: ModelCalls) -> None:
+    refused = Failure("key", "HTTP 401", 401)
+    command = await started(purse)
+    end = await left(purse, calls, command, refused, CUT)
+    assert (end.outcome, end.problem.code) == ("failure", "model_failed")
