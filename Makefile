@@ -93,7 +93,7 @@ LOCK := uv pip compile --quiet --upgrade --universal --python-version 3.11 --gen
 lock: ## newest versions into the locks, for all platforms (needs uv)
 	@$(LOCK) -o requirements.txt
 	@$(LOCK) --extra models -c requirements.txt -o requirements-models.txt
-	@$(LOCK) --extra models --extra local --group dev -c requirements-models.txt -o requirements-dev.txt
+	@$(LOCK) --extra models --extra local --extra redis --extra rabbitmq --group dev -c requirements-models.txt -o requirements-dev.txt
 	@$(LOCK) --extra local -c requirements-dev.txt -o requirements-local.txt
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-emit-index-url --custom-compile-command "make lock" --group build -c requirements-dev.txt \

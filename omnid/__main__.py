@@ -1,10 +1,12 @@
-"""The command `omnid`: the relay, or the daemon."""
+"""The command `omnid`: the relay, the daemon, or a runner."""
 
 import os
 import sys
 
 _USAGE = """\
 usage: omnid run        run the daemon in the foreground
+       omnid runner     run the commands of a daemon on another host
+                        [--link NAME|URL] [--name NAME] [--health]
        omnid mcp        speak MCP on stdin and stdout, for agents
                         [--readonly] [--origin NAME] [--expose TOOL,...]
        omnid config check|show   the config as JSON, without a daemon
@@ -25,6 +27,10 @@ def main() -> int:
         from omnid import daemon
 
         return daemon.main(rest)
+    if verb == "runner":
+        from omnid import runner
+
+        return runner.main(rest)
     if verb == "config" and rest in (["check"], ["show"]):
         from omnid import daemon
 

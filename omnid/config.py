@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from omnid import channels, platform, recurrence, servers
+from omnid import channels, links, platform, recurrence, servers
 from omnid.errors import Rejected
 from omnid.model import USER_ORIGIN
 from omnid.patterns import said
@@ -34,6 +34,7 @@ from omnid.settings import (
     Config,
     Destination,
     Executor,
+    Link,
     McpExecutor,
     ModelExecutor,
     Preset,
@@ -59,6 +60,7 @@ _LISTS: dict[str, type[Any]] = {
     "origin": OriginSection,
     "destination": Destination,
     "channel": Channel,
+    "link": Link,
     "preset": Preset,
 }
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
@@ -168,6 +170,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     reader.places(sections["notify"], lists["destination"], executors)
     reader.money(executors, lists["cap"])
     reader.rights(executors, lists["origin"])
+    reader.runners(sections["runner"], lists["link"], executors)
     reader.presets(lists["preset"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
@@ -398,6 +401,27 @@ class _Reader:
                 if name not in names:
                     detail = f"there is no executor of that name{_hint(name, names)}"
                     self.problems.append(_bad(f"{where}.executors", name, detail))
+
+    def runners(self, runner: dict[str, Any], given: tuple[Link, ...], executors: tuple[Executor, ...]) -> None:
+        """Checks the links, and what the runner is called and offers."""
+        for link in given:
+            where = f"link.{link.name}"
+            for reference in (link.password, link.key):
+                if reference and not is_reference(reference):
+                    self.problems.append(Rejected("secret_plain", key=where))
+            for key, detail in links.problems(link):
+                # An address may hold a password.
+                value = None if "@" in link.url else getattr(link, key) or None
+                self.problems.append(_bad(f"{where}.{key}", value, detail))
+        names = [link.name for link in given]
+        if runner.get("link", "") not in ("", *names):
+            detail = f"there is no link of that name{_hint(runner['link'], names)}"
+            self.problems.append(_bad("runner.link", runner["link"], detail))
+        offerable = [executor.name for executor in executors if links.may_be_offered(executor)]
+        for name in runner.get("executors", ()):
+            if name not in offerable:
+                detail = f"a runner offers executors of commands and MCP servers{_hint(name, offerable)}"
+                self.problems.append(_bad("runner.executors", name, detail))
 
     def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""

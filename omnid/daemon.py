@@ -188,11 +188,11 @@ class Daemon:
         else:
             await self.store.remember_boot(platform.boot_id())
         results = Results(context, self.gates)
-        runner = Runner(context, self.gates, results, self._link)
+        runner = Runner(context, self.gates, results)
         recovery = Recovery(context, runner, results)
         recovered = await recovery.run(work)
         context.paused_starts = False
-        work.start_soon(self._kept("runner", partial(runner.run, work)))
+        work.start_soon(self._kept("runner", partial(runner.run, work, self._link)))
         work.start_soon(self._kept("probe", partial(self._probe, _commands(context.config))))
         dispatcher = Dispatcher(context, self.gates, self._link)
         work.start_soon(self._kept("dispatcher", dispatcher.run))
@@ -410,7 +410,7 @@ def main(argv: Sequence[str]) -> int:
         with StateDir(Path(loaded.config.state.dir), loaded.config.socket.path):
             return _run(loaded, environ, clock)
     except OmnidError as error:
-        return _say(error)
+        return say(error)
 
 
 def config_without_daemon(action: str) -> int:
@@ -425,7 +425,7 @@ def config_without_daemon(action: str) -> int:
         try:
             answer = ConfigShown(path, [ConfigRow(*row) for row in config.load(environ, path).rows()])
         except Rejected as error:
-            return _say(error)
+            return say(error)
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
     return 0
 
@@ -440,30 +440,31 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
         path=str(Path(settings.state.dir) / "omnid.log"),
         bytes_max=settings.log.bytes_max,
         files_max=settings.log.files_max,
-        stream=_terminal(),
+        stream=terminal(),
     )
     with log:
         try:
             anyio.run(partial(_serve_with_signals, loaded, environ, clock, log.logger(), secrets))
         except BaseExceptionGroup as group:
-            error = _of_omnid(first(group))
+            error = of_omnid(first(group))
             log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)
             raise error from None
     return 0
 
 
-def _of_omnid(error: BaseException) -> OmnidError:
+def of_omnid(error: BaseException) -> OmnidError:
     """Gives an error of omnid's as it is; any other is a fault in omnid."""
     return error if isinstance(error, OmnidError) else Fatal("internal", detail=f"{type(error).__name__}: {error}")
 
 
-def _terminal() -> TextIO | None:
+def terminal() -> TextIO | None:
     """Gives standard error where it is a terminal; it may be closed altogether."""
     stream = cast("TextIO | None", sys.stderr)
     return stream if stream is not None and stream.isatty() else None
 
 
-def _say(error: OmnidError) -> int:
+def say(error: OmnidError) -> int:
+    """Tells a person of an error on standard error; gives the exit code."""
     stream = cast("TextIO | None", sys.stderr)
     if stream is None:
         return 1

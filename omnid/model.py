@@ -347,6 +347,36 @@ class InputResponse(Struct, frozen=True, omit_defaults=True):
     """With `accept`, what was filled into the form; it fits its schema."""
 
 
+class Cancel(Struct, frozen=True):
+    """Asks a runner to end an attempt; one that it doesn't have is ignored."""
+
+    attempt_id: str
+
+
+class Watch(Struct, frozen=True):
+    """Asks a runner for heartbeats: one at once, then more until `for_s` have passed."""
+
+    for_s: float
+
+
+class Heartbeat(Struct, frozen=True):
+    """What a runner says of itself while it lives."""
+
+    version: str
+    incarnation: int
+    """Grows by one at every start."""
+    slots: int
+    """How many attempts it runs at once."""
+    running: int
+    load: float
+    """The machine's load average of the last minute, by core."""
+    executors: dict[str, int]
+    """Those that it offers now, and how many attempts each takes at once."""
+    labels: tuple[str, ...] = ()
+    leaving: bool = False
+    """Whether it takes nothing new, because it is about to end."""
+
+
 Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]
 """How an attempt ends. `failure` and `timeout` may be retried and `rejected` may not; `lost` means nobody knows;
 `unstarted` means that it surely had no effect, `parked` that a limit stopped it: neither counts."""

@@ -29,17 +29,45 @@ from omnid.link.apprise import AppriseDestination
 from omnid.link.command import CommandDestination
 from omnid.link.desktop import VARIABLES, DesktopDestination, find_desktop
 from omnid.link.destination import Destination
+from omnid.link.endpoint import Endpoint
+from omnid.link.interface import Link, Message
+from omnid.link.message import Codec
 from omnid.link.openclaw import OpenClawDestination
+from omnid.link.rabbitmq import RabbitLink
+from omnid.link.redis import RedisLink
 from omnid.link.webhook import WebhookDestination
 from omnid.log import Logger
 from omnid.secrets import Secrets
 from omnid.settings import Config
 from omnid.settings import Destination as DestinationSection
+from omnid.settings import Link as LinkSection
 from omnid.settings import McpExecutor as McpSection
 from omnid.settings import ModelExecutor as ModelSection
 
 _OF_PROGRAMS = frozenset({*BASE_ENVIRONMENT, *VARIABLES})
 """What of the daemon's environment goes to the programs that deliver answers and notices."""
+
+
+def dial(
+    section: LinkSection, name: str, takes: Mapping[str, type[Message]], secrets: Secrets, log: Logger
+) -> Callable[[], Awaitable[Link]]:
+    """Gives what makes the end `name` of a link, with its secrets as they are when it is dialled."""
+
+    async def made() -> Link:
+        password, key = [await secrets.resolve(one) if one else "" for one in (section.password, section.key)]
+        endpoint = Endpoint(
+            Codec(section.name, name, takes, key),
+            section.url,
+            section.user,
+            password,
+            section.ca,
+            section.timeout_s,
+            section.batch_max,
+        )
+        kind = RedisLink if section.url.startswith("redis") else RabbitLink
+        return kind(endpoint, log)
+
+    return made
 
 
 class Models(NamedTuple):
@@ -55,6 +83,8 @@ class Parts:
     """Makes what a config names; `context` is set once there is one."""
 
     context: Context
+    workspaces: Workspaces | None = None
+    """Where agents work; a runner has none."""
 
     def __init__(self, wanted: Config, environ: Mapping[str, str], clock: Clock, log: Logger, secrets: Secrets) -> None:
         self._environ = environ
@@ -77,14 +107,16 @@ class Parts:
         """Makes where agents work; `states` gives the states of tasks that the journal knows."""
         given = wanted.workspace.dir
         directory = Path(platform.absolute(given, self._environ)) if given else self._state / "workspaces"
-        self.workspaces = Workspaces(directory, wanted.workspace, self._environ, self._clock, self._log, states)
-        return self.workspaces
+        made = Workspaces(directory, wanted.workspace, self._environ, self._clock, self._log, states)
+        self.workspaces = made
+        return made
 
     def configure(self, wanted: Config) -> None:
         """Takes over what a changed config says to parts that go on."""
         self.supervised.spool.configure(wanted.limits)
         self.supervised.kill_grace_s = wanted.task.kill_grace_s
-        self.workspaces.configure(wanted.workspace)
+        if self.workspaces is not None:
+            self.workspaces.configure(wanted.workspace)
         if self._models is not None:
             self._models.gateway.configure(wanted)
             self._models.direct.configure(wanted.models)

@@ -7,7 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.patterns import HOURS_OR_NONE, LOCAL_URL, NAME, ORIGIN_OR_ALL, SAFE_URL, TIME_OR_NONE, WEIGHTS_NAME, WORDS
+from omnid.patterns import (
+    HOURS_OR_NONE,
+    LOCAL_URL,
+    NAME,
+    NAME_OR_NONE,
+    ORIGIN_OR_ALL,
+    SAFE_URL,
+    TIME_OR_NONE,
+    WEIGHTS_NAME,
+    WORDS,
+)
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
@@ -430,6 +440,35 @@ class Destination(_Section, frozen=True, kw_only=True):
     timeout_s: Seconds = 30.0
 
 
+class Link(_Section, frozen=True, kw_only=True):
+    """A broker that carries commands to runners and results back; `password` and `key` are references."""
+
+    name: Name
+    url: str
+    user: str = ""
+    password: str = ""
+    key: str = ""
+    unsigned: bool = False
+    ca: str = ""
+    timeout_s: Seconds = 10.0
+    retry_base_s: Seconds = 0.5
+    retry_max_s: Seconds = 30.0
+    stable_s: Seconds = 30.0
+    ping_every_s: Seconds = 5.0
+    slow_s: Seconds = 1.0
+    batch_max: Annotated[int, Meta(ge=1, le=4096)] = 256
+
+
+class Runner(_Section, frozen=True, kw_only=True):
+    """What `omnid runner` is called, which link it listens to, and what it offers."""
+
+    link: str = ""
+    name: Annotated[str, Meta(pattern=NAME_OR_NONE)] = ""
+    executors: tuple[str, ...] = ()
+    labels: tuple[Name, ...] = ()
+    beat_s: Seconds = 5.0
+
+
 class Preset(_Section, frozen=True, kw_only=True):
     """A schedule of the config: its `task` has the fields of a submit, its texts may hold ``{params.x}``.
 
@@ -470,6 +509,7 @@ class Config(_Section, frozen=True, kw_only=True):
     brainstem: Brainstem = Brainstem()
     notify: Notify = Notify()
     outbox: Outbox = Outbox()
+    runner: Runner = Runner()
     schedules: Schedules = Schedules()
     log: Log = Log()
     executor: tuple[Executor, ...] = ()
@@ -478,6 +518,7 @@ class Config(_Section, frozen=True, kw_only=True):
     origin: tuple[Origin, ...] = ()
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
+    link: tuple[Link, ...] = ()
     preset: tuple[Preset, ...] = ()
 
     def executors(self) -> dict[str, Executor]:

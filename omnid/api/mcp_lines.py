@@ -166,19 +166,19 @@ class Answers:
 
 def parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:
     """Reads a line: a message, or the line that refuses it, or None where it is an answer that can't be read."""
-    id_json = b"null"
+    own_id = b"null"
     try:
         envelope = msgspec.json.decode(line, type=_Envelope)
         if envelope.result is not UNSET or envelope.error is not UNSET:
             return _answer_to_us(line)
         if envelope.id is not UNSET:
-            id_json = id_json(envelope.id)
+            own_id = id_json(envelope.id)
         message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
     except (msgspec.ValidationError, ValidationError) as error:
         detail = str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "it is no JSON-RPC 2.0"
-        return wire.error_answer(id_json, _unreadable(detail), wire.INVALID_REQUEST)
+        return wire.error_answer(own_id, _unreadable(detail), wire.INVALID_REQUEST)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return wire.error_answer(id_json, _unreadable(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        return wire.error_answer(own_id, _unreadable(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
     if isinstance(message, types.JSONRPCRequest):
         return message
     if isinstance(message, types.JSONRPCNotification) and envelope.id is UNSET:

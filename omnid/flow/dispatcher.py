@@ -15,7 +15,7 @@ from omnid.flow.gates import Gates
 from omnid.flow.intake import still_granted
 from omnid.flow.limits import doors
 from omnid.flow.turned import Turned
-from omnid.link.interface import Link
+from omnid.link.interface import EMBEDDED, InProcessLink
 from omnid.model import Command, Task
 from omnid.money import MICRO
 from omnid.route.admission import Load, first, room
@@ -43,7 +43,7 @@ class Dispatcher:
     then. The bell is for all that isn't in the journal: gates, slots, the config.
     """
 
-    def __init__(self, context: Context, gates: Gates, link: Link) -> None:
+    def __init__(self, context: Context, gates: Gates, link: InProcessLink) -> None:
         self._context = context
         self._gates = gates
         self._link = link
@@ -120,7 +120,7 @@ class Dispatcher:
 
     async def _send(self) -> None:
         while self._claimed:
-            await self._link.send(self._claimed[0])
+            await self._link.send(EMBEDDED, (self._claimed[0],))
             self._claimed.popleft()
 
 

@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.flow.context import Bell, Context
 from omnid.flow.inbox import QUEUE as INBOX
+from omnid.flow.insist import insist
 from omnid.flow.keep import keep
 from omnid.link.destination import Destination
 from omnid.model import Delivery, Problem
@@ -20,7 +21,6 @@ from omnid.retry import Backoff
 from omnid.store import outbox
 
 DAY_MS = 86_400_000
-CONFIRM_BACKOFF = Backoff(base_s=0.5, max_s=30.0)
 
 Open = Callable[[str], Destination | None]
 """Gives the destination of a queue as the config has it now; None where it has none."""
@@ -126,22 +126,28 @@ class Carrier:
             context.alarms.set(self._alarm, due_ms, self.bell)
             return False
         async with self.sending:
-            await self._send(destination, batch)
-        return True
+            return await self._send(destination, batch)
 
-    async def _send(self, destination: Destination, batch: Sequence[Delivery]) -> None:
+    async def _send(self, destination: Destination, batch: Sequence[Delivery]) -> bool:
+        """Sends a batch; tells whether there may be more: not where the destination rings when it is back."""
         try:
             with anyio.fail_after(destination.timeout_s):
                 await destination.send(batch)
         except TimeoutError:
             detail = f"no answer within {destination.timeout_s:g} s"
-            await self._failed(batch[0], Retryable("delivery_failed", destination=self._queue, detail=detail))
+            failure: Retryable = Retryable("delivery_failed", destination=self._queue, detail=detail)
         except Rejected as error:
             await self._refused(batch, error)
+            return True
         except Retryable as error:
-            await self._failed(batch[0], error)
+            failure = error
         else:
             await self._delivered(batch)
+            return True
+        if destination.rings:
+            return False
+        await self._failed(batch[0], failure)
+        return True
 
     async def _delivered(self, batch: Sequence[Delivery]) -> None:
         ids = [delivery.id for delivery in batch]
@@ -152,19 +158,7 @@ class Carrier:
 
     async def _write_down(self, write: Callable[[], Awaitable[object]]) -> None:
         """Insists on writing down what became of a batch: were it forgotten, the batch would be sent again."""
-        failures = 0
-        while True:
-            try:
-                await write()
-            except Retryable as error:
-                if error.code == "store_closed":
-                    return
-                failures += 1
-                if failures == 1:
-                    self._context.log.warning("confirmation_waits", destination=self._queue, **error.as_dict())
-                await anyio.sleep(CONFIRM_BACKOFF.delay_s(failures, self._context.clock.uniform))
-            else:
-                return
+        await insist(self._context, write, "confirmation_waits", destination=self._queue)
 
     async def _refused(self, batch: Sequence[Delivery], error: Rejected) -> None:
         """Sets aside the one that was refused; out of several, it is found by sending them one by one."""

@@ -125,6 +125,7 @@ class Notices:
     """
 
     batch_max = BATCH_MAX
+    rings = False
 
     def __init__(self, destination: Destination, config: Callable[[], Config], clock: Clock) -> None:
         self.destination = destination

@@ -7,8 +7,7 @@ from anyio.abc import TaskGroup
 from omnid.errors import OmnidError
 from omnid.flow.context import Context
 from omnid.flow.dispatcher import Earlier, command_of, earlier
-from omnid.flow.results import Results
-from omnid.flow.runner import Runner, lost
+from omnid.flow.runner import Runner, Settles, lost
 from omnid.model import Attempt, Command, Task
 from omnid.store import journal
 from omnid.store.interface import Reader
@@ -19,7 +18,7 @@ PAGE_MAX = 500
 class Recovery:
     """Settles what an earlier daemon left open, and cleans up what the journal no longer knows."""
 
-    def __init__(self, context: Context, runner: Runner, results: Results) -> None:
+    def __init__(self, context: Context, runner: Runner, results: Settles) -> None:
         self._context = context
         self._runner = runner
         self._results = results
@@ -47,7 +46,7 @@ class Recovery:
             before=before,
             reserved_usd=attempt.reserved_usd,
         )
-        name = self._executor_for(command)
+        name = executor_for(context, command)
         if name is None:
             context.log.warning("executor_gone", executor=attempt.executor, task=task.name)
             group.start_soon(self._settle_lost, command)
@@ -59,17 +58,6 @@ class Recovery:
 
     async def _settle_lost(self, command: Command) -> None:
         await self._results.settle(lost(command))
-
-    def _executor_for(self, command: Command) -> str | None:
-        """Gives the executor that can look after the attempt: its own, else for a command the built-in one.
-
-        An adopted command follows the spec in its spool, so an executor that left the config changes nothing for it;
-        what never ran is taken back.
-        """
-        if command.executor in self._context.executors:
-            return command.executor
-        is_command = command.work.tool is None and command.work.server is None
-        return "command" if is_command and "command" in self._context.executors else None
 
     async def tidy(self) -> None:
         """Lets go of the control files of ended attempts, and sets aside attempts that the journal doesn't know.
@@ -87,6 +75,18 @@ class Recovery:
                     await context.spool.forget_control_files(attempt_id)
             except (OSError, OmnidError) as error:
                 context.log.warning("spool_not_tidied", attempt=attempt_id, detail=str(error))
+
+
+def executor_for(context: Context, command: Command) -> str | None:
+    """Gives the executor that can look after an attempt: its own, else for a command the built-in one.
+
+    An adopted command follows the spec in its spool, so an executor that left the config changes nothing for it; what
+    never ran is taken back.
+    """
+    if command.executor in context.executors:
+        return command.executor
+    is_command = command.work.tool is None and command.work.server is None
+    return "command" if is_command and "command" in context.executors else None
 
 
 def _open_attempts(reader: Reader, *, after: int) -> list[tuple[int, Task, Attempt, Earlier]]:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -12,9 +12,8 @@ from omnid.executor.allowance import Allowance
 from omnid.executor.interface import Executor, Found
 from omnid.flow.asking import Asking
 from omnid.flow.context import Context
-from omnid.flow.gates import Gates
 from omnid.flow.guard import guard
-from omnid.flow.results import SETTLE_BACKOFF, Results
+from omnid.flow.results import SETTLE_BACKOFF
 from omnid.link.interface import Link
 from omnid.model import Command, InputRequest, InputResponse, Problem, Result
 from omnid.store import journal
@@ -54,6 +53,26 @@ class JournalPorts:
         await self._asking.withdraw(attempt_id, names)
 
 
+class Standing(Protocol):
+    """Hears how executors do; see `gates.Gates`."""
+
+    async def executor_down(self, executor: str, error: Retryable) -> None:
+        """Hears that an executor can't be used; nothing was begun."""
+        ...
+
+    def executor_worked(self, executor: str) -> None:
+        """Hears that an executor has brought an attempt to its end."""
+        ...
+
+
+class Settles(Protocol):
+    """Takes results; see `results.Results`."""
+
+    async def settle(self, result: Result) -> bool:
+        """Writes a result down, and tells whether it counts: a late or double one doesn't."""
+        ...
+
+
 class Runner:
     """Runs the commands of one link, side by side; the dispatcher decides how many there are.
 
@@ -61,11 +80,10 @@ class Runner:
     to wake one.
     """
 
-    def __init__(self, context: Context, gates: Gates, results: Results, link: Link) -> None:
+    def __init__(self, context: Context, gates: Standing, results: Settles) -> None:
         self._context = context
         self._gates = gates
         self._results = results
-        self._link = link
         self._ports = JournalPorts(context)
         self._begun: deque[tuple[Executor, Command]] = deque()
         """Waits for its task, which is about to run."""
@@ -73,11 +91,13 @@ class Runner:
         """Wakes the tasks that have nothing to do."""
         self._idle_max = 0
 
-    async def run(self, group: TaskGroup) -> None:
+    async def run(self, group: TaskGroup, link: Link) -> None:
         """Starts each command that arrives in the group; ends when it is cancelled."""
         self._idle_max = IDLE_MAX
         while True:
-            self.begin(group, await self._link.receive())
+            for received in await link.receive():
+                if isinstance(received.message, Command):
+                    self.begin(group, received.message)
 
     def begin(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
         """Starts one command in the group, on the executor `name` where that isn't the command's own."""

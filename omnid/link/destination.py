@@ -24,6 +24,11 @@ class Destination(Protocol):
         """How long `send` may take."""
         ...
 
+    @property
+    def rings(self) -> bool:
+        """Whether it says itself when it is back: until then nothing is tried, and nothing is ever given up."""
+        ...
+
     def due_ms(self, batch: Sequence[Delivery], now_ms: int) -> int:
         """Gives when the batch may be sent: `now_ms` or earlier is at once."""
         ...
@@ -40,6 +45,7 @@ class Single:
     """What destinations that take one delivery at a time, and at any time, have in common."""
 
     batch_max = 1
+    rings = False
 
     def __init__(self, name: str, timeout_s: float) -> None:
         self.name = name

@@ -4,55 +4,76 @@ The dispatch transaction is its `begun` record, so it keeps nothing durably itse
 """
 
 from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
 import anyio
 
-from omnid.model import Command
+from omnid.link.interface import Message, Received
 
 
 class EmbeddedLink:
-    """See `interface.Link`."""
+    """See `interface.InProcessLink`; both ends are this object."""
 
     def __init__(self, window_max: int = 256) -> None:
         self._window_max = window_max
-        self._commands: deque[Command] = deque()
+        self._messages: deque[Message] = deque()
         self._filled = anyio.Event()
         self._emptied = anyio.Event()
         self._closed = False
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     @property
     def held(self) -> int:
-        """How many commands are on their way."""
-        return len(self._commands)
+        """How many messages are on their way."""
+        return len(self._messages)
 
-    def offer(self, command: Command) -> bool:
-        """See `interface.Link.offer`."""
-        if self._closed or len(self._commands) >= self._window_max:
+    def offer(self, message: Message) -> bool:
+        """See `InProcessLink.offer`."""
+        if self._closed or len(self._messages) >= self._window_max:
             return False
-        self._commands.append(command)
+        self._messages.append(message)
         self._filled.set()
         return True
 
-    async def send(self, command: Command) -> None:
-        """Hands a command to the runner; waits while `window_max` commands are on their way.
+    async def send(self, to: str, batch: Sequence[Message]) -> None:  # noqa: ARG002 - there is one runner.
+        """Hands messages to the runner; waits while `window_max` of them are on their way.
 
         Raises anyio.ClosedResourceError after `close`.
         """
-        while not self.offer(command):
-            if self._closed:
-                raise anyio.ClosedResourceError
-            self._emptied = anyio.Event()
-            await self._emptied.wait()
+        for message in batch:
+            while not self.offer(message):
+                if self._closed:
+                    raise anyio.ClosedResourceError
+                self._emptied = anyio.Event()
+                await self._emptied.wait()
 
-    async def receive(self) -> Command:
-        """Gives the next command, at once where there is one; raises anyio.EndOfStream after `close`."""
-        while not self._commands:
+    async def receive(self) -> list[Received]:
+        """Gives the next message, at once where there is one; raises anyio.EndOfStream after `close`."""
+        while not self._messages:
             if self._closed:
                 raise anyio.EndOfStream
             self._filled = anyio.Event()
             await self._filled.wait()
         self._emptied.set()
-        return self._commands.popleft()
+        return [Received(self._messages.popleft())]
+
+    async def ack(self, received: Sequence[Received]) -> None:
+        """See `Messenger.ack`: the journal has them already."""
+
+    async def refuse(self, received: Received, why: str) -> None:
+        """See `Messenger.refuse`; whoever asked for it hears of it in its result."""
+
+    async def ping(self) -> None:
+        """See `Link.ping`: the other side is this process."""
 
     def close(self) -> None:
         """Ends the pair; what is on its way is recovered from the journal at the next start."""

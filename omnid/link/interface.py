@@ -1,22 +1,85 @@
 """What a link is: a connection that carries commands to runners and results back, at least once."""
 
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
 
-from omnid.model import Command
+from omnid.errors import Retryable
+from omnid.model import Cancel, Command, Heartbeat, Result, Watch
+
+Message = Command | Cancel | Watch | Result | Heartbeat
+"""What crosses a link: commands, cancels and watches to a runner, results and heartbeats from it."""
+
+EMBEDDED = "embedded"
+"""The name of the runner inside the daemon."""
 
 
-class Link(Protocol):
-    """Carries commands to one runner."""
+class LinkDown(Retryable):
+    """Nothing gets through now. What was not confirmed may have arrived or not: it is sent again, and dropped twice."""
 
-    def send(self, command: Command) -> Awaitable[None]:
-        """Returns when the other side has the command durably (embedded: when it is in the runner's hands)."""
+
+class Received(NamedTuple):
+    """A message that has come and isn't acknowledged yet."""
+
+    message: Message
+    tag: Any = None
+    """What the link knows it by."""
+    sender: str = ""
+    """The name of the end that it comes from."""
+
+
+class Messenger(Protocol):
+    """Sends to others by their names, and receives what they send to this end, in their order.
+
+    It raises LinkDown and Rejected, and nothing of its library's. What has come and was not acknowledged comes again
+    at the next connection; so may what was acknowledged in the moment of a failure.
+    """
+
+    async def send(self, to: str, batch: Sequence[Message]) -> None:
+        """Returns when the other side has all of them durably, in this order, whether `to` is there now or not.
+
+        Raises LinkDown, and Rejected(`message_refused`) where one of them can never be sent: none of them was then.
+        """
         ...
 
-    def offer(self, command: Command) -> bool:
+    async def receive(self) -> list[Received]:
+        """Gives what has come, at least one message; waits as long as it takes."""
+        ...
+
+    async def ack(self, received: Sequence[Received]) -> None:
+        """Says that they are durable here, so that they don't come again; raises LinkDown: then they may."""
+        ...
+
+    async def refuse(self, received: Received, why: str) -> None:
+        """Sets a message aside at the other side, where people find it, with the reason; it doesn't come again."""
+        ...
+
+
+class Link(Messenger, Protocol):
+    """One connection of one end. What is no message for this end it sets aside and logs; that never comes in.
+
+    `receive` is cancelled only to end the connection, because what was on its way comes at the next one then; and a
+    connection that is dead shows in `ping`, not there.
+    """
+
+    async def __aenter__(self) -> Self:
+        """Connects. Raises LinkDown(`link_down`) and Rejected(`link_refused`): only a person can change that."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets go of the connection."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the other side has answered; raises LinkDown."""
+        ...
+
+
+class InProcessLink(Link, Protocol):
+    """A link whose other end is in the same process: what it takes at once needs no switch of tasks."""
+
+    def offer(self, message: Message) -> bool:
         """Does what `send` does where that needs no waiting; False: it would have to wait, and nothing was sent."""
-        ...
-
-    def receive(self) -> Awaitable[Command]:
-        """Gives the next command, in the order of sending; raises anyio.EndOfStream after `close`."""
         ...

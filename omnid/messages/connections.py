@@ -48,6 +48,21 @@ CONNECTIONS: dict[str, Message] = {
         "http.body_bytes_max bounds the memory that a request can take.",
         "Send less at once, put large inputs into files and pass their paths, or raise http.body_bytes_max.",
     ),
+    "link_down": Message(
+        "The link {link} is down: {detail}.",
+        "Its broker can't be reached, or doesn't answer; what goes over it waits.",
+        "It is dialled again by itself. If it stays so, look at the broker.",
+    ),
+    "link_refused": Message(
+        "The link {link} can't be used: {detail}.",
+        "This is how the broker or the config is, and waiting alone doesn't change it.",
+        "Correct the broker or the link in the config; it is dialled again by itself.",
+    ),
+    "message_refused": Message(
+        "A message on the link {link} is refused: {detail}.",
+        "Only messages of this version, to this end, that whoever has the link's key has signed are taken.",
+        "Look at the dead messages of the broker; bring both ends to the same version and key.",
+    ),
     "path_too_long": Message(
         "The socket path {path} has {length} bytes; this system takes {limit}.",
         "Unix socket addresses are short by definition (unix(7)).",

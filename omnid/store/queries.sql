@@ -158,6 +158,14 @@ FROM attempt WHERE id = $1
 -- name: open_attempts
 SELECT {attempt_row} FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 ORDER BY ord LIMIT $2
 
+-- name: ledger_beyond
+-- The newest attempt that is one too many.
+SELECT ord FROM attempt ORDER BY ord DESC LIMIT 1 OFFSET $1
+-- name: ledger_ended
+-- Those whose results are still owed stay.
+SELECT id FROM attempt WHERE ord < $1 AND ended_at_ms IS NOT NULL
+AND NOT EXISTS (SELECT 1 FROM outbox WHERE subject = attempt.id) ORDER BY ord LIMIT $2
+
 -- name: attempts_begun
 -- After one that was lost and may not be repeated a person has decided, and knows of all that was lost up to it.
 SELECT count(*), max(CASE WHEN outcome = 'lost' AND idempotent = 1 AND number > (

@@ -138,7 +138,7 @@ class SimDaemon:
             nursery.start_soon(self.store.serve)
             await self.gates.load()
             link = self._link
-            runner = Runner(context, self.gates, self.results, link)
+            runner = Runner(context, self.gates, self.results)
             recovery = Recovery(context, runner, self.results)
             async with trio.open_nursery() as work:
                 self._work = work
@@ -146,7 +146,7 @@ class SimDaemon:
                 await recovery.run(group)
                 context.paused_starts = False
                 loops = {
-                    "runner": partial(runner.run, group),
+                    "runner": partial(runner.run, group, link),
                     "dispatcher": Dispatcher(context, self.gates, link).run,
                     "wakeup": Wakeup(context, self.gates, self.cancelling).run,
                     "retention": partial(_clean_up, recovery, Retention(context)),

@@ -190,7 +190,7 @@ class Started:
         while await self.dispatcher.start_some():
             pass
         while self.link.held:
-            started.append((await self.link.receive()).name)
+            started.append((await self.link.receive())[0].message.name)
         return started
 
 
@@ -303,7 +303,7 @@ async def test_the_slot_of_an_attempt_goes_to_the_next_in_the_transaction_that_e
     world.set("daemon", slots_max=1)
     started = Started(world)
     first, second = await world.add("x"), await world.add("x")
-    command = await started.link.receive()
+    command = (await started.link.receive())[0].message
     assert await Results(world.context, world.gates).settle(Result(command.attempt_id, first.id, 1, "success"))
     assert (await world.task(second.id)).state == "executing"
     assert len(world.context.running) == 1
@@ -340,7 +340,7 @@ async def test_what_a_full_window_does_not_take_is_sent_later_in_order(world: Wo
         async with anyio.create_task_group() as group:
             group.start_soon(started.dispatcher.run)
             while len(order) < 3:
-                order.append((await started.link.receive()).name)
+                order.append((await started.link.receive())[0].message.name)
                 await anyio.wait_all_tasks_blocked()
             group.cancel_scope.cancel()
     assert order == ["t1", "t2", "t3"]
@@ -356,7 +356,7 @@ async def test_the_bell_starts_what_came(world: World) -> None:
             await anyio.wait_all_tasks_blocked()
             await world.add("x")
             world.context.dispatch.ring()
-            assert (await started.link.receive()).name == "t1"
+            assert (await started.link.receive())[0].message.name == "t1"
             group.cancel_scope.cancel()
     started.link.close()
 

@@ -36,6 +36,7 @@ class Place:
 
     def __init__(self, batch_max: int = 1) -> None:
         self.batch_max = batch_max
+        self.rings = False
         self.got: list[tuple[str, str]] = []
         self.calls: list[list[str]] = []
         self.down: Retryable | None = None
@@ -249,6 +250,26 @@ async def test_a_destination_that_left_the_config_leaves_its_rows_to_a_person(wo
     assert place.texts == ["1"]
 
 
+async def test_one_that_rings_is_not_tried_before_it_does_and_nothing_is_given_up(
+    world: World, clock: FakeClock
+) -> None:
+    place = Place(batch_max=2)
+    place.rings, place.down = True, DOWN
+    await put(world, "1", "2", "3")
+    async with draining(world, {"a": place}.get) as drain:
+        await place.called(1)
+        await anyio.wait_all_tasks_blocked()
+        assert len(place.calls) == 1
+        assert world.context.alarms.next_ms() is None
+        clock.now_ms += 400 * DAY_MS
+        place.down = None
+        drain.ring_all()
+        await place.called(3)
+        await anyio.wait_all_tasks_blocked()
+    assert place.texts == ["1", "2", "3"]
+    assert (await left(world), await dead(world)) == ([], [])
+
+
 async def test_what_is_down_too_long_is_given_up_row_by_row_but_not_hammered(world: World, clock: FakeClock) -> None:
     world.set("outbox", give_up_days=1.0)
     place = Place()
@@ -398,7 +419,7 @@ async def test_a_full_disk_delays_the_confirmation_and_repeats_nothing(
 
     await put(world, "1", "2")
     monkeypatch.setattr(world.store, "write", full)
-    monkeypatch.setattr("omnid.flow.drain.CONFIRM_BACKOFF", CONFIRM_AT_ONCE)
+    monkeypatch.setattr("omnid.flow.insist.BACKOFF", CONFIRM_AT_ONCE)
     await carry_all(carrier(world, place))
     assert place.texts == ["1", "2"]
     assert world.logged.getvalue().count("confirmation_waits") == 1

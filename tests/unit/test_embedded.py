@@ -4,6 +4,7 @@ import anyio
 import pytest
 
 from omnid.link.embedded import EmbeddedLink
+from omnid.link.interface import EMBEDDED
 from omnid.model import Command, Work
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +19,7 @@ async def test_commands_arrive_in_order_and_at_once(anyio_backend: object) -> No
     for number in range(3):
         assert link.offer(command(number))
     assert link.held == 3
-    assert [(await link.receive()).name for _ in range(3)] == ["t0", "t1", "t2"]
+    assert [(await link.receive())[0].message.name for _ in range(3)] == ["t0", "t1", "t2"]
     link.close()
 
 
@@ -28,10 +29,10 @@ async def test_a_full_window_takes_no_more_until_one_is_received(anyio_backend: 
     assert not link.offer(command(1))
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
-            group.start_soon(link.send, command(1))
+            group.start_soon(link.send, EMBEDDED, (command(1),))
             await anyio.wait_all_tasks_blocked()
             assert link.held == 1
-            assert [(await link.receive()).name for _ in range(2)] == ["t0", "t1"]
+            assert [(await link.receive())[0].message.name for _ in range(2)] == ["t0", "t1"]
     link.close()
 
 
@@ -52,4 +53,4 @@ async def test_a_close_ends_both_sides(anyio_backend: object) -> None:
     assert ended == ["receive"]
     assert not link.offer(command(0))
     with pytest.raises(anyio.ClosedResourceError):
-        await link.send(command(0))
+        await link.send(EMBEDDED, (command(0),))

@@ -129,11 +129,10 @@ async def test_a_crash_keeps_the_reservation_and_recovery_its_amount(purse: Purs
         def begin(self, group: Any, command: Command, name: str | None = None) -> None:
             seen.append(command)
 
-    results, link = Results(purse.context, purse.gates), EmbeddedLink()
-    runner = Watched(purse.context, purse.gates, results, link)
+    results = Results(purse.context, purse.gates)
+    runner = Watched(purse.context, purse.gates, results)
     async with anyio.create_task_group() as group:
         assert await Recovery(purse.context, runner, results).run(group) == 1
-    link.close()
     assert seen[0].cost_max_usd == 2
 
 
@@ -273,7 +272,7 @@ async def test_the_dispatcher_goes_on_behind_tasks_that_wait_for_money(purse: Pu
     dispatcher = Dispatcher(purse.context, purse.gates, link)
     while await dispatcher.start_some():
         pass
-    assert (await link.receive()).name == "t7"
+    assert (await link.receive())[0].message.name == "t7"
     link.close()
 
 

@@ -13,6 +13,7 @@ from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.runner import JournalPorts, Runner
 from omnid.link.embedded import EmbeddedLink
+from omnid.link.interface import EMBEDDED
 from omnid.model import Command, Result, Work
 from omnid.retry import Backoff
 from tests.fakes.clock import FakeClock
@@ -84,7 +85,7 @@ class Rooms:
         context.take_executors({**context.executors, **executors})
         self.results = Results(context, world.gates)
         self.link = EmbeddedLink()
-        self.runner = Runner(context, world.gates, self.results, self.link)
+        self.runner = Runner(context, world.gates, self.results)
         self.recovery = Recovery(context, self.runner, self.results)
 
     async def recover(self) -> int:
@@ -343,8 +344,8 @@ async def test_commands_that_arrive_are_run(world: World, rooms: Make) -> None:
     event = world.context.watch.event(command.task_id)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
-            group.start_soon(house.runner.run, group)
-            await house.link.send(command)
+            group.start_soon(house.runner.run, group, house.link)
+            await house.link.send(EMBEDDED, (command,))
             await event.wait()
             group.cancel_scope.cancel()
     assert (await world.task(command.task_id)).state == "completed"

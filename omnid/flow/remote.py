@@ -1,0 +1,281 @@
+"""A runner away from its daemon: takes commands from a link into its ledger, starts them, and owes their results.
+
+A command is acknowledged once the ledger has it, and started only then; what waits for a slot is left at the broker.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from omnid import __version__
+from omnid.errors import Retryable
+from omnid.flow.context import Bell, Context
+from omnid.flow.insist import insist
+from omnid.flow.recovery import executor_for
+from omnid.flow.runner import Runner, lost
+from omnid.link.interface import LinkDown, Messenger, Received
+from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch
+from omnid.store.ledger import Begun, Ledger
+
+HELD_MAX = 1_024
+"""How many commands may wait for a slot in memory; the rest waits at the broker."""
+NO_WORKSPACE = "none"
+WATCHERS_MAX = 64
+WATCH_S_MAX = 3_600.0
+REST_S = 30.0
+"""How long an executor that was down is not offered, unless an attempt on it ends before."""
+BATCH_MAX = 64
+SEND_S_MAX = 120.0
+
+
+class Standings:
+    """Which executors can be used now: what `Gates` are to a daemon, which looks after tasks and has probes."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._down: dict[str, float] = {}
+
+    async def executor_down(self, executor: str, error: Retryable) -> None:
+        """See `runner.Standing`."""
+        if executor not in self._down:
+            self._context.log.warning("executor_down", executor=executor, **error.as_dict())
+        self._down[executor] = self._context.clock.monotonic_s() + REST_S
+
+    def executor_worked(self, executor: str) -> None:
+        """See `runner.Standing`."""
+        if self._down.pop(executor, None) is not None:
+            self._context.log.info("executor_up", executor=executor)
+
+    def is_down(self, executor: str) -> bool:
+        """Tells whether it is not offered now."""
+        return self._down.get(executor, 0.0) > self._context.clock.monotonic_s()
+
+
+class Owed:
+    """Takes results into the ledger, and is the destination that they are drained to; see `runner.Settles`."""
+
+    batch_max = BATCH_MAX
+    timeout_s = SEND_S_MAX
+    rings = True
+
+    def __init__(self, context: Context, ledger: Ledger, messenger: Messenger, daemon: str = "") -> None:
+        self._context = context
+        self._ledger = ledger
+        self._messenger = messenger
+        self._daemon = daemon
+
+    def to(self, daemon: str) -> "Owed":
+        """Gives the destination of one daemon's results."""
+        return Owed(self._context, self._ledger, self._messenger, daemon)
+
+    async def settle(self, result: Result) -> bool:
+        """See `runner.Settles`; while the ledger can't take it, it is tried again."""
+        settle = insist(self._context, lambda: self._ledger.settle(result), "result_waits", attempt=result.attempt_id)
+        return bool(await settle)
+
+    def due_ms(self, batch: Sequence[Delivery], now_ms: int) -> int:  # noqa: ARG002 - it takes whatever comes.
+        """See `Destination.due_ms`."""
+        return now_ms
+
+    async def send(self, batch: Sequence[Delivery]) -> None:
+        """See `Destination.send`: while the link is down it fails at once, and its return rings."""
+        await self._messenger.send(self._daemon, [msgspec.convert(one.body, Result) for one in batch])
+
+
+class Place(NamedTuple):
+    """What a runner offers."""
+
+    slots: int
+    labels: tuple[str, ...]
+    beat_s: float
+
+
+class Remote:
+    """Holds what has come and waits for a slot, and tells daemons that ask how the runner is."""
+
+    def __init__(self, context: Context, ledger: Ledger, messenger: Messenger, place: Place) -> None:
+        self._context = context
+        self._ledger = ledger
+        self._messenger = messenger
+        self._place = place
+        self.owed = Owed(context, ledger, messenger)
+        self.standings = Standings(context)
+        self.runner = Runner(context, self.standings, self.owed)
+        self._held: dict[str, list[Received]] = {}
+        """Commands without a slot, by attempt, each as often as it came."""
+        self._room = anyio.Event()
+        self._watchers: dict[str, float] = {}
+        """The daemons that are told how it is, and until when."""
+        self._asked = Bell()
+        self.leaving = False
+
+    async def recover(self, group: TaskGroup) -> int:
+        """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many."""
+        begun = await self._ledger.open()
+        for one in begun:
+            command = msgspec.structs.replace(one.command, recover=True)
+            name = executor_for(self._context, command)
+            if name is None:
+                self._context.log.warning("executor_gone", executor=command.executor, task=command.name)
+                group.start_soon(self.owed.settle, lost(command))
+            else:
+                self._start(group, command, name)
+        return len(begun)
+
+    async def take(self) -> None:
+        """Takes what comes; ends when it is cancelled."""
+        while True:
+            while len(self._held) >= HELD_MAX:
+                self._room = anyio.Event()
+                await self._room.wait()
+            done: list[Received] = []
+            for received in await self._messenger.receive():
+                await self._one(received, done)
+            await self._ack(done)
+            self._context.activity.ring()
+
+    async def _one(self, received: Received, done: list[Received]) -> None:
+        match received.message:
+            case Command() as command:
+                if command.attempt_id in self._context.running:
+                    done.append(received)
+                elif (why := self._wrong(command)) is None:
+                    self._held.setdefault(command.attempt_id, []).append(received)
+                else:
+                    await self._refuse(received, command, why)
+            case Cancel(attempt_id):
+                await self._cancel(attempt_id)
+                done.append(received)
+            case Watch(for_s):
+                self._watch(received.sender, min(for_s, WATCH_S_MAX))
+                done.append(received)
+            case _:  # The door lets in nothing else.
+                done.append(received)
+
+    def _wrong(self, command: Command) -> str | None:
+        """Says why a command can't run here; None where it can."""
+        if command.executor not in self._context.executors:
+            return f"this runner doesn't offer its executor {command.executor}"
+        if command.work.workspace not in (None, NO_WORKSPACE):
+            return "this runner makes no workspaces"
+        return None
+
+    async def _refuse(self, received: Received, command: Command, why: str) -> None:
+        """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
+        problem = Problem.make("executor_down", executor=command.executor, detail=why)
+        result = command.ended("unstarted", problem)
+        await insist(
+            self._context,
+            lambda: self._ledger.answer(received.sender, result),
+            "result_waits",
+            attempt=command.attempt_id,
+        )
+        try:
+            await self._messenger.refuse(received, why)
+        except LinkDown:
+            return  # It comes again, and so does its answer.
+
+    async def _cancel(self, attempt_id: str) -> None:
+        """Passes a cancel on; for an attempt that has not begun it is remembered."""
+        self._context.ask_cancel(attempt_id)
+        executor = self._context.active.get(attempt_id)
+        if executor is not None:
+            await executor.cancel(attempt_id)
+
+    def _watch(self, daemon: str, for_s: float) -> None:
+        if daemon in self._watchers or len(self._watchers) < WATCHERS_MAX:
+            self._watchers[daemon] = self._context.clock.monotonic_s() + for_s
+            self._asked.ring()
+
+    async def start(self, group: TaskGroup) -> None:
+        """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
+        while True:
+            while chosen := self._fitting():
+                begun = [Begun(one.sender, one.message) for one in chosen if isinstance(one.message, Command)]
+                known = {one.command.attempt_id for one in begun}
+                for fresh in await self._ledger.begin(begun):
+                    known.discard(fresh.command.attempt_id)
+                    self._start(group, fresh.command)
+                if known:
+                    self._context.log.info("known_commands_dropped", attempts=sorted(known))
+                came = [again for one in begun for again in self._held.pop(one.command.attempt_id, ())]
+                self._room.set()
+                await self._ack(came)
+            await self._context.activity.wait()
+
+    def _fitting(self) -> list[Received]:
+        """Gives those of the commands held that have a slot now, in the order in which they came."""
+        context, chosen = self._context, list[Received]()
+        if self.leaving:
+            return chosen
+        running = Counter(context.running.values())
+        for received, *_ in self._held.values():
+            if running.total() >= self._place.slots:
+                break
+            command = received.message
+            if not isinstance(command, Command):
+                continue
+            most = context.executors[command.executor].concurrency
+            if most is None or running[command.executor] < most:
+                running[command.executor] += 1
+                chosen.append(received)
+        return chosen
+
+    def _start(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
+        self._context.take_on(command.attempt_id, command.executor)
+        self.runner.begin(group, command, name)
+
+    def link_down(self) -> None:
+        """Lets go of what has no slot yet: it comes again."""
+        self._held.clear()
+        self._room.set()
+
+    async def _ack(self, received: Sequence[Received]) -> None:
+        """Acknowledges what is durable here; where that fails it comes again, and is dropped as known."""
+        if not received:
+            return
+        try:
+            await self._messenger.ack(received)
+        except LinkDown as error:
+            self._context.log.debug("ack_failed", detail=error.what)
+
+    def heartbeat(self) -> Heartbeat:
+        """Says how the runner is."""
+        context, slots = self._context, self._place.slots
+        offered = {
+            name: min(slots, executor.concurrency or slots)
+            for name, executor in context.executors.items()
+            if not self.standings.is_down(name)
+        }
+        return Heartbeat(
+            version=__version__,
+            incarnation=context.store.incarnation,
+            slots=slots,
+            running=len(context.running),
+            load=round(os.getloadavg()[0] / (os.cpu_count() or 1), 2),
+            executors=offered,
+            labels=self._place.labels,
+            leaving=self.leaving,
+        )
+
+    async def beat(self) -> None:
+        """Tells the daemons that have asked, at once and then regularly; ends when it is cancelled."""
+        while True:
+            with anyio.move_on_after(self._place.beat_s if self._watchers else None):
+                await self._asked.wait()
+            await self.tell()
+
+    async def tell(self) -> None:
+        """Tells them now."""
+        now_s = self._context.clock.monotonic_s()
+        self._watchers = {daemon: until_s for daemon, until_s in self._watchers.items() if until_s > now_s}
+        for daemon in self._watchers:
+            try:
+                await self._messenger.send(daemon, [self.heartbeat()])
+            except LinkDown:
+                return  # Each of them asks again.

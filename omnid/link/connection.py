@@ -1,0 +1,186 @@
+"""A link that is kept open: dialled again with jittered backoff, and watched.
+
+A broker that is frozen takes connections and says nothing, so only a ping tells; one that answers late is slow.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from omnid.clock import Clock
+from omnid.errors import Rejected
+from omnid.link.interface import Link, LinkDown, Message, Received
+from omnid.log import Logger
+from omnid.model import Problem
+from omnid.retry import Backoff
+from omnid.settings import Link as Section
+
+Dial = Callable[[], Awaitable[Link]]
+"""Makes a link that isn't connected yet, with its secrets as they are now; raises Rejected."""
+
+REFUSED_TRIES = 64
+"""So often a link counts as tried that a person has to mend: as the longest wait there is."""
+
+
+class Connection:
+    """See `interface.Messenger`: it sends and receives over one link after the other, while `run` runs.
+
+    `changed` is called when it goes up, when it goes down, and when it becomes slow or quick.
+    """
+
+    def __init__(self, section: Section, dial: Dial, clock: Clock, log: Logger, changed: Callable[[], None]) -> None:
+        self._section = section
+        self._dial = dial
+        self._clock = clock
+        self._log = log
+        self._changed = changed
+        self._link: Link | None = None
+        self._broken = anyio.Event()
+        self._error: LinkDown | Rejected = LinkDown("link_down", link=section.name, detail="it hasn't been dialled yet")
+        self._down_at_s: float | None = None
+        """Since when it is down; None while it is up, and before the first dial."""
+        self._received: list[Received] = []
+        self._arrived = anyio.Event()
+        self._taken = anyio.Event()
+        self.latency_s: float | None = None
+        """How long the last ping took; None before the first, and while it is down."""
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why it is down; None while it is up."""
+        return None if self._link is not None else Problem.of(self._error)
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is up, and its broker answers late."""
+        return self.latency_s is not None and self.latency_s > self._section.slow_s
+
+    async def run(self) -> None:
+        """Keeps it open until it is cancelled."""
+        section, failures = self._section, 0
+        backoff = Backoff(section.retry_base_s, max(section.retry_base_s, section.retry_max_s))
+        while True:
+            up_s = await self._once()
+            failures = 1 if up_s >= section.stable_s else failures + 1
+            # What only a person can mend needn't be tried often, but isn't given up either.
+            tries = failures if isinstance(self._error, LinkDown) else REFUSED_TRIES
+            await anyio.sleep(backoff.delay_s(tries, self._clock.uniform))
+
+    async def _once(self) -> float:
+        """Dials and lets messages through until that fails; gives for how long it was up."""
+        up_s = 0.0
+        try:
+            async with await self._dial() as link:
+                up_at_s = self._clock.monotonic_s()
+                self._went_up(link, up_at_s)
+                await self._serve(link)
+                up_s = self._clock.monotonic_s() - up_at_s
+                self._went_down(self._error)  # Before the goodbye, which may take a moment.
+        except (LinkDown, Rejected) as error:
+            self._went_down(error)
+        return up_s
+
+    def _went_up(self, link: Link, now_s: float) -> None:
+        down_s = None if self._down_at_s is None else round(now_s - self._down_at_s, 3)
+        self._log.info("link_up", link=self._section.name, down_s=down_s)
+        self._down_at_s = None
+        self._broken = anyio.Event()
+        self._link = link
+        self._changed()
+
+    def _went_down(self, error: LinkDown | Rejected) -> None:
+        self._error = error
+        if self._down_at_s is None:
+            self._down_at_s = self._clock.monotonic_s()
+            self._log.warning("link_down", link=self._section.name, **error.as_dict())
+        self._changed()
+
+    async def _serve(self, link: Link) -> None:
+        """Lets messages through until the link breaks."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._breaks, link, self._pings)
+                group.start_soon(self._breaks, link, self._receives)
+                await self._broken.wait()
+                group.cancel_scope.cancel()
+        finally:
+            self._link = None
+            self._received = []  # They come again.
+            self.latency_s = None
+
+    async def _breaks(self, link: Link, loop: Callable[[Link], Awaitable[None]]) -> None:
+        try:
+            await loop(link)
+        except LinkDown as error:
+            self._break(link, error)
+
+    def _break(self, link: Link, error: LinkDown) -> None:
+        """Ends a link that has failed; the first error is the one that counts."""
+        if link is self._link and not self._broken.is_set():
+            self._error = error
+            self._broken.set()
+
+    async def _pings(self, link: Link) -> None:
+        """Pings on and on: no answer in time is a frozen broker, a late one is a slow one."""
+        while True:
+            began_s = self._clock.monotonic_s()
+            await link.ping()
+            was_slow = self.slow
+            self.latency_s = self._clock.monotonic_s() - began_s
+            if self.slow != was_slow:
+                self._log.info("link_slow" if self.slow else "link_quick", link=self._section.name, s=self.latency_s)
+                self._changed()
+            await anyio.sleep(self._section.ping_every_s)
+
+    async def _receives(self, link: Link) -> None:
+        """Hands on what comes, and takes no more before that is taken."""
+        while True:
+            self._received = [one._replace(tag=(link, one.tag)) for one in await link.receive()]
+            self._taken = anyio.Event()
+            self._arrived.set()
+            await self._taken.wait()
+
+    async def send(self, to: str, batch: Sequence[Message]) -> None:
+        """See `Messenger.send`; raises LinkDown at once while it is down."""
+        await self._through(lambda link: link.send(to, batch))
+
+    async def receive(self) -> list[Received]:
+        """See `Messenger.receive`; waits while it is down. It may be cancelled."""
+        while not self._received:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        received, self._received = self._received, []
+        self._taken.set()
+        return received
+
+    async def ack(self, received: Sequence[Received]) -> None:
+        """See `Messenger.ack`; what came over an earlier link is left out, because it comes again."""
+        await self._through(lambda link: link.ack(_of(link, received)))
+
+    async def refuse(self, received: Received, why: str) -> None:
+        """See `Messenger.refuse`; what came over an earlier link is left out, because it comes again."""
+
+        async def refuse(link: Link) -> None:
+            for one in _of(link, (received,)):
+                await link.refuse(one, why)
+
+        await self._through(refuse)
+
+    async def _through(self, call: Callable[[Link], Awaitable[None]]) -> None:
+        link = self._link
+        if link is None:
+            raise LinkDown("link_down", link=self._section.name, detail=self._reason)
+        try:
+            await call(link)
+        except LinkDown as error:
+            self._break(link, error)
+            raise
+
+    @property
+    def _reason(self) -> str:
+        return str(self._error.fields["detail"])
+
+
+def _of(link: Link, received: Sequence[Received]) -> list[Received]:
+    """Gives what came over this link, as the link knows it."""
+    return [one._replace(tag=one.tag[1]) for one in received if one.tag[0] is link]

@@ -1,0 +1,112 @@
+"""The form in which messages cross a broker: versioned JSON, signed where both ends have a key, checked at the door.
+
+``{"omnid": 1, "kind": "command", "from": "home", "to": "gpu-1", "body": {...}, "mac": "..."}``. The MAC is HMAC-SHA256
+(RFC 2104) in hex over version, kind, sender, addressee and body, separated by newlines, so that no message can be
+turned into another, or be given to another end. A repeat of the same message is dropped by whoever gets it, because it
+knows the attempt.
+"""
+
+import hmac
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+import msgspec
+from msgspec import Raw, Struct, field
+
+from omnid.errors import Rejected
+from omnid.link.interface import Message
+from omnid.links import END_NAME
+from omnid.model import Cancel, Command, Heartbeat, Result, Watch
+
+VERSION = 1
+MESSAGE_BYTES_MAX = 16 << 20
+"""More than any command or result of omnid's has, and what RabbitMQ takes since its version 4."""
+KEY_BYTES_MIN = 16
+COMMANDS: Mapping[str, type[Message]] = {"command": Command, "cancel": Cancel, "watch": Watch}
+"""What a runner takes."""
+RESULTS: Mapping[str, type[Message]] = {"result": Result, "heartbeat": Heartbeat}
+"""What a daemon takes."""
+_KINDS = {kind: name for name, kind in {**COMMANDS, **RESULTS}.items()}
+
+
+class _Head(Struct, frozen=True):
+    """What every version has."""
+
+    omnid: int
+
+
+class _Envelope(Struct, frozen=True, kw_only=True):
+    omnid: int
+    kind: str
+    sender: str = field(name="from")
+    to: str
+    body: Raw
+    mac: str = ""
+
+
+class Codec:
+    """Writes messages to others, and reads those to the end `name`: the kinds in `takes`, signed where `key` is given.
+
+    Raises Rejected(`link_refused`) for a key that is too short to keep anybody out.
+    """
+
+    def __init__(self, link: str, name: str, takes: Mapping[str, type[Message]], key: str = "") -> None:
+        if key and len(key.encode()) < KEY_BYTES_MIN:
+            detail = f"its key has less than {KEY_BYTES_MIN} bytes"
+            raise Rejected("link_refused", link=link, detail=detail)
+        self.link = link
+        self.name = name
+        self._takes = takes
+        self._key = key.encode()
+
+    def encode(self, to: str, batch: Sequence[Message]) -> list[bytes]:
+        """Writes messages to one end; raises Rejected(`message_refused`) where one is too large."""
+        return [self._encoded(to, message) for message in batch]
+
+    def _encoded(self, to: str, message: Message) -> bytes:
+        kind = _KINDS[type(message)]
+        body = msgspec.json.encode(message)
+        mac = self._mac(kind, self.name, to, body) if self._key else ""
+        data = msgspec.json.encode(
+            _Envelope(omnid=VERSION, kind=kind, sender=self.name, to=to, body=Raw(body), mac=mac)
+        )
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise self.refused(f"it has {len(data)} bytes, and at most {MESSAGE_BYTES_MAX} are sent")
+        return data
+
+    def decode(self, data: bytes) -> tuple[str, Message]:
+        """Reads a message to this end, and who sent it; raises Rejected(`message_refused`) for all that is none."""
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise self.refused(f"it has {len(data)} bytes, and at most {MESSAGE_BYTES_MAX} are read")
+        try:
+            version = msgspec.json.decode(data, type=_Head).omnid
+            if version != VERSION:
+                # Before anything else is looked at: a later version may look otherwise.
+                raise self.refused(f"it is of version {version}, and this omnid knows version {VERSION}")
+            envelope = msgspec.json.decode(data, type=_Envelope)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise self.refused(f"it isn't omnid's ({error})") from error
+        body = bytes(envelope.body)
+        if envelope.to != self.name:
+            raise self.refused(f"it is addressed to {envelope.to[:100]}")
+        if self._key and not hmac.compare_digest(
+            self._mac(envelope.kind, envelope.sender, envelope.to, body).encode(), envelope.mac.encode()
+        ):
+            raise self.refused("its signature is wrong" if envelope.mac else "it isn't signed")
+        if END_NAME.fullmatch(envelope.sender) is None:
+            raise self.refused("its sender has no name that could be answered")
+        kind = self._takes.get(envelope.kind)
+        if kind is None:
+            raise self.refused(f"it is a {envelope.kind[:100]}, which nobody takes here")
+        try:
+            return envelope.sender, msgspec.json.decode(body, type=kind)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise self.refused(f"it is no {envelope.kind} ({error})") from error
+
+    def refused(self, detail: str) -> Rejected:
+        """Makes the error of a message that is none."""
+        return Rejected("message_refused", link=self.link, detail=detail)
+
+    def _mac(self, kind: str, sender: str, to: str, body: bytes) -> str:
+        signed = b"\n".join((str(VERSION).encode(), kind.encode(), sender.encode(), to.encode(), body))
+        return hmac.new(self._key, signed, sha256).hexdigest()

@@ -1,0 +1,250 @@
+"""RabbitMQ as a link: a quorum queue for each end, confirmed publishing, manual acknowledgements.
+
+aio-pika is imported by the first dial.
+``omnid.NAME`` holds what was sent to the end NAME, ``omnid.NAME.dead`` what it set aside, by way of the exchange
+``omnid.dead``. Publishing has a connection of its own: a broker that has run out of memory or disk stops reading from
+those that publish, and what has come must still be acknowledged then.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+
+from omnid.errors import OmnidError, Rejected
+from omnid.link.endpoint import CLOSE_S_MAX, Endpoint
+from omnid.link.interface import LinkDown, Message, Received
+from omnid.log import Logger
+
+PORTS = {"amqp": 5672, "amqps": 5671}
+VERSION_MIN = (3, 10)
+"""The first whose quorum queues hand dead messages on without losing any."""
+DEAD = "omnid.dead"
+DEAD_MAX = 10_000
+HEARTBEAT_S = 10
+"""How often each side says that it is there; after three of them in silence the broker gives the queue to the next."""
+REFUSED = (
+    "AuthenticationError",
+    "ProbableAuthenticationError",
+    "IncompatibleProtocolError",
+    "ConnectionNotAllowed",
+    "ChannelPreconditionFailed",
+)
+"""The library's errors that only a person can mend; any other may pass."""
+
+
+def queue_of(name: str) -> str:
+    """Gives the queue of what was sent to an end."""
+    return f"omnid.{name}"
+
+
+class RabbitLink:
+    """See `interface.Link`. It knows asyncio only; on another backend a dial is refused."""
+
+    def __init__(self, endpoint: Endpoint, log: Logger) -> None:
+        self._endpoint = endpoint
+        self._codec = endpoint.codec
+        self._log = log
+        self._connections: list[Any] = []
+        self._known: set[str] = set()
+        """The ends whose queues are there."""
+        self._arrived: deque[Any] = deque()
+        self._filled = anyio.Event()
+        self._lost: LinkDown | None = None
+
+    async def __aenter__(self) -> Self:
+        """See `Link.__aenter__`."""
+        endpoint = self._endpoint
+        endpoint.need_asyncio()
+        self._library: Any = await anyio.to_thread.run_sync(import_library, endpoint)
+        try:
+            with self._mapped(dialling=True), endpoint.deadline():
+                sending, receiving = await self._connect(), await self._connect()
+                self._sending: Any = await sending.channel(publisher_confirms=True, on_return_raises=True)
+                self._receiving: Any = await receiving.channel()
+                for channel in (self._sending, self._receiving):
+                    channel.close_callbacks.add(self._closed)
+                await self._receiving.set_qos(prefetch_count=endpoint.batch_max)
+                queue = await self._declare(self._receiving, endpoint.name)
+                await queue.consume(self._came)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def _connect(self) -> Any:
+        endpoint = self._endpoint
+        address = endpoint.address(PORTS, "amqps")
+        connection = await self._library.connect(
+            host=address.host,
+            port=address.port,
+            login=endpoint.user or "guest",
+            password=endpoint.password or "guest",
+            virtualhost=address.path or "/",
+            ssl=address.tls,
+            ssl_context=endpoint.tls() if address.tls else None,
+            client_properties={"connection_name": f"omnid-{endpoint.name}"},
+            timeout=endpoint.timeout_s,
+            heartbeat=HEARTBEAT_S,
+        )
+        self._connections.append(connection)
+        version = str(connection.transport.connection.server_properties.get("version", ""))
+        if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < VERSION_MIN:
+            wanted = ".".join(map(str, VERSION_MIN))
+            raise endpoint.refused(f"it is RabbitMQ {version or 'of an unknown version'}, and {wanted} is needed")
+        return connection
+
+    async def _declare(self, channel: Any, name: str) -> Any:
+        """Makes the queues of an end, whichever end comes first."""
+        exchange = await channel.declare_exchange(DEAD, "direct", durable=True)
+        dead = await channel.declare_queue(
+            f"{queue_of(name)}.dead", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": DEAD_MAX}
+        )
+        await dead.bind(exchange, name)
+        return await channel.declare_queue(
+            queue_of(name),
+            durable=True,
+            arguments={
+                "x-queue-type": "quorum",
+                # A second program of this name stands by, and the order holds.
+                "x-single-active-consumer": True,
+                "x-dead-letter-exchange": DEAD,
+                "x-dead-letter-routing-key": name,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            },
+        )
+
+    async def _came(self, message: Any) -> None:
+        self._arrived.append(message)
+        self._filled.set()
+
+    def _closed(self, _channel: Any, error: BaseException | None) -> None:
+        self._lost = self._lost or self._endpoint.down(_detail(error))
+        self._filled.set()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See `Link.__aexit__`."""
+        await self._close()
+
+    async def _close(self) -> None:
+        with anyio.move_on_after(CLOSE_S_MAX, shield=True):
+            async with anyio.create_task_group() as group:
+                for connection in self._connections:
+                    group.start_soon(self._bye, connection)
+
+    async def _bye(self, connection: Any) -> None:
+        try:
+            await connection.close()
+        except (*self._failures, OSError) as error:
+            self._log.debug("goodbye_failed", link=self._endpoint.link, detail=str(error))
+
+    async def send(self, to: str, batch: Sequence[Message]) -> None:
+        """See `Messenger.send`."""
+        bodies = self._codec.encode(to, batch)
+        with self._mapped(), self._endpoint.deadline():
+            if to not in self._known:
+                await self._declare(self._sending, to)
+                self._known.add(to)
+            errors: list[Exception] = []
+            # All of them at once: they go out in this order, and their confirmations come as they come.
+            async with anyio.create_task_group() as group:
+                for body in bodies:
+                    group.start_soon(self._publish, to, body, errors)
+            if errors:
+                self._known.discard(to)
+                raise errors[0]
+
+    async def _publish(self, to: str, body: bytes, errors: list[Exception]) -> None:
+        message = self._library.Message(body, delivery_mode=self._library.DeliveryMode.PERSISTENT)
+        try:
+            await self._sending.default_exchange.publish(message, queue_of(to))
+        except (*self._failures, OSError) as error:
+            errors.append(error)
+
+    async def receive(self) -> list[Received]:
+        """See `Messenger.receive`."""
+        while True:
+            while not self._arrived:
+                if self._lost is not None:
+                    raise self._lost
+                self._filled = anyio.Event()
+                await self._filled.wait()
+            received: list[Received] = []
+            while self._arrived and len(received) < self._endpoint.batch_max:
+                message = self._arrived.popleft()
+                try:
+                    sender, decoded = self._codec.decode(message.body)
+                    received.append(Received(decoded, message, sender))
+                except Rejected as error:
+                    await self._set_aside(message, error.what)
+            if received:
+                return received
+
+    async def ack(self, received: Sequence[Received]) -> None:
+        """See `Messenger.ack`."""
+        with self._mapped(), self._endpoint.deadline():
+            for one in received:
+                await one.tag.ack()
+
+    async def refuse(self, received: Received, why: str) -> None:
+        """See `Messenger.refuse`."""
+        await self._set_aside(received.tag, why)
+
+    async def _set_aside(self, message: Any, why: str) -> None:
+        """Has the broker move a message to the dead ones; the reason stands in the log."""
+        with self._mapped(), self._endpoint.deadline():
+            await message.reject(requeue=False)
+        self._log.warning("message_set_aside", link=self._endpoint.link, why=why)
+
+    async def ping(self) -> None:
+        """See `Link.ping`: asks for the queue of this end, which also shows whether it is still there."""
+        with self._mapped(), self._endpoint.deadline():
+            await self._receiving.declare_queue(queue_of(self._endpoint.name), passive=True)
+
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        exceptions = self._library.exceptions
+        return exceptions.AMQPError, exceptions.ChannelInvalidStateError
+
+    @contextmanager
+    def _mapped(self, *, dialling: bool = False) -> Generator[None]:
+        """Maps the library's errors; what a person has to mend is Rejected while it dials, and LinkDown later."""
+        try:
+            yield
+        except OmnidError:
+            raise
+        except (*self._failures, OSError) as error:
+            if dialling and isinstance(error, self._library.exceptions.AMQPError):
+                if type(error).__name__ == "InvalidFrameError":
+                    # It has closed the connection where it should have opened the virtual host.
+                    raise self._endpoint.refused("this user has no virtual host of that name") from error
+                if type(error).__name__ in REFUSED:
+                    raise self._endpoint.refused(f"RabbitMQ says: {error}") from error
+            raise self._endpoint.down(_detail(error)) from error
+
+
+def _detail(error: BaseException | None) -> str:
+    """Gives what an error of the library says, and not how Python shows what it holds."""
+    text = "" if error is None else str(error)
+    return "the connection is closed" if not text or "0x" in text or text == "(None, None)" else text
+
+
+def import_library(endpoint: Endpoint) -> Any:
+    """Imports aio-pika; raises Rejected(`link_refused`) where it isn't there."""
+    try:
+        library = import_module("aio_pika")
+    except ImportError as error:
+        raise endpoint.refused("aio-pika isn't there (pip install 'omnid[rabbitmq]')") from error
+    for name in ("aio_pika", "aiormq"):
+        # What it says comes as errors too; without a handler Python would write it to standard error.
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    return library

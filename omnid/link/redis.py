@@ -1,0 +1,209 @@
+"""Redis as a link: a stream for each end, read by one consumer of one group. redis-py is imported by the first dial.
+
+``omnid:{NAME}:in`` holds what was sent to the end NAME and is not acknowledged, ``omnid:{NAME}:dead`` what that end has
+set aside; the braces keep both in one slot of a cluster. An entry goes when it is acknowledged and not before, so the
+stream is trimmed behind that alone. With ``appendfsync always`` an answer to XADD means that it is on the disk.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+
+from omnid.errors import Rejected
+from omnid.link.endpoint import CLOSE_S_MAX, Endpoint
+from omnid.link.interface import Message, Received
+from omnid.log import Logger
+
+PORTS = {"redis": 6379, "rediss": 6379}
+GROUP = "omnid"
+DEAD_MAX = 10_000
+"""About how many messages an end keeps that it has set aside."""
+LATER = ("LOADING", "MISCONF", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "EXECABORT", "NOGROUP")
+"""What begins the answers of a server that may take it later; any other error is a person's to mend."""
+
+Entry = tuple[bytes, dict[bytes, bytes] | None]
+"""The id and the fields of a message in a stream; None where another program has deleted what was in it."""
+
+
+def stream_of(name: str) -> str:
+    """Gives the key of what was sent to an end."""
+    return f"omnid:{{{name}}}:in"
+
+
+def dead_of(name: str) -> str:
+    """Gives the key of what an end has set aside."""
+    return f"omnid:{{{name}}}:dead"
+
+
+class RedisLink:
+    """See `interface.Link`. It knows asyncio only; on another backend a dial is refused."""
+
+    def __init__(self, endpoint: Endpoint, log: Logger) -> None:
+        self._endpoint = endpoint
+        self._codec = endpoint.codec
+        self._log = log
+        self._stream = stream_of(endpoint.name)
+        self._dead = dead_of(endpoint.name)
+        self._unacknowledged: bytes | None = b"0"
+        """Behind which entry those are read on that an earlier connection has read; None: all of them were."""
+
+    async def __aenter__(self) -> Self:
+        """See `Link.__aenter__`."""
+        endpoint = self._endpoint
+        endpoint.need_asyncio()
+        self._library: Any = await anyio.to_thread.run_sync(import_library, endpoint)
+        options = self._options()
+        # Reading waits as long as it takes; whether the server still answers shows on the other connection.
+        self._client: Any = self._library.Redis(socket_timeout=endpoint.timeout_s, **options)
+        self._reader: Any = self._library.Redis(socket_timeout=None, **options)
+        try:
+            with self._mapped(dialling=True), endpoint.deadline():
+                try:
+                    await self._client.execute_command("XGROUP", "CREATE", self._stream, GROUP, "0", "MKSTREAM")
+                except self._library.ResponseError as error:
+                    if not str(error).startswith("BUSYGROUP"):
+                        raise
+                await self._reader.ping()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    def _options(self) -> dict[str, Any]:
+        endpoint = self._endpoint
+        address = endpoint.address(PORTS, "rediss")
+        if address.path and not address.path.isdecimal():
+            raise endpoint.refused(f"the path of its URL is the number of a database, and not {address.path[:100]}")
+        no_backoff = import_module("redis.backoff").NoBackoff
+        options: dict[str, Any] = {
+            "host": address.host,
+            "port": address.port,
+            "db": int(address.path or 0),
+            "username": endpoint.user or None,
+            "password": endpoint.password or None,
+            "socket_connect_timeout": endpoint.timeout_s,
+            "client_name": f"omnid-{endpoint.name}",
+            "protocol": 2,
+            # What failed may have been done: whoever sends decides about a second time.
+            "retry": import_module("redis.asyncio.retry").Retry(no_backoff(), 0),
+        }
+        if address.tls:
+            endpoint.tls()  # So that a file that can't be read is told by its name.
+            options |= {"ssl": True, "ssl_ca_certs": endpoint.ca or None}
+        return options
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See `Link.__aexit__`."""
+        await self._close()
+
+    async def _close(self) -> None:
+        with anyio.move_on_after(CLOSE_S_MAX, shield=True):
+            for client in (self._client, self._reader):
+                try:
+                    await client.aclose()
+                except (self._library.RedisError, OSError) as error:
+                    self._log.debug("goodbye_failed", link=self._endpoint.link, detail=str(error))
+
+    async def send(self, to: str, batch: Sequence[Message]) -> None:
+        """See `Messenger.send`."""
+        pipeline = self._client.pipeline(transaction=True)
+        for data in self._codec.encode(to, batch):
+            pipeline.execute_command("XADD", stream_of(to), "*", "m", data)
+        with self._mapped(), self._endpoint.deadline():
+            await pipeline.execute()
+
+    async def receive(self) -> list[Received]:
+        """See `Messenger.receive`."""
+        while True:
+            received: list[Received] = []
+            for entry in await self._entries():
+                try:
+                    sender, message = self._codec.decode((entry[1] or {}).get(b"m", b""))
+                    received.append(Received(message, entry, sender))
+                except Rejected as error:
+                    await self._set_aside(entry, error.what)
+            if received:
+                return received
+
+    async def _entries(self) -> list[Entry]:
+        """Reads entries: first what an earlier connection has read and not acknowledged, then what is new."""
+        count = self._endpoint.batch_max
+        group = ("XREADGROUP", "GROUP", GROUP, self._endpoint.name, "COUNT", count)
+        with self._mapped():
+            if self._unacknowledged is not None:
+                entries = _entries_of(
+                    await self._reader.execute_command(*group, "STREAMS", self._stream, self._unacknowledged)
+                )
+                self._unacknowledged = entries[-1][0] if entries else None
+                if entries:
+                    return entries
+            return _entries_of(await self._reader.execute_command(*group, "BLOCK", 0, "STREAMS", self._stream, ">"))
+
+    async def ack(self, received: Sequence[Received]) -> None:
+        """See `Messenger.ack`."""
+        ids = [one.tag[0] for one in received]
+        if not ids:
+            return
+        pipeline = self._client.pipeline(transaction=True)
+        self._forget(pipeline, ids)
+        with self._mapped(), self._endpoint.deadline():
+            await pipeline.execute()
+
+    async def refuse(self, received: Received, why: str) -> None:
+        """See `Messenger.refuse`."""
+        await self._set_aside(received.tag, why)
+
+    async def _set_aside(self, entry: Entry, why: str) -> None:
+        """Moves an entry to the dead ones, all of it or nothing."""
+        id, fields = entry
+        pipeline = self._client.pipeline(transaction=True)
+        what = [part for field in (fields or {}).items() for part in field]
+        pipeline.execute_command("XADD", self._dead, "MAXLEN", "~", DEAD_MAX, "*", *what, "why", why)
+        self._forget(pipeline, [id])
+        with self._mapped(), self._endpoint.deadline():
+            await pipeline.execute()
+        self._log.warning("message_set_aside", link=self._endpoint.link, why=why)
+
+    def _forget(self, pipeline: Any, ids: Sequence[bytes]) -> None:
+        pipeline.execute_command("XACK", self._stream, GROUP, *ids)
+        pipeline.execute_command("XDEL", self._stream, *ids)
+
+    async def ping(self) -> None:
+        """See `Link.ping`."""
+        with self._mapped(), self._endpoint.deadline():
+            await self._client.ping()
+
+    @contextmanager
+    def _mapped(self, *, dialling: bool = False) -> Generator[None]:
+        """Maps the library's errors; what a person has to mend is Rejected while it dials, and LinkDown later."""
+        library, endpoint = self._library, self._endpoint
+        try:
+            yield
+        except library.RedisError as error:
+            text = str(error) or type(error).__name__
+            passing = not isinstance(error, (library.ResponseError, library.AuthenticationError))
+            if dialling and not passing and not text.startswith(LATER):
+                raise endpoint.refused(f"Redis says: {text}") from error
+            raise endpoint.down(text) from error
+        except OSError as error:
+            raise endpoint.down(error) from error
+
+
+def _entries_of(answer: Any) -> list[Entry]:
+    """Gives the entries of the only stream that was asked for."""
+    return answer[0][1] if answer else []
+
+
+def import_library(endpoint: Endpoint) -> Any:
+    """Imports redis-py; raises Rejected(`link_refused`) where it isn't there."""
+    try:
+        return import_module("redis.asyncio")
+    except ImportError as error:
+        raise endpoint.refused("redis-py isn't there (pip install 'omnid[redis]')") from error

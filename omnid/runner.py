@@ -1,0 +1,334 @@
+"""`omnid runner`: runs the commands of daemons on other hosts, which come over a link. No socket; a health line."""
+
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+
+from omnid import __version__, config, links, patterns
+from omnid.clock import Clock, SystemClock
+from omnid.daemon import EXECUTOR_CLOSE_S, of_omnid, say, store_settings, terminal
+from omnid.errors import OmnidError, Rejected
+from omnid.flow.context import Bell, Context
+from omnid.flow.drain import Drain
+from omnid.flow.guard import first
+from omnid.flow.keep import keep
+from omnid.flow.recovery import Recovery
+from omnid.flow.remote import Place, Remote
+from omnid.link.connection import Connection
+from omnid.link.message import COMMANDS
+from omnid.log import Log, Logger
+from omnid.parts import Parts, dial
+from omnid.secrets import Secrets
+from omnid.settings import Config, Link, State
+from omnid.store.database import SqliteStore
+from omnid.store.ledger import Ledger
+from omnid.store.statedir import StateDir
+
+DIRECTORY = "runner"
+"""Where a runner lives in the state directory, so that a daemon may run beside it."""
+DATABASE_NAME = "runner.db"
+HEALTH = "health"
+HEALTH_EVERY_S = 5.0
+HEALTH_OLD_S = 30.0
+FORGET_EVERY_S = 3600.0
+DAY_MS = 86_400_000
+USAGE = """\
+usage: omnid runner [--link NAME|URL] [--name NAME]   run the commands that come over a link
+       omnid runner --health                          print its health; ends with 1 where it isn't well
+"""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What the health line says, as JSON."""
+
+    at_ms: int
+    pid: int
+    name: str
+    link: str
+    up: bool
+    """Whether the link is up."""
+    problem: str | None
+    slots: int
+    running: int
+    owed: int
+    """Results that the broker has not confirmed yet."""
+
+
+class Options(NamedTuple):
+    """What the command line says."""
+
+    link: str = ""
+    name: str = ""
+    health: bool = False
+
+
+class RunnerProcess:
+    """One runner: everything that lives between a start and a stop."""
+
+    def __init__(
+        self, wanted: Config, section: Link, environ: Mapping[str, str], clock: Clock, log: Logger, secrets: Secrets
+    ) -> None:
+        """Opens the ledger; `wanted` is a config whose state is the runner's own directory."""
+        self._wanted = wanted
+        self._section = section
+        self._clock = clock
+        self._log = log
+        self._stop = anyio.Event()
+        self._health = Bell()
+        self._state = Path(wanted.state.dir)
+        self.store = SqliteStore(self._state / DATABASE_NAME, clock, store_settings(wanted))
+        self._ledger = Ledger(self.store)
+        self._parts = Parts(wanted, environ, clock, log, secrets)
+        supervised = self._parts.supervised
+        self.context = Context(
+            store=self.store,
+            clock=clock,
+            log=log,
+            config=wanted,
+            executors={},
+            spool=supervised.spool,
+            set_aside=supervised.set_aside,
+        )
+        self._parts.context = self.context
+        name = wanted.runner.name
+        made = dial(section, name, COMMANDS, secrets, log)
+        self._connection = Connection(section, made, clock, log, self._changed)
+        place = Place(wanted.daemon.slots_max, wanted.runner.labels, wanted.runner.beat_s)
+        self._remote = Remote(self.context, self._ledger, self._connection, place)
+        self._drain = Drain(self.context, self._remote.owed.to)
+        self.store.rung = self._drain.ring
+
+    async def serve(self, *, task_status: TaskStatus["RunnerProcess"] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Recovers, then serves until `stop`; raises Fatal and Rejected."""
+        try:
+            async with anyio.create_task_group() as root:
+                root.start_soon(self.store.serve)
+                async with anyio.create_task_group() as work:
+                    await self._open(work)
+                    task_status.started(self)
+                    await self._stop.wait()
+                    await self._leave()
+                    work.cancel_scope.cancel()
+                with anyio.move_on_after(EXECUTOR_CLOSE_S, shield=True):
+                    for executor in self.context.executors.values():
+                        await executor.aclose()
+                    await self._parts.aclose()
+                root.cancel_scope.cancel()
+        finally:
+            self.store.close()
+            (self._state / HEALTH).unlink(missing_ok=True)
+            self._log.info("stopped", pid=os.getpid())
+
+    def stop(self) -> None:
+        """Makes `serve` end."""
+        self._stop.set()
+
+    async def _open(self, work: TaskGroup) -> None:
+        made = self._parts.executors(self._wanted, work, {})
+        offered = self._wanted.runner.executors
+        sections = self._wanted.executors()
+        self.context.take_executors(
+            {
+                name: executor
+                for name, executor in made.items()
+                if links.may_be_offered(sections[name]) and (not offered or name in offered)
+            }
+        )
+        remote = self._remote
+        recovered = await remote.recover(work)
+        recovery = Recovery(self.context, remote.runner, remote.owed)
+        for name, loop in (
+            ("take", remote.take),
+            ("start", partial(remote.start, work)),
+            ("beat", remote.beat),
+            ("drain", partial(self._drain.run, work)),
+            ("link", self._connection.run),
+            ("health", self._tell_health),
+            ("tidy", partial(self._clean_up, recovery)),
+        ):
+            work.start_soon(partial(keep, name, loop, clock=self._clock, log=self._log))
+        self._log.info(
+            "runner_started",
+            version=__version__,
+            pid=os.getpid(),
+            name=self._wanted.runner.name,
+            link=self._section.name,
+            executors=sorted(self.context.executors),
+            recovered=recovered,
+        )
+
+    async def _leave(self) -> None:
+        """Takes nothing new, says so, and lets out what is owed; commands go on under their supervisors."""
+        self._remote.leaving = True
+        with anyio.move_on_after(self._wanted.daemon.stop_grace_s):
+            await self._remote.tell()
+            await self._drain.finish()
+
+    def _changed(self) -> None:
+        """The link has gone up or down: what is owed may go out now."""
+        if self._connection.problem is not None:
+            self._remote.link_down()
+        self._drain.ring_all()
+        self._health.ring()
+
+    async def _tell_health(self) -> None:
+        """Writes the health line, regularly and whenever the link changes."""
+        path = self._state / HEALTH
+        while True:
+            problem = self._connection.problem
+            line = Health(
+                at_ms=self._clock.wall_ms(),
+                pid=os.getpid(),
+                name=self._wanted.runner.name,
+                link=self._section.name,
+                up=problem is None,
+                problem=None if problem is None else problem.what,
+                slots=self._wanted.daemon.slots_max,
+                running=len(self.context.running),
+                owed=await self._ledger.owed(),
+            )
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(line) + b"\n")
+            fresh.replace(path)
+            with anyio.move_on_after(HEALTH_EVERY_S):
+                await self._health.wait()
+
+    async def _clean_up(self, recovery: Recovery) -> None:
+        """Sets aside what the ledger doesn't know, then forgets what ended long ago, again and again."""
+        await recovery.tidy()
+        kept = self._wanted.retention
+        while True:
+            before_ms = self._clock.wall_ms() - round(kept.finished_days * DAY_MS)
+            while gone := await self._ledger.forget(before_ms, kept.finished_max):
+                for attempt_id in gone:
+                    await self.context.spool.remove(attempt_id)
+            await anyio.sleep(FORGET_EVERY_S)
+
+
+def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
+    """Gives the config of a runner and its link, as the command line and the config have them.
+
+    Raises Rejected(`config_bad_value`) where no link is named, or one that can't be used.
+    """
+    link = options.link or wanted.runner.link
+    known = {section.name: section for section in wanted.link}
+    section = known.get(link)
+    if section is None and "://" in link:
+        section = Link(name=DIRECTORY, url=link)
+        for _, detail in links.problems(section):
+            value = "(hidden)" if "@" in link else repr(link)
+            raise Rejected("config_bad_value", key="--link", value=value, detail=detail)
+    if section is None:
+        detail = "name a [[link]] of the config, or give the URL of a broker"
+        raise Rejected("config_bad_value", key="runner.link", value=repr(link) if link else "(not set)", detail=detail)
+    name = options.name or wanted.runner.name or _host_name()
+    if links.END_NAME.fullmatch(name) is None:
+        detail = f"it is {patterns.SAID[patterns.NAME]}"
+        raise Rejected("config_bad_value", key="--name", value=repr(name)[:100], detail=detail)
+    directory = str(Path(wanted.state.dir) / DIRECTORY)
+    return (
+        msgspec.structs.replace(
+            wanted,
+            state=State(dir=directory),
+            socket=msgspec.structs.replace(wanted.socket, path=f"{directory}/omnid.sock"),
+            runner=msgspec.structs.replace(wanted.runner, name=name),
+        ),
+        section,
+    )
+
+
+def _host_name() -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", socket.gethostname().lower()).strip("._-")[:64]
+    return name or "runner"
+
+
+def parsed(argv: Sequence[str]) -> Options | None:
+    """Reads the command line; None where it can't be understood."""
+    options, words = Options(), list(argv)
+    while words:
+        match words.pop(0).partition("="):
+            case ("--health", "", _):
+                options = options._replace(health=True)
+            case ("--link" | "--name" as flag, _, value) if value or words:
+                options = options._replace(**{flag.removeprefix("--"): value or words.pop(0)})
+            case _:
+                return None
+    return options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a runner in the foreground, or prints its health; gives the exit code."""
+    options = parsed(argv)
+    if options is None:
+        sys.stderr.write(USAGE)
+        return 2
+    environ = dict(os.environ)
+    try:
+        loaded = config.load(environ)
+        if options.health:
+            return _say_health(Path(loaded.config.state.dir) / DIRECTORY)
+        wanted, section = chosen(loaded.config, options)
+        with StateDir(Path(wanted.state.dir)):
+            return _run(wanted, section, environ, SystemClock())
+    except OmnidError as error:
+        return say(error)
+
+
+def _run(wanted: Config, section: Link, environ: Mapping[str, str], clock: Clock) -> int:
+    secrets = Secrets(environ)
+    log = Log(
+        clock,
+        secrets.redact,
+        level=wanted.log.level,
+        path=str(Path(wanted.state.dir) / "runner.log"),
+        bytes_max=wanted.log.bytes_max,
+        files_max=wanted.log.files_max,
+        stream=terminal(),
+    )
+    with log:
+        try:
+            anyio.run(partial(_serve_with_signals, wanted, section, environ, clock, log.logger(), secrets))
+        except BaseExceptionGroup as group:
+            error = of_omnid(first(group))
+            log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)
+            raise error from None
+    return 0
+
+
+async def _serve_with_signals(
+    wanted: Config, section: Link, environ: Mapping[str, str], clock: Clock, log: Logger, secrets: Secrets
+) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as group:
+
+            async def run(*, task_status: TaskStatus[RunnerProcess]) -> None:
+                await RunnerProcess(wanted, section, environ, clock, log, secrets).serve(task_status=task_status)
+                group.cancel_scope.cancel()
+
+            runner = await group.start(run)
+            async for _ in signals:
+                runner.stop()
+
+
+def _say_health(directory: Path) -> int:
+    """Prints the health line; 0 where a runner lives, has written it lately, and its link is up."""
+    try:
+        text = (directory / HEALTH).read_text(encoding="utf-8")
+        line = msgspec.json.decode(text, type=Health)
+    except (OSError, msgspec.MsgspecError):
+        sys.stderr.write(f"omnid: no runner lives in {directory}\n")
+        return 1
+    sys.stdout.write(text)
+    fresh = SystemClock().wall_ms() - line.at_ms < 1000 * HEALTH_OLD_S
+    return 0 if fresh and line.up else 1

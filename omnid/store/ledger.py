@@ -1,0 +1,127 @@
+"""What a runner has begun and what it owes, in a database of its own: which attempts are known, open, and answered.
+
+It is written on the store's tables: an attempt with its command as a note, and results as rows of the outbox, one queue
+for each daemon. An attempt that is known is never begun again, however often its command comes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from omnid.model import Command, Result
+from omnid.store import journal, outbox
+from omnid.store.interface import ATTEMPT, NOTE, Reader, Store, Taken, Tx
+
+COMMAND = "command"
+"""The kind of the note that keeps a command, and who sent it."""
+OWED_MAX = 100_000
+"""How many results wait for one daemon at most; nothing new comes while the broker is away, so it stays far below."""
+NOTES_MAX = 1_000_000
+"""The command's own note is no executor's, and no limit holds for it."""
+PAGE_MAX = 500
+
+
+class Begun(Struct, frozen=True):
+    """An attempt that was begun, and who wants its result."""
+
+    daemon: str
+    command: Command
+
+
+class Ledger:
+    """See the module; all that it writes is synced to the disk on return."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def begin(self, batch: Sequence[Begun]) -> list[Begun]:
+        """Writes down those that aren't known, and gives them: only they may be started."""
+        return await self._store.write(lambda tx: [one for one in batch if _begin(tx, one)])
+
+    async def open(self) -> list[Begun]:
+        """Gives the attempts that have begun and not ended, in the order of their begin."""
+        found: list[Begun] = []
+        after = 0
+        while page := await self._store.read(lambda reader, after=after: _open(reader, after)):
+            after = page[-1][0]
+            found += [begun for _, begun in page]
+        return found
+
+    async def settle(self, result: Result) -> bool:
+        """Ends an attempt, and queues its result for whoever sent it; False where it had ended."""
+        return await self._store.write(lambda tx: _settle(tx, result))
+
+    async def answer(self, daemon: str, result: Result) -> None:
+        """Queues the result of a command that is not begun here."""
+        await self._store.write(lambda tx: _owe(tx, daemon, result))
+
+    async def owed(self) -> int:
+        """Gives how many results wait for their broker's confirmation."""
+        return sum(one.rows for one in await self._store.read(outbox.waiting))
+
+    async def forget(self, before_ms: int, keep_max: int) -> list[str]:
+        """Forgets ended attempts that began before a time, and the oldest beyond `keep_max`; gives their ids.
+
+        Once it is forgotten, a command that comes again would be done again. A page at a time: to be called until it
+        gives nothing.
+        """
+        return await self._store.write(lambda tx: _forget(tx, before_ms, keep_max))
+
+
+def _begin(tx: Tx, begun: Begun) -> bool:
+    command = begun.command
+    fields = {
+        "task_id": command.task_id,
+        "number": command.number,
+        "executor": command.executor,
+        "idempotent": 1 if command.idempotent else None,
+        "started_at_ms": tx.now_ms,
+    }
+    try:
+        tx.create(ATTEMPT, command.attempt_id, fields)
+    except Taken:
+        return False
+    journal.add_note(tx, command.attempt_id, COMMAND, msgspec.to_builtins(begun), notes_max=NOTES_MAX)
+    return True
+
+
+def _open(reader: Reader, after: int) -> list[tuple[int, Begun]]:
+    found: list[tuple[int, Begun]] = []
+    for row in reader.all("open_attempts", after, PAGE_MAX):
+        begun = _begun(reader, journal.attempt_of(row).id)
+        if begun is not None:
+            found.append((row[0], begun))
+    return found
+
+
+def _begun(reader: Reader, attempt_id: str) -> Begun | None:
+    notes = journal.notes(reader, attempt_id, COMMAND)
+    return msgspec.convert(notes[0], Begun) if notes else None
+
+
+def _settle(tx: Tx, result: Result) -> bool:
+    head = tx.one("attempt_head", result.attempt_id)
+    begun = None if head is None or head[4] is not None else _begun(tx, result.attempt_id)
+    if head is None or begun is None:
+        return False
+    journal.end_attempt(tx, head, {"ended_at_ms": tx.now_ms, "outcome": result.outcome})
+    _owe(tx, begun.daemon, result)
+    return True
+
+
+def _owe(tx: Tx, daemon: str, result: Result) -> None:
+    body: dict[str, Any] = msgspec.to_builtins(result)
+    outbox.put(tx, daemon, "result", result.attempt_id, body, rows_max=OWED_MAX)
+
+
+def _forget(tx: Tx, before_ms: int, keep_max: int) -> list[str]:
+    row = tx.one("ledger_beyond", keep_max)
+    before_ord = max(before_ms << 16, 0 if row is None else row[0] + 1)
+    gone: list[str] = [id for (id,) in tx.all("ledger_ended", before_ord, PAGE_MAX)]
+    for id in gone:
+        for (note,) in tx.all("note_ids", id):
+            tx.forget(NOTE, note)
+        tx.forget(ATTEMPT, id)
+    return gone

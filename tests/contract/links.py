@@ -1,0 +1,88 @@
+"""What the suites of links share: brokers, ends, and the messages that go between them."""
+
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from omnid.clock import SystemClock
+from omnid.link.endpoint import Endpoint
+from omnid.link.interface import Link, Received
+from omnid.link.message import COMMANDS, RESULTS, Codec
+from omnid.link.rabbitmq import RabbitLink
+from omnid.link.redis import RedisLink
+from omnid.log import Log
+from omnid.model import Command, Result, Work
+from tests.fakes.brokers import Broker, RabbitMQ, Redis
+
+KINDS: dict[str, tuple[type[Broker], type[RedisLink] | type[RabbitLink]]] = {
+    "redis": (Redis, RedisLink),
+    "rabbitmq": (RabbitMQ, RabbitLink),
+}
+WAIT_S = 60.0
+
+
+def command(number: int, **work: Any) -> Command:
+    return Command(f"a{number}", f"i{number}", 1, f"t{number}", "command", Work(**{"argv": ("true",), **work}), 1.0)
+
+
+def result(number: int) -> Result:
+    return Result(f"a{number}", f"i{number}", 1, "success", output="ß ✓")
+
+
+class Kit:
+    """One kind of broker, and ends at it."""
+
+    def __init__(self, kind: str, broker: Broker, name: str) -> None:
+        self.kind = kind
+        self.broker = broker
+        self.runner_name, self.daemon_name = f"r-{name}", f"d-{name}"
+        self.logged = StringIO()
+        self.log = Log(SystemClock(), lambda text: text, stream=self.logged).logger()
+
+    def runner(self, **fields: Any) -> Link:
+        """An end that takes commands."""
+        return self.end(self.runner_name, COMMANDS, **fields)
+
+    def daemon(self, **fields: Any) -> Link:
+        """An end that takes results."""
+        return self.end(self.daemon_name, RESULTS, **fields)
+
+    def end(self, name: str, takes: Any, *, key: str = "", **fields: Any) -> Link:
+        endpoint = Endpoint(
+            Codec("cable", name, takes, key), self.broker.url, self.broker.user, self.broker.password
+        )._replace(**fields)
+        return KINDS[self.kind][1](endpoint, self.log)
+
+
+def kit_of(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Kit:
+    """Gives the kit of the parameter's broker; its ends are named after the test."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_"))[:40].strip("-")
+    return Kit(request.param, brokers(request.param), name)
+
+
+def started(kind: str, directory: Path) -> Broker:
+    broker = KINDS[kind][0](directory)
+    try:
+        broker.start()
+    except BaseException:
+        broker.close()
+        raise
+    return broker
+
+
+async def take(link: Any, count: int) -> list[Received]:
+    """Receives that many messages, without acknowledging them."""
+    taken: list[Received] = []
+    with anyio.fail_after(WAIT_S):
+        while len(taken) < count:
+            taken += await link.receive()
+    return taken
+
+
+def names(received: Sequence[Received]) -> list[str]:
+    return [one.message.attempt_id for one in received]

@@ -1,0 +1,361 @@
+"""One suite for all links: what is sent arrives, in order, and comes again until it is acknowledged."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from omnid.errors import OmnidError, Rejected
+from omnid.link import message, rabbitmq
+from omnid.link.embedded import EmbeddedLink
+from omnid.link.interface import EMBEDDED, Link, LinkDown
+from omnid.link.message import COMMANDS, MESSAGE_BYTES_MAX, Codec
+from omnid.model import Cancel
+from tests.contract.links import KINDS, WAIT_S, Kit, command, kit_of, names, result, take
+from tests.fakes.brokers import Broker, free_port
+from tests.fakes.proxy import proxied
+
+pytestmark = pytest.mark.anyio
+
+KEY = "a key of 16 bytes and more"
+FROZEN_S = 1.0
+QUEUE_WRITTEN_S = 1.0
+"""Until when RabbitMQ 3.10 has written down a queue that is new; one that is killed before can't use that queue."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Embedded:
+    """Both ends of the link that needs no broker."""
+
+    runner_name = EMBEDDED
+
+    def __init__(self) -> None:
+        self.link = EmbeddedLink()
+
+    def runner(self) -> Link:
+        return self.link
+
+    daemon = runner
+
+
+@pytest.fixture(params=["embedded", *KINDS])
+def any_kit(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Any:
+    return Embedded() if request.param == "embedded" else kit_of(request, brokers)
+
+
+async def refused(link: Link) -> OmnidError:
+    with pytest.raises(OmnidError) as caught:
+        async with link:
+            pass
+    return caught.value
+
+
+async def test_messages_arrive_whole_and_in_order_and_once_they_are_acknowledged_no_more(any_kit: Any) -> None:
+    sent = [*map(command, range(100)), Cancel("a7"), command(100, stdin="ß\0✓\n" * 100_000)]
+    async with any_kit.daemon() as daemon, any_kit.runner() as runner:
+        await daemon.send(any_kit.runner_name, sent[:50])
+        await daemon.send(any_kit.runner_name, sent[50:])
+        received = await take(runner, len(sent))
+        assert [one.message for one in received] == sent
+        await runner.ack(received)
+        await runner.ping()
+        await daemon.send(any_kit.runner_name, [command(101)])
+        assert names(await take(runner, 1)) == ["a101"]
+
+
+async def test_what_is_sent_twice_comes_twice(any_kit: Any) -> None:
+    async with any_kit.daemon() as daemon, any_kit.runner() as runner:
+        for _ in range(2):
+            await daemon.send(any_kit.runner_name, [command(1)])
+        assert names(await take(runner, 2)) == ["a1", "a1"]
+
+
+async def test_results_come_back(kit: Kit) -> None:
+    async with kit.daemon() as daemon, kit.runner() as runner:
+        await runner.send(kit.daemon_name, [result(1), result(2)])
+        received = await take(daemon, 2)
+        assert [(one.message, one.sender) for one in received] == [(result(n), kit.runner_name) for n in (1, 2)]
+
+
+async def test_what_is_sent_to_somebody_who_is_away_waits_for_him(kit: Kit) -> None:
+    async with kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [command(1), command(2)])
+    assert await kit.broker.held(kit.runner_name) == 2
+    async with kit.runner() as runner:
+        assert names(await take(runner, 2)) == ["a1", "a2"]
+
+
+async def test_what_was_not_acknowledged_comes_again_and_nothing_else(kit: Kit) -> None:
+    async with kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [command(number) for number in range(5)])
+        async with kit.runner(batch_max=3) as runner:
+            first = await take(runner, 1)
+            await runner.ack(first[:1])
+        async with kit.runner(batch_max=3) as runner:
+            assert await all_of(runner, 4) == ["a1", "a2", "a3", "a4"]
+    assert await kit.broker.held(kit.runner_name) == 0
+
+
+async def test_what_is_refused_is_set_aside_and_holds_up_nobody(kit: Kit) -> None:
+    async with kit.daemon() as daemon, kit.runner() as runner:
+        await daemon.send(kit.runner_name, [command(1), command(2)])
+        received = await take(runner, 2)
+        await runner.refuse(received[0], "nobody knows its executor")
+        await runner.ack(received[1:])
+    assert await kit.broker.held(kit.runner_name) == 0
+    assert [message_of(kit, data).attempt_id for data in await dead(kit, 1)] == ["a1"]
+    assert "nobody knows its executor" in kit.logged.getvalue()
+
+
+def message_of(kit: Kit, data: bytes) -> Any:
+    return Codec("cable", kit.runner_name, COMMANDS).decode(data)[1]
+
+
+async def dead(kit: Kit, count: int) -> list[bytes]:
+    """Waits for that many messages to be set aside: RabbitMQ moves them in its own time."""
+    found: list[bytes] = []
+    with anyio.fail_after(WAIT_S):
+        while len(found) < count:
+            found += await kit.broker.dead(kit.runner_name)
+    return found
+
+
+async def test_what_is_no_message_for_this_end_is_set_aside(kit: Kit) -> None:
+    near = Codec("cable", "near", {}, KEY)
+    good = near.encode(kit.runner_name, [command(1)])[0]
+    later = msgspec.json.encode({"omnid": 2, "news": True})
+    foreign = [
+        (b"", "isn't omnid's"),
+        (b"\xff\x00 hello", "isn't omnid's"),
+        (b"[" * 100_000, "isn't omnid's"),
+        (b'{"omnid": 1}', "isn't omnid's"),
+        (later, "of version 2"),
+        (near.encode("another", [command(1)])[0], "addressed to another"),
+        (near.encode(kit.runner_name, [result(1)])[0], "is a result"),
+        (Codec("cable", "near", {}).encode(kit.runner_name, [command(1)])[0], "isn't signed"),
+        (Codec("cable", "near", {}, "another key, long enough").encode(kit.runner_name, [command(1)])[0], "is wrong"),
+        (good.replace(b'"true"', b'"rm"'), "is wrong"),
+        (good.replace(b'"near"', b'"mine"'), "is wrong"),
+        (Codec("cable", "N\n", {}, KEY).encode(kit.runner_name, [command(1)])[0], "no name"),
+    ]
+    async with kit.runner(key=KEY) as runner:
+        for data, _ in foreign:
+            await kit.broker.put(kit.runner_name, data)
+        await kit.broker.put(kit.runner_name, good)
+        received = await take(runner, 1)
+        assert [one.message for one in received] == [command(1)]
+        await runner.ack(received)
+    assert sorted(await dead(kit, len(foreign))) == sorted(data for data, _ in foreign)
+    said = kit.logged.getvalue()
+    assert all(why in said for _, why in foreign)
+    assert KEY not in said
+
+
+async def test_one_that_is_too_large_is_refused_and_nothing_of_its_batch_is_sent(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message, "MESSAGE_BYTES_MAX", MESSAGE_BYTES_MAX >> 8)
+    async with kit.daemon() as daemon:
+        with pytest.raises(Rejected) as caught:
+            await daemon.send(kit.runner_name, [command(1), command(2, stdin="x" * MESSAGE_BYTES_MAX)])
+        assert caught.value.code == "message_refused"
+        await daemon.send(kit.runner_name, [command(3)])
+    assert await kit.broker.held(kit.runner_name) == 1
+
+
+async def test_no_more_is_on_its_way_than_the_batch_says(kit: Kit) -> None:
+    async with kit.daemon() as daemon, kit.runner(batch_max=10) as runner:
+        await daemon.send(kit.runner_name, [command(number) for number in range(35)])
+        assert await all_of(runner, 35, batch_max=10) == [f"a{number}" for number in range(35)]
+
+
+async def all_of(runner: Link, count: int, batch_max: int = 3) -> list[str]:
+    """Receives and acknowledges that many, as they come."""
+    taken: list[str] = []
+    with anyio.fail_after(WAIT_S):
+        while len(taken) < count:
+            received = await runner.receive()
+            assert len(received) <= batch_max
+            taken += names(received)
+            await runner.ack(received)
+    return taken
+
+
+async def test_a_frozen_broker_is_told_from_one_that_is_there(kit: Kit) -> None:
+    async with kit.daemon(timeout_s=FROZEN_S) as daemon:
+        await daemon.ping()
+        kit.broker.freeze()
+        try:
+            for call in (daemon.ping, lambda: daemon.send(kit.runner_name, [command(1)])):
+                with pytest.raises(LinkDown) as caught, anyio.fail_after(FROZEN_S * 3):
+                    await call()
+                assert "no answer" in caught.value.what
+            assert isinstance(await refused(kit.daemon(timeout_s=FROZEN_S)), LinkDown)
+        finally:
+            kit.broker.thaw()
+    async with kit.daemon() as daemon:
+        await daemon.ping()
+
+
+async def test_where_the_confirmation_is_lost_it_may_be_there_and_is_sent_again(kit: Kit) -> None:
+    async with proxied(kit.broker.port) as proxy:
+        url = f"{kit.broker.scheme}://127.0.0.1:{proxy.port}"
+        async with kit.daemon(url=url) as daemon:
+            await daemon.send(kit.runner_name, [command(0)])
+            async with anyio.create_task_group() as group:
+                group.start_soon(lose, proxy)
+                proxy.mute()
+                with pytest.raises(LinkDown):
+                    await daemon.send(kit.runner_name, [command(1)])
+        async with kit.daemon(url=url) as daemon, kit.runner() as runner:
+            await daemon.send(kit.runner_name, [command(1)])
+            received = await take(runner, 3)
+            assert names(received) == ["a0", "a1", "a1"]
+
+
+async def lose(proxy: Any) -> None:
+    await proxy.request()
+    await proxy.cut()
+
+
+async def test_a_kill_in_the_middle_of_sending_loses_nothing_that_was_confirmed(kit: Kit) -> None:
+    confirmed = 0
+
+    async def send(daemon: Link) -> None:
+        nonlocal confirmed
+        with pytest.raises(LinkDown):
+            while True:
+                await daemon.send(kit.runner_name, [command(confirmed), command(confirmed + 1)])
+                confirmed += 2
+                if confirmed >= 10:
+                    going.set()
+
+    going = anyio.Event()
+    async with kit.daemon() as daemon, kit.runner() as runner:
+        with anyio.fail_after(WAIT_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(send, daemon)
+                group.start_soon(broken, runner)
+                await going.wait()
+                await anyio.sleep(QUEUE_WRITTEN_S)
+                kit.broker.kill()
+        with pytest.raises(LinkDown):
+            await daemon.ping()
+    await anyio.to_thread.run_sync(kit.broker.start)
+    async with kit.runner() as runner, kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [command(9_999)])
+        came: list[str] = []
+        with anyio.fail_after(WAIT_S):
+            while "a9999" not in came:
+                received = await runner.receive()
+                came += names(received)
+                await runner.ack(received)
+    wanted = [f"a{number}" for number in range(confirmed)]
+    assert came[:confirmed] == wanted
+    assert set(came[confirmed:]) <= {f"a{confirmed}", f"a{confirmed + 1}", "a9999"}
+
+
+async def broken(runner: Link) -> None:
+    """Receives and acknowledges nothing until the broker is gone."""
+    with pytest.raises(LinkDown):
+        while True:
+            await runner.receive()
+
+
+async def test_over_tls_the_broker_is_known_by_its_certificate(kit: Kit) -> None:
+    ca = str(kit.broker.certificate)
+    async with kit.daemon(url=kit.broker.tls_url, ca=ca) as daemon:
+        await daemon.ping()
+    assert "certificate" in (await refused(kit.daemon(url=kit.broker.tls_url))).what.lower()
+    error = await refused(kit.daemon(url=kit.broker.tls_url, ca="/no/such/file"))
+    assert "can't be read" in error.what
+
+
+async def test_a_link_that_can_not_be_used_says_why(kit: Kit) -> None:
+    other = {"redis": "amqp", "rabbitmq": "redis"}[kit.kind]
+    place = {"redis": "/x", "rabbitmq": "/nowhere"}[kit.kind]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"password": "wrong-password"}, "says:"),
+        ({"url": f"{other}://127.0.0.1"}, "begins with none of"),
+        ({"url": f"{kit.broker.scheme}://u:p@127.0.0.1"}, "stand beside it"),
+        ({"url": f"{kit.broker.scheme}://127.0.0.1:x"}, "can't be read"),
+        ({"url": kit.broker.url + place}, "database" if kit.kind == "redis" else "virtual host"),
+    ]
+    for fields, why in cases:
+        error = await refused(kit.daemon(**fields))
+        assert error.code == "link_refused"
+        assert why in error.what
+        assert "wrong-password" not in str(error)
+    error = await refused(kit.daemon(url=f"{kit.broker.scheme}://127.0.0.1:{free_port()}"))
+    assert isinstance(error, LinkDown)
+
+
+async def test_what_belongs_to_another_program_is_left_alone(kit: Kit) -> None:
+    if kit.kind == "redis":
+        with kit.broker.client() as client:
+            client.set(f"omnid:{{{kit.daemon_name}}}:in", "mine")
+    else:
+        connection, channel = await kit.broker._channel()
+        async with connection:
+            await channel.declare_queue(f"omnid.{kit.daemon_name}", durable=True)
+    error = await refused(kit.daemon())
+    assert error.code == "link_refused"
+    assert "says:" in error.what
+    async with kit.runner() as runner:
+        with pytest.raises(LinkDown):  # It waits until somebody has cleared that up.
+            await runner.send(kit.daemon_name, [result(1)])
+        await runner.ping()
+
+
+async def test_a_key_that_keeps_nobody_out_is_refused() -> None:
+    with pytest.raises(Rejected) as caught:
+        Codec("cable", "r", COMMANDS, "short")
+    assert caught.value.code == "link_refused"
+
+
+async def test_an_old_server_is_refused(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kit.kind == "rabbitmq":
+        monkeypatch.setattr(rabbitmq, "VERSION_MIN", (99, 1))
+        assert "99.1 is needed" in (await refused(kit.daemon())).what
+        return
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, redis_4)
+        url = f"redis://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+        assert "unknown command" in (await refused(kit.daemon(url=url))).what
+        group.cancel_scope.cancel()
+
+
+async def redis_4(stream: Any) -> None:
+    async with stream:
+        async for data in stream:
+            answers = [b"+OK\r\n" if b"AUTH" in data else b"-ERR unknown command 'XGROUP'\r\n"]
+            await stream.send(b"".join(answers) * max(1, data.count(b"*")))
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_on_another_backend_it_is_refused(kind: str, anyio_backend: str) -> None:
+    class Nowhere(Broker):
+        scheme = "redis"
+
+        def __init__(self) -> None:
+            self.port, self.password = 1, ""
+
+    error = await refused(Kit(kind, Nowhere(), "trio").daemon())
+    assert "needs asyncio" in error.what
+
+
+def test_the_libraries_are_loaded_by_the_first_dial_only() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, omnid.link.redis, omnid.link.rabbitmq; print({'redis', 'aio_pika'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,142 @@
+"""A connection to a real broker that is killed, frozen, and locked: it notices in time, and comes back by itself."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from omnid.clock import SystemClock
+from omnid.link.connection import Connection
+from omnid.link.interface import LinkDown
+from omnid.model import Cancel
+from omnid.settings import Link as Section
+from tests.contract.links import WAIT_S, Kit, command, names
+
+pytestmark = pytest.mark.anyio
+
+TIMEOUT_S, PING_S = 2.0, 0.5
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Watched:
+    """A connection of a runner, and what is told of it."""
+
+    def __init__(self, kit: Kit, timeout_s: float = 10.0) -> None:
+        self.kit = kit
+        self.timeout_s = timeout_s
+        self.changed = anyio.Event()
+        section = Section(
+            name="cable", url=kit.broker.url, retry_base_s=0.1, retry_max_s=0.5, ping_every_s=PING_S, stable_s=0.1
+        )
+        self.connection = Connection(section, self._dial, SystemClock(), kit.log, self._tell)
+
+    async def _dial(self) -> Any:
+        return self.kit.runner(timeout_s=self.timeout_s, password=self.kit.broker.password)
+
+    def _tell(self) -> None:
+        self.changed.set()
+
+    async def until(self, up: bool) -> float:
+        """Waits until it is up, or down; gives how long that took."""
+        began_s = time.monotonic()
+        with anyio.fail_after(WAIT_S):
+            while (self.connection.problem is None) != up:
+                self.changed = anyio.Event()
+                await self.changed.wait()
+        return time.monotonic() - began_s
+
+    def lines(self, event: str) -> int:
+        return self.kit.logged.getvalue().count(f'"event":"{event}"')
+
+    async def during(self, do: Callable[[], Awaitable[None]]) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.connection.run)
+            await self.until(up=True)
+            await do()
+            group.cancel_scope.cancel()
+
+
+async def put(kit: Kit, number: int) -> None:
+    async with kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [command(number)])
+
+
+async def test_a_killed_broker_is_noticed_at_once_and_its_return_too(kit: Kit) -> None:
+    watched = Watched(kit)
+
+    async def do() -> None:
+        await put(kit, 1)
+        received = await watched.connection.receive()
+        await anyio.sleep(1.0)  # See QUEUE_WRITTEN_S in test_link.py.
+        kit.broker.kill()
+        assert await watched.until(up=False) < 1.0
+        with pytest.raises(LinkDown):
+            await watched.connection.send(kit.daemon_name, [Cancel("a")])
+        with pytest.raises(LinkDown):
+            await watched.connection.ack(received)
+        await anyio.to_thread.run_sync(kit.broker.start)
+        await watched.until(up=True)
+        again = await watched.connection.receive()
+        assert names(again) == ["a1"]
+        await watched.connection.ack(again)
+        assert (watched.lines("link_down"), watched.lines("link_up")) == (1, 2)
+
+    await watched.during(do)
+    assert await kit.broker.held(kit.runner_name) == 0
+
+
+async def test_a_frozen_broker_is_noticed_within_the_deadline(kit: Kit) -> None:
+    watched = Watched(kit, TIMEOUT_S)
+
+    async def do() -> None:
+        kit.broker.freeze()
+        try:
+            assert await watched.until(up=False) < PING_S + TIMEOUT_S + 1.0
+        finally:
+            kit.broker.thaw()
+        await watched.until(up=True)
+        await put(kit, 1)
+        received = await watched.connection.receive()
+        assert names(received) == ["a1"]
+        await watched.connection.ack(received)
+
+    await watched.during(do)
+    said = kit.logged.getvalue()
+    assert "no answer within 2 s" in said
+    assert watched.lines("link_up") == 2
+
+
+async def test_a_changed_password_keeps_it_down_until_it_is_known(kit: Kit) -> None:
+    watched, before = Watched(kit), kit.broker.password
+    watched.kit = Kit(kit.kind, kit.broker, "locked")
+    known = kit.broker.password
+
+    async def dial() -> Any:
+        return watched.kit.runner(password=known)
+
+    watched.connection._dial = dial
+
+    async def do() -> None:
+        nonlocal known
+        await anyio.to_thread.run_sync(kit.broker.set_password, "another-password")
+        try:
+            await watched.until(up=False)
+            with anyio.fail_after(WAIT_S):
+                while watched.connection.problem is None or watched.connection.problem.code != "link_refused":
+                    watched.changed = anyio.Event()
+                    await watched.changed.wait()
+            known = "another-password"
+            await watched.until(up=True)
+        finally:
+            await anyio.to_thread.run_sync(kit.broker.set_password, before)
+
+    await watched.during(do)
+    said = kit.logged.getvalue() + watched.kit.logged.getvalue()
+    assert "another-password" not in said

@@ -1,0 +1,310 @@
+"""A runner as its own process, on real brokers: what comes is done once and answered, whoever dies in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import pytest
+from anyio.lowlevel import checkpoint
+
+from omnid.link.interface import Link
+from omnid.model import Cancel, Command, Heartbeat, Result, Watch, Work
+from tests.contract.links import KINDS, WAIT_S, Kit, kit_of, take
+from tests.e2e.harness import Home
+from tests.e2e.harness import until as harness_until
+from tests.fakes.brokers import Broker
+
+pytestmark = pytest.mark.anyio
+
+RUNNER = (sys.executable, "-m", "omnid", "runner")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Host(Home):
+    """The host of a runner: the directories of a daemon, and no daemon."""
+
+    runner: "subprocess.Popen[bytes] | None" = None
+
+    def link(self, kit: Kit, more: str = "") -> None:
+        """Writes the config of a runner at the kit's broker."""
+        (self.root / "password").write_text(kit.broker.password)
+        self.configure(
+            f'[runner]\nlink = "cable"\nname = "{kit.runner_name}"\nlabels = ["gpu"]\nbeat_s = 0.5\n'
+            f'[[link]]\nname = "cable"\nurl = "{kit.broker.url}"\nuser = "{kit.broker.user}"\n'
+            f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 1.0\n{more}'
+        )
+
+    def run(self) -> None:
+        """Starts the runner."""
+        with self.said.open("ab") as said:
+            self.runner = subprocess.Popen(
+                RUNNER, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=self.environ, cwd=self.root
+            )
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ends it; gives its exit code."""
+        assert self.runner is not None
+        self.runner.send_signal(number)
+        code = self.runner.wait(WAIT_S)
+        self.runner = None
+        return code
+
+    def call(self, *argv: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*RUNNER, *argv],
+            check=False,
+            env=self.environ,
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+        )
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        path = self.state / "runner" / "runner.log"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in lines if line["event"] == event]
+
+    def close(self) -> None:
+        if self.runner is not None:
+            self.end(signal.SIGKILL)
+        super().close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=KINDS)
+def kit(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Kit:
+    return kit_of(request, brokers)
+
+
+@pytest.fixture
+async def daemon(kit: Kit) -> AsyncIterator[Link]:
+    async with kit.daemon() as link:
+        yield link
+
+
+def sh(number: int, script: str, cwd: Path, **fields: Any) -> Command:
+    command = Command(
+        f"019b0000-0000-7000-8000-{number:012x}",
+        f"019b0000-0000-7000-9000-{number:012x}",
+        1,
+        f"t{number}",
+        "command",
+        Work(argv=("sh", "-c", script), cwd=str(cwd)),
+        30.0,
+    )
+    return msgspec.structs.replace(command, **fields)
+
+
+async def results(daemon: Link, count: int) -> list[Result]:
+    """Takes that many results, and acknowledges them."""
+    found: list[Result] = []
+    while len(found) < count:
+        received = await take(daemon, 1)
+        await daemon.ack(received)
+        found += [one.message for one in received if isinstance(one.message, Result)]
+    return found
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    await anyio.to_thread.run_sync(harness_until, holds, "what the test waits for")
+
+
+async def acknowledged(kit: Kit) -> None:
+    """Waits until the broker has nothing left for the runner: an acknowledgement may come after the result."""
+    with anyio.fail_after(WAIT_S):
+        while await kit.broker.held(kit.runner_name):
+            await checkpoint()
+
+
+async def test_commands_are_done_once_and_answered_and_whoever_asks_hears_how_it_is(
+    kit: Kit, daemon: Link, host: Host
+) -> None:
+    host.link(kit)
+    done = host.work / "done"
+    commands = [sh(number, f"echo {number} >> {done}; echo said {number}", host.work) for number in range(5)]
+    # All of them twice, and before there is a runner.
+    await daemon.send(kit.runner_name, [*commands, *commands, Watch(60.0)])
+    host.run()
+    heard = await take(daemon, 1)
+    while not any(isinstance(one.message, Heartbeat) for one in heard):
+        heard += await take(daemon, 1)
+    (beat, *_) = [one.message for one in heard if isinstance(one.message, Heartbeat)]
+    assert heard[0].sender == kit.runner_name
+    assert beat.labels == ("gpu",)
+    assert beat.executors == {"command": beat.slots}
+    await daemon.ack(heard)
+    found = [one.message for one in heard if isinstance(one.message, Result)]
+    found += await results(daemon, 5 - len(found))
+    assert {(result.attempt_id, result.outcome, result.output) for result in found} == {
+        (command.attempt_id, "success", f"said {number}\n") for number, command in enumerate(commands)
+    }
+    await daemon.send(kit.runner_name, [commands[0], sh(9, "true", host.work)])
+    assert [result.attempt_id for result in await results(daemon, 1)] == [sh(9, "", host.work).attempt_id]
+    assert sorted(done.read_text().split()) == ["0", "1", "2", "3", "4"]
+    health = json.loads(host.call("--health").stdout)
+    assert (health["name"], health["up"], health["pid"]) == (kit.runner_name, True, host.runner and host.runner.pid)
+    await acknowledged(kit)
+    assert host.end() == 0
+    assert host.call("--health").returncode == 1
+
+
+async def test_a_killed_runner_adopts_what_it_had_begun(kit: Kit, daemon: Link, host: Host) -> None:
+    host.link(kit)
+    begun, go, done = host.work / "begun", host.work / "go", host.work / "done"
+    os.mkfifo(go)
+    command = sh(1, f"echo x >> {begun}; read line < {go}; echo x >> {done}", host.work)
+    host.run()
+    await daemon.send(kit.runner_name, [command])
+    await until(begun.exists)
+    host.end(signal.SIGKILL)
+    host.run()
+    await daemon.send(kit.runner_name, [command])  # As a daemon does that never heard of the confirmation.
+    await until(lambda: host.logged("runner_started")[-1]["recovered"] == 1)
+    await anyio.to_thread.run_sync(go.write_text, "\n")
+    (result,) = await results(daemon, 1)
+    assert (result.attempt_id, result.outcome) == (command.attempt_id, "success")
+    assert (begun.read_text(), done.read_text()) == ("x\n", "x\n")
+    await acknowledged(kit)
+
+
+async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], Broker], host: Host) -> None:
+    kit = Kit("redis", brokers("redis"), "stop")
+    host.link(kit)
+    begun, go = host.work / "begun", host.work / "go"
+    os.mkfifo(go)
+    async with kit.daemon() as daemon:
+        host.run()
+        await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}; read line < {go}", host.work), Watch(60.0)])
+        await until(begun.exists)
+        began_s = time.monotonic()
+        assert host.end() == 0
+        assert time.monotonic() - began_s < 10.0
+        beats: list[Heartbeat] = []
+        while not (beats and beats[-1].leaving):
+            received = await take(daemon, 1)
+            await daemon.ack(received)
+            beats += [one.message for one in received if isinstance(one.message, Heartbeat)]
+        await anyio.to_thread.run_sync(go.write_text, "\n")  # It ends while no runner is there.
+        host.run()
+        assert [result.outcome for result in await results(daemon, 1)] == ["success"]
+
+
+async def test_what_ends_while_the_broker_is_away_is_answered_when_it_is_back(
+    brokers: Callable[[str], Broker], host: Host
+) -> None:
+    kit = Kit("redis", brokers("redis"), "away")
+    host.link(kit)
+    begun, go = host.work / "begun", host.work / "go"
+    os.mkfifo(go)
+    async with kit.daemon() as daemon:
+        host.run()
+        await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}; read line < {go}", host.work)])
+        await until(begun.exists)
+    kit.broker.kill()
+    await until(lambda: bool(host.logged("link_down")))
+    await anyio.to_thread.run_sync(go.write_text, "\n")
+    await until(lambda: health(host)["owed"] == 1)
+    assert health(host)["up"] is False
+    await anyio.to_thread.run_sync(kit.broker.start)
+    async with kit.daemon() as daemon:
+        assert [result.outcome for result in await results(daemon, 1)] == ["success"]
+    assert (len(host.logged("link_down")), len(host.logged("link_up"))) == (1, 2)
+    await until(lambda: health(host)["owed"] == 0)
+
+
+def health(host: Host) -> dict[str, Any]:
+    path = host.state / "runner" / "health"
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+async def test_a_cancel_reaches_what_runs_and_what_waits(brokers: Callable[[str], Broker], host: Host) -> None:
+    kit = Kit("redis", brokers("redis"), "cancel")
+    host.link(kit, "[daemon]\nslots_max = 1\n")
+    begun = host.work / "begun"
+    running, waiting = sh(1, f"echo x >> {begun}; exec sleep 60", host.work), sh(2, f"echo y >> {begun}", host.work)
+    host.run()
+    async with kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [running, waiting])
+        await until(begun.exists)
+        await daemon.send(kit.runner_name, [Cancel(waiting.attempt_id), Cancel(running.attempt_id), Cancel("unknown")])
+        found = await results(daemon, 2)
+    assert [(result.attempt_id, result.outcome) for result in found] == [
+        (running.attempt_id, "cancelled"),
+        (waiting.attempt_id, "cancelled"),
+    ]
+    assert begun.read_text() == "x\n"
+
+
+async def test_what_it_does_not_offer_is_set_aside_and_told(brokers: Callable[[str], Broker], host: Host) -> None:
+    kit = Kit("redis", brokers("redis"), "offers")
+    host.link(kit, '[[executor]]\nname = "other"\nkind = "command"\n')
+    host.config.write_text(host.config.read_text().replace('labels = ["gpu"]', 'executors = ["other"]'))
+    host.run()
+    async with kit.daemon() as daemon:
+        await daemon.send(
+            kit.runner_name,
+            [
+                sh(1, "true", host.work),
+                sh(2, "true", host.work, executor="other"),
+                sh(3, "true", host.work, executor="codex"),
+            ],
+        )
+        found = {result.attempt_id[-1]: result for result in await results(daemon, 3)}
+    assert {id: result.outcome for id, result in found.items()} == {"1": "unstarted", "2": "success", "3": "unstarted"}
+    problem = found["3"].problem
+    assert problem is not None
+    assert "doesn't offer its executor codex" in problem.what
+    await until(lambda: len(host.logged("message_set_aside")) == 2)
+    assert len(await kit.broker.dead(kit.runner_name)) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "argv", "why"),
+    [
+        ("", (), "name a [[link]]"),
+        ("", ("--link", "nowhere"), "name a [[link]]"),
+        ("", ("--link", "http://127.0.0.1"), "address of a broker"),
+        ("", ("--link", "redis://u:hidden-word@127.0.0.1"), "have their own settings"),
+        ("", ("--link", "redis://192.0.2.1"), "set unsigned = true"),
+        ("", ("--link=redis://127.0.0.1", "--name", "A b"), "at most 64"),
+        ('[[link]]\nname = "a"\nurl = "rediss://192.0.2.1"', ("--link", "a"), "set unsigned = true"),
+        ('[[link]]\nname = "a"\nurl = "redis://192.0.2.1"\nkey = "env:K"\npassword = "env:P"', (), "TLS only"),
+        ('[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\npassword = "hidden-word"', (), "plain"),
+        ('[runner]\nlink = "abc"\n[[link]]\nname = "abd"\nurl = "redis://127.0.0.1"', (), "did you mean abd"),
+        ('[runner]\nexecutors = ["codex"]', ("--link", "redis://127.0.0.1"), "a runner offers"),
+    ],
+)
+def test_a_runner_that_can_not_serve_does_not_start(host: Host, config: str, argv: tuple[str, ...], why: str) -> None:
+    host.configure(config)
+    said = host.call(*argv)
+    assert said.returncode == 1
+    assert why in said.stderr
+    assert "hidden-word" not in said.stderr
+
+
+def test_words_that_mean_nothing_are_answered_with_the_usage(host: Host) -> None:
+    for argv in (("--nonsense",), ("--link",), ("--health=1",)):
+        said = host.call(*argv)
+        assert said.returncode == 2
+        assert "usage: omnid runner" in said.stderr

@@ -1,0 +1,64 @@
+"""A cable between a client and a broker that tests cut: at once, or only on the way back."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import SocketStream
+
+
+class Proxy:
+    """Passes bytes both ways; `mute` loses all that the broker says from then on."""
+
+    def __init__(self, to_port: int) -> None:
+        self._to_port = to_port
+        self._muted = False
+        self._passed = anyio.Event()
+        self._streams: list[SocketStream] = []
+        self.port = 0
+
+    def mute(self) -> None:
+        """Loses the broker's answers, and notices the next request."""
+        self._muted = True
+        self._passed = anyio.Event()
+
+    async def request(self) -> None:
+        """Waits until a request has gone to the broker since `mute`."""
+        await self._passed.wait()
+
+    async def cut(self) -> None:
+        """Ends all connections; new ones are passed on again."""
+        self._muted = False
+        for stream in self._streams:
+            await stream.aclose()
+        self._streams.clear()
+
+    async def serve(self, near: SocketStream) -> None:
+        far = await anyio.connect_tcp("127.0.0.1", self._to_port)
+        self._streams += [near, far]
+        async with near, far, anyio.create_task_group() as group:
+            group.start_soon(self._pass, near, far, True)
+            group.start_soon(self._pass, far, near, False)
+
+    async def _pass(self, source: SocketStream, target: SocketStream, forth: bool) -> None:
+        try:
+            async for data in source:
+                if forth:
+                    await target.send(data)
+                    self._passed.set()
+                elif not self._muted:
+                    await target.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass
+        for stream in (source, target):
+            await stream.aclose()
+
+
+@asynccontextmanager
+async def proxied(port: int) -> AsyncIterator[Proxy]:
+    proxy = Proxy(port)
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+        proxy.port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        group.start_soon(listener.serve, proxy.serve)
+        yield proxy
+        group.cancel_scope.cancel()

@@ -1,0 +1,245 @@
+"""The connection that keeps a link open: backoff, its reset, one line per outage, and what becomes of what has come."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from io import StringIO
+from typing import Any, Self
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from omnid.errors import Rejected
+from omnid.link import connection
+from omnid.link.connection import Connection
+from omnid.link.interface import LinkDown, Message, Received
+from omnid.log import Log
+from omnid.model import Cancel
+from omnid.settings import Link as Section
+from tests.fakes.clock import FakeClock
+
+pytestmark = pytest.mark.anyio
+
+SECTION = Section(name="cable", url="redis://nowhere", retry_base_s=1, retry_max_s=8, stable_s=30, slow_s=0.5)
+
+
+def down(detail: str = "it was pulled out") -> LinkDown:
+    return LinkDown("link_down", link="cable", detail=detail)
+
+
+class FakeLink:
+    """A link that the test breaks; it answers pings at once unless `ping_takes_s`."""
+
+    def __init__(self, bench: "Bench") -> None:
+        self.bench = bench
+        self.sent: list[Message] = []
+        self.acked: list[Received] = []
+        self.refused: list[Received] = []
+        self.come: list[Received] = []
+        self.filled = anyio.Event()
+        self.error: LinkDown | None = None
+        self.broken = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        if self.bench.problems:
+            raise self.bench.problems.pop(0)
+        self.bench.up = self
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.bench.closed += 1
+
+    def pull(self) -> None:
+        self.error = down()
+        self.filled.set()
+
+    def bring(self, *received: Received) -> None:
+        self.come += received
+        self.filled.set()
+
+    async def send(self, to: str, batch: Sequence[Message]) -> None:
+        await checkpoint()
+        if self.error is not None:
+            raise self.error
+        self.sent += batch
+
+    async def receive(self) -> list[Received]:
+        while not self.come:
+            if self.error is not None:
+                raise self.error
+            self.filled = anyio.Event()
+            await self.filled.wait()
+        came, self.come = self.come, []
+        return came
+
+    async def ack(self, received: Sequence[Received]) -> None:
+        self.acked += received
+
+    async def refuse(self, received: Received, why: str) -> None:
+        self.refused.append(received)
+
+    async def ping(self) -> None:
+        await checkpoint()
+        self.bench.pings += 1
+        self.bench.clock.now_s += self.bench.ping_takes_s
+
+
+class Bench:
+    """A connection over fake links, on a clock that only sleeping moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = FakeClock()
+        self.logged = StringIO()
+        self.problems: list[Exception] = []
+        self.slept: list[float] = []
+        self.up: FakeLink | None = None
+        self.closed = self.pings = self.changes = 0
+        self.ping_takes_s = 0.0
+        self.awake, self.changed = anyio.Event(), anyio.Event()
+        log = Log(self.clock, lambda text: text, stream=self.logged).logger()
+        self.connection = Connection(SECTION, self._dial, self.clock, log, self._changed)
+        monkeypatch.setattr(connection.anyio, "sleep", self._sleep)
+
+    async def _dial(self) -> Any:
+        return FakeLink(self)
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self.changed.set()
+
+    async def _sleep(self, delay_s: float) -> None:
+        if delay_s == SECTION.ping_every_s:
+            self.awake = anyio.Event()
+            await self.awake.wait()
+        else:
+            self.slept.append(delay_s)
+            await checkpoint()
+        self.clock.now_s += delay_s
+
+    async def link(self) -> FakeLink:
+        """Waits until a link is up."""
+        while self.connection.problem is not None:
+            self.changed = anyio.Event()
+            await self.changed.wait()
+        assert self.up is not None
+        return self.up
+
+    def lines(self, event: str) -> int:
+        return self.logged.getvalue().count(f'"event":"{event}"')
+
+    async def during(self, do: Callable[[], Awaitable[None]]) -> None:
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.connection.run)
+                await do()
+                group.cancel_scope.cancel()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch)
+
+
+async def test_before_it_is_up_a_send_fails_at_once_and_says_why(bench: Bench, anyio_backend: str) -> None:
+    with pytest.raises(LinkDown) as caught:
+        await bench.connection.send("r", [Cancel("a")])
+    assert "hasn't been dialled" in caught.value.what
+    assert bench.connection.problem is not None
+
+
+async def test_it_is_dialled_with_backoff_and_an_outage_is_one_line(bench: Bench) -> None:
+    bench.problems = [
+        down(),
+        down("no route"),
+        Rejected("link_refused", link="cable", detail="a wrong password"),
+        down(),
+    ]
+
+    async def do() -> None:
+        await bench.link()
+        assert bench.slept == [1, 2, 8, 8]
+        assert bench.connection.problem is None
+        assert (bench.lines("link_down"), bench.lines("link_up")) == (1, 1)
+        assert '"down_s":19' in bench.logged.getvalue()
+
+    await bench.during(do)
+
+
+async def test_a_link_that_breaks_soon_waits_longer_each_time_and_one_that_held_does_not(bench: Bench) -> None:
+    async def do() -> None:
+        for _ in range(2):
+            (await bench.link()).pull()
+            await anyio.wait_all_tasks_blocked()
+        assert bench.slept == [1, 2]
+        link = await bench.link()
+        bench.clock.now_s += SECTION.stable_s
+        link.pull()
+        await anyio.wait_all_tasks_blocked()
+        assert bench.slept == [1, 2, 1]
+        assert (bench.lines("link_down"), bench.lines("link_up")) == (3, 4)
+        assert bench.closed == 3
+
+    await bench.during(do)
+
+
+async def test_a_send_that_fails_ends_the_link(bench: Bench) -> None:
+    async def do() -> None:
+        link = await bench.link()
+        link.error = down()
+        with pytest.raises(LinkDown):
+            await bench.connection.send("r", [Cancel("a")])
+        await anyio.wait_all_tasks_blocked()
+        assert await bench.link() is not link
+        await bench.connection.send("r", [Cancel("a")])
+        assert bench.up is not None
+        assert bench.up.sent == [Cancel("a")]
+        assert bench.changes == 3
+
+    await bench.during(do)
+
+
+async def test_what_comes_is_handed_on_and_what_nobody_took_comes_again_with_the_next_link(bench: Bench) -> None:
+    one, two, three = (Received(Cancel(name)) for name in ("1", "2", "3"))
+
+    async def do() -> None:
+        link = await bench.link()
+        link.bring(one)
+        received = await bench.connection.receive()
+        assert messages(received) == [one.message]
+        await bench.connection.ack(received)
+        await bench.connection.refuse(received[0], "no")
+        assert (link.acked, link.refused) == ([one], [one])
+        link.bring(two)
+        await anyio.wait_all_tasks_blocked()
+        link.pull()
+        with pytest.raises(LinkDown):
+            await bench.connection.send("r", [Cancel("a")])
+        await anyio.wait_all_tasks_blocked()
+        again = await bench.link()
+        assert again is not link
+        again.bring(three)
+        assert messages(await bench.connection.receive()) == [three.message]
+        await bench.connection.ack(received)  # It is none of this link's.
+        await bench.connection.refuse(received[0], "no")
+        assert (again.acked, again.refused) == ([], [])
+
+    await bench.during(do)
+
+
+def messages(received: Sequence[Received]) -> list[Message]:
+    return [one.message for one in received]
+
+
+async def test_a_broker_that_answers_late_is_slow_and_stays_up(bench: Bench) -> None:
+    async def do() -> None:
+        await bench.link()
+        await anyio.wait_all_tasks_blocked()
+        assert (bench.pings, bench.connection.slow) == (1, False)
+        for takes_s, slow in ((0.6, True), (0.7, True), (0.1, False)):
+            bench.ping_takes_s = takes_s
+            bench.awake.set()
+            await anyio.wait_all_tasks_blocked()
+            assert bench.connection.latency_s == pytest.approx(takes_s)
+            assert bench.connection.slow is slow
+        assert (bench.lines("link_slow"), bench.lines("link_quick"), bench.lines("link_down")) == (1, 1, 0)
+
+    await bench.during(do)

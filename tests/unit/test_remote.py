@@ -1,0 +1,235 @@
+"""What a runner does with what comes: slots, limits of executors, what comes twice, heartbeats for those who ask."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from omnid.errors import Retryable
+from omnid.flow import remote
+from omnid.flow.remote import Place, Remote
+from omnid.link.interface import LinkDown, Message, Received
+from omnid.model import Cancel, Command, Heartbeat, Watch, Work
+from omnid.store import outbox
+from omnid.store.ledger import Ledger
+from tests.fakes.clock import FakeClock
+from tests.fakes.executor import InProcessExecutor
+from tests.fakes.world import World
+
+pytestmark = pytest.mark.anyio
+
+
+class Cable:
+    """A link in the hands of the test."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Message]] = []
+        self.acked: list[Any] = []
+        self.refused: list[Any] = []
+        self.down = False
+        self._come: list[Received] = []
+        self._filled = anyio.Event()
+
+    def bring(self, *messages: Message, tag: Any = None) -> None:
+        self._come += [Received(message, tag, "home") for message in messages]
+        self._filled.set()
+
+    def _fail(self) -> None:
+        if self.down:
+            raise LinkDown("link_down", link="cable", detail="down")
+
+    async def send(self, to: str, batch: Sequence[Message]) -> None:
+        self._fail()
+        self.sent += [(to, message) for message in batch]
+
+    async def receive(self) -> list[Received]:
+        while not self._come:
+            self._filled = anyio.Event()
+            await self._filled.wait()
+        came, self._come = self._come, []
+        return came
+
+    async def ack(self, received: Sequence[Received]) -> None:
+        self._fail()
+        self.acked += [one.tag or key(one.message) for one in received]
+
+    async def refuse(self, received: Received, why: str) -> None:
+        self._fail()
+        self.refused.append(key(received.message))
+
+
+def key(message: Message) -> Any:
+    return getattr(message, "attempt_id", type(message).__name__)
+
+
+def command(number: int, executor: str = "command") -> Command:
+    return Command(f"a{number}", f"i{number}", 1, f"t{number}", executor, Work(argv=(str(number),)), 5.0)
+
+
+class Bench:
+    """A runner with two slots, whose commands end when the test says so."""
+
+    def __init__(self, world: World, clock: FakeClock) -> None:
+        self.world, self.clock = world, clock
+        self.cable = Cable()
+        self.started: list[str] = []
+        self.gates: dict[str, anyio.Event] = {}
+        self.down = False
+        executors = {name: InProcessExecutor(name, self._do) for name in ("command", "single")}
+        executors["single"].concurrency = 1
+        world.context.take_executors(executors)
+        self.ledger = Ledger(world.store)
+        self.remote = Remote(world.context, self.ledger, self.cable, Place(2, ("gpu",), 5.0))
+
+    async def _do(self, argv: tuple[str, ...]) -> Any:
+        if self.down:
+            raise Retryable("executor_down", executor="command", detail="no")
+        self.started.append(argv[0])
+        await self.gates.setdefault(argv[0], anyio.Event()).wait()
+        return "success", b"done"
+
+    def let(self, number: int) -> None:
+        self.gates.setdefault(str(number), anyio.Event()).set()
+
+    @asynccontextmanager
+    async def runs(self) -> AsyncIterator[None]:
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                for loop in (self.remote.take, lambda: self.remote.start(group), self.remote.beat):
+                    group.start_soon(loop)
+                yield
+                group.cancel_scope.cancel()
+
+    async def owed(self) -> list[tuple[str, str]]:
+        rows = await self.world.store.read(lambda reader: outbox.peek(reader, "home", 100))
+        return [(row.body["attempt_id"], row.body["outcome"]) for row in rows]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, clock: FakeClock) -> Iterator[Bench]:
+    """Not the `world` of other tests: a runner has attempts without tasks."""
+    world = World(tmp_path / "world", clock)
+    yield Bench(world, clock)
+    world.close()
+
+
+async def test_what_has_no_slot_stays_unacknowledged_and_goes_on_in_order(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(4)))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1"]
+        assert bench.cable.acked == ["a0", "a1"]
+        bench.let(1)
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1", "2"]
+        assert bench.cable.acked == ["a0", "a1", "a2"]
+        assert await bench.owed() == [("a1", "success")]
+
+
+async def test_an_executor_that_is_full_holds_up_no_other(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(command(0, "single"), command(1, "single"), command(2))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "2"]
+
+
+async def test_what_comes_again_is_acknowledged_and_not_done_again(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(command(0), command(0), command(1), command(2), command(2))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.acked == ["a0", "a0", "a1"]
+        bench.cable.bring(command(1), tag="again")
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.acked[3:] == ["again"]
+        bench.let(0)
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.acked[4:] == ["a2", "a2"]
+        bench.let(2)
+        bench.cable.bring(command(0), tag="late")
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.acked[6:] == ["late"]
+        assert bench.started == ["0", "1", "2"]
+
+
+async def test_without_a_link_what_has_begun_goes_on_and_what_has_not_comes_again(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(3)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.down = True
+        bench.remote.link_down()
+        bench.let(0)
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1"]
+        assert await bench.owed() == [("a0", "success")]
+        bench.cable.down = False
+        bench.cable.bring(command(2))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1", "2"]
+
+
+async def test_no_more_is_held_than_memory_is_meant_to_take(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "HELD_MAX", 2)
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(4)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.bring(command(4))
+        await anyio.wait_all_tasks_blocked()
+        assert len(bench.cable._come) == 1
+        bench.let(0)
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable._come == []
+
+
+async def test_a_cancel_ends_what_runs_and_what_waits_before_it_begins(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(3)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.bring(Cancel("a2"), Cancel("a0"), Cancel("unknown"))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1"]
+        assert await bench.owed() == [("a0", "cancelled"), ("a2", "cancelled")]
+        assert bench.cable.acked.count("unknown") == 1
+
+
+async def test_those_who_ask_hear_how_it_is_until_their_time_has_passed(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(command(0), Watch(60.0))
+        await anyio.wait_all_tasks_blocked()
+        ((to, beat),) = bench.cable.sent
+        assert to == "home"
+        assert isinstance(beat, Heartbeat)
+        assert (beat.slots, beat.labels, beat.executors) == (2, ("gpu",), {"command": 2, "single": 1})
+        bench.clock.now_s += 61.0
+        await bench.remote.tell()
+        assert len(bench.cable.sent) == 1
+        assert bench.remote.heartbeat().running == 1
+
+
+async def test_an_executor_that_is_down_is_not_offered_for_a_while(bench: Bench) -> None:
+    bench.down = True
+    async with bench.runs():
+        bench.cable.bring(command(0))
+        await anyio.wait_all_tasks_blocked()
+        assert await bench.owed() == [("a0", "unstarted")]
+        assert bench.remote.heartbeat().executors == {"single": 1}
+        bench.clock.now_s += 31.0
+        assert "command" in bench.remote.heartbeat().executors
+        bench.down = False
+        bench.cable.bring(command(1))
+        bench.let(1)
+        await anyio.wait_all_tasks_blocked()
+        assert "executor_up" in bench.world.logged.getvalue()
+
+
+async def test_what_is_not_offered_is_answered_and_set_aside(bench: Bench) -> None:
+    async with bench.runs():
+        tree = msgspec.structs.replace(command(2), work=Work(argv=("2",), workspace="worktree"))
+        bench.cable.bring(command(0, "codex"), command(1), tree)
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.refused == ["a0", "a2"]
+        assert await bench.owed() == [("a0", "unstarted"), ("a2", "unstarted")]
+        assert bench.started == ["1"]
