@@ -22,7 +22,12 @@ from omnid.messages import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 SOURCE = sorted((ROOT / "omnid").rglob("*.py"))
-PYTHON = sorted(path for name in ("omnid", "tests", "bench", "scripts") for path in (ROOT / name).rglob("*.py"))
+PYTHON = sorted(
+    path
+    for name in ("omnid", "tests", "bench", "scripts")
+    for path in (ROOT / name).rglob("*.py")
+    if "node_modules" not in path.parts  # Some packages bring Python too.
+)
 TREES = {path: ast.parse(path.read_text(), str(path)) for path in PYTHON}
 
 FUNCTION_LINES_MAX = 70
