@@ -8,8 +8,8 @@ KILLS ?= 1000
 PROGRAMS := curl redis-server rabbitmq-server iproute2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs agents proxy demo test check format cover kills night-kills model-kills relay-kills cable
-.PHONY: sim conformance bench lock clean
+.PHONY: help setup venv programs agents suite proxy demo test check format cover kills night-kills model-kills
+.PHONY: relay-kills cable sim conformance bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -26,10 +26,13 @@ programs:
 agents: venv
 	@sh scripts/agents.sh || echo "The tests that need them will fail." >&2
 
+suite:
+	@sh scripts/conformance.sh || echo "The test that needs it will fail." >&2
+
 demo: setup ## twelve real tasks, a killed daemon, and a count of what was lost
 	@.venv/bin/omnictl demo
 
-test: venv programs agents ## all tests, with the gate on coverage
+test: venv programs agents suite ## all tests, with the gate on coverage
 	@rm -rf .coverage
 	@mkdir -p .coverage
 	@$(PY) -m coverage run -m pytest
@@ -47,7 +50,7 @@ format: venv ## lets ruff format and mend what it can
 	@.venv/bin/ruff format
 	@.venv/bin/ruff check --fix
 
-cover: venv agents ## all tests, then what they don't reach
+cover: venv agents suite ## all tests, then what they don't reach
 	@rm -rf .coverage
 	@mkdir -p .coverage
 	@$(PY) -m coverage run -m pytest
@@ -75,8 +78,7 @@ relay-kills: venv ## the daemon killed in the middle of what MCP clients ask: KI
 sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
-conformance: venv ## the public conformance suite of MCP against /mcp of a daemon
-	@sh scripts/conformance.sh
+conformance: venv suite ## the public conformance suite of MCP against /mcp of a daemon
 	@$(PY) -m tests.conformance
 
 proxy: venv
@@ -104,6 +106,6 @@ lock: ## newest versions into the locks, for all platforms (needs uv)
 		-o bench/requirements-proxy.txt
 
 clean: ## removes all that the targets above made
-	rm -rf tests/agents/node_modules tests/agents/.venv tests/conformance/node_modules
-	rm -rf .venv .venv.lock .venv-proxy .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
+	rm -rf tests/agents/node_modules tests/conformance/node_modules
+	rm -rf .venv .venv.lock .venv-clients .venv-proxy .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

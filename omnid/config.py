@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from omnid import channels, platform, recurrence
+from omnid import channels, platform, recurrence, servers
 from omnid.errors import Rejected
 from omnid.model import USER_ORIGIN
 from omnid.patterns import said
@@ -46,13 +46,12 @@ Origin = Literal["default", "file", "env"]
 CONFIG_BYTES_MAX = MIB
 SHOWN_CHARS_MAX = 200
 SLOTS_MIN = 4
-AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir")
+AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir", "brainstem.dir")
 """The settings that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
 LIVE = frozenset({"store.free_bytes_min"})
 
 _EXECUTOR_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"OMNID_([A-Z]+)__([A-Z0-9_]+)")
-_WEBHOOK = re.compile(r"(https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])[:/])[^\s@]+")
 _KINDS: dict[str, type[Executor]] = {"command": CommandExecutor, "mcp": McpExecutor, "model": ModelExecutor}
 _LISTS: dict[str, type[Any]] = {
     "rule": Rule,
@@ -288,9 +287,8 @@ class _Reader:
     def together(self, sections: dict[str, dict[str, Any]], executors: tuple[Executor, ...]) -> None:
         """Checks what can only be judged together."""
         names = [executor.name for executor in executors]
-        repair = sections["mode"].get("repair_executor", "")
-        named = [("agents.allow", name) for name in sections["agents"].get("allow", ())]
-        for key, name in (*named, *([("mode.repair_executor", repair)] if repair else [])):
+        allow, repair = sections["agents"].get("allow", ()), sections["mode"].get("repair_executor") or COMMAND
+        for key, name in [*(("agents.allow", name) for name in allow), ("mode.repair_executor", repair)]:
             if name not in names:
                 detail = f"there is no executor of that name{_hint(name, names)}"
                 self.problems.append(_bad(key, name, detail))
@@ -367,7 +365,7 @@ class _Reader:
             return
         if section.kind == "apprise" and section.url:
             self.problems.append(Rejected("secret_plain", key=f"{where}.url"))
-        elif not _WEBHOOK.fullmatch(section.url):
+        elif not servers.is_guarded(section.url):
             detail = "it begins with https:// (or http:// and a loopback address), and holds no password"
             self.problems.append(_bad(f"{where}.url", section.url or None, detail))
 
@@ -424,9 +422,20 @@ class _Reader:
                 self.problems.append(_unknown(f"{where}.{key}", [f"{where}.{field}" for field in (*fields, "kind")]))
         self._environment_of(where, values)
         self._profile_of(where, given, values)
-        if kind == "mcp" and not values.get("argv") and len(self.problems) == before:
-            self.problems.append(_bad(f"{where}.argv", [], "an MCP server needs the command that starts it"))
+        if kind == "mcp" and len(self.problems) == before:
+            self._server_of(where, values)
         return _KINDS[kind](**values) if len(self.problems) == before else None
+
+    def _server_of(self, where: str, values: dict[str, Any]) -> None:
+        secrets = {"token": values.get("token", ""), **values.get("headers", {})}
+        self.problems += [
+            Rejected("secret_plain", key=f"{where}.{name if name == 'token' else f'headers.{name}'}")
+            for name, value in secrets.items()
+            if looks_plain(name, value)
+        ]
+        known = not is_reference(values.get("url", ""))
+        for key, value, detail in servers.problems(values, url_is_known=known):
+            self.problems.append(_bad(f"{where}.{key}", value, detail))
 
     def _profile_of(self, where: str, given: dict[str, Any], values: dict[str, Any]) -> None:
         """Refuses a profile that isn't known, and gives an executor of an agent's name that agent's."""
@@ -497,4 +506,5 @@ def _unknown(key: str, known: list[str]) -> Rejected:
 def _bad(key: str, value: object, detail: str) -> Rejected:
     # A secret in a place where none belongs must not come out with the error.
     shown = "(not set)" if value is None else "(hidden)" if looks_plain(key, str(value)) else repr(value)
+    shown = re.sub(r"//[^/@\s]+@", "//(hidden)@", shown)
     return Rejected("config_bad_value", key=key, value=shown[:SHOWN_CHARS_MAX], detail=detail)

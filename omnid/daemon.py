@@ -42,6 +42,7 @@ from omnid.flow.retention import Retention
 from omnid.flow.runner import Runner
 from omnid.flow.schedules import Schedules
 from omnid.flow.wakeup import Wakeup
+from omnid.link import network
 from omnid.link.embedded import EmbeddedLink
 from omnid.log import Log, Logger
 from omnid.model import Problem
@@ -100,7 +101,7 @@ class Daemon:
         )
         self._parts.context = self.context
         self.gates = Gates(self.context)
-        self.mode = ModeKeeper(self.context, self._parts.shared, secrets)
+        self.mode = ModeKeeper(self.context, self._parts.shared, secrets, network.changes)
         self.drain = Drain(self.context, self._parts.places().open)
         self.cancelling = Cancelling(self.context)
         self.schedules = Schedules(self.context, self.cancelling)
@@ -200,6 +201,7 @@ class Daemon:
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
         work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
         work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
+        work.start_soon(self._kept("mode_links", self.mode.watch_links))
         work.start_soon(self._kept("mode_local", self.mode.watch_local))
         work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))

@@ -329,6 +329,24 @@ class Command(Struct, frozen=True):
         return Result(self.attempt_id, self.task_id, self.number, outcome, problem, cost_usd=cost_usd, park=park)
 
 
+class InputRequest(Struct, frozen=True, omit_defaults=True):
+    """What an executor asks a person for while its attempt runs, as MCP has it (an `InputRequest` of SEP-2322)."""
+
+    method: str
+    """``elicitation/create``."""
+    params: dict[str, Any] = {}
+    """For an elicitation: `message`, and the `requestedSchema` of a form or the `url` of a page (`mode`)."""
+
+
+class InputResponse(Struct, frozen=True, omit_defaults=True):
+    """What was answered to an input request: an `ElicitResult` of MCP."""
+
+    action: Literal["accept", "decline", "cancel"]
+    """`cancel`: nobody has decided."""
+    content: dict[str, Any] | None = None
+    """With `accept`, what was filled into the form; it fits its schema."""
+
+
 Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]
 """How an attempt ends. `failure` and `timeout` may be retried and `rejected` may not; `lost` means nobody knows;
 `unstarted` means that it surely had no effect, `parked` that a limit stopped it: neither counts."""

@@ -28,7 +28,8 @@ CALM_S = 10.0
 
 _HELLO_ID = "omnid-hello"
 _SUBSCRIBE, _UNSUBSCRIBE, _LISTEN = "resources/subscribe", "resources/unsubscribe", "subscriptions/listen"
-_ACKNOWLEDGED, _SUBSCRIPTION = "notifications/subscriptions/acknowledged", "io.modelcontextprotocol/subscriptionId"
+_ACKNOWLEDGED, _UPDATED = "notifications/subscriptions/acknowledged", "notifications/resources/updated"
+_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 _INITIALIZE, _INITIALIZED, _CANCELLED = "initialize", "notifications/initialized", "notifications/cancelled"
 _OTHER_VERSION = frozenset({"bad_request", "unknown_method"})
 """With what a daemon refuses a hello that it can't understand."""
@@ -37,7 +38,7 @@ _OTHER_VERSION = frozenset({"bad_request", "unknown_method"})
 class _Request:
     """A request of the client that has no answer yet."""
 
-    __slots__ = ("at_s", "id", "line", "method", "sends", "sent_s")
+    __slots__ = ("acknowledged", "at_s", "id", "line", "method", "sends", "sent_s")
 
     def __init__(self, request_id: int | str, method: str, line: bytes, at_s: float) -> None:
         self.id = request_id
@@ -46,6 +47,8 @@ class _Request:
         self.at_s = at_s
         self.sends = 0
         self.sent_s = at_s
+        self.acknowledged = False
+        """Of a subscription: whether the client knows what it gets."""
 
 
 class Session:
@@ -126,6 +129,10 @@ class Session:
                     request.sends = min(request.sends, 1)
         self.phase = "away"
         self.to_daemon.clear()
+        for own_id in self._asked:
+            # Nobody waits for the answer any more; what is still to be asked, the next daemon asks anew.
+            params = {"requestId": own_id, "reason": "omnid has gone away"}
+            self.to_client += wire.line({"jsonrpc": "2.0", "method": _CANCELLED, "params": params})
         self._asked.clear()
 
     def expire(self, now_s: float) -> None:
@@ -255,15 +262,29 @@ class Session:
             own_id = f"{self._dialled}:{json.dumps(_params(message)['requestId'])}"
             self._asked.pop(own_id, None)
             self.to_client += wire.line({**message, "params": {**_params(message), "requestId": own_id}})
+        elif method == _ACKNOWLEDGED and self._acknowledged_before(message):
+            meta = _params(message).get("_meta")
+            for uri in _mapping(_params(message).get("notifications")).get("resourceSubscriptions") or ():
+                self._say_updated({"uri": uri, "_meta": meta})
         else:
-            if method == _ACKNOWLEDGED:
-                self._outlived(_mapping(_params(message).get("_meta")).get(_SUBSCRIPTION))
             self.to_client += line + b"\n"
 
-    def _outlived(self, request_id: object) -> None:
-        """Clears a subscription of the suspicion that it brings daemons down: this one has taken it and goes on."""
-        if isinstance(request_id, int | str) and request_id in self.open:
-            self.open[request_id].sends = 1
+    def _acknowledged_before(self, message: dict[str, Any]) -> bool:
+        """Tells whether an earlier daemon has acknowledged a subscription already, which the client hears once.
+
+        It is cleared of the suspicion that it brings daemons down: this one has taken it and goes on.
+        """
+        request_id = _mapping(_params(message).get("_meta")).get(_SUBSCRIPTION)
+        request = self.open.get(request_id) if isinstance(request_id, int | str) else None
+        if request is None:
+            return False
+        request.sends = 1
+        before, request.acknowledged = request.acknowledged, True
+        return before
+
+    def _say_updated(self, params: dict[str, Any]) -> None:
+        """Says of a resource that it may have changed while no daemon was there to tell."""
+        self.to_client += wire.line({"jsonrpc": "2.0", "method": _UPDATED, "params": params})
 
     def _greeted(self, message: dict[str, Any], now_s: float) -> None:
         if "result" not in message:
@@ -299,6 +320,8 @@ class Session:
             # Their ids are no longer open, so the answers go nowhere.
             if key != _INITIALIZE:
                 self.to_daemon += request.line + b"\n"
+            if request.method == _SUBSCRIBE:
+                self._say_updated({"uri": _params(_decoded(request.line)).get("uri")})
         for request in list(self.open.values()):
             self._send(request, now_s)
 

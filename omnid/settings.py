@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from omnid.patterns import HOURS_OR_NONE, NAME, TIME_OR_NONE, WORDS
+from omnid.patterns import HOURS_OR_NONE, LOCAL_URL, NAME, ORIGIN_OR_ALL, SAFE_URL, TIME_OR_NONE, WEIGHTS_NAME, WORDS
 
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
@@ -19,11 +19,6 @@ Hours = Annotated[str, Meta(pattern=HOURS_OR_NONE)]
 """A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
 Words = Annotated[str, Meta(pattern=WORDS, max_length=200)]
 """A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
-LocalUrl = Annotated[str, Meta(pattern=r"^http://(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}(/[\w.-]+)*$")]
-"""An address on this machine, with its port."""
-HubUrl = Annotated[str, Meta(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])[^\s@?#]*[^\s@?#/]$")]
-"""An address that is reached over TLS, or on this machine."""
-WeightsName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
@@ -102,6 +97,8 @@ class Limits(_Section, frozen=True, kw_only=True):
     labels_max: Count = 32
     after_max: Count = 256
     notes_max: Count = 1_000
+    asks_max: Count = 100
+    ask_bytes_max: Bytes = 16 * KIB
 
 
 class Store(_Section, frozen=True, kw_only=True):
@@ -138,6 +135,7 @@ class Task(_Section, frozen=True, kw_only=True):
 
     timeout_s: Seconds = 3600.0
     kill_grace_s: Seconds = 5.0
+    answer_timeout_s: Seconds = 86_400.0
 
 
 class Agents(_Section, frozen=True, kw_only=True):
@@ -211,11 +209,11 @@ class Brainstem(_Section, frozen=True, kw_only=True):
     """The local model that is woken when the cloud is gone: a command that serves the OpenAI wire at `base_url`."""
 
     argv: tuple[str, ...] = ()
-    base_url: LocalUrl = "http://127.0.0.1:8642/v1"
+    base_url: Annotated[str, Meta(pattern=LOCAL_URL)] = "http://127.0.0.1:8642/v1"
     model: str = "default_model"
-    weights: WeightsName = "mlx-community/Qwen2.5-7B-Instruct-4bit"
+    weights: Annotated[str, Meta(pattern=WEIGHTS_NAME)] = "mlx-community/Qwen2.5-7B-Instruct-4bit"
     dir: str = ""
-    hub: HubUrl = "https://huggingface.co"
+    hub: Annotated[str, Meta(pattern=SAFE_URL)] = "https://huggingface.co"
     context_tokens: Count = 8192
     memory_bytes_min: Annotated[int, Meta(ge=0)] = 0
     start_timeout_s: Seconds = 120.0
@@ -304,13 +302,22 @@ class CommandExecutor(_Executor, frozen=True, kw_only=True, tag="command"):
 
 
 class McpExecutor(_Executor, frozen=True, kw_only=True, tag="mcp"):
-    """Calls tools of an MCP server that `argv` starts; `tool` and `arguments` are used where the task names none.
+    """Calls tools of an MCP server that `argv` starts, or that is at `url`.
 
-    Texts in `arguments` may hold ``{task.id}`` and the like. The server ends when nothing has used it for `idle_s`;
-    one that keeps dying is started again after `restart_base_s`, doubling up to `restart_max_s`.
+    `tool` and `arguments` are used where the task names none. Texts in `arguments` may hold ``{task.id}`` and the like.
+    The server ends (or the session with it) when nothing has used it for `idle_s`; one that keeps failing is started
+    again after `restart_base_s`, doubling up to `restart_max_s`. `url`, `token` and the values of `headers` may be
+    references to secrets; `ca_file` holds the certificates to trust in place of the system's, and without `verify` any
+    is trusted.
     """
 
     kind: ClassVar[str] = "mcp"
+    url: str = ""
+    token: str = ""
+    headers: dict[str, str] = {}
+    ca_file: str = ""
+    verify: bool = True
+    connect_timeout_s: Seconds = 10.0
     tool: str | None = None
     arguments: dict[str, Any] = {}
     start_timeout_s: Seconds = 30.0
@@ -363,7 +370,7 @@ class Origin(_Section, frozen=True, kw_only=True):
     None is no bound. `token` lets whoever has it in over HTTP, as this origin and no other.
     """
 
-    name: Annotated[str, Meta(pattern=r"^(\*|[^\s/*]{1,100})$")]
+    name: Annotated[str, Meta(pattern=ORIGIN_OR_ALL)]
     token: str = ""
     executors: tuple[str, ...] | None = None
     labels: tuple[str, ...] | None = None

@@ -74,6 +74,8 @@ def find(root: str, name: str) -> Weights | None:
     except ValueError:
         return None
     versions = [one for revision in _names(directory) if (one := read(os.path.join(directory, revision))) is not None]
+    # `a/b--c` and `a--b/c` share a directory.
+    versions = [one for one in versions if one.name == name]
     return max(versions, key=lambda one: one.pulled_at_ms, default=None)
 
 

@@ -11,6 +11,7 @@ from omnid.api.shapes import (
     Doctor as DoctorAnswer,
 )
 from omnid.api.shapes import (
+    Empty,
     Finding,
     Log,
     LogPart,
@@ -147,11 +148,16 @@ class JournalViews:
                 "Free some space, or new tasks are refused.",
             ),
             _finding("config", [p.what for p in config_problems], "fine", "Correct the config file."),
-            *await self._executors(),
+            *await self.executors(),
         ]
         return DoctorAnswer(all(finding.ok for finding in findings), findings)
 
-    async def _executors(self) -> list[Finding]:
+    async def check(self, _caller: Caller, _params: Empty) -> DoctorAnswer:
+        """Probes every executor; that of an MCP server begins a session with it."""
+        findings = await self.executors()
+        return DoctorAnswer(all(one.ok for one in findings), findings)
+
+    async def executors(self) -> list[Finding]:
         """Probes every executor, side by side; the gates follow what is found."""
         wrong: dict[str, str] = {}
 

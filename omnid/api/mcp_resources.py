@@ -14,7 +14,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from msgspec import Struct
 
-from omnid.api.mcp_tasks import Calls, Context
+from omnid.api.mcp_calls import Calls, Context
 from omnid.api.mcp_tools import shown
 from omnid.api.shapes import Empty, Get, Log, LogPart, Search
 from omnid.errors import Rejected

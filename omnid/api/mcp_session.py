@@ -13,6 +13,7 @@ import anyio
 import mcp_types as types
 import msgspec
 from anyio import CancelScope
+from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
@@ -30,8 +31,12 @@ from omnid import wire
 from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.http_gate import App, Guest, Receive, Scope, guest_of
 from omnid.api.http_gate import Send as SendHttp
+from omnid.api.mcp_asks import Asks
+from omnid.api.mcp_calls import Calls
+from omnid.api.mcp_completions import Completions
 from omnid.api.mcp_resources import Resources
-from omnid.api.mcp_tasks import Calls, Tasks
+from omnid.api.mcp_subscriptions import Subscriptions
+from omnid.api.mcp_tasks import Tasks
 from omnid.api.mcp_tools import INSTRUCTIONS, TOOLS, Tool, shown
 from omnid.api.methods import Api
 from omnid.api.schedule_views import SCHEDULED
@@ -42,6 +47,7 @@ from omnid.flow.caller import Caller
 from omnid.log import Logger
 from omnid.model import USER_ORIGIN, Submitted
 from omnid.settings import Http
+from omnid.states import TERMINAL
 
 PROGRESS_S = 5.0
 """How often a wait reports progress to a client that asked for it."""
@@ -109,6 +115,8 @@ class Session:
         self.requests_max = requests_max
         self.requests_open = 0
         self.scope = CancelScope()
+        self.group: TaskGroup
+        """Where what outlasts a request lives: subscriptions."""
         self.fatal: Fatal | None = None
 
 
@@ -132,16 +140,21 @@ class ToolServer(Calls):
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
         )
-        self._tasks = Tasks(api, self, clock)
+        self._asks = Asks(api, self, log)
+        self._tasks = Tasks(api, self, self._asks, clock)
         self._tasks.install(self.server)
         Resources(self).install(self.server)
+        Completions(self).install(self.server)
+        Subscriptions(api, self).install(self.server)
         self.server.middleware.append(self._greet)
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:
         """Answers the client's lines until they end; raises what is Fatal."""
         reading, writing = _Lines(session, lines, send), _Answers(session, send)
         with session.scope:
-            await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
+            async with anyio.create_task_group() as session.group:
+                await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
+                session.group.cancel_scope.cancel()
         if session.fatal is not None:
             raise session.fatal
 
@@ -170,8 +183,10 @@ class ToolServer(Calls):
             await cast("App", manager.asgi_app)(scope, receive, send)
 
         with session.scope:
-            async with manager.run():
-                yield app
+            async with anyio.create_task_group() as session.group:
+                async with manager.run():
+                    yield app
+                session.group.cancel_scope.cancel()
         if session.fatal is not None:
             raise session.fatal
 
@@ -220,7 +235,14 @@ class ToolServer(Calls):
             known = [name for name in TOOLS if self.offers(context, name)]
             raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name[:100]}", {"tools": known})
         try:
-            done = await self._do(context, tool, tool.parse(params.arguments or {}))
+            asked = tool.parse(params.arguments or {})
+            done = (
+                await self._get(context, asked, params)
+                if isinstance(asked, Get)
+                else await self._do(context, tool, asked)
+            )
+            if isinstance(done, dict):
+                return cast("types.CallToolResult", done)
             if (
                 isinstance(done, Submitted)
                 and done.state != SCHEDULED
@@ -240,8 +262,6 @@ class ToolServer(Calls):
         return types.CallToolResult(content=[text], structured_content=result)
 
     async def _do(self, context: Context, tool: Tool, params: Struct) -> Struct:
-        if isinstance(params, Get) and params.wait_s > PROGRESS_S and "progress_token" in (context.meta or {}):
-            return await self._wait(context, params)
         if tool.read_only:
             return await self.do(context, tool.method.name, params)
         # A mutation that has begun is brought to its end whatever becomes of the client, so that its answer is there
@@ -250,15 +270,35 @@ class ToolServer(Calls):
             return await self.do(context, tool.method.name, params)
         raise AssertionError("nobody cancels this scope")
 
-    async def _wait(self, context: Context, params: Get) -> Struct:
-        """Waits for the end of a task in short waits, and says between them how it stands."""
-        begun_s = self._clock.monotonic_s()
+    async def _get(self, context: Context, params: Get, call: types.CallToolRequestParams) -> TaskView | dict[str, Any]:
+        """Gives a task; while the client waits for its end, its user is asked what the task asks."""
+        if call.input_responses:
+            await self._asks.take(context, params.task, call.input_responses)
+        begun_s, asked = self._clock.monotonic_s(), set[str]()
         waited_s = 0.0
         while True:
-            part = msgspec.structs.replace(params, wait_s=min(PROGRESS_S, params.wait_s - waited_s))
-            view = await self.do(context, TOOLS["task_get"].method.name, part)
+            view = await self._wait(context, params, waited_s)
+            if not params.wait_s:
+                return view
+            rounds = self._asks.round(context, view, call.request_state)
+            if rounds is not None:
+                return rounds
+            if not await self._asks.elicit(context, view, asked):
+                return view
             waited_s = self._clock.monotonic_s() - begun_s
-            if not isinstance(view, TaskView) or not view.timed_out or waited_s >= params.wait_s:
+
+    async def _wait(self, context: Context, params: Get, before_s: float) -> TaskView:
+        """Waits for the end of a task, and says meanwhile how it stands where the client wants to hear that."""
+        says = params.wait_s > PROGRESS_S and "progress_token" in (context.meta or {})
+        begun_s, waited_s = self._clock.monotonic_s(), before_s
+        while True:
+            left_s = max(0.0, params.wait_s - waited_s)
+            part = msgspec.structs.replace(params, wait_s=min(PROGRESS_S, left_s) if says else left_s)
+            view = cast("TaskView", await self.do(context, TOOLS["task_get"].method.name, part))
+            waited_s = before_s + self._clock.monotonic_s() - begun_s
+            if not left_s and params.wait_s:
+                return msgspec.structs.replace(view, timed_out=view.task.state not in TERMINAL)
+            if not view.timed_out or not says or waited_s >= params.wait_s:
                 return view
             await context.session.report_progress(waited_s, params.wait_s, f"{view.task.name} is {view.task.state}")
 
@@ -352,13 +392,13 @@ class _Answers:
         await self.aclose()
 
 
-def _parsed(line: bytes) -> types.JSONRPCRequest | types.JSONRPCNotification | bytes | None:
-    """Reads a line: a message, or the line that refuses it, or None where it is an answer, as nothing was asked."""
+def _parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:
+    """Reads a line: a message, or the line that refuses it, or None where it is an answer that can't be read."""
     id_json = b"null"
     try:
         envelope = msgspec.json.decode(line, type=_Envelope)
         if envelope.result is not UNSET or envelope.error is not UNSET:
-            return None
+            return _answer_to_us(line)
         if envelope.id is not UNSET:
             id_json = _id_json(envelope.id)
         message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
@@ -373,6 +413,15 @@ def _parsed(line: bytes) -> types.JSONRPCRequest | types.JSONRPCNotification | b
         return message
     # The SDK takes a request whose id it can't read for a notification, and would never answer it.
     return wire.error_answer(b"null", _unreadable("its id is neither a string nor an integer"), wire.INVALID_REQUEST)
+
+
+def _answer_to_us(line: bytes) -> types.JSONRPCMessage | None:
+    """Reads an answer to what the daemon has asked; the SDK drops those to what nobody asked."""
+    try:
+        message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+    except ValidationError:
+        return None
+    return message if isinstance(message, types.JSONRPCResponse | types.JSONRPCError) else None
 
 
 def _unreadable(detail: str) -> Rejected:

@@ -5,6 +5,7 @@ name fields differently, and differ in what `failed` means: to the first it is a
 failure a completed task whose result has `isError`; to the second both are failed.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,15 +36,20 @@ def task_fields(brief: TaskBrief, why: str | None, kept_ms: int, *, modern: bool
 
 
 def status_of(state: str, *, modern: bool) -> str:
-    """Gives the status of a task in a state of the table; what waits for a person is working too."""
+    """Gives the status of a task in a state of the table; what waits for a person is working too.
+
+    Only a client that is shown the questions is told by it that there are any: see `detailed`.
+    """
     if state not in TERMINAL:
-        return "working"
+        return "input_required" if state == "input_required" and not modern else "working"
     return "completed" if state == "failed" and modern else state
 
 
-def detailed(view: TaskView, kept_ms: int) -> dict[str, Any]:
-    """Gives a DetailedTask of 2026-07-28: with the result where there is one."""
+def detailed(view: TaskView, kept_ms: int, requests: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives a DetailedTask of 2026-07-28: with the result where there is one, or with what the client is asked."""
     fields = task_fields(view.task, view.why, kept_ms, modern=True)
+    if requests:
+        return {**fields, "status": "input_required", "inputRequests": dict(requests)}
     return {**fields, "result": call_result(view)} if fields["status"] == "completed" else fields
 
 

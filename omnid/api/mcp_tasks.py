@@ -9,24 +9,25 @@ from typing import Any, cast
 
 import anyio
 import mcp_types as types
+import msgspec
 from anyio import CancelScope
-from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver.server import require_client_extension
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
 from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from msgspec import Struct
 from pydantic import Field
 
+from omnid.api.mcp_asks import Asks, read_responses, requests_of
+from omnid.api.mcp_calls import TASK_URI, Calls, Context, invalid, is_modern, say
 from omnid.api.mcp_task_shapes import call_result, detailed, task_fields
 from omnid.api.methods import Api
 from omnid.api.schedule_views import SCHEDULED
 from omnid.api.shapes import Control, Get, Page, Search, TaskView
+from omnid.api.shapes_asks import Answer
 from omnid.clock import Clock, is_uuid
-from omnid.errors import OmnidError, Rejected
-from omnid.flow.caller import Caller
+from omnid.errors import Rejected
 from omnid.states import TERMINAL
 
 EXTENSION = "io.modelcontextprotocol/tasks"
@@ -37,9 +38,6 @@ ERA_OF_TASKS = "2025-11-25"
 
 TOOL = "task_submit"
 """The tool whose calls may become tasks."""
-
-TASK_URI = "omnid://task/"
-"""How the address of a task's resource starts; its UUID follows, where it is subscribed to."""
 
 LISTENED_MAX = 100
 """How many tasks one subscription may follow."""
@@ -55,8 +53,6 @@ INSTEAD = {
 }
 """What to do where a version of the protocol, or a client, doesn't have a method."""
 
-Context = ServerRequestContext[Any, Any]
-
 
 class TaskParams(types.RequestParams):
     """The parameters of a request about one task."""
@@ -70,35 +66,13 @@ class UpdateParams(TaskParams):
     input_responses: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
-class Said(types.Notification[dict[str, Any], str]):
-    """A notification whose parameters go out as they are, with what is null in them."""
-
-    method: str
-    params: dict[str, Any]
-
-
-class Calls:
-    """Does operations for a request: see `mcp_session.ToolServer`, which is the one that implements it."""
-
-    async def do(self, context: Context, name: str, params: Struct) -> Struct:
-        """Does an operation; raises OmnidError, and ends the connection where that is Fatal."""
-        raise NotImplementedError
-
-    def caller(self, context: Context) -> Caller:
-        """Names who asks."""
-        raise NotImplementedError
-
-    def offers(self, context: Context, name: str) -> bool:
-        """Tells whether the client gets a tool."""
-        raise NotImplementedError
-
-
 class Tasks:
     """The methods of tasks on the SDK's server, in both eras."""
 
-    def __init__(self, api: Api, calls: Calls, clock: Clock) -> None:
+    def __init__(self, api: Api, calls: Calls, asks: Asks, clock: Clock) -> None:
         self._api = api
         self._calls = calls
+        self._asks = asks
         self._clock = clock
 
     def install(self, server: Server[Any]) -> None:
@@ -117,17 +91,17 @@ class Tasks:
 
         A task that can't start yet is answered plainly: it may wait for a person, or until tomorrow.
         """
-        if not _modern(context) or not _declared(context):
+        if not is_modern(context) or not _declared(context):
             return None
         view = await self._view(context, task_id)
         if view.task.state == "waiting":
             return None
-        return {"resultType": "task", **task_fields(view.task, view.why, self._api.kept_ms(), modern=True)}
+        return {"resultType": "task", **self._detailed(context, view)}
 
     async def _get(self, context: Context, params: TaskParams) -> dict[str, Any]:
         modern = _allowed(context)
         view = await self._view(context, params.task_id)
-        return detailed(view, self._api.kept_ms()) if modern else self._of_old(view)
+        return self._detailed(context, view) if modern else self._of_old(view)
 
     async def _cancel(self, context: Context, params: TaskParams) -> dict[str, Any]:
         modern = _allowed(context)
@@ -145,21 +119,37 @@ class Tasks:
         except Rejected as error:
             # In between it may have ended by itself.
             if error.code != "not_in_state":
-                raise _invalid(error) from error
+                raise invalid(error) from error
         return {} if modern else self._of_old(await self._view(context, params.task_id))
 
     async def _update(self, context: Context, params: UpdateParams) -> dict[str, Any]:
-        """Takes answers to a task's questions. None is open, and answers to others are to be ignored."""
-        if not _allowed(context):
+        """Takes answers to a task's questions; those to questions that aren't open are to be ignored."""
+        if not _allowed(context) or not self._calls.offers(context, "task_control"):
             raise _no_method(context)
-        await self._view(context, params.task_id)
+        try:
+            view = await self._view(context, params.task_id)
+            while given := read_responses(params.input_responses, view):
+                try:
+                    # As with any mutation: what has begun is brought to its end whatever becomes of the client.
+                    with CancelScope(shield=True):
+                        await self._calls.do(context, "task.answer", Answer(task=view.task.id, responses=given))
+                    break
+                except Rejected as error:
+                    # In between somebody may have answered one of them; the others still count.
+                    if error.code != "no_question":
+                        raise
+                view = await self._view(context, params.task_id)
+        except msgspec.ValidationError as error:
+            raise MCPError(types.INVALID_PARAMS, f"inputResponses: {error}") from error
+        except Rejected as error:
+            raise invalid(error) from error
         return {}
 
     async def _result(self, context: Context, params: TaskParams) -> dict[str, Any]:
         """Waits for the end of a task, and gives what the call that made it would have answered."""
         if _allowed(context):
             raise _no_method(context)
-        begun_s, state = self._clock.monotonic_s(), ""
+        begun_s, state, asked = self._clock.monotonic_s(), "", set[str]()
         while True:
             with self._api.change_of(params.task_id) as changed:
                 view = await self._view(context, params.task_id)
@@ -168,7 +158,9 @@ class Tasks:
                     return {**call_result(view), "_meta": related}
                 if view.task.state != state:
                     state = view.task.state
-                    await _say(context, "notifications/tasks/status", self._of_old(view))
+                    await say(context, "notifications/tasks/status", self._of_old(view))
+                if await self._asks.elicit(context, view, asked):
+                    continue
                 with anyio.move_on_after(PROGRESS_S):
                     await changed.wait()
             if "progress_token" in (context.meta or {}):
@@ -183,7 +175,7 @@ class Tasks:
         try:
             page = cast("Page", await self._calls.do(context, "task.list", search))
         except Rejected as error:
-            raise _invalid(error) from error
+            raise invalid(error) from error
         kept_ms = self._api.kept_ms()
         answer: dict[str, Any] = {
             "tasks": [
@@ -209,7 +201,7 @@ class Tasks:
         honored: dict[str, Any] = {"taskIds": known} if known else {}
         if read:
             honored["resourceSubscriptions"] = list(read)
-        await _say(context, "notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta})
+        await say(context, "notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta})
         async with anyio.create_task_group() as group:
             for task_id in known:
                 group.start_soon(self._follow, context, task_id, meta)
@@ -220,7 +212,7 @@ class Tasks:
 
     async def _known(self, context: Context, task_id: str) -> dict[str, Any] | None:
         try:
-            return detailed(await self._view(context, task_id), self._api.kept_ms())
+            return self._detailed(context, await self._view(context, task_id))
         except MCPError:
             return None
 
@@ -239,17 +231,17 @@ class Tasks:
                     view = await self._view(context, task_id)
                 except MCPError:
                     return  # It was deleted.
-                now = detailed(view, self._api.kept_ms())
+                now = self._detailed(context, view)
                 if now != said and uri is None:
-                    await _say(context, "notifications/tasks", {**now, "_meta": meta})
+                    await say(context, "notifications/tasks", {**now, "_meta": meta})
                 elif now != said:
-                    await _say(context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
+                    await say(context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
                 said = now
                 await changed.wait()
 
     async def _around(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         """Says at 2025-11-25 that there are tasks, and makes a task of a call that asks for it."""
-        if _modern(ctx):
+        if is_modern(ctx):
             return await call_next(ctx)
         if ctx.method == "initialize":
             return _greeted(cast("dict[str, Any]", await call_next(ctx)))
@@ -278,6 +270,9 @@ class Tasks:
         said = f"The task {made['name']} is on the disk and goes on by itself; ask for it with task_get."
         return {"task": self._of_old(view), "_meta": {IMMEDIATE_RESPONSE: said}}
 
+    def _detailed(self, context: Context, view: TaskView) -> dict[str, Any]:
+        return detailed(view, self._api.kept_ms(), requests_of(self._asks.may(context, view)))
+
     def _of_old(self, view: TaskView) -> dict[str, Any]:
         return task_fields(view.task, view.why, self._api.kept_ms(), modern=False)
 
@@ -290,11 +285,7 @@ class Tasks:
                 raise Rejected("unknown_task", task=task_id[:100], hint=" (tasks are known by their UUIDs here)")
             return cast("TaskView", await self._calls.do(context, "task.get", Get(task=ref)))
         except Rejected as error:
-            raise _invalid(error) from error
-
-
-def _modern(context: Context) -> bool:
-    return context.protocol_version in MODERN_PROTOCOL_VERSIONS
+            raise invalid(error) from error
 
 
 def _declared(context: Context) -> bool:
@@ -304,7 +295,7 @@ def _declared(context: Context) -> bool:
 
 def _allowed(context: Context) -> bool:
     """Tells which era asks, True for 2026-07-28; raises MCPError where it may not, or knows no tasks."""
-    if _modern(context):
+    if is_modern(context):
         require_client_extension(context, EXTENSION)
         return True
     if context.protocol_version != ERA_OF_TASKS:
@@ -314,7 +305,7 @@ def _allowed(context: Context) -> bool:
 
 def _check_name(context: Context, task_id: str) -> None:
     """Holds the header that requests are routed by against the task; some clients leave it out."""
-    if not _modern(context) or context.request is None:
+    if not is_modern(context) or context.request is None:
         return
     name: str | None = context.request.headers.get(MCP_NAME_HEADER)
     if name is not None and context.method.startswith("tasks/") and decode_header_value(name) != task_id:
@@ -350,16 +341,7 @@ def _with_support(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "tools": [{**tool, **support} if tool["name"] == TOOL else tool for tool in result["tools"]]}
 
 
-async def _say(context: Context, method: str, params: dict[str, Any]) -> None:
-    said = cast("types.ServerNotification", Said(method=method, params=params))
-    await context.session.send_notification(said, related_request_id=context.request_id)
-
-
 def _no_method(context: Context) -> MCPError:
     do = INSTEAD.get(context.method, f"Speak {ERA_OF_TASKS} or a later version of the protocol.")
     data = {"method": context.method, "protocolVersion": context.protocol_version, "do": do}
     return MCPError(types.METHOD_NOT_FOUND, "Method not found", data)
-
-
-def _invalid(error: OmnidError) -> MCPError:
-    return MCPError(types.INVALID_PARAMS, str(error), error.as_dict())

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec import Struct
 
+from omnid.api.answering import ANSWER
 from omnid.api.methods import METHODS, Method
 from omnid.api.shapes import TaskView
 from omnid.api.texts import NUL_IN_JSON, refuse_nul
@@ -39,6 +40,7 @@ HIDDEN: Mapping[str, frozenset[str]] = {
     "TaskView": frozenset({"work", "parent"}),
     "AttemptView": frozenset({"id"}),
     "GateView": frozenset({"id"}),
+    "QuestionView": frozenset({"fields"}),
     "Status": frozenset({"pid", "started_at_ms", "state_dir", "clients", "config_problem", "outbox"}),
 }
 """Fields of the structs that an agent neither sets nor sees: they are for people, or the agent knows them."""
@@ -61,7 +63,7 @@ class Tool(NamedTuple):
         schema = _schema(self.method.params)
         action = schema["properties"].get("action")
         if action is not None:
-            action["enum"] = [name for name in action["enum"] if name in AGENT_ACTIONS]
+            action["enum"] = [name for name in action["enum"] if name in AGENT_ACTIONS or name == ANSWER]
         return schema
 
     def output_schema(self) -> dict[str, Any]:
@@ -127,7 +129,8 @@ TOOLS: Mapping[str, Tool] = {
             "task_control",
             "Control a task",
             "Cancel, retry, pause or resume a task, or change its `priority` (-10 to 10). `reply` passes on in `text`, "
-            "word for word, what a person answered to a message about it. The answer says what happens next: a "
+            "word for word, what a person answered to a message about it. `answer` answers one of its `questions`, by "
+            "`key`, with `text` (its only field) or `content`, or declines (`response`); ask your user first. A "
             "running task is cancelled when its attempt has ended.",
             METHODS["task.control"],
             read_only=False,

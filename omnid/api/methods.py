@@ -3,8 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from functools import partial, wraps
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -12,10 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 import anyio
 from msgspec import Struct
 
-from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_outbox
+from omnid.api import shapes, shapes_asks, shapes_mode, shapes_money, shapes_night, shapes_outbox
 from omnid.api import shapes_schedules as plans
 from omnid.api import shapes_workspaces as places
 from omnid.api.account import Account
+from omnid.api.answering import Answering
 from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
@@ -27,6 +27,7 @@ from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.status_views import StatusViews
 from omnid.api.views import Views
+from omnid.api.waiting import Waiting
 from omnid.api.workspace_views import WorkspaceViews
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.workspace import Workspaces
@@ -43,7 +44,6 @@ from omnid.flow.schedules import Schedules
 from omnid.model import Submit, Submitted
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
-from omnid.store import journal
 from omnid.store.interface import Outcome, Reader, Tx
 
 T = TypeVar("T")
@@ -98,11 +98,14 @@ class Api:
         self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
         self._status = StatusViews(context, host, self._views, self.outbox, self.inbox)
+        self._waiting = Waiting(context, gates)
+        self.change_of = self._waiting.change_of
         self.modes = ModeViews(context)
         self.account = Account(context, gates, self._views)
         self.workspaces = WorkspaceViews(context, gates, workspaces)
         self.night = Night(context, gates, self._views)
         self.schedules = ScheduleViews(context, schedules or Schedules(context, cancelling))
+        self.answering = Answering(context, self._controlled_now)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -212,43 +215,24 @@ class Api:
         self._context.timer.ring()
 
     async def get(self, caller: Caller, params: shapes.Get) -> shapes.TaskView:
-        """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on."""
+        """Gives a task, after waiting for at most `wait_s` for its end, or until only a key or a login helps it on.
+
+        An agent waits no longer either when its task asks something.
+        """
         store = self._context.store
         task = await store.read(lambda reader: find_task(reader, params.task, caller))
         timed_out = False
         if params.wait_s and task.state not in TERMINAL:
             with anyio.move_on_after(params.wait_s) as scope:
-                await self._settled(task.id)
+                await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
             timed_out = scope.cancelled_caught
         by_id = shapes.Get(task=task.id, output=params.output)
         view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
         return self.workspaces.shown(view)
 
-    @contextmanager
-    def change_of(self, task_id: str) -> Generator[anyio.Event]:
-        """Gives what is set at the task's next change: enter, then look at the task, then wait."""
-        watch = self._context.watch
-        event = watch.event(task_id)
-        try:
-            yield event
-        finally:
-            watch.forget(task_id, event)
-
     def kept_ms(self) -> int:
         """Gives how long a task that has ended is kept."""
         return round(self._context.config.retention.finished_days * DAY_MS)
-
-    async def _settled(self, task_id: str) -> None:
-        watch = self._context.watch
-        while True:
-            event = watch.event(task_id)
-            try:
-                task = await self._context.store.read(lambda reader: journal.need_task(reader, task_id))
-                if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
-                    return
-                await event.wait()
-            finally:
-                watch.forget(task_id, event)
 
     async def search(self, caller: Caller, params: shapes.Search) -> shapes.Page:
         """Gives the tasks that fit a filter, newest first; or the caller's inbox."""
@@ -258,6 +242,9 @@ class Api:
 
     async def control(self, caller: Caller, params: shapes.Control) -> shapes.Controlled:
         """Does something with a task: cancel, retry, pause, approve, ..."""
+        answered = await self.answering.controlled(caller, params)
+        if answered is not None:
+            return answered
         what = control.Order(
             params.task,
             params.action,
@@ -299,6 +286,9 @@ class Api:
     def _controlled(self, reader: Reader, caller: Caller, task_id: str, before: shapes.TaskBrief) -> shapes.Controlled:
         if reader.one("brief_by_id", task_id) is None:
             return shapes.Controlled(before, f"{before.name} was deleted; nothing comes next.")
+        return self._controlled_now(reader, caller, task_id)
+
+    def _controlled_now(self, reader: Reader, caller: Caller, task_id: str) -> shapes.Controlled:
         brief = self._views.brief_of(reader, task_id)
         return shapes.Controlled(brief, self.history.why(reader, caller, task_id).text)
 
@@ -389,6 +379,7 @@ def _by(part: Callable[[Api], P], do: Callable[[P, Caller, Any], Awaitable[Struc
 
 _PLANS: Callable[[Api], ScheduleViews] = attrgetter("schedules")
 _HISTORY: Callable[[Api], JournalViews] = attrgetter("history")
+_ANSWERS: Callable[[Api], Answering] = attrgetter("answering")
 _NIGHT: Callable[[Api], Night] = attrgetter("night")
 _DEAD: Callable[[Api], OutboxViews] = attrgetter("outbox")
 _PLACES: Callable[[Api], WorkspaceViews] = attrgetter("workspaces")
@@ -406,6 +397,7 @@ METHODS: Mapping[str, Method] = {
         Method("task.list", shapes.Search, shapes.Page, Api.search, _ALL, waits=True),
         Method("task.log", shapes.Log, shapes.LogPart, _by(_HISTORY, JournalViews.log), _ALL, waits=True),
         Method("task.control", shapes.Control, shapes.Controlled, Api.control, _ALL),
+        Method("task.answer", shapes_asks.Answer, shapes.Controlled, _by(_ANSWERS, Answering.answer), _ALL, waits=True),
         Method("task.why", shapes.Why, shapes.WhyAnswer, Api.why, _ALL),
         Method(
             "task.receipt", shapes_night.ReceiptOf, shapes_night.Receipt, _by(_NIGHT, Night.receipt), _ALL, waits=True
@@ -433,6 +425,7 @@ METHODS: Mapping[str, Method] = {
             _PERSON,
             waits=True,
         ),
+        Method("executor.check", shapes.Empty, shapes.Doctor, _by(_HISTORY, JournalViews.check), _PERSON, waits=True),
         Method(
             "model.rehearse", shapes.Empty, shapes_mode.Rehearsed, _by(_MODES, ModeViews.rehearse), _PERSON, waits=True
         ),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from omnid.api.shapes_asks import AnswerAction, Content, Key, QuestionView
 from omnid.api.shapes_money import TaskMoney, Today
 from omnid.api.shapes_outbox import OutboxView
 from omnid.model import Millis, Name, Ordinal, Params, Priority, Problem, Submit, Submitted
@@ -96,6 +97,8 @@ class TaskView(Struct, frozen=True):
     """Where its work lies, if it has a place of its own: kind, path, branch, base, repository, notes."""
     money: TaskMoney | None = None
     """What it has cost; None: it costs nothing."""
+    questions: list[QuestionView] | None = None
+    """What it asks, and waits to be answered."""
 
 
 class Get(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -167,14 +170,17 @@ Action = Literal[
     "again",
     "fail",
     "reply",
+    "answer",
 ]
-"""`done`, `again` and `fail` resolve an uncertain task; `reply` does what an answer to its message means."""
+"""`done`, `again` and `fail` resolve an uncertain task; `reply` does what an answer to its message means; `answer`
+answers a question of its attempt, as `task.answer` does."""
 
 
 class Control(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to do with a task.
 
-    Agents may cancel, retry, pause, resume, change the priority, and pass on a person's answer; people everything.
+    Agents may cancel, retry, pause, resume, change the priority, answer, and pass on a person's answer; people
+    everything.
     """
 
     task: TaskRef
@@ -190,9 +196,22 @@ class Control(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """For `budget`: the most that all its attempts may cost from now on."""
     always: bool = False
     """For `approve` and `deny`: the same argv in the same directory needs no further answer."""
-    text: Annotated[str, Meta(max_length=200, description="For `reply`: the person's answer, word for word")] | None = (
-        None
-    )
+    text: (
+        Annotated[
+            str,
+            Meta(
+                max_length=16_384,
+                description="For `reply`: a person's answer, word for word; for `answer`: the only field's value",
+            ),
+        ]
+        | None
+    ) = None
+    key: Key | None = None
+    """For `answer`: which question."""
+    content: Content | None = None
+    """For `answer`: the fields of the form."""
+    response: AnswerAction | None = None
+    """For `answer`: accept (it is left out then), decline or cancel."""
 
 
 class Controlled(Struct, frozen=True):
@@ -340,7 +359,7 @@ class Replayed(Struct, frozen=True):
 
 
 class Finding(Struct, frozen=True):
-    """One check of doctor."""
+    """One check."""
 
     name: str
     ok: bool
@@ -349,7 +368,7 @@ class Finding(Struct, frozen=True):
 
 
 class Doctor(Struct, frozen=True):
-    """All checks; `ok` where every one of them is."""
+    """Checks; `ok` where every one of them is."""
 
     ok: bool
     findings: list[Finding]

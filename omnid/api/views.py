@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from omnid.api.answering import question_views
 from omnid.api.money_views import MoneyViews
 from omnid.api.shapes import (
     AttemptView,
@@ -18,6 +19,7 @@ from omnid.api.shapes import (
     TaskView,
 )
 from omnid.errors import Rejected, Retryable
+from omnid.flow.asking import message_of, open_requests
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.diskroom import DiskRoom
@@ -110,6 +112,7 @@ class Views:
             attempts_total=total[0] if total else 0,
             money=self.money.task(reader, task),
             timed_out=timed_out,
+            questions=question_views(reader, task, self._context.config.task.answer_timeout_s) or None,
         )
 
     def _shown(self, task: Task) -> Work:
@@ -147,6 +150,8 @@ class Views:
                 slots_full=len(context.running) >= context.config.daemon.slots_max,
                 running=len(context.running),
                 cost=self.money.sentence(reader, task),
+                asks=tuple(open_requests(reader, task)),
+                answer_timeout_s=context.config.task.answer_timeout_s,
             ),
         )
         calls = ""
@@ -189,6 +194,11 @@ class Views:
             brief = self.brief(row)
             do = f"omnictl resolve {brief.name} --done | --again | --fail"
             found.append(NeedsYou(brief.name, brief.title, "nobody knows whether it finished", do))
+        for row in rows("needs_you", "input_required"):
+            brief = self.brief(row)
+            asks = open_requests(reader, journal.need_task(reader, brief.id))
+            what = f"asks: {message_of(asks[0])}" if asks else "asks something"
+            found.append(NeedsYou(brief.name, brief.title, what, f"omnictl answer {brief.name}"))
         for row in rows("waiting_for", "approval"):
             brief = self.brief(row)
             what = f"wants to run on {brief.executor}"
@@ -198,7 +208,7 @@ class Views:
             said = gate.problem.what if gate.problem else "it is not logged in"
             found.append(NeedsYou(gate.subject, said, "waits for you", f"omnictl resume --executor {gate.subject}"))
         tally = self._context.store.tally
-        total = tally.get("waiting:approval", 0) + tally.get("uncertain", 0) + len(logins)
+        total = sum(tally.get(key, 0) for key in ("waiting:approval", "uncertain", "input_required")) + len(logins)
         for row in rows("needs_money") if tally.get("waiting:budget") else ():
             brief = self.brief(row)
             total += 1

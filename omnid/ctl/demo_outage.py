@@ -44,6 +44,7 @@ cloud_probe_every_s = 1.0
 [brainstem]
 argv = {local}
 base_url = "http://{host}:{local_port}{local_path}/v1"
+memory_bytes_min = 300000000
 [[channel]]
 name = "{free}"
 profile = "compatible"
@@ -72,6 +73,8 @@ class OutagePlace(Place):
 
     def __init__(self, root: str, environ: Mapping[str, str]) -> None:
         super().__init__(root, environ)
+        # MLX leaves a directory of its own among the temporary files.
+        self.outside.update(_KEYS, TMPDIR=root)
         self.has_gateway = importlib.util.find_spec("litellm") is not None
         self._cloud_files = os.path.join(root, "cloud")
         os.mkdir(self._cloud_files)
@@ -87,7 +90,6 @@ class OutagePlace(Place):
             local_argv = [sys.executable, "-m", "mlx_lm", "server", "--model", os.path.join(root, "model")]
             local_argv += ["--host", HOST, "--port", str(local)]
         self._cloud: subprocess.Popen[bytes] | None = None
-        self.outside.update(_KEYS)
         config = _CONFIG.format(
             zone=toml(night_zone(time.gmtime().tm_hour)),
             cap_usd=CAP_USD,

@@ -58,6 +58,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "rm": ("control", "Delete tasks"),
     "approve": ("approval", "Let a task of an agent run"),
     "deny": ("approval", "Refuse a task of an agent"),
+    "answer": ("answer", "Answer what a running task asks, or show the question"),
     "reply": ("dead", "Answer a message about a task: 1 approve, 2 again, 3 drop"),
     "dead": ("dead", "Show what could not be delivered, try it again, or drop it"),
     "diff": ("workspace", "Show what a task has changed in its workspace"),

@@ -5,15 +5,14 @@ provider can stop. The HTTP library is imported when the first call is made.
 """
 
 import contextlib
-import socket
 import ssl
-import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from msgspec import structs
 
+from omnid import platform
 from omnid.channels import profile_of
 from omnid.clock import Clock
 from omnid.executor.model_errors import BODY_BYTES_MAX, CallFailed, Failure, Signs, classify
@@ -139,7 +138,7 @@ class Direct:
                 max_connections=CONNECTIONS_MAX,
                 max_keepalive_connections=KEPT_MAX,
                 keepalive_expiry=KEPT_S,
-                socket_options=_watchful(self._models.connect_timeout_s),
+                socket_options=platform.watchful(self._models.connect_timeout_s),
             )
         return self._made
 
@@ -222,22 +221,3 @@ def _detail(error: Exception) -> str:
     while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
         cause = cause.__cause__ or cause.__context__
     return "" if cause is None else str(cause.strerror)
-
-
-def _watchful(dead_after_s: float) -> list[Any]:
-    """Socket options by which the kernel finds out that the other side is gone, while a slow model may take its time.
-
-    Source: tcp(7). Without them a call on a pulled cable would wait until its silence counts.
-    """
-    idle_s = max(1, round(dead_after_s / 2))
-    options: list[Any] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    if sys.platform == "linux":
-        options += [
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle_s // 3)),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * dead_after_s)),
-        ]
-    elif sys.platform == "darwin":
-        options += [(socket.IPPROTO_TCP, socket.TCP_KEEPALIVE, idle_s)]
-    return options

@@ -26,10 +26,15 @@ async def gather(
         # It names the libraries that omnid was packed with, which are not those of other programs.
         environment.pop("LD_LIBRARY_PATH", None)
     for name, value in section.env_set.items():
-        try:
-            environment[name] = await secrets.resolve(value) if is_reference(value) else value
-        except Rejected as error:
-            # A person can provide it, so the work waits for that.
-            detail = f"{error.fields['detail']} (it is {name} of executor {section.name})"
-            raise Retryable("secret_missing", reference=error.fields["reference"], detail=detail) from error
+        environment[name] = await resolved(section, name, value, secrets)
     return environment
+
+
+async def resolved(section: Section, name: str, value: str, secrets: Secrets) -> str:
+    """Gives a value of the config, or what it refers to; raises Retryable ``secret_missing`` where that isn't there."""
+    try:
+        return await secrets.resolve(value) if is_reference(value) else value
+    except Rejected as error:
+        # A person can provide it, so the work waits for that.
+        detail = f"{error.fields['detail']} (it is {name} of executor {section.name})"
+        raise Retryable("secret_missing", reference=error.fields["reference"], detail=detail) from error

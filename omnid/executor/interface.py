@@ -1,10 +1,10 @@
 """What every executor offers, whatever it calls: a command, an MCP server, later a model."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection, Mapping
 from enum import Enum
 from typing import Any, Protocol
 
-from omnid.model import Command, Result, Work
+from omnid.model import Command, InputRequest, InputResponse, Result, Work
 
 CHANGES = "changes"
 """The kind of note that says what an attempt has changed in its workspace: ``git diff --stat``."""
@@ -22,6 +22,23 @@ class Ports(Protocol):
 
     def notes(self, attempt_id: str, kind: str) -> Awaitable[list[Any]]:
         """Gives the bodies that were noted for the attempt under that kind, oldest first."""
+        ...
+
+    def ask(self, attempt_id: str, requests: Mapping[str, InputRequest]) -> Awaitable[dict[str, InputResponse]]:
+        """Asks a person, and waits until all is answered; meanwhile the task is `input_required`.
+
+        The requests are on the disk before it waits. Their names are the executor's, and name one request of the
+        attempt each: asked again, also by a later daemon, it stands as it was, and an answer that was given is given.
+        What nobody answers in `task.answer_timeout_s` is answered with `cancel`. Cancelling the wait leaves the
+        requests open; see `withdraw`. Raises Rejected(`too_many`) beyond `limits.asks_max` requests of one attempt
+        or `limits.ask_bytes_max` of one request, and Rejected(`not_in_state`) where the attempt is over.
+
+        The attempt's own clock stands while it waits: an executor holds its deadline in an `Allowance`.
+        """
+        ...
+
+    def withdraw(self, attempt_id: str, names: Collection[str]) -> Awaitable[None]:
+        """Closes requests that whoever asked no longer wants to be answered; unknown and answered ones are ignored."""
         ...
 
 

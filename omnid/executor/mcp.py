@@ -1,10 +1,10 @@
-"""The mcp executor: tools of one MCP server over stdio, started when first needed and kept while it is used."""
+"""The mcp executor: calls tools of one MCP server, as tasks of that server where it has them."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
@@ -12,30 +12,41 @@ from msgspec import structs
 
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
+from omnid.executor.allowance import Allowance
 from omnid.executor.attempt_log import AttemptLog
-from omnid.executor.environment import gather, names_for
 from omnid.executor.interface import Found, Ports
+from omnid.executor.mcp_follow import Follower, ignore
+from omnid.executor.mcp_keeper import Keeper
+from omnid.executor.mcp_questions import Questions, UnanswerableError
 from omnid.executor.mcp_schema import check_arguments
+from omnid.executor.mcp_shapes import Answer, Asked, Reply, Tool
+from omnid.executor.mcp_tasks import RemoteTask, TaskGoneError
 from omnid.executor.spool import excerpt
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.log import Logger
 from omnid.model import Command, Problem, Result, Work
-from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
 from omnid.settings import PROMPT, Limits
 from omnid.settings import McpExecutor as Section
 
 if TYPE_CHECKING:
-    from omnid.executor.mcp_session import Answer, McpSession, Tool
+    from omnid.executor.mcp_session import McpSession
 
 OBEY_S = 2.0
 """How long a server that was told to stop a call has to show that it still answers."""
+PROBE_S = 10.0
+"""How long a server elsewhere may take to answer a probe."""
 KNOWN_MAX = 20
 VALUE_BYTES_MAX = 1 << 20
 """The largest structured result that is kept; a larger one stays in the attempt's log."""
 DETAIL_CHARS_MAX = 300
-START_SLACK_S, STOP_SLACK_S = 2.0, 5.0
+KEEP_MS = 86_400_000
+"""How much longer than the attempt may last a task of the server should be kept: the daemon may be away meanwhile."""
+ROUNDS_MAX = 20
+"""How often one call may ask before it is done."""
+CALLED, TASK = "called", "remote_task"
+"""The kinds of notes that say that the server was called, and which task of its own it made of the call."""
 
 
 class McpExecutor:
@@ -64,20 +75,12 @@ class McpExecutor:
         self.takes_prompts = PROMPT in repr(section.arguments)
         self._section = section
         self._supervised = supervised
-        self._secrets = secrets
-        self._environ = environ
         self._tasks = tasks
         self._clock = clock
         self._log = log
         self._limits = limits
-        self._host: _Host | None = None
-        self._failures = FailureCount()
-        self._backoff = Backoff(section.restart_base_s, section.restart_max_s)
-        self._next_start_s = 0.0
-        self._closed = False
-        self._legacy = False
-        """Whether the server is known to ignore ``server/discover``."""
-        self._clearing, self._cleared = anyio.Lock(), False
+        self._keeper = Keeper(section, supervised, secrets, environ, tasks=tasks, clock=clock, log=log)
+        self._follower = Follower(section.name, self._keeper, clock, log)
         self._attempts: dict[str, _Attempt] = {}
 
     def accepts(self, work: Work) -> None:
@@ -97,101 +100,179 @@ class McpExecutor:
         return structs.replace(work, server=self.name, tool=work.tool or self._section.tool, arguments=arguments)
 
     async def probe(self) -> None:
-        """See `Executor.probe`: starts the server, unless it runs."""
-        await self._session()
+        """See `Executor.probe`: begins a session, unless there is one; a server elsewhere is asked in any case."""
+        session = await self._keeper.session()
+        if self._section.url and not await session.answers(PROBE_S):
+            session.fault(f"it didn't answer within {PROBE_S:g} s")
+            raise self._down(session.why_over)
 
     async def run(self, command: Command, ports: Ports) -> Result:
         """See `Executor.run`."""
-        began_s = self._clock.monotonic_s()
-        timeout_s = min(command.timeout_s, self._section.call_timeout_s or command.timeout_s)
-        notices = AttemptLog(self._supervised.spool, command.attempt_id, self._log)
-        attempt = _Attempt(command, timeout_s, notices)
-        self._attempts[command.attempt_id] = attempt
-        self._tasks.start_soon(attempt.notices.write)
-        try:
-            ended = await self._guarded(attempt, ports)
-        finally:
-            del self._attempts[command.attempt_id]
-            attempt.notices.close()
-        await attempt.notices.flush()
-        outcome = ended.outcome if isinstance(ended, Result) else ended.code
-        took_ms = round(1000 * (self._clock.monotonic_s() - began_s))
-        tool = attempt.tool_name(self._section)
-        self._log.info("mcp_call", server=self.name, tool=tool, ms=took_ms, outcome=outcome, task=command.name)
+        attempt = self._attempts[command.attempt_id] = self._attempt(command, ports)
+        ended = await self._attend(attempt, self._do)
         if isinstance(ended, Retryable):
             raise ended
         return ended
 
     async def recover(self, command: Command, ports: Ports) -> Found:
-        """See `Executor.recover`: what was called is lost, once the old server has surely ended.
+        """See `Executor.recover`: a call is lost with its session, unless the server has made a task of it.
 
-        Raises Retryable ``executor_down`` where that server doesn't end.
+        Raises Retryable ``executor_down`` where an old server of ours doesn't end.
         """
-        await self._clear_old()
-        return Found.LOST if await ports.notes(command.attempt_id, "called") else Found.NEVER_RAN
+        await self._keeper.clear_old()
+        if not await ports.notes(command.attempt_id, CALLED):
+            return Found.NEVER_RAN
+        made = await ports.notes(command.attempt_id, TASK)
+        if not made:
+            return Found.LOST
+        # Known from here on, as it may be cancelled before it is adopted.
+        attempt = self._attempts[command.attempt_id] = self._attempt(command, ports)
+        attempt.called, attempt.task_id = True, made[-1]["id"]
+        return Found.RUNNING
 
-    async def adopt(self, command: Command, ports: Ports) -> Result:  # noqa: ARG002 - there is nothing to wait for.
-        """See `Executor.adopt`: servers end with their daemon, so `recover` never finds an attempt running."""
-        return _unknown(command, "servers end with their daemon", repeatable=command.idempotent)
+    async def adopt(self, command: Command, ports: Ports) -> Result:  # noqa: ARG002 - `recover` has kept them.
+        """See `Executor.adopt`: waits for the server's task; it gets the attempt's whole time again."""
+        ended = await self._attend(self._attempts[command.attempt_id], self._follow)
+        return ended if isinstance(ended, Result) else _unknown(command, ended.what, repeatable=command.idempotent)
 
     async def call_tool(self, tool: str, arguments: dict[str, Any], id: str) -> "Answer":
         """Calls a tool outside of any attempt, starting the server if need be; `id` names the call.
 
         Raises Retryable(`executor_down`). Whoever calls it has a deadline.
         """
-        session = await self._session()
-        with session.held(id, lambda _: None):
-            return await session.call(tool, arguments, id)
+        session = await self._keeper.session()
+        with session.held(id, ignore):
+            answer = await session.call(tool, arguments, id)
+        try:
+            if isinstance(answer, RemoteTask):
+                answer = await self._follower.follow(answer.id, id, ignore)
+        except TaskGoneError as error:
+            return Answer("unknown", f"the server knows its task no more: {error}")
+        except UnanswerableError as error:
+            return Answer("error", f"it asks for {error}, which nobody here can give")
+        if isinstance(answer, Asked):
+            return Answer("error", "it asks for more, which nobody here can give")
+        if answer.kind == "unsent":
+            raise self._down(answer.text)
+        return answer
 
     async def cancel(self, attempt_id: str) -> None:
         """See `Executor.cancel`."""
         attempt = self._attempts.get(attempt_id)
         if attempt is not None:
             attempt.cancelled = True
-            attempt.scope.cancel()
+            attempt.allowance.scope.cancel()
 
     async def settled(self, attempt_id: str) -> None:
         """See `Executor.settled`: nothing was kept for a recovery."""
 
     async def aclose(self) -> None:
-        """See `Executor.aclose`: ends the server, and with it the calls that are open."""
-        self._closed = True
-        host = self._host
-        if host is not None:
-            if host.session is not None:
-                host.session.end("it was closed")
-            host.scope.cancel()
-            await host.gone.wait()
+        """See `Executor.aclose`: ends the sessions, and with them the open calls; tasks of the server go on."""
+        await self._keeper.aclose()
 
-    async def _guarded(self, attempt: "_Attempt", ports: Ports) -> Result | Retryable:
-        """Does the attempt within its deadline, and gives what it came to."""
+    def _attempt(self, command: Command, ports: Ports) -> "_Attempt":
+        timeout_s = min(command.timeout_s, self._section.call_timeout_s or command.timeout_s)
+        notices = AttemptLog(self._supervised.spool, command.attempt_id, self._log)
+        attempt = _Attempt(command, ports, timeout_s, notices, self._log)
+        attempt.tool = command.work.tool or self._section.tool or ""
+        attempt.repeatable = command.idempotent or self.idempotent
+        return attempt
+
+    async def _attend(self, attempt: "_Attempt", work: "Callable[[_Attempt], Awaitable[Result]]") -> Result | Retryable:
+        """Does work for an attempt, with its log, and gives what it came to; Retryable: nothing was begun."""
+        command, began_s = attempt.command, self._clock.monotonic_s()
+        self._tasks.start_soon(attempt.notices.write)
+        try:
+            ended = await self._guarded(attempt, work)
+        finally:
+            del self._attempts[command.attempt_id]
+            attempt.notices.close()
+        await attempt.notices.flush()
+        outcome = ended.outcome if isinstance(ended, Result) else ended.code
+        took_ms = round(1000 * (self._clock.monotonic_s() - began_s))
+        self._log.info("mcp_call", server=self.name, tool=attempt.tool, ms=took_ms, outcome=outcome, task=command.name)
+        return ended
+
+    async def _guarded(
+        self, attempt: "_Attempt", work: "Callable[[_Attempt], Awaitable[Result]]"
+    ) -> Result | Retryable:
+        """Does the work within the attempt's deadline."""
         command = attempt.command
         try:
-            with attempt.scope:
-                return await self._do(attempt, ports)
-        except Retryable as error:
-            if not attempt.called:
-                return error
-            return _unknown(command, error.what, repeatable=attempt.repeatable)
-        except Rejected as error:
-            return command.ended("rejected", Problem.of(error))
+            with attempt.allowance.scope:
+                return await work(attempt)
+        except (Retryable, Rejected) as error:
+            if attempt.called:
+                return _unknown(command, error.what, repeatable=attempt.repeatable)
+            return error if isinstance(error, Retryable) else command.ended("rejected", Problem.of(error))
+        except UnanswerableError as error:
+            return await self._unanswerable(attempt, str(error))
+        except TaskGoneError as error:
+            detail = f"the server knows its task {attempt.task_id} no more: {error}"
+            return _unknown(command, detail, repeatable=attempt.repeatable)
         return await self._given_up(attempt)
 
-    async def _do(self, attempt: "_Attempt", ports: Ports) -> Result:
+    async def _do(self, attempt: "_Attempt") -> Result:
         command = attempt.command
-        attempt.repeatable = command.idempotent or self.idempotent
         arguments = fill({**self._section.arguments, **(command.work.arguments or {})}, command)
-        attempt.session = session = await self._session()
-        with session.held(command.attempt_id, attempt.notices.add):
-            tool = await self._tool(session, attempt.tool_name(self._section), arguments)
+        answer = await self._call(attempt, arguments)
+        if not isinstance(answer, RemoteTask) and answer.kind == "unsent":
+            # Its session was over, and a new one can have better luck.
+            answer = await self._call(attempt, arguments)
+        if isinstance(answer, RemoteTask):
+            await self._keep_task(attempt, answer)
+            return await self._follow(attempt)
+        if answer.kind == "unsent":
+            raise self._down(answer.text)
+        return self._result(attempt, answer)
+
+    async def _call(self, attempt: "_Attempt", arguments: dict[str, Any]) -> "Answer | RemoteTask":
+        command, note = attempt.command, attempt.ports.note
+        attempt.session = session = await self._keeper.session()
+        with session.held(command.attempt_id, attempt.notices.add, attempt.questions.of_call):
+            tool = await self._tool(session, attempt.tool, arguments)
             attempt.repeatable = attempt.repeatable or tool.repeatable
             if attempt.repeatable and not command.idempotent:
-                await ports.note(command.attempt_id, "idempotent", True)
-            await ports.note(command.attempt_id, "called", {"server": self.name, "tool": tool.name})
+                await note(command.attempt_id, "idempotent", True)
+            await note(command.attempt_id, CALLED, {"server": self.name, "tool": tool.name})
             attempt.called = True
-            answer = await session.call(tool.name, arguments, command.attempt_id)
-        if answer.kind != "unknown":
-            self._failures = self._failures.succeeded()
+            keep_ms = round(1000 * attempt.timeout_s) + KEEP_MS
+            answer = await self._in_rounds(
+                attempt, partial(session.call, tool.name, arguments, command.attempt_id, keep_ms=keep_ms)
+            )
+        if isinstance(answer, Answer) and answer.kind == "unsent":
+            attempt.called = False
+        return answer
+
+    async def _in_rounds(
+        self, attempt: "_Attempt", call: Callable[..., Awaitable[Answer | Asked | RemoteTask]]
+    ) -> Answer | RemoteTask:
+        """Makes a call, again and again with the answers to what it asks: it is done when it asks nothing."""
+        answer = await call()
+        for _ in range(ROUNDS_MAX):
+            if not isinstance(answer, Asked):
+                return answer
+            reply = Reply(await attempt.questions.of_call(answer.requests), answer.state)
+            answer = await call(reply=reply)
+        raise UnanswerableError("more and more")
+
+    async def _keep_task(self, attempt: "_Attempt", task: RemoteTask) -> None:
+        """Writes down what the server has made of the call, before anybody waits for it."""
+        command = attempt.command
+        attempt.task_id = task.id
+        try:
+            await attempt.ports.note(command.attempt_id, TASK, {"server": self.name, "id": task.id})
+        except (Retryable, Rejected) as error:
+            # It can be waited for all the same; only a daemon that is killed meanwhile would know nothing of it.
+            self._log.warning("mcp_task_not_noted", server=self.name, task=command.name, **error.as_dict())
+        self._log.info("mcp_task", server=self.name, tool=attempt.tool, id=task.id, task=command.name)
+        attempt.notices.add(f"[task {task.id} of {self.name}] {task.said}\n")
+
+    async def _follow(self, attempt: "_Attempt") -> Result:
+        """Waits for the end of the server's task."""
+        answer = await self._follower.follow(
+            attempt.task_id or "", attempt.command.attempt_id, attempt.notices.add, attempt.questions
+        )
         return self._result(attempt, answer)
 
     async def _tool(self, session: "McpSession", name: str, arguments: dict[str, Any]) -> "Tool":
@@ -214,20 +295,45 @@ class McpExecutor:
         await anyio.to_thread.run_sync(check_arguments, name, tool.schema, arguments)
         return tool
 
+    async def _unanswerable(self, attempt: "_Attempt", what: str) -> Result:
+        """Ends an attempt whose server asks for what nobody here can give."""
+        if attempt.task_id is not None:
+            await self._follower.end(attempt.task_id, attempt.command.attempt_id)
+        return self._result(attempt, Answer("error", f"it asks for {what}, which omnid doesn't give"))
+
     async def _given_up(self, attempt: "_Attempt") -> Result:
         """Ends an attempt whose time is over or that was cancelled; the server has been told.
 
-        Whether it obeys can't be seen, as it doesn't answer a cancelled call; whether it still lives can.
+        Whether it obeys can't be seen of a call, as it doesn't answer a cancelled one; whether it still lives can. Of
+        a task of its own it can be seen.
         """
-        command, session = attempt.command, attempt.session
+        session = attempt.session
+        if attempt.task_id is not None:
+            return await self._ended_there(attempt, attempt.task_id)
         if attempt.called and session is not None and session.usable and not await session.answers(OBEY_S):
             session.fault("it was stuck after a call that it was told to stop")
+        told = "The server was told to stop." if attempt.called else "The server had not been called."
+        detail = f"no answer came in {attempt.timeout_s:g} s; the server was told to stop, and may have done it"
+        return self._stopped(attempt, told, None if attempt.repeatable or not attempt.called else detail)
+
+    async def _ended_there(self, attempt: "_Attempt", task_id: str) -> Result:
+        """Ends the server's task with the attempt; what it came to in the end stands."""
+        status, answer = await self._follower.end(task_id, attempt.command.attempt_id) or (None, None)
+        if status == "completed" and answer is not None:
+            return self._result(attempt, answer)
+        if status is not None:
+            return self._stopped(attempt, f"So was the server's task {task_id}.", None)
+        detail = f"its task {task_id} wasn't done in {attempt.timeout_s:g} s, and it hasn't confirmed that it stops it"
+        told = f"The server was told to end its task {task_id}, and hasn't confirmed it."
+        return self._stopped(attempt, told, None if attempt.repeatable else detail)
+
+    def _stopped(self, attempt: "_Attempt", told: str, unknown: str | None) -> Result:
+        """Gives what an attempt came to that was ended; `unknown` says why nobody knows how far a call came."""
+        command = attempt.command
         if attempt.cancelled:
-            told = "The server was told to stop." if attempt.called else "The server had not been called."
             return command.ended("cancelled", Problem.make("cancelled", detail=told))
-        if attempt.called and not attempt.repeatable:
-            detail = f"no answer came in {attempt.timeout_s:g} s; the server was told to stop, and may have done it"
-            return _unknown(command, detail, repeatable=False)
+        if unknown is not None:
+            return _unknown(command, unknown, repeatable=False)
         problem = Problem.make("attempt_timeout", timeout_s=f"{attempt.timeout_s:g}")
         return command.ended("timeout", problem)
 
@@ -236,9 +342,12 @@ class McpExecutor:
         detail = answer.text.strip()[:DETAIL_CHARS_MAX] or "it gave no reason"
         if answer.kind == "unknown":
             return _unknown(command, detail, repeatable=attempt.repeatable)
+        self._keeper.worked()
         if answer.kind == "refused":
-            tool = attempt.tool_name(self._section)
-            return command.ended("rejected", Problem.make("bad_arguments", tool=tool, detail=detail))
+            return command.ended("rejected", Problem.make("bad_arguments", tool=attempt.tool, detail=detail))
+        if answer.kind == "stopped":
+            problem = Problem.make("reported_error", executor=self.name, detail=detail, task=command.name)
+            return command.ended("rejected", problem)
         value = msgspec.json.encode(answer.value)
         text = answer.text if answer.text or answer.value is None else value.decode()
         attempt.notices.add(text + "\n")
@@ -257,141 +366,27 @@ class McpExecutor:
             value=msgspec.json.decode(value) if len(value) <= VALUE_BYTES_MAX else None,
         )
 
-    async def _session(self) -> "McpSession":
-        """Gives the session, and starts the server where none runs; raises Retryable as `Executor.probe` does."""
-        with anyio.move_on_after(self._section.start_timeout_s + START_SLACK_S):
-            while not self._closed:
-                host = self._host
-                if host is None:
-                    await self._wait_out()
-                    # Another attempt may have started it meanwhile.
-                    if self._host is None:
-                        self._host = _Host()
-                        self._tasks.start_soon(self._keep, self._host)
-                elif host.session is not None and host.session.usable:
-                    return host.session
-                elif host.ready.is_set():
-                    await host.gone.wait()
-                else:
-                    await host.ready.wait()
-                    if host.why is not None:
-                        raise host.lacks or self._down(host.why)
-            raise self._down("it is being closed")
-        raise self._down(f"it was not ready within {self._section.start_timeout_s:g} s")
-
-    async def _wait_out(self) -> None:
-        """Waits for the time of the next start; raises Retryable ``executor_down`` where that is far."""
-        wait_s = self._next_start_s - self._clock.monotonic_s()
-        if wait_s >= self._section.start_timeout_s:
-            count = self._failures.failures
-            raise self._down(f"it failed {count} times in a row, and is started again in {wait_s:.0f} s")
-        if wait_s > 0:
-            await anyio.sleep(wait_s)
-
-    async def _keep(self, host: "_Host") -> None:
-        """Keeps one server from its start to its end, and never raises for it: other executors share the group."""
-        broken, why = False, "it was closed"
-        try:
-            with host.scope:
-                broken, why = await self._serve(host)
-        except Retryable as error:
-            broken, why = True, str(error.fields.get("detail", error.what))
-            if error.code == "secret_missing":
-                # The server is not at fault, so it is started as soon as somebody asks again.
-                broken, host.lacks = False, error
-        except Exception as error:  # noqa: BLE001 - It is logged, and must not end what else lives in the group.
-            self._log.exception("mcp_fault", server=self.name)
-            broken, why = True, f"{type(error).__name__}: {error}"
-        finally:
-            if broken:
-                self._failures = self._failures.failed(self._clock.monotonic_s())
-                delay_s = self._backoff.delay_s(self._failures.failures, self._clock.uniform)
-                self._next_start_s = self._clock.monotonic_s() + delay_s
-            self._host = None
-            host.fail(why)
-            host.gone.set()
-            self._log.info("mcp_ended", server=self.name, why=why, failures=self._failures.failures)
-
-    async def _serve(self, host: "_Host") -> tuple[bool, str]:
-        """Starts the server and gives whether it broke, and why it ended."""
-        environment = await gather(self._section, names_for(self._section, self._environ), self._environ, self._secrets)
-        session_type = await anyio.to_thread.run_sync(_load)
-        cwd = self._section.cwd or self._environ.get("HOME") or "/"
-        await self._clear_old()
-        server = await self._supervised.start_server(self.name, self._section.argv, cwd, environment)
-        try:
-            host.session = session = session_type(self.name, server, self._log, legacy=self._legacy)
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._announce, host, session)
-                await session.serve(self._section.start_timeout_s, self._section.idle_s)
-                group.cancel_scope.cancel()
-            # What it ignored once needn't be asked again, until a start fails for that.
-            self._legacy = session.started.is_set() and (session.legacy or session.ignores_discover)
-            why = session.why_ended or "it was retired"
-            # Those who wait for the start need not wait for the end.
-            host.fail(why)
-            return session.broken, why
-        finally:
-            with anyio.move_on_after(2 * self._supervised.kill_grace_s + STOP_SLACK_S, shield=True):
-                await server.terminate()
-
-    async def _clear_old(self) -> None:
-        """Ends what an earlier daemon left, once: later on, the server that runs is this daemon's own."""
-        async with self._clearing:
-            if not self._cleared:
-                await self._supervised.clear_server(self.name)
-                self._cleared = True
-
-    async def _announce(self, host: "_Host", session: "McpSession") -> None:
-        await session.started.wait()
-        self._log.info("mcp_started", server=self.name, tools=len(session.tools))
-        host.ready.set()
-
     def _down(self, detail: str) -> Retryable:
         return Retryable("executor_down", executor=self.name, detail=detail)
-
-
-class _Host:
-    """Where one server lives: what starts with it, and how those that wait for it learn of its start and end."""
-
-    def __init__(self) -> None:
-        self.scope = anyio.CancelScope()
-        self.session: McpSession | None = None
-        self.why: str | None = None
-        self.lacks: Retryable | None = None
-        """The error where it lacks a secret, which only a person can provide."""
-        self.ready = anyio.Event()
-        self.gone = anyio.Event()
-
-    def fail(self, why: str) -> None:
-        """Tells those who wait for the start why there is none; what has started before is ending."""
-        self.why = why
-        self.ready.set()
 
 
 class _Attempt:
     """One attempt in progress, and how far it came."""
 
-    def __init__(self, command: Command, timeout_s: float, notices: "AttemptLog") -> None:
+    def __init__(self, command: Command, ports: Ports, timeout_s: float, notices: "AttemptLog", log: Logger) -> None:
         self.command = command
+        self.ports = ports
         self.timeout_s = timeout_s
-        self.scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
+        self.allowance = Allowance(timeout_s)
         self.notices = notices
+        self.questions = Questions(command.attempt_id, ports, self.allowance, log)
         self.session: McpSession | None = None
+        self.tool = ""
+        self.task_id: str | None = None
+        """The task that the server has made of the call."""
         self.cancelled = False
         self.called = False
         self.repeatable = False
-
-    def tool_name(self, section: Section) -> str:
-        """Gives the tool that the task names, or else the config."""
-        return self.command.work.tool or section.tool or ""
-
-
-def _load() -> "type[McpSession]":
-    """Imports the SDK; in a thread, because it takes about a second."""
-    from omnid.executor.mcp_session import McpSession
-
-    return McpSession
 
 
 def _unknown(command: Command, detail: str, *, repeatable: bool) -> Result:

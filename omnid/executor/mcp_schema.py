@@ -1,4 +1,4 @@
-"""The check of a tool's arguments against its input schema, before the call: bounded in time, and nothing is fetched.
+"""The check of JSON against schemas of servers: bounded in time, and nothing is fetched.
 
 Schemas come from servers, so they are not trusted. Regular expressions are left to the server: one of them can take
 longer than the machine lives, and Python can't interrupt it. Everything else is counted, so that references which
@@ -30,22 +30,32 @@ def check_arguments(tool: str, schema: dict[str, Any], arguments: dict[str, Any]
 
     To be called in a thread: it imports jsonschema, and the longest check takes about a second.
     """
+    detail = misfit(schema, arguments)
+    if detail is not None:
+        raise Rejected("bad_arguments", tool=tool, detail=detail)
+
+
+def misfit(schema: dict[str, Any], value: Any) -> str | None:
+    """Says in what a value doesn't fit a schema, or why the schema can't be used; None where it fits.
+
+    To be called in a thread, as `check_arguments`.
+    """
     encoded = msgspec.json.encode(schema)
     if len(encoded) > SCHEMA_BYTES_MAX:
-        raise _rejected(tool, f"its schema has more than {SCHEMA_BYTES_MAX} bytes")
+        return f"its schema has more than {SCHEMA_BYTES_MAX} bytes"
     try:
-        error = _first_error(schema, arguments, patterns=b'"patternProperties"' in encoded)
+        error = _first_error(schema, value, patterns=b'"patternProperties"' in encoded)
     except _TooLong:
-        raise _rejected(tool, f"its schema takes more than {STEPS_MAX} steps to check") from None
-    except Exception as fault:
-        # A schema that is none makes jsonschema fail in any way there is.
-        raise _rejected(tool, f"its schema can't be used: {type(fault).__name__} {fault}") from fault
-    if error is not None:
-        where = error.json_path.removeprefix("$").removeprefix(".")
-        raise _rejected(tool, f"{where}: {error.message}" if where else error.message)
+        return f"its schema takes more than {STEPS_MAX} steps to check"
+    except Exception as fault:  # noqa: BLE001 - A schema that is none makes jsonschema fail in any way there is.
+        return f"its schema can't be used: {type(fault).__name__} {fault}"[:DETAIL_CHARS_MAX]
+    if error is None:
+        return None
+    where = error.json_path.removeprefix("$").removeprefix(".")
+    return (f"{where}: {error.message}" if where else str(error.message))[:DETAIL_CHARS_MAX]
 
 
-def _first_error(schema: dict[str, Any], arguments: dict[str, Any], *, patterns: bool) -> Any:
+def _first_error(schema: dict[str, Any], value: Any, *, patterns: bool) -> Any:
     """Gives the error that explains most, or None; `patterns`: the schema has patternProperties somewhere."""
     # The library's types are partial, so it is used untyped.
     errors: Any = import_module("jsonschema.exceptions")
@@ -59,7 +69,7 @@ def _first_error(schema: dict[str, Any], arguments: dict[str, Any], *, patterns:
     dialect = validators.validator_for(schema, default=validators.Draft202012Validator)
     counted = validators.extend(dialect, _counted(dialect.VALIDATORS, left_out))
     # With an empty registry, references lead to places within the schema, never over the network.
-    return errors.best_match(counted(schema, registry=registry).iter_errors(arguments))
+    return errors.best_match(counted(schema, registry=registry).iter_errors(value))
 
 
 def _counted(keywords: dict[str, Keyword], left_out: set[str]) -> dict[str, Keyword]:
@@ -81,7 +91,3 @@ def _counted(keywords: dict[str, Keyword], left_out: set[str]) -> dict[str, Keyw
 
 def _holds(*_: Any) -> tuple[()]:
     return ()
-
-
-def _rejected(tool: str, detail: str) -> Rejected:
-    return Rejected("bad_arguments", tool=tool, detail=detail[:DETAIL_CHARS_MAX])

@@ -5,6 +5,8 @@ Lines end with LF or CRLF; a bare CR, which the source allows too, no provider o
 
 from collections.abc import Iterator
 
+RETRY_BYTES_MAX = 20
+
 
 class EventTooLargeError(Exception):
     """An event has more bytes than the limit."""
@@ -19,6 +21,10 @@ class EventReader:
         self._data: list[bytes] = []
         self._bytes = 0
         self._first = True
+        self.last_id = ""
+        """The id of the latest event that had one; a stream that broke can be taken up behind it."""
+        self.retry_ms: int | None = None
+        """How long the server wants its client to wait before that."""
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Yields the data of the events that the piece completes; raises `EventTooLargeError`.
@@ -48,6 +54,10 @@ class EventReader:
             self._data.append(line[5:].removeprefix(b" "))
             self._bytes += len(line)
             self._check()
+        elif line.startswith(b"id:") and b"\0" not in line:
+            self.last_id = line[3:].removeprefix(b" ").decode(errors="replace")
+        elif line.startswith(b"retry:") and len(line) <= RETRY_BYTES_MAX and line[6:].strip().isdigit():
+            self.retry_ms = int(line[6:])
         # Comments keep a connection awake; what an event is called stands in its data too.
         return None
 

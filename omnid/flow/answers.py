@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from omnid.errors import Rejected
+from omnid.flow.asking import message_of, open_requests
 from omnid.flow.context import Context
 from omnid.flow.inbox import keep_for_origin
 from omnid.flow.intake import permit_id, title_of
@@ -50,7 +51,6 @@ CHOICES: Mapping[str, tuple[Choice, ...]] = {
     "uncertain": (Choice(1, "done"), Choice(2, "again"), Choice(3, "fail")),
     "budget": (Choice(3, "cancel"),),
     "login": (Choice(3, "cancel"),),
-    "input": (Choice(3, "cancel"),),
     "failed": (Choice(2, "retry"),),
     "cancelled": (Choice(2, "retry"),),
     "waiting": (Choice(2, "retry"), Choice(3, "cancel")),
@@ -150,6 +150,7 @@ class Announcer:
             tell(tx, self._context.config, "failed", after.id, task=after.name, title=_title(after), problem=problem)
         elif event in NOTICED:
             fields = {"why": event, "task": after.name, "title": _title(after), "executor": after.executor}
+            fields["question"] = _asked(tx, after) if event == "input" else ""
             tell(tx, self._context.config, "needs_you", after.id, **fields)
 
     def _answer(self, tx: Tx, task: Task, event: str, reply_to: Mapping[str, Any]) -> None:
@@ -167,7 +168,7 @@ class Announcer:
         row = tx.one("attempt_by_number", task.id, task.attempt) if task.attempt else None
         last = None if row is None else journal.attempt_of(row)
         cost = cost_of(tx, task.id)
-        result = excerpt(shown if event == "approval" else "" if event in NEEDS_YOU else _output(last))
+        result = excerpt(_told(tx, task, event, shown, last))
         text = message(task, event, result, cost, code=code, language=config.notify.language)
         body = {
             "event": event,
@@ -220,6 +221,8 @@ def message(task: Task, event: str, result: str, cost: Cost | None, *, code: str
     if event in ASKED and not code:
         do = f"omnictl approve {task.name}" if event == "approval" else f"omnictl resolve {task.name}"
         lines.append(say(language, "reply.omnictl", do=do))
+    elif event == "input":
+        lines.append(say(language, "reply.input", do=f"omnictl answer {task.name}"))
     elif CHOICES.get(event) and event != "cancelled":
         said = [say(language, f"choice.{choice.number}") for choice in CHOICES[event]]
         choices = say(language, "between").join(said)
@@ -286,6 +289,19 @@ def _decided_by_a_person(before: Task | None, after: Task) -> bool:
     if after.problem is not None and after.problem.code == "not_approved":
         return True
     return before is not None and before.state == "uncertain" and before.problem == after.problem
+
+
+def _told(reader: Reader, task: Task, event: str, shown: str, last: Attempt | None) -> str:
+    """Gives what a message quotes: what would run, what is asked, or what came out."""
+    if event == "approval":
+        return shown
+    if event == "input":
+        return _asked(reader, task)
+    return "" if event in NEEDS_YOU else _output(last)
+
+
+def _asked(reader: Reader, task: Task) -> str:
+    return "\n".join(message_of(request) for request in open_requests(reader, task))
 
 
 def _output(last: Attempt | None) -> str:

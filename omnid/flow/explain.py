@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+from omnid.flow.asking import Request, message_of
 from omnid.model import Attempt, Gate, Problem, Task
 from omnid.route.admission import LIMITS, is_ajar
 from omnid.times import local
@@ -37,6 +38,9 @@ class Situation(NamedTuple):
     """The name of the task from inside which it was submitted."""
     cost: str | None = None
     """What the task has cost so far, where it costs anything."""
+    asks: tuple[Request, ...] = ()
+    """What its attempt waits to be answered."""
+    answer_timeout_s: float = 0.0
     zone: ZoneInfo = ZoneInfo("UTC")
     """In which times of day are told."""
 
@@ -244,9 +248,21 @@ def _running(task: Task, facts: Situation) -> str:
     text = f"{task.name} runs on {task.executor} (attempt {task.attempt}, started{begun})"
     if task.cancel:
         return f"{text}; a cancel was asked for, and it ends as soon as its executor lets go."
+    if facts.asks:
+        return _asking(task, facts.asks[0], facts)
     tries = facts.attempts_max - task.failures
     after = "a failure would end it" if tries <= 1 else f"it may fail {tries - 1} more times and be tried again"
     return f"{text}; {after}."
+
+
+def _asking(task: Task, first: Request, facts: Situation) -> str:
+    more = len(facts.asks) - 1
+    others = f" (and {more} more question{'s' if more > 1 else ''})" if more else ""
+    until_ms = first.asked_at_ms + round(1000 * facts.answer_timeout_s)
+    return (
+        f'{task.name} asks on {task.executor}{_ago(first.asked_at_ms, facts)}: "{message_of(first)}"{others}; '
+        f"`omnictl answer {task.name}` answers it; otherwise the answer is `cancel`, {_in(until_ms, facts)}."
+    )
 
 
 def _ended(task: Task, facts: Situation) -> str:

@@ -4,7 +4,8 @@ What calls and probes have shown is counted in `modes`. The gate `cloud` is one 
 nothing is written to the tasks behind it; attempts that run are parked at once.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from omnid.flow.dependents import settle_wait
 from omnid.flow.intake import plan
 from omnid.flow.modes import Hold, Said, Saying
 from omnid.flow.turned import Turned
-from omnid.model import Gate, Problem, Submit
+from omnid.model import Gate, Problem, Submit, Submitted
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
 from omnid.settings import GIB, OFFLINE, Channel
@@ -64,11 +65,24 @@ class Shared(NamedTuple):
     brainstem: Brainstem
 
 
-class ModeKeeper:
-    """Three loops: for the gateway, for the cloud, and for the local model."""
+Links = Callable[[], AsyncGenerator[None]]
 
-    def __init__(self, context: Context, shared: Callable[[], Shared | None], secrets: Secrets) -> None:
+
+async def _no_links() -> AsyncGenerator[None]:
+    """Tells of nothing, where nobody listens to the system."""
+    for nothing in ():
+        yield nothing
+
+
+class ModeKeeper:
+    """Loops that watch the gateway, the cloud, the machine's network and the local model."""
+
+    def __init__(
+        self, context: Context, shared: Callable[[], Shared | None], secrets: Secrets, links: Links = _no_links
+    ) -> None:
+        """`links` yields when the machine's network has changed."""
         self._context = context
+        self._links = links
         self._shared = shared
         self._secrets = secrets
         self._mended = FailureCount()
@@ -114,13 +128,21 @@ class ModeKeeper:
             with anyio.move_on_after(every_s if modes.cloud.is_gone or heard_s >= every_s else every_s - heard_s):
                 await modes.cloud_suspect.wait()
             suspect, modes.cloud_suspect = modes.cloud_suspect.is_set(), anyio.Event()
+            moved, modes.link_moved = modes.link_moved, False
             if self._shared() is None or modes.just_woken():
                 continue
             if modes.cloud.is_gone:
                 if modes.cloud_was(good=await self._any_answers()) and modes.hold == "auto":
                     await self._cloud_back()
             elif suspect or self._context.clock.monotonic_s() - modes.heard_at_s >= every_s:
-                await self._doubt(sure=suspect)
+                await self._doubt(sure=suspect and not moved)
+
+    async def watch_links(self) -> None:
+        """Has the cloud looked for when the machine's network changes; ends where the system doesn't tell of that."""
+        async with contextlib.aclosing(self._links()) as changes:
+            async for _ in changes:
+                self._context.log.info("link_changed")
+                self._context.modes.link_changed()
 
     async def watch_local(self) -> None:
         """Tells people, once in an outage, that the local model stays asleep; ends when it is cancelled."""
@@ -202,19 +224,26 @@ class ModeKeeper:
         context, settings = self._context, self._context.config.mode
         now_s = context.clock.monotonic_s()
         context.log.warning("gateway_not_mended", detail=problem[:LOG_CHARS_MAX])
-        if not settings.repair_executor or (
-            self._repair_at_s is not None and now_s - self._repair_at_s < settings.repair_every_s
-        ):
+        if not settings.repair_executor:
+            await self._write(partial(self._tell, mode="unmended", said=problem))
+            return
+        if self._repair_at_s is not None and now_s - self._repair_at_s < settings.repair_every_s:
             return
         said = self._secrets.redact(said or problem)[-LOG_CHARS_MAX:]
         text = REPAIR.format(program="omnid/worker/gateway.py", said=said)
         asked = Submit(prompt=text, executor=settings.repair_executor, kind="repair", labels=("repair",))
+
+        def submit(tx: Tx, write: Callable[[Tx], Sequence[Submitted]]) -> None:
+            (done,) = write(tx)
+            self._tell(tx, mode="repair", executor=settings.repair_executor, task=done.name)
+
         try:
-            await context.store.write(plan(context, Caller(), (asked,)))
+            await context.store.write(partial(submit, write=plan(context, Caller(), (asked,))))
         except OmnidError as error:
             context.log.warning("repair_not_asked", **error.as_dict())
         else:
             self._repair_at_s = now_s
+            context.wake()
 
     async def _doubt(self, *, sure: bool) -> None:
         """Looks whether the cloud is gone; an idle daemon looks as often as calls would have failed.
@@ -307,6 +336,8 @@ class ModeKeeper:
             may_wake = asked.may_wake or state.phase == "waking" or self._context.modes.mode == "brainstem"
             if state.phase != "none" and may_wake:
                 state = await shared.brainstem.settled()
+                if state.phase != "ready" and self._context.modes.mode != "brainstem":
+                    await shared.brainstem.kill()  # Or it would be tried again and again, for nobody.
             problem = state.why or "the local model sleeps while the cloud is there (--wake wakes it)"
             if state.phase == "none":
                 problem = "there is no local model"

@@ -88,6 +88,8 @@ class Modes:
         self.gateway_changed = anyio.Event()
         self.cloud_suspect = anyio.Event()
         """One channel has failed so often in a row that all are to be probed."""
+        self.link_moved = False
+        """The machine's network has changed: a look is due, and a single one proves nothing."""
         self._away: defaultdict[str, int] = defaultdict(int)
         self._awake_at_s = -float("inf")
         self._seen = clock.wall_ms(), clock.monotonic_s()
@@ -128,6 +130,11 @@ class Modes:
         self._away[name] += 1
         if self._away[name] >= self._config().mode.cloud_failures_max and not self.cloud.is_gone:
             self.cloud_suspect.set()
+
+    def link_changed(self) -> None:
+        """Takes that something about the machine's network has changed, for better or worse."""
+        self.link_moved = True
+        self.cloud_suspect.set()
 
     def cloud_was(self, *, good: bool) -> bool:
         """Takes what probes of all channels have shown; tells whether the cloud is gone or back with it."""

@@ -28,6 +28,8 @@ QUEUE = "notice/"
 """What the names of the queues of notices begin with; the name of the place follows."""
 BATCH_MAX = 500
 LINES_MAX = 10
+BESIDE = frozenset({"gateway_back", "repair", "unmended", "asleep", "released"})
+"""What is told of the mode and neither begins nor ends one that people wait for."""
 HOUR_MS = 3_600_000
 FIELD_CHARS_MAX = 300
 
@@ -78,7 +80,7 @@ def _pair(notice: Delivery) -> tuple[str | None, str | None]:
     """Gives what a notice says has begun, and what it says is over."""
     event, subject = notice.body["event"], notice.subject
     if event == "mode":
-        if notice.body.get("mode") in ("gateway_back", "asleep", "released"):
+        if notice.body.get("mode") in BESIDE:
             return None, None
         return (None, "mode") if notice.body.get("mode") == "normal" else ("mode", None)
     if event == "limit":

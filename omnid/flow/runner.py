@@ -1,19 +1,22 @@
 """Takes commands from a link, calls their executors, and hands the results on. One task per attempt, guarded."""
 
 from collections import deque
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError, Retryable
+from omnid.executor.allowance import Allowance
 from omnid.executor.interface import Executor, Found
+from omnid.flow.asking import Asking
 from omnid.flow.context import Context
 from omnid.flow.gates import Gates
 from omnid.flow.guard import guard
 from omnid.flow.results import SETTLE_BACKOFF, Results
 from omnid.link.interface import Link
-from omnid.model import Command, Problem, Result
+from omnid.model import Command, InputRequest, InputResponse, Problem, Result
 from omnid.store import journal
 
 IDLE_MAX = 64
@@ -27,6 +30,9 @@ class JournalPorts:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._asking = Asking(context)
+        self.allowances: dict[str, Allowance] = {}
+        """The time that each attempt has, which stands while it asks."""
 
     async def note(self, attempt_id: str, kind: str, body: Any) -> None:
         """See `Ports.note`."""
@@ -37,6 +43,15 @@ class JournalPorts:
         """See `Ports.notes`."""
         # All of them: the limit may have been a higher one when they were written.
         return await self._context.store.read(lambda reader: journal.notes(reader, attempt_id, kind))
+
+    async def ask(self, attempt_id: str, requests: Mapping[str, InputRequest]) -> dict[str, InputResponse]:
+        """See `Ports.ask`."""
+        with self.allowances[attempt_id].held():
+            return await self._asking.ask(attempt_id, requests)
+
+    async def withdraw(self, attempt_id: str, names: Collection[str]) -> None:
+        """See `Ports.withdraw`."""
+        await self._asking.withdraw(attempt_id, names)
 
 
 class Runner:
@@ -101,9 +116,10 @@ class Runner:
         """Brings one attempt to its result; the result is settled even when the executor is at fault."""
         context = self._context
         settled = False
+        allowance = self._ports.allowances[command.attempt_id] = Allowance(command.timeout_s + OVERRUN_S)
         try:
             result = None
-            with anyio.move_on_after(command.timeout_s + OVERRUN_S):
+            with allowance.scope:
                 result = await self._call(executor, command)
             if result is None:
                 detail = "it gave no result in time"
@@ -115,6 +131,7 @@ class Runner:
             if settled:
                 await executor.settled(command.attempt_id)
         finally:
+            del self._ports.allowances[command.attempt_id]
             context.let_go(command.attempt_id)
             if not settled:
                 context.dispatch.ring()  # Else the dispatcher has looked when the attempt ended.

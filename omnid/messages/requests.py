@@ -138,6 +138,16 @@ REQUESTS: dict[str, Message] = {
         "{why}",
         "`omnictl show {task}` tells what it can take; {remedy}.",
     ),
+    "no_question": Message(
+        "{task} has no open question{which}.",
+        "A question is answered once, and ends with its attempt.",
+        "`omnictl show {task}` says what it does now.",
+    ),
+    "answer_unfit": Message(
+        "The answer to {key} of {task} can't be taken: {detail}.",
+        "An answer fits the form of its question, or whoever asked could do nothing with it.",
+        "`omnictl answer {task}` shows the question and its form.",
+    ),
     "busy_key": Message(
         "The request {request} of this session was answered before with another body.",
         "A session's request ids are used once, so that a repeat is answered and not done again.",

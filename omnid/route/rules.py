@@ -119,19 +119,20 @@ class Matcher:
         return (asked.agent,) if self._by_program and asked.agent is not None else self.rule.executor
 
     def _speaks_of(self, folded: str) -> bool:
-        # Most words aren't there at all, and that is found much faster than with an expression.
-        return any(stem in folded and whole.search(folded) is not None for stem, whole in self._words)
+        # Most words aren't there at all, and that is found much faster than with an expression. These are compiled when
+        # they are first needed, and kept by `re`: all of them would take a noticeable part of the daemon's start.
+        return any(stem in folded and re.search(whole, folded) is not None for stem, whole in self._words)
 
     def _holds(self, size_bytes: int) -> bool:
         return self.rule.bytes_min <= size_bytes and (self.rule.bytes_max is None or size_bytes <= self.rule.bytes_max)
 
 
-def _words(words: str) -> tuple[str, "re.Pattern[str]"]:
+def _words(words: str) -> tuple[str, str]:
     """Gives what to look for in a folded text, and an expression for it as a whole word."""
     stem = " ".join(words.removesuffix("*").casefold().split())
     before = rf"(?<!{_EDGE})" if re.match(_EDGE, stem) else ""
     after = rf"(?!{_EDGE})" if not words.endswith("*") and re.match(_EDGE, stem[-1]) else ""
-    return stem, re.compile(f"{before}{re.escape(stem)}{after}")
+    return stem, f"{before}{re.escape(stem)}{after}"
 
 
 class Rules(NamedTuple):

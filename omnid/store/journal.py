@@ -219,14 +219,14 @@ def end_attempt(tx: Tx, head: Row, fields: Mapping[str, Any]) -> None:
     tx.stirred = True
 
 
-def add_note(tx: Tx, attempt_id: str, kind: str, body: Any, *, notes_max: int) -> None:
+def add_note(tx: Tx, attempt_id: str, kind: str, body: Any, *, notes_max: int | None) -> None:
     """Writes a note beside an open attempt; the kind `idempotent` also sets the attempt's own field.
 
-    Raises Rejected(`too_many`) beyond `notes_max` notes of one attempt.
+    Raises Rejected(`too_many`) beyond `notes_max` notes of one attempt; None: the caller has a limit of its own.
     """
     row = tx.one("count_notes", attempt_id)
     count = row[0] if row else 0
-    if count >= notes_max:
+    if notes_max is not None and count >= notes_max:
         setting = "limits.notes_max"
         raise Rejected("too_many", count=count + 1, things="notes of one attempt", limit=notes_max, setting=setting)
     tx.create(NOTE, f"{attempt_id}/{count + 1}", {"attempt_id": attempt_id, "kind": kind, "body": body})

@@ -182,6 +182,8 @@ SELECT body FROM note WHERE attempt_id = $1 AND kind = $2 ORDER BY ord
 SELECT id FROM note WHERE attempt_id = $1
 -- name: count_notes
 SELECT count(*) FROM note WHERE attempt_id = $1
+-- name: count_notes_of_task
+SELECT count(*) FROM attempt a JOIN note n ON n.attempt_id = a.id WHERE a.task_id = $1 AND n.kind = $2
 
 -- fragment: call_row
 ord, id, task_id, attempt_id, executor, channel, model, labels, reserved_microusd, spent_microusd, started_at_ms,

@@ -333,6 +333,8 @@ def load() -> tuple[Any, Any]:
     # A redirect would take the key to wherever it points; without it the answer is an error like any other.
     setattr(httpx.Response, "has_redirect_location", property(lambda _: False))  # noqa: B010 - Read-only by its type.
     litellm.suppress_debug_info = True
+    # Nobody reads what it would put together of each stream afterwards, which takes a tenth of a call's time.
+    litellm.disable_streaming_logging = True
     # Providers count tokens themselves; its own tokenizer would cost 50 MB at the first call to Anthropic.
     litellm.main.__dict__["encoding"] = None
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "openai", "aiohttp", "asyncio"):

@@ -9,12 +9,23 @@ import mcp_types as types
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver.server import require_client_extension
 
+from omnid.model import InputRequest
 from tests.conformance import contents, listings, rounds
-from tests.fakes.executor import InProcessExecutor
+from tests.fakes.executor import InProcessExecutor, asks
 
 EXTENSION = "io.modelcontextprotocol/tasks"
 WAIT_S = 20
 FAILING_S = 1.0
+
+FORM = {"type": "object", "properties": {"confirm": {"type": "boolean"}, "name": {"type": "string"}}}
+QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "confirm_delete": {"sure": {"message": "Delete it?", "requestedSchema": FORM}},
+    "multi_input": {
+        "first": {"message": "The first name?", "requestedSchema": FORM},
+        "second": {"message": "The second name?", "requestedSchema": FORM},
+    },
+}
+"""What the tasks ask that ask."""
 
 Tool = Callable[[Any, types.CallToolRequestParams], Awaitable[Any]]
 
@@ -24,6 +35,8 @@ async def work(argv: tuple[str, ...]) -> Any:
     name, arguments = argv[0], json.loads(argv[1])
     if name == "slow_compute":
         await anyio.sleep(arguments.get("seconds", 0))
+    elif name in QUESTIONS:
+        await asks.get()({key: InputRequest("elicitation/create", params) for key, params in QUESTIONS[name].items()})
     elif name in ("failing_job", "protocol_error_job"):
         await anyio.sleep(FAILING_S)
         return "rejected", b"It always fails."
@@ -47,6 +60,8 @@ class Fixtures:
             ("slow_compute", {"seconds": {"type": "number"}, "label": {"type": "string"}}),
             ("failing_job", {}),
             ("protocol_error_job", {}),
+            ("confirm_delete", {"filename": {"type": "string"}}),
+            ("multi_input", {}),
             ("test_tool_with_task", {}),
         ):
             fn = self._greet if name == "greet" else self._round if name == "test_tool_with_task" else self._task

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from omnid.clock import SystemClock
 from omnid.executor.command import CommandExecutor
 from omnid.executor.interface import Executor
 from omnid.executor.supervised import Supervised
-from omnid.model import Command, Outcome, Work
+from omnid.model import Command, InputRequest, InputResponse, Outcome, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section
 from omnid.settings import Limits
@@ -42,16 +42,29 @@ class Harness(Protocol):
 
 
 class Ports:
-    """Notes in memory."""
+    """Notes in memory, and a person who answers what `answer` says."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: InputResponse | None = None) -> None:
         self._notes: list[tuple[str, str, Any]] = []
+        self._answer = answer
+        self.asked: dict[str, InputRequest] = {}
+        self.withdrawn: list[str] = []
 
     async def note(self, attempt_id: str, kind: str, body: Any) -> None:
         self._notes.append((attempt_id, kind, body))
 
     async def notes(self, attempt_id: str, kind: str) -> list[Any]:
         return [body for attempt, of_kind, body in self._notes if (attempt, of_kind) == (attempt_id, kind)]
+
+    async def ask(self, attempt_id: str, requests: Mapping[str, InputRequest]) -> dict[str, InputResponse]:
+        self.asked |= requests
+        if self._answer is None:
+            await anyio.sleep_forever()
+        assert self._answer is not None
+        return dict.fromkeys(requests, self._answer)
+
+    async def withdraw(self, attempt_id: str, names: Collection[str]) -> None:
+        self.withdrawn += names
 
 
 class CommandHarness:
@@ -127,4 +140,6 @@ HARNESSES: dict[str, Callable[[Path], AbstractAsyncContextManager[Harness]]] = {
     "command": _command,
     "in_process": _in_process,
     "mcp": partial(mcp_harness.harness, limits=LIMITS),
+    "mcp_http": partial(mcp_harness.http_harness, limits=LIMITS, events=True),
+    "mcp_http_json": partial(mcp_harness.http_harness, limits=LIMITS, events=False),
 }

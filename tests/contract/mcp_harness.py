@@ -20,6 +20,7 @@ from omnid.secrets import Secrets
 from omnid.settings import Limits
 from omnid.settings import McpExecutor as Section
 from tests.fakes import mcp_server
+from tests.fakes.mcp_http_server import McpHttpServer
 
 HUGE_BYTES, BINARY_BYTES = 300_000, 1024
 
@@ -81,3 +82,11 @@ async def harness(tmp_path: Path, limits: Limits) -> AsyncGenerator[McpHarness]:
     """Makes the harness for the contract suite."""
     async with executors(tmp_path, limits) as executor:
         yield McpHarness(executor)
+
+
+@asynccontextmanager
+async def http_harness(tmp_path: Path, limits: Limits, *, events: bool) -> AsyncGenerator[McpHarness]:
+    """Makes the harness for the contract suite over HTTP."""
+    with McpHttpServer(events=events) as server:
+        async with executors(tmp_path, limits, argv=(), url=server.url) as executor:
+            yield McpHarness(executor)

@@ -74,5 +74,7 @@ ELSEWHERE = {
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
     "body_too_large": "tests/unit/test_bad_input.py::test_a_message_that_is_too_large_is_told_so",
     "http_refused": "tests/unit/test_http.py::test_without_the_token_nobody_comes_in",
+    "no_question": "tests/unit/test_asking.py::test_what_is_not_open_takes_no_answer",
+    "answer_unfit": "tests/unit/test_forms.py::test_what_does_not_fit_is_refused_with_what_is_wrong",
     "http_start": "tests/unit/test_http.py::test_a_start_that_can_not_serve_is_refused",
 }

@@ -17,7 +17,7 @@ GOOD = "12 done, 0 lost, 0 billed twice, spent $0.18 of $0.70"
 HIDDEN = """
 import importlib.util
 of = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "litellm" else of(name, package)
+importlib.util.find_spec = lambda name, package=None: None if name in ("litellm", "mlx_lm") else of(name, package)
 """
 CHANGED = """
 import sys
@@ -37,7 +37,7 @@ def flat(text: str) -> str:
 
 @pytest.fixture
 def bare(ground: Ground) -> Ground:
-    """Where LiteLLM isn't installed, which takes less time."""
+    """Where neither LiteLLM nor MLX is installed, which takes less time."""
     hidden = ground.home.parent / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text(HIDDEN)
@@ -64,7 +64,7 @@ def test_two_at_once_tell_the_outage_without_a_terminal_and_without_a_network(gr
     assert "\x1b" not in out
 
 
-def test_without_litellm_it_says_so_and_goes_on(bare: Ground) -> None:
+def test_without_litellm_and_mlx_it_goes_on(bare: Ground) -> None:
     code, out = bare.run([*OUTAGE, "--json"])
     (line,) = out.splitlines()
     assert (code, json.loads(line)["result"]) == (
@@ -99,6 +99,7 @@ def test_what_the_cloud_has_answered_twice_is_no_good_end(bare: Ground) -> None:
     code, out = bare.run([sys.executable, "-c", CHANGED % [f"answered free {ASKED}"]])
     assert (code, out.splitlines()[-1]) == (1, GOOD.replace("0 billed", "1 billed")), out
     assert "LiteLLM isn't installed here" in flat(out)
+    assert "MLX isn't installed here" in flat(out)
     bare.assert_untouched()
 
 

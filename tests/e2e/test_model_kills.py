@@ -60,6 +60,7 @@ cloud_probe_every_s = 0.4
 [brainstem]
 argv = {local}
 base_url = "http://127.0.0.1:{local_port}/slow/v1"
+memory_bytes_min = 50000000
 [[channel]]
 name = "p1"
 profile = "openrouter"
@@ -327,7 +328,7 @@ def judge(home: Home, prompts: Prompts, sky: Sky) -> tuple[dict[str, list[str]],
         "billed twice": again,
         "calls not written down": unwritten,
         "lids passed": prompts.passed,
-    }, f"{cut} calls cut, {twice} of them answered, ${amounts['spent_usd']:.4f} of ${prompts.lid_usd:.4f}"
+    }, f"{cut} calls failed or cut, {twice} of them answered, ${amounts['spent_usd']:.4f} of ${prompts.lid_usd:.4f}"
 
 
 def keys_in(home: Home, prompts: Prompts) -> list[str]:

@@ -94,6 +94,7 @@ def test_a_gateway_that_does_not_start_is_repaired_by_one_task_and_comes_back_on
     assert KEY not in asked
     told = home.root / "told"
     until(lambda: told.exists() and "The gateway is down" in told.read_text(), "the notice", SLOW_S)
+    until(lambda: "; mender was asked to mend it (t3)." in told.read_text(), told.read_text, SLOW_S)
     starts = (home.state / "omnid.log").read_text().count("gateway_no_start")
     until(lambda: (home.state / "omnid.log").read_text().count("gateway_no_start") >= starts + 1, "a try", SLOW_S)
     assert len(repairs(home)) == 1, "one repair, however often it fails"

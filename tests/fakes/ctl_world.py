@@ -10,6 +10,7 @@ import msgspec
 from omnid import errors
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_workspaces
 from omnid.api.methods import METHODS
+from omnid.api.shapes_asks import FieldView, QuestionView
 from omnid.api.shapes_routing import RouteExplained, RuleView
 from omnid.ctl.context import World
 from omnid.ctl.main import run
@@ -216,6 +217,14 @@ SPENT = shapes_money.Spent(
 )
 FINDING = shapes.Finding("log and tables", ok=True, detail="12 changes add up")
 
+QUESTION = QuestionView(
+    key="q1",
+    method="elicitation/create",
+    params={"message": "Which colours?", "url": "https://example.org"},
+    fields=[FieldView("colours", "array", "Colours", True, ["r"], {"r": "Red", "g": "Green"})],
+    asked_at_ms=NOW_MS - 60_000,
+    until_ms=NOW_MS + 3_600_000,
+)
 
 AWAY = shapes_night.AwayDigest(
     text="7 done, 1 failed, 1 needs you.",

@@ -1,13 +1,19 @@
 """An executor inside the process: the second implementation of the interface, for tests that need no processes."""
 
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
 
 import anyio
 
 from omnid.errors import Rejected
+from omnid.executor.allowance import Allowance
 from omnid.executor.interface import Found, Ports
 from omnid.executor.spool import excerpt
-from omnid.model import Command, Outcome, Problem, Result, Work
+from omnid.model import Command, InputRequest, InputResponse, Outcome, Problem, Result, Work
+
+asks: ContextVar[Callable[[dict[str, InputRequest]], Awaitable[dict[str, InputResponse]]]] = ContextVar("asks")
+"""What work calls to ask a person."""
 
 
 class Crash(Exception):
@@ -41,11 +47,18 @@ class InProcessExecutor:
         pass
 
     async def run(self, command: Command, ports: Ports) -> Result:
+        allowance = Allowance(command.timeout_s)
+
+        async def ask(requests: dict[str, InputRequest]) -> Any:
+            with allowance.held():
+                return await ports.ask(command.attempt_id, requests)
+
+        asks.set(ask)
         output, problem = b"", None
         outcome: Outcome = "timeout"
         cancelled = self._scopes[command.attempt_id] = anyio.CancelScope()
         try:
-            with anyio.move_on_after(command.timeout_s), cancelled:
+            with allowance.scope, cancelled:
                 outcome, output = await self._do(command.work.argv or ())
         except FileNotFoundError as error:
             outcome, problem = (

@@ -22,6 +22,11 @@ UNION SELECT a.id FROM attempt a WHERE a.reserved_microusd IS NOT NULL AND a.end
 AND NOT EXISTS (SELECT 1 FROM call c WHERE c.attempt_id = a.id AND c.settled_at_ms IS NULL)
 """
 
+ASKED = """
+SELECT n.kind, a.ended_at_ms IS NOT NULL, n.body ->> 'key' FROM note n JOIN attempt a ON a.id = n.attempt_id
+WHERE a.task_id = ? AND n.kind IN ('input_request', 'input_response')
+"""
+
 
 class Row(NamedTuple):
     ord: int
@@ -72,7 +77,20 @@ async def broken(world: World) -> list[str]:
     found += [
         f"the call {id} is open and its attempt is not, or the other way round" for (id,) in await world.rows(CALLS)
     ]
+    for row in rows.values():
+        found += await _asks(world, row)
     return found + await _blobs(world)
+
+
+async def _asks(world: World, row: Row) -> list[str]:
+    """A task asks as long as its open attempt has a question without an answer; no key is given twice."""
+    notes = await world.rows(ASKED, row.id)
+    keys = [key for kind, _, key in notes if kind == "input_request"]
+    answered = {key for kind, _, key in notes if kind == "input_response"}
+    unanswered = [key for kind, ended, key in notes if kind == "input_request" and not ended and key not in answered]
+    if (row.state == "input_required") != bool(unanswered):
+        return [f"{row.id} is {row.state} and asks {unanswered}"]
+    return [] if len(set(keys)) == len(keys) else [f"{row.id} has asked {keys}"]
 
 
 def _ready(rows: list[Row]) -> list[str]:

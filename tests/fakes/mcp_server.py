@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 OPTIONS: dict[str, Any] = {"start_s": 0, "exit": None, "pages": 1, "era": "old", "ledger": None, "mute": False}
-OPTIONS |= {"discover_s": None, "odd_tools": False}
+OPTIONS |= {"discover_s": None, "odd_tools": False, "tasks": None}
 
 SUM = {
     "type": "object",
@@ -42,6 +42,7 @@ ODD: list[Any] = [
     {"inputSchema": {"type": "object"}},
     "nonsense",
 ]
+OPTIONAL = {"taskSupport": "optional"}
 SAFE = {
     "die_reading": {"readOnlyHint": True},
     "die_again": {"idempotentHint": True},
@@ -54,7 +55,14 @@ def send(message: dict[str, Any]) -> None:
     write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
 
+OUT = threading.local()
+"""Where this thread's messages go, if not to the standard output: see `mcp_http_server`."""
+
+
 def write(data: bytes) -> None:
+    if hasattr(OUT, "write"):
+        OUT.write(data)
+        return
     with LOCK:
         while data:
             data = data[os.write(1, data) :]
@@ -78,7 +86,10 @@ def tools() -> list[dict[str, Any]]:
         *listed,
         {"name": "add", "inputSchema": SUM},
         {"name": "messages_send", "inputSchema": anything},
+        {"name": "ask_first", "inputSchema": anything},
         {"name": "bad_schema", "inputSchema": {"type": "object", "allOf": 3}},
+        {"name": "job", "inputSchema": anything, "execution": OPTIONAL},
+        {"name": "job_safe", "inputSchema": anything, "annotations": {"readOnlyHint": True}, "execution": OPTIONAL},
     ]
 
 
@@ -94,6 +105,12 @@ def call(request: Any, params: dict[str, Any]) -> None:
     name, given = params["name"], params.get("arguments") or {}
     token = params.get("_meta", {}).get("progressToken")
     note({"called": name, "arguments": given})
+    if name == "ask_first":
+        send({"id": request, "result": ask_first(params)})
+        return
+    if OPTIONS["tasks"] and name.startswith("job"):
+        send({"id": request, "result": make_task(params)})
+        return
     behaviour = globals().get(f"do_{name}", do_plain)
     result = behaviour(request, given, token) if behaviour is not do_plain else do_plain(name, given)
     if result is not None:
@@ -229,7 +246,88 @@ def do_ask(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
     return text("asked")
 
 
+WHO = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+QUESTION = {"method": "elicitation/create", "params": {"mode": "form", "message": "who?", "requestedSchema": WHO}}
+
+
+def ask_first(params: dict[str, Any]) -> dict[str, Any]:
+    """Asks twice the same, and is done when it was answered twice."""
+    rounds = int(params.get("requestState") or 0)
+    if rounds < 2:
+        return {"resultType": "input_required", "inputRequests": {"who": QUESTION}, "requestState": str(rounds + 1)}
+    return text(json.dumps(params["inputResponses"]), resultType="complete")
+
+
+def ask_for_result(request: Any, task: dict[str, Any]) -> None:
+    """Asks while the result is waited for, as servers do before 2026-07-28."""
+    id = f"of-{request}"
+    ANSWERS[id] = threading.Event()
+    meta = {"io.modelcontextprotocol/related-task": {"taskId": task["taskId"]}}
+    send({"id": id, **QUESTION, "params": {**QUESTION["params"], "_meta": meta}})
+    if ANSWERS[id].wait(30):
+        keep_task({**task, "status": "completed"})
+        send({"id": request, "result": text(json.dumps({"who": ANSWERED[id]}))})
+
+
+def make_task(params: dict[str, Any]) -> dict[str, Any]:
+    """Makes a task, which is a file that the test goes on with."""
+    given = params["arguments"]
+    task = {"taskId": f"task-{time.time_ns()}", "status": "working", "createdAt": "2026-01-01T00:00:00Z"}
+    keep_task({**task, "lastUpdatedAt": task["createdAt"], **given.get("task", {})})
+    note({"made": task["taskId"], "asked": params.get("task")})
+    shown = show_task(task["taskId"])
+    if "fifo" in given:
+        with open(given["fifo"], "w") as file:
+            file.write(task["taskId"] + "\n")
+    return {"resultType": "task", **shown} if OPTIONS["era"] == "new" else {"task": shown}
+
+
+def keep_task(task: dict[str, Any]) -> None:
+    path = os.path.join(OPTIONS["tasks"], task["taskId"])
+    with open(path + ".new", "w") as file:
+        json.dump(task, file)
+    os.rename(path + ".new", path)
+
+
+def read_task(id: str) -> dict[str, Any]:
+    with open(os.path.join(OPTIONS["tasks"], id)) as file:
+        return json.load(file)
+
+
+def show_task(id: str) -> dict[str, Any]:
+    task = read_task(id)
+    if OPTIONS["era"] == "new":
+        return {"ttlMs": None, "pollIntervalMs": 10, **task}
+    return {"ttl": None, "pollInterval": 10, **{name: task[name] for name in task if name not in ("result", "error")}}
+
+
+def of_task(request: Any, method: str, params: dict[str, Any]) -> None:
+    """Answers a method of tasks."""
+    new = OPTIONS["era"] == "new"
+    note({"of_task": method, "params": {name: params[name] for name in params if name != "_meta"}})
+    try:
+        task = read_task(params["taskId"])
+    except FileNotFoundError:
+        send({"id": request, "error": {"code": -32602, "message": "there is no such task"}})
+        return
+    if method == "tasks/cancel" and task.get("obeys", True) and task["status"] in ("working", "input_required"):
+        keep_task({**task, "status": "cancelled"})
+    if method == "tasks/update":
+        keep_task({**task, "status": "completed", "result": text(json.dumps(params["inputResponses"]))})
+    if method == "tasks/result" and task["status"] == "input_required":
+        ask_for_result(request, task)
+    elif method == "tasks/result" and "error" in task:
+        send({"id": request, "error": task["error"]})
+    elif method == "tasks/result":
+        send({"id": request, "result": task["result"]})
+    elif new and method != "tasks/get":
+        send({"id": request, "result": {"resultType": "complete"}})
+    else:
+        send({"id": request, "result": {"resultType": "complete", **show_task(task["taskId"])}})
+
+
 ANSWERS: dict[Any, threading.Event] = {}
+ANSWERED: dict[Any, Any] = {}
 
 
 def do_ask_forever(request: Any, given: dict[str, Any], token: Any) -> None:
@@ -245,41 +343,64 @@ READING = threading.Event()
 READING.set()
 
 
-def answer(message: dict[str, Any]) -> None:
+def spawn(work: Any, *arguments: Any) -> None:
+    threading.Thread(target=work, args=arguments, daemon=True).start()
+
+
+def answer(message: dict[str, Any], run: Any = spawn) -> None:
     method, request = message.get("method"), message.get("id")
     params: dict[str, Any] = message.get("params") or {}
     if method is None:
         note({"answered": request, "error": message.get("error", {}).get("code")})
+        if message.get("result"):
+            note({"result": message["result"]})
         if request in ANSWERS:
+            ANSWERED[request] = message.get("result")
             ANSWERS[request].set()
     elif request is None:
         note({"notified": method, "params": params})
-    elif method == "initialize" and OPTIONS["era"] == "new":
-        data = {"supported": ["2026-07-28"], "requested": params["protocolVersion"]}
-        send({"id": request, "error": {"code": -32022, "message": "unsupported", "data": data}})
     elif method == "initialize":
-        note({"initialized": params["protocolVersion"]})
-        capabilities = {"tools": {}, "logging": {}}
-        info = {"name": "fake", "version": "1"}
-        result = {"protocolVersion": params["protocolVersion"], "capabilities": capabilities, "serverInfo": info}
-        send({"id": request, "result": result})
-    elif method == "server/discover" and OPTIONS["discover_s"] is not None:
-        # Not at all, or late.
-        note({"ignored": method})
-        if OPTIONS["discover_s"]:
-            time.sleep(OPTIONS["discover_s"])
-            OPTIONS["discover_s"] = None
-            answer(message)
-    elif method == "server/discover" and OPTIONS["era"] == "new":
-        result = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}, "resultType": "complete"}
-        send({"id": request, "result": {**result, "ttlMs": 0, "cacheScope": "private"}})
+        greet(request, params)
+    elif method == "server/discover":
+        discover(message, request)
     elif method == "tools/list":
         era = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if OPTIONS["era"] == "new" else {}
         send({"id": request, "result": {**tools_page(params.get("cursor")), **era}})
     elif method == "tools/call":
-        threading.Thread(target=call, args=(request, params), daemon=True).start()
+        run(call, request, params)
+    elif OPTIONS["tasks"] and method.startswith("tasks/"):
+        run(of_task, request, method, params)
     else:
         send({"id": request, "error": {"code": -32601, "message": f"no {method}"}})
+
+
+def greet(request: Any, params: dict[str, Any]) -> None:
+    if OPTIONS["era"] == "new":
+        data = {"supported": ["2026-07-28"], "requested": params["protocolVersion"]}
+        send({"id": request, "error": {"code": -32022, "message": "unsupported", "data": data}})
+        return
+    note({"initialized": params["protocolVersion"]})
+    capabilities: dict[str, Any] = {"tools": {}, "logging": {}}
+    if OPTIONS["tasks"]:
+        capabilities["tasks"] = {"cancel": {}, "requests": {"tools": {"call": {}}}}
+    info = {"name": "fake", "version": "1"}
+    result = {"protocolVersion": params["protocolVersion"], "capabilities": capabilities, "serverInfo": info}
+    send({"id": request, "result": result})
+
+
+def discover(message: dict[str, Any], request: Any) -> None:
+    if OPTIONS["discover_s"] is not None:
+        # Not at all, or late.
+        note({"ignored": message["method"]})
+        if OPTIONS["discover_s"]:
+            time.sleep(OPTIONS["discover_s"])
+            OPTIONS["discover_s"] = None
+            discover(message, request)
+    elif OPTIONS["era"] == "new":
+        result = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}, "resultType": "complete"}
+        send({"id": request, "result": {**result, "ttlMs": 0, "cacheScope": "private"}})
+    else:
+        send({"id": request, "error": {"code": -32601, "message": "no server/discover"}})
 
 
 def main() -> None:

@@ -48,9 +48,14 @@ class Talk:
         return self._last
 
     async def answer(self, request_id: int) -> dict[str, Any]:
-        while (message := await self.read()).get("id") != request_id:
+        # The server's own requests have ids of their own.
+        while "method" in (message := await self.read()) or message.get("id") != request_id:
             self.heard.append(message)
         return message
+
+    async def reply(self, message: dict[str, Any], **result: Any) -> None:
+        """Answers a request of the server."""
+        await self._stream.send(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode() + b"\n")
 
     async def ask(self, method: str, **params: Any) -> Any:
         """Gives the result of a request, or its error."""

@@ -36,7 +36,7 @@ class Brainstem:
         self.now = BrainstemState("asleep")
         self.then = BrainstemState("ready", channel=_channel("brainstem"))
         self.wanted = True
-        self.woken = 0
+        self.woken = self.killed = 0
         self.held_now = False
         self.returned_bytes: int | None = 5 << 30
 
@@ -58,6 +58,7 @@ class Brainstem:
         self.woken += 1
 
     async def kill(self) -> int | None:
+        self.killed += 1
         return self.returned_bytes
 
 
@@ -203,6 +204,11 @@ async def test_one_that_stays_asleep_or_fails_leaves_the_account_and_says_why(pl
     place.brainstem.then = BrainstemState("asleep", "memory", "it needs 5000 MiB of memory, and only 3 are free")
     answer = await place.ask()
     assert (answer.text, answer.why_no_model) == (answer.account, place.brainstem.then.why)
+    assert place.brainstem.killed == 0, "it is tried again while the cloud is gone"
+    place.world.context.modes.hold, place.brainstem.now = "auto", BrainstemState("asleep")
+    assert (await place.ask(wake=True)).why_no_model == place.brainstem.then.why
+    assert place.brainstem.killed == 1, "and not while it is there"
+    place.world.context.modes.hold = "brainstem"
     place.brainstem.then = BrainstemState("ready", channel=_channel("brainstem"))
     place.direct.says = lambda name: Failure("cut", f"{name} broke off")
     assert (await place.ask()).why_no_model == "brainstem: brainstem broke off"

@@ -83,7 +83,7 @@ def test_the_examples_of_the_shipped_config_show_every_key_of_an_executor(
     assert isinstance(memory, McpExecutor)
     shown = {table["name"]: set(table) - {"kind"} for table in tomllib.loads(examples())["executor"]}
     assert shown["claude"] == set(CommandExecutor.__struct_fields__)
-    assert shown["memory"] == set(McpExecutor.__struct_fields__)
+    assert shown["memory"] | shown["tracker"] == set(McpExecutor.__struct_fields__)
     for name, kind in config._LISTS.items():
         tables = tomllib.loads(examples())[name]
         assert set[str]().union(*tables) == set(kind.__struct_fields__)
@@ -112,6 +112,10 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
     assert loaded.origins["state.dir"] == loaded.origins["socket.path"] == "env"
 
 
+MCP = "[[executor]]\nname = 'a'\nkind = 'mcp'\n"
+FAR = MCP + "url = 'https://a.b/mcp'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -133,11 +137,11 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
             "mode.repair_executor = 'claud-code' can't be used: there is no exe",
         ),
         ("[brainstem]\ndir = 'here'", "brainstem.dir = 'here' can't be used: a path starts with / or ~/"),
-        ("[brainstem]\nbase_url = 'http://10.0.0.5:80/v1'", "brainstem.base_url = 'http://10.0.0.5:80/v1' can't be"),
-        ("[brainstem]\nbase_url = 'http://localhost/v1'", "brainstem.base_url = 'http://localhost/v1' can't be used"),
-        ("[brainstem]\nhub = 'http://hub.example'", "brainstem.hub = 'http://hub.example' can't be used"),
-        ("[brainstem]\nhub = 'https://me:pw@hub.example'", "can't be used"),
-        ("[brainstem]\nweights = 'qwen'", "brainstem.weights = 'qwen' can't be used"),
+        ("[brainstem]\nbase_url = 'http://10.0.0.5:80/v1'", "can't be used: Expected an address on this machine with"),
+        ("[brainstem]\nbase_url = 'http://localhost/v1'", "can't be used: Expected an address on this machine with"),
+        ("[brainstem]\nhub = 'http://hub.example'", "'http://hub.example' can't be used: Expected an address"),
+        ("[brainstem]\nhub = 'https://me:pw@hub.example'", "brainstem.hub = 'https://(hidden)@hub.example' can't be"),
+        ("[brainstem]\nweights = 'qwen'", "brainstem.weights = 'qwen' can't be used: Expected a model"),
         ("[state]\ndir = 'here'", "state.dir = 'here' can't be used: a path starts with / or ~/"),
         ("[workspace]\ndir = 'here'", "workspace.dir = 'here' can't be used: a path starts with / or ~/"),
         ("[", "can't be read: "),
@@ -177,6 +181,17 @@ def test_the_paths_have_variables_of_their_own(tmp_path: Path, environ: dict[str
         ("[[executor]]\nkind = 'command'", "executor[0].name = (not set) can't be used"),
         ("[[executor]]\nname = 'a'\nkind = 'x'", "executor.a.kind = 'x' can't be used: it is one of command, mcp"),
         ("[[executor]]\nname = 'a'\nkind = 'mcp'", "executor.a.argv = [] can't be used: an MCP server needs"),
+        (FAR + "argv = ['x']", "executor.a.argv = ['x'] can't be used: an MCP server needs the command"),
+        (FAR + "env_set = { A = 'b' }", "executor.a.env_set = {'A': 'b'} can't be used: it is for a server that omnid"),
+        (MCP + "argv = ['x']\nverify = false", "executor.a.verify = False can't be used: it is for a server at a url"),
+        (MCP + "url = 'ftp://a.b/'", "executor.a.url = 'ftp://a.b/' can't be used: it begins with https://"),
+        (MCP + "url = 'https://me:pw@a.b/'", "executor.a.url = (not set) can't be used: it begins with https://"),
+        (MCP + "url = 'http://a.b/'\ntoken = 'env:X'", "executor.a.url = 'http://a.b/' can't be used: it begins with"),
+        (FAR + "token = 'tiger'", "executor.a.token holds what looks"),
+        (FAR + "headers = { X-Api-Key = 'tiger' }", "executor.a.headers.X-Api-Key holds what looks"),
+        (FAR + "headers = { Host = 'c.d' }", "executor.a.headers.Host = 'Host' can't be used: omnid sets"),
+        (FAR + "headers = { 'a b' = 'c' }", "executor.a.headers.a b = 'a b' can't be used: it is no name"),
+        (FAR + "ca_file = 'ca.pem'", "executor.a.ca_file = 'ca.pem' can't be used: a path starts with /"),
         ("[[executor]]\nname = 'command'\nkind = 'mcp'\nargv = ['x']", "this name belongs to the built-in"),
         ("[[executor]]\nname = 'a'\nkind = 'command'\nidempotnt = true", "did you mean executor.a.idempotent?"),
         ("[[executor]]\nname = 'a'\nkind = 'command'\nresult.outpt = 'x'", "executor.a.result = {'outpt': 'x'}"),
@@ -289,3 +304,16 @@ def test_tokens_of_origins_open_http_and_change_with_a_restart_only(tmp_path: Pa
         config.reload(loaded, environ)
     written(tmp_path, text("env:A").replace("day_usd = 5", "day_usd = 9"))
     assert config.reload(loaded, environ).config.origin[0].day_usd == 9
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FAR + "token = 'env:X'\nheaders = { X-Team = 'us' }\nca_file = '/ca.pem'\nverify = false",
+        MCP + "url = 'http://127.0.0.1:7373/mcp'\ntoken = 'env:X'",
+        MCP + "url = 'http://nas.local:8000/@team/mcp'",
+        MCP + "url = 'env:FAR_URL'\ntoken = 'env:X'",
+    ],
+)
+def test_servers_at_a_url(tmp_path: Path, environ: dict[str, str], text: str) -> None:
+    assert config.check(environ, written(tmp_path, text)) == []

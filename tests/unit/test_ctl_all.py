@@ -29,6 +29,7 @@ from tests.fakes.ctl_world import (
     NOW_MS,
     OUTAGE,
     PLACE,
+    QUESTION,
     RECEIPT,
     REHEARSED,
     SPENT,
@@ -49,7 +50,7 @@ HOSTILE = "\x1b[2J\x07\u202eevil\r\n\ud800"
 EVERY = {
     "add -- x": {"task__submit": SUBMITTED},
     "list": {"task__list": shapes.Page([brief()], None)},
-    "show t7": {"task__get": view(attempts=[attempt()], attempts_total=1)},
+    "show t7": {"task__get": view(attempts=[attempt()], attempts_total=1, questions=[QUESTION])},
     "why t7": {"task__why": WHY},
     "away": {"away": AWAY},
     "receipt t7": {"task__receipt": RECEIPT},
@@ -64,6 +65,7 @@ EVERY = {
     "assign t7 --assignee me": {"task__control": CONTROLLED},
     "rm t7 --yes": {"task__control": CONTROLLED},
     "reply t7 1": {"task__control": CONTROLLED},
+    "answer t7": {"task__get": view(questions=[QUESTION])},
     "dead": {"dead__list": shapes_outbox.DeadPage([], None)},
     "budget t7 2.5": {"task__control": CONTROLLED},
     "spend": {"spend": SPENT},
@@ -91,12 +93,18 @@ def test_config_check_live_shows_every_key_and_fails_where_one_is_not_well():
     answers = {
         "config__check": shapes.ConfigChecked("/c", []),
         "channel__check": shapes_mode.ChannelsChecked([CHECKED, replace(CHECKED, ok=True)]),
+        "executor__check": shapes.Doctor(True, [FINDING]),
     }
     ran = Ran("config", "check", "--live", daemon=Daemon(**answers))
     assert ran.code == 1
     assert "it refuses. Look at it." in ran.out
+    assert f"{FINDING.name}: {FINDING.detail}" in ran.out
     ran = Ran("config", "--json", "check", "--live", daemon=Daemon(**answers))
-    assert (ran.code, len(ran.json["result"]["channels"])) == (1, 2)
+    assert (ran.code, len(ran.json["result"]["channels"]), len(ran.json["result"]["executors"])) == (1, 2, 1)
+    answers["channel__check"] = shapes_mode.ChannelsChecked([])
+    assert Ran("config", "check", "--live", daemon=Daemon(**answers)).code == 0
+    answers["executor__check"] = shapes.Doctor(False, [replace(FINDING, ok=False)])
+    assert Ran("config", "check", "--live", daemon=Daemon(**answers)).code == 1
     assert Ran("config", "show", "--live", daemon=Daemon()).code == 2
 
 

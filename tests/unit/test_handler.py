@@ -273,6 +273,7 @@ async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
     handler = Client(world).handler
     waits = {name for name in METHODS if handler.waits(Request(jsonrpc="2.0", method=f"omnid/{name}"))}
     assert {name for name in waits if not name.startswith("workspace.")} == {
+        "task.answer",
         "task.get",
         "task.list",
         "task.log",
@@ -283,8 +284,11 @@ async def test_what_waits_gets_a_task_of_its_own(world: World) -> None:
         "doctor",
         "mode.hold",
         "channel.check",
+        "executor.check",
+        "model.rehearse",
+        "state.ask",
     }
-    assert len(waits) == 14
+    assert len(waits) == 18
     assert not handler.waits(Request(jsonrpc="2.0", method="omnid/nothing"))
 
 

@@ -1,6 +1,5 @@
 """MCP over HTTP: a daemon in this process, spoken to by the SDK's own client and by bare requests."""
 
-import os
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from omnid.clock import SystemClock
 from omnid.errors import Rejected
 from omnid.secrets import Secrets
 from omnid.settings import Config, Http
+from tests.fakes.certificate import make_certificate
 from tests.fakes.clock import FakeClock
 from tests.fakes.home import Home
 from tests.fakes.mcp_peer import Api, Log
@@ -188,10 +188,7 @@ async def test_tls_by_certificate_files(home: Home) -> None:
     ):
         async with home.daemon():
             raise AssertionError
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    made += ["-subj", "/CN=omnid", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made += ["-keyout", paths["private_key"], "-out", paths["certificate"]]
-    await anyio.run_process(made, env={"PATH": os.environ["PATH"]})
+    make_certificate(**paths)
     context = ssl.create_default_context(cafile=paths["certificate"])
     async with home.daemon() as daemon, httpx2.AsyncClient(headers=ACCEPTS, verify=context) as client:
         assert (await client.post(url(daemon, scheme="https"), json=HELLO)).status_code == 200

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
-from omnid.model import Submit
+from omnid.flow import asking
+from omnid.model import InputRequest, Submit
 from omnid.store import journal
 from tests.fakes.acted import Acted
 from tests.fakes.clock import FakeClock
@@ -99,6 +100,30 @@ class Flow(Acted):
             if id not in ids and ids and task.lane not in taken:
                 assert rank[id] > rank[ids[-1]], "a task of lower rank went first"
 
+    @rule(data=st.data(), names=st.sets(st.sampled_from("abc"), min_size=1))
+    def ask_a_person(self, data: st.DataObject, names: set[str]) -> None:
+        """An attempt asks; one that is over is refused."""
+        if self.commands:
+            command = data.draw(st.sampled_from(self.commands))
+            requests = {name: InputRequest("elicitation/create", {"message": name}) for name in sorted(names)}
+            config = self.world.context.config
+            self.ask(self.world.write, lambda tx: asking.record(tx, command.attempt_id, requests, config))
+
+    @rule(data=st.data(), again=st.booleans())
+    def answer(self, data: st.DataObject, again: bool) -> None:
+        """Somebody answers what is open, or once more what they have just answered."""
+        rows = self.do(self.world.rows, "SELECT id FROM task WHERE state = 'input_required' ORDER BY ord")
+        if rows:
+            task = self.do(self.world.task, data.draw(st.sampled_from(rows))[0])
+            asked = self.do(self.world.store.read, lambda reader: asking.open_requests(reader, task))
+            key = data.draw(st.sampled_from(asked)).key
+
+            def respond(tx: Any) -> None:
+                asking.respond(tx, journal.need_task(tx, task.id), key, asking.UNANSWERED, "user")
+
+            for _ in range(2 if again else 1):
+                self.ask(self.world.write, respond)
+
     @rule(data=st.data(), outcome=OUTCOMES, output=st.sampled_from([None, "short", BIG]))
     def finish(self, data: st.DataObject, outcome: str, output: str | None) -> None:
         if not self.commands:
@@ -107,7 +132,8 @@ class Flow(Acted):
         before = self.do(self.world.rows, "SELECT state, attempt FROM task WHERE id = ?", command.task_id)
         touched = self.do(self.world.finish, command, outcome, output=output)
         counts = bool(before) and before[0][1] == command.number
-        counts &= bool(before) and before[0][0] in (["executing"] if outcome == "lost" else ["executing", "uncertain"])
+        ending = ["executing", "input_required"] if outcome == "lost" else ["executing", "input_required", "uncertain"]
+        counts &= bool(before) and before[0][0] in ending
         assert bool(touched) == counts, "a late or double result counted, or a good one didn't"
 
     @rule(data=st.data(), action=ACTIONS, caller=CALLERS, always=st.booleans(), priority=st.integers(-1, 1))

@@ -19,10 +19,10 @@ from omnid.executor import mcp
 from omnid.executor.interface import Found
 from omnid.executor.mcp import McpExecutor
 from omnid.executor.mcp_schema import check_arguments
-from omnid.executor.mcp_session import LINES_PER_S_MAX
+from omnid.executor.mcp_transport import MESSAGES_PER_S_MAX
 from omnid.executor.supervised import Supervised
 from omnid.log import Log
-from omnid.model import Command, Result, Work
+from omnid.model import Command, InputResponse, Result, Work
 from omnid.settings import Limits
 from tests.contract.executors import Ports, command_of
 from tests.contract.mcp_harness import argv, executors
@@ -191,10 +191,14 @@ async def test_garbage_second_answers_and_wrong_ids_do_no_harm(fake: Bench) -> N
 
 
 async def test_requests_of_the_server_are_answered(fake: Bench) -> None:
+    fake.ports = Ports(InputResponse("accept", {"name": "Ada"}))
     assert (await fake.run("ask")).output == "asked"
     assert fake.ledger("error")[0] is None
-    assert all(isinstance(code, int) for code in fake.ledger("error")[1:5])
+    assert [type(code) for code in fake.ledger("error")[1:5]] == [int, int, type(None), int]
     assert fake.ledger("answered") == [f"q{number}" for number in range(5)]
+    assert fake.ledger("result")[-1] == {"action": "accept", "content": {"name": "Ada"}}
+    (request,) = fake.ports.asked.values()
+    assert (request.method, request.params["message"]) == ("elicitation/create", "who?")
 
 
 @pytest.mark.parametrize("tool", ["garbage_forever", "endless_line", "ask_forever"])
@@ -207,6 +211,7 @@ async def test_a_server_that_breaks_the_protocol_is_ended(fake: Bench, tool: str
 async def test_a_flood_of_notices_is_slowed_down_and_harms_nobody_else(anyio_backend: str, tmp_path: Path) -> None:
     beats = 0
     async with bench(tmp_path, limits=Limits()) as fake:
+        await fake.executor.probe()
         command = fake.command("flood", timeout_s=1.5)
         async with anyio.create_task_group() as group:
             group.start_soon(fake.attempt, command)
@@ -218,7 +223,7 @@ async def test_a_flood_of_notices_is_slowed_down_and_harms_nobody_else(anyio_bac
         notices = (await fake.executor._supervised.spool.read(command.attempt_id, 0, 1 << 24)).splitlines()
     assert beats > 30
     assert line["outcome"] == "lost"
-    assert 0 < len(notices) < 5 * LINES_PER_S_MAX
+    assert 0 < len(notices) < 5 * MESSAGES_PER_S_MAX
 
 
 async def test_the_log_of_a_task_is_bounded(anyio_backend: str, tmp_path: Path) -> None:
@@ -273,8 +278,9 @@ async def test_death_takes_along_only_the_calls_of_that_server(fake: Bench, fifo
 
 
 async def test_a_timeout_is_passed_on_and_the_server_stays(fake: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On a busy machine it may take its time to show that it obeys.
+    # On a busy machine it may take its time to start, and to show that it obeys.
     monkeypatch.setattr(mcp, "OBEY_S", WAIT_S)
+    await fake.executor.probe()
     assert problem(await fake.run("hang_safe", timeout_s=0.5))[:2] == ("timeout", "attempt_timeout")
     assert problem(await fake.run("hang", timeout_s=0.5))[:2] == ("lost", "uncertain")
     assert fake.ledger("notified").count("notifications/cancelled") == 2
@@ -368,7 +374,7 @@ async def test_the_next_start_waits_longer_after_each_failure(anyio_backend: str
 async def test_an_idle_server_is_closed_and_started_when_needed(anyio_backend: str, tmp_path: Path) -> None:
     async with bench(tmp_path, idle_s=0.2) as fake:
         await fake.run("echo")
-        host = fake.executor._host
+        host = fake.executor._keeper._host
         assert host is not None
         with anyio.fail_after(WAIT_S):
             await host.gone.wait()

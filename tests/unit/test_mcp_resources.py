@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from omnid.api.mcp_resources import PROMPTS
@@ -75,3 +78,74 @@ async def test_a_task_s_resource_is_subscribed_to(home: Home, *, modern: bool) -
         meta = {"io.modelcontextprotocol/subscriptionId": listening}
         assert said["method"] == "notifications/resources/updated"
         assert said["params"] == {"uri": uri, "_meta": meta}
+
+
+async def test_ids_are_completed(home: Home, *, modern: bool) -> None:
+    work = Work(home)
+    async with home.daemon() as daemon:
+        async with talk(daemon, modern=modern, declared=False, name="other") as other:
+            await other.submit()
+        async with talk(daemon, modern=modern, declared=False) as one:
+            ids = [(await one.submit())["structuredContent"]["id"] for _ in range(11)]
+
+            async def complete(kind: str, ref: str, name: str, typed: str) -> Any:
+                given = {"type": f"ref/{kind}", "uri" if kind == "resource" else "name": ref}
+                answer = await one.ask("completion/complete", ref=given, argument={"name": name, "value": typed})
+                return answer.get("completion", {}).get("values", answer.get("code"))
+
+            for template in ("omnid://task/{id}", "omnid://task/{id}/log"):
+                assert await complete("resource", template, "id", "t1") == ["t11", "t10", "t1"]
+                assert await complete("resource", template, "id", ids[3][:-1].upper()) == [ids[3]]
+                assert len(await complete("resource", template, "id", "")) == 11
+                assert await complete("resource", template, "other", "t") == []
+            assert len(await complete("prompt", "why_waiting", "task", "t")) == 11
+            work.go.set()
+            for id in ids:
+                await one.ask("tools/call", name="task_get", arguments={"task": id, "wait_s": 10})
+            assert await complete("prompt", "why_waiting", "task", "t") == [], "all have ended"
+            assert await complete("prompt", "queue_plan", "plan", "t") == []
+            assert await complete("prompt", "nothing", "task", "t") == -32602
+            assert await complete("resource", "omnid://status", "id", "t") == -32602
+
+
+async def test_the_old_subscriptions(home: Home, *, modern: bool) -> None:
+    work = Work(home)
+    async with home.daemon() as daemon, talk(daemon, modern=modern, declared=False) as one:
+        uri = f"omnid://task/{(await one.submit())['structuredContent']['id']}"
+        if modern:
+            assert (await one.ask("resources/subscribe", uri=uri))["code"] == -32601
+            return
+        for refused in ("omnid://task/t1", "omnid://status", uri[:-1], f"{uri}/log"):
+            assert (await one.ask("resources/subscribe", uri=refused))["code"] == -32002
+        other = f"omnid://task/{(await one.submit())['structuredContent']['id']}"
+        for _ in range(2):
+            assert await one.ask("resources/subscribe", uri=uri) == {}
+            assert await one.ask("resources/subscribe", uri=other) == {}
+        assert await one.ask("resources/unsubscribe", uri=other) == {}
+        assert await one.ask("resources/unsubscribe", uri="omnid://task/never") == {}
+        work.go.set()
+        state = ""
+        while state != "completed":
+            said = await one.read()
+            assert (said["method"], said["params"]) == ("notifications/resources/updated", {"uri": uri})
+            state = json.loads(await text(one, uri))["task"]["state"]
+
+
+async def test_subscriptions_are_bounded_and_end_with_their_connection(
+    home: Home, monkeypatch: pytest.MonkeyPatch, *, modern: bool
+) -> None:
+    if modern:
+        return
+    monkeypatch.setattr("omnid.api.mcp_subscriptions.SUBSCRIBED_MAX", 1)
+    work = Work(home)
+    async with home.daemon() as daemon:
+        async with talk(daemon, modern=False) as one:
+            uris = [f"omnid://task/{(await one.submit())['structuredContent']['id']}" for _ in range(2)]
+            assert await one.ask("resources/subscribe", uri=uris[0]) == {}
+            assert (await one.ask("resources/subscribe", uri=uris[1]))["code"] == -32602
+            await one.ask("resources/unsubscribe", uri=uris[0])
+            assert await one.ask("resources/subscribe", uri=uris[1]) == {}
+        with anyio.fail_after(10):
+            while daemon.context.watch._events:
+                await anyio.lowlevel.checkpoint()
+        work.go.set()

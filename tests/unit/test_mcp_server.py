@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from mcp import Client, MCPError
 from mcp.shared.message import SessionMessage
-from mcp_types import Implementation, PromptReference, jsonrpc_message_adapter
+from mcp_types import EmptyResult, Implementation, Request, jsonrpc_message_adapter
 from msgspec import Struct
 
 from omnid.api import shapes
@@ -96,7 +96,8 @@ async def test_tools_list_is_the_snapshot() -> None:
         assert greeting["instructions"] == INSTRUCTIONS
         assert greeting["serverInfo"]["name"] == "omnid"
         assert greeting["serverInfo"]["version"] == "0.1.0"
-        assert greeting["capabilities"].keys() == {"tools", "tasks", "resources", "prompts"}
+        assert greeting["capabilities"].keys() == {"tools", "tasks", "resources", "prompts", "completions"}
+        assert greeting["capabilities"]["resources"] == {"listChanged": False, "subscribe": True}
         assert greeting["capabilities"]["tools"] == {"listChanged": False}
         await peer.call(1, "tools/list")
         assert (await peer.answer())["result"]["tools"] == json.loads(SNAPSHOT.read_text())
@@ -167,7 +168,7 @@ async def test_unknown_tools_and_methods_are_protocol_errors(mode: str) -> None:
             await client.call_tool("task_eat", {})
         assert (caught.value.error.code, caught.value.error.message) == (-32602, "Unknown tool: task_eat")
         with pytest.raises(MCPError) as caught:
-            await client.complete(PromptReference(type="ref/prompt", name="away"), {"name": "x", "value": "y"})
+            await client.session.send_request(Request(method="task/eat", params=None), EmptyResult)
         assert (caught.value.error.code, caught.value.error.message) == (-32601, "Method not found")
 
 

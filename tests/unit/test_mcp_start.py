@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_server_that_ignores_discover_is_not_waited_for_and_not_asked_again(
     anyio_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omnid.executor.mcp_session.DISCOVER_S", 0.05)
+    monkeypatch.setattr("omnid.executor.mcp_inbox.DISCOVER_S", 0.05)
     async with bench(tmp_path, {"discover_s": 0}, start_timeout_s=5.0) as fake:
         assert (await fake.run("echo", text="a")).output == "a"
         assert len(fake.ledger("ignored")) == 1
@@ -28,18 +28,18 @@ async def test_a_server_that_ignores_discover_is_not_waited_for_and_not_asked_ag
 async def test_a_server_that_is_slow_to_answer_discover_is_spoken_to_in_its_era(
     anyio_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, era: str
 ) -> None:
-    monkeypatch.setattr("omnid.executor.mcp_session.DISCOVER_S", 0.05)
+    monkeypatch.setattr("omnid.executor.mcp_inbox.DISCOVER_S", 0.05)
     async with bench(tmp_path, {"discover_s": 0.5, "era": era}) as fake:
         assert (await fake.run("add", a=1, b=2)).value == {"sum": 3}
         assert bool(fake.ledger("initialized")) == (era == "old")
-        assert not fake.executor._legacy, "it was slow, not of an older era"
+        assert fake.executor._keeper._era == "auto", "it was slow, not of an older era"
 
 
 async def test_a_server_that_left_the_older_era_is_asked_again_after_one_failure(
     anyio_backend: str, tmp_path: Path
 ) -> None:
     async with bench(tmp_path, {"era": "new"}) as fake:
-        fake.executor._legacy = True
+        fake.executor._keeper._era = "legacy"
         with pytest.raises(Retryable):
             await fake.executor.probe()
         await fake.executor.probe()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from omnid.api import shapes
+from omnid.api.answering import ANSWER
 from omnid.api.mcp_tools import INSTRUCTIONS, OUTPUT_CHARS_MAX, TOOLS, shown
 from omnid.errors import Rejected
 from omnid.flow.control import AGENT_ACTIONS
@@ -134,7 +135,7 @@ def test_long_output_is_cut_in_its_middle() -> None:
 
 def test_agents_are_offered_what_they_may() -> None:
     offered = TOOLS["task_control"].input_schema()["properties"]["action"]["enum"]
-    assert set(offered) == set(AGENT_ACTIONS)
+    assert set(offered) == {*AGENT_ACTIONS, ANSWER}
     assert set(offered) < set(get_args(shapes.Action))
 
 

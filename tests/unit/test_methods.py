@@ -44,6 +44,7 @@ def test_agents_grant_themselves_nothing() -> None:
         "task.list",
         "task.log",
         "task.control",
+        "task.answer",
         "task.why",
         "task.receipt",
         "away",

@@ -37,7 +37,7 @@ def test_an_agent_is_told_what_hours_look_like(text: str, fits: bool) -> None:
 def test_every_pattern_has_words() -> None:
     schemas, parts = msgspec.json.schema_components([Config, *(method.params for method in METHODS.values())])
     found = set(_patterns([schemas, parts]))
-    assert found == SAID.keys()
+    assert found == SAID.keys(), "each pattern stands in omnid/patterns.py, with its words"
     assert all(re.compile(pattern) for pattern in found)
 
 

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from itertools import pairwise
 
 import anyio
 import pytest
@@ -11,7 +12,7 @@ from omnid.api.poller import TURN_MAX, Poller
 
 pytestmark = pytest.mark.anyio
 
-COUNT = TURN_MAX + 6
+COUNT = 3 * TURN_MAX
 
 
 class Client:
@@ -39,7 +40,7 @@ def clients() -> Iterator[list[Client]]:
 
 async def test_nobody_is_passed_over_by_those_who_send_at_once(clients: list[Client]) -> None:
     seen: list[int] = []
-    steps: list[int] = []
+    steps = [0]
 
     def look(client: Client) -> None:
         client.again()
@@ -56,7 +57,8 @@ async def test_nobody_is_passed_over_by_those_who_send_at_once(clients: list[Cli
                 await checkpoint()
                 steps.append(len(seen))
             group.cancel_scope.cancel()
-    assert TURN_MAX in steps, "the rest of the loop had no turn in between"
+    # trio goes through its tasks in any order: between two turns of one there may be two of another.
+    assert max(after - before for before, after in pairwise(steps)) <= 2 * TURN_MAX, "the loop had no turn in between"
     assert sorted(seen[:COUNT]) == sorted(seen[COUNT : 2 * COUNT]) == list(range(COUNT))
 
 

@@ -202,6 +202,7 @@ def test_an_answer_to_an_earlier_daemon_is_dropped(harness: Harness) -> None:
     first = harness.receive()
     harness.daemons[0].kill()
     harness.start_daemon()
+    assert harness.receive()["params"]["requestId"] == first["id"], "nobody waits for its answer any more"
     second = harness.receive()
     assert first["method"] == second["method"] == "elicitation/create"
     assert first["id"] != second["id"]

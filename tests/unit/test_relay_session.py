@@ -137,8 +137,53 @@ def test_subscriptions_are_said_again_and_their_answers_swallowed() -> None:
     told(session)
     up(session)
     assert sent(session) == [kept]
+    # It may have changed while nobody could tell.
+    assert told(session) == [updated("omnid://task/1")]
     answer(session, 1, {})
     assert told(session) == []
+
+
+def updated(uri: str, **more: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": uri, **more}}
+
+
+def test_a_subscription_is_acknowledged_once() -> None:
+    listen = {"jsonrpc": "2.0", "id": 7, "method": "subscriptions/listen", "params": {}}
+    meta = {"_meta": {"io.modelcontextprotocol/subscriptionId": 7}}
+    ack = {
+        "jsonrpc": "2.0",
+        "method": "notifications/subscriptions/acknowledged",
+        "params": {"notifications": {"resourceSubscriptions": ["omnid://task/1"]}, **meta},
+    }
+    stray = {**ack, "params": {**ack["params"], "_meta": {"io.modelcontextprotocol/subscriptionId": []}}}
+    session = up()
+    client(session, listen)
+    for _ in range(2):
+        session.from_daemon(wire.line(ack).strip(), 0.0)
+        session.from_daemon(wire.line(stray).strip(), 0.0)
+        assert told(session) == [ack, stray]
+        session.lost(1.0)
+        up(session)
+        session.from_daemon(wire.line(ack).strip(), 0.0)
+        assert told(session) == [updated("omnid://task/1", **meta)]
+        # Another subscription of the same id is another one.
+        answer(session, 7, {})
+        told(session)
+        client(session, listen)
+
+
+def test_a_question_of_a_daemon_goes_with_it() -> None:
+    question = {"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": {"message": "?"}}
+    session = up()
+    session.from_daemon(wire.line(question).strip(), 0.0)
+    (asked,) = told(session)
+    session.lost(1.0)
+    (cancelled,) = told(session)
+    assert (cancelled["method"], cancelled["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
+    up(session)
+    answer_of_client = {"jsonrpc": "2.0", "id": asked["id"], "result": {"action": "accept"}}
+    client(session, answer_of_client)
+    assert sent(session) == [], "it was for the daemon that is gone"
 
 
 def test_an_initialize_without_an_answer_is_sent_as_any_request() -> None:

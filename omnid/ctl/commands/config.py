@@ -5,6 +5,7 @@ import subprocess
 from typing import Any
 
 from omnid.ctl import views
+from omnid.ctl.commands.doctor import show_findings
 from omnid.ctl.commands.mode import show_checks
 from omnid.ctl.context import Context
 from omnid.ctl.options import Option, Verb
@@ -12,6 +13,8 @@ from omnid.ctl.render import Cell
 from omnid.errors import Rejected, Retryable
 
 LOOK_S_MAX = 30.0
+LIVE_S_MAX = 90.0
+"""How long channels and executors may take to answer; each of them has a minute at most."""
 
 
 def _config(context: Context) -> int:
@@ -24,13 +27,19 @@ def _config(context: Context) -> int:
     if action not in ("check", "reload"):
         context.given.misuse(f"There is no config {action}: it is check, show or reload")
     checked = ask(context, action)
-    checks: list[dict[str, Any]] = context.call("channel.check")["checks"] if live else []
+    checks: list[dict[str, Any]] = []
+    findings: list[dict[str, Any]] = []
+    if live:
+        context.answer_s = LIVE_S_MAX
+        checks = context.call("channel.check")["checks"]
+        findings = context.call("executor.check")["findings"]
     if context.json:
-        context.give_json({**checked, "channels": checks} if live else checked)
+        context.give_json({**checked, "channels": checks, "executors": findings} if live else checked)
     else:
         _tell_checked(context, checked)
         show_checks(context, checks)
-    return 1 if checked["problems"] or not all(one["ok"] for one in checks) else 0
+        show_findings(context, findings)
+    return 1 if checked["problems"] or not all(one["ok"] for one in (*checks, *findings)) else 0
 
 
 def ask(context: Context, action: str) -> dict[str, Any]:
@@ -97,6 +106,12 @@ VERBS = {
         "check: says what is wrong with the config file as it is now (exit code 1 if anything is). "
         "show: every setting in use and where it comes from. reload: takes the file over.",
         "check|show|reload",
-        (Option("live", None, "With check: ask every channel with every key something that costs nothing"),),
+        (
+            Option(
+                "live",
+                None,
+                "With check: ask every channel with every key, and every executor, something that costs nothing",
+            ),
+        ),
     )
 }

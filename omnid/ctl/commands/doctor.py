@@ -1,5 +1,8 @@
 """``omnictl doctor``."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from omnid.ctl.context import Context
 from omnid.ctl.options import Verb
 
@@ -13,12 +16,17 @@ def _doctor(context: Context) -> int:
     if context.json:
         context.give_json(found)
     else:
-        for finding in found["findings"]:
-            label, style = ("ok", "green") if finding["ok"] else ("!!", "red")
-            context.screen.paragraph(label, f"{finding['name']}: {finding['detail']}", 4, label_style=style)
-            if finding["do"]:
-                context.screen.paragraph("", f"do: {finding['do']}", 4)
+        show_findings(context, found["findings"])
     return 0 if found["ok"] else 1
+
+
+def show_findings(context: Context, findings: Sequence[Mapping[str, Any]]) -> None:
+    """Shows what checks have found."""
+    for finding in findings:
+        label, style = ("ok", "green") if finding["ok"] else ("!!", "red")
+        context.screen.paragraph(label, f"{finding['name']}: {finding['detail']}", 4, label_style=style)
+        if finding["do"]:
+            context.screen.paragraph("", f"do: {finding['do']}", 4)
 
 
 VERBS = {

@@ -54,6 +54,8 @@ def _facts(view: Mapping[str, Any], now_ms: int) -> Iterator[tuple[str, str]]:
     ):
         if text:
             yield label, text
+    for question in view["questions"] or ():
+        yield f"asks {question['key']}", str(question["params"].get("message", ""))
     yield from _agents(view)
     limits = {"timeout": "timeout_s", "backoff": "backoff_s"}
     for label, key in limits.items():

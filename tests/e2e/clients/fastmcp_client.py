@@ -1,4 +1,4 @@
-"""What a user of fastmcp writes: run by the Python of `tests/agents/.venv`, which knows nothing of omnid."""
+"""What a user of fastmcp writes: run by the Python of `.venv-clients`, which knows nothing of omnid."""
 
 import json
 

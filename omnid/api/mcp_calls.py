@@ -1,0 +1,56 @@
+"""What the MCP methods share: how they do operations, and how they speak to the client."""
+
+from typing import Any, cast
+
+import mcp_types as types
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from msgspec import Struct
+
+from omnid.errors import OmnidError
+from omnid.flow.caller import Caller
+
+TASK_URI = "omnid://task/"
+"""How the address of a task's resource starts; its UUID follows, where it is subscribed to."""
+
+Context = ServerRequestContext[Any, Any]
+
+
+class Calls:
+    """Does operations for a request: see `mcp_session.ToolServer`, which is the one that implements it."""
+
+    async def do(self, context: Context, name: str, params: Struct) -> Struct:
+        """Does an operation; raises OmnidError, and ends the connection where that is Fatal."""
+        raise NotImplementedError
+
+    def caller(self, context: Context) -> Caller:
+        """Names who asks."""
+        raise NotImplementedError
+
+    def offers(self, context: Context, name: str) -> bool:
+        """Tells whether the client gets a tool."""
+        raise NotImplementedError
+
+
+class Said(types.Notification[dict[str, Any], str]):
+    """A notification whose parameters go out as they are, with what is null in them."""
+
+    method: str
+    params: dict[str, Any]
+
+
+async def say(context: Context, method: str, params: dict[str, Any]) -> None:
+    """Sends a notification that belongs to the request."""
+    said = cast("types.ServerNotification", Said(method=method, params=params))
+    await context.session.send_notification(said, related_request_id=context.request_id)
+
+
+def is_modern(context: Context) -> bool:
+    """Tells whether the request is of 2026-07-28 or later."""
+    return context.protocol_version in MODERN_PROTOCOL_VERSIONS
+
+
+def invalid(error: OmnidError) -> MCPError:
+    """Makes the protocol's error of one of omnid's: `data` holds what, why and what to do."""
+    return MCPError(types.INVALID_PARAMS, str(error), error.as_dict())
