@@ -8,22 +8,20 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Struct
 
-from omnid import channels, links, platform, recurrence, servers
+from omnid import channels, platform, servers
+from omnid.config_problems import bad, hint, money, presets, rights, runners, unknown
 from omnid.errors import Rejected
-from omnid.model import USER_ORIGIN
 from omnid.patterns import said
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import (
     AGENT_PROGRAMS,
     COMMAND,
     DESKTOP,
-    EVERY_OTHER,
     MIB,
     MODEL,
     NO_PROFILE,
@@ -45,7 +43,6 @@ from omnid.settings import Origin as OriginSection
 Origin = Literal["default", "file", "env"]
 
 CONFIG_BYTES_MAX = MIB
-SHOWN_CHARS_MAX = 200
 SLOTS_MIN = 4
 AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir", "brainstem.dir")
 """The settings that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
@@ -132,10 +129,10 @@ def reload(loaded: Loaded, environ: Mapping[str, str]) -> Loaded:
     before, after = dict(_settings(loaded.config)), dict(_settings(new.config))
     for key, value in before.items():
         if value != after[key] and key.startswith(AT_START) and key not in LIVE:
-            raise _bad(key, after[key], f"the running daemon uses {value}, and only a restart can change that")
+            raise bad(key, after[key], f"the running daemon uses {value}, and only a restart can change that")
     if new.config.http.listen and _tokens(loaded.config) != _tokens(new.config):
         detail = "tokens are read when the daemon starts, and only a restart can change them"
-        raise _bad("origin.token", None, detail)
+        raise bad("origin.token", None, detail)
     return new
 
 
@@ -160,7 +157,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
         settings = {}
     sections = {name: reader.section(name, settings.get(name, {})) for name in _SECTIONS}
     for name in settings.keys() - _SECTIONS.keys() - {"executor", *_LISTS}:
-        reader.problems.append(_unknown(name, [*_SECTIONS, "executor", *_LISTS]))
+        reader.problems.append(unknown(name, [*_SECTIONS, "executor", *_LISTS]))
     lists: dict[str, Any] = {name: reader.named(name, kind, settings.get(name, [])) for name, kind in _LISTS.items()}
     lists["channel"] = reader.channels(lists["channel"])
     executors = reader.executors(settings.get("executor", []), WITH_CHANNELS if lists["channel"] else BUILT_IN)
@@ -168,10 +165,10 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     reader.together(sections, executors)
     reader.http(sections["http"], lists["origin"], environ)
     reader.places(sections["notify"], lists["destination"], executors)
-    reader.money(executors, lists["cap"])
-    reader.rights(executors, lists["origin"])
-    reader.runners(sections["runner"], lists["link"], executors)
-    reader.presets(lists["preset"])
+    reader.problems += money(executors, lists["cap"])
+    reader.problems += rights(executors, lists["origin"])
+    reader.problems += runners(sections["runner"], lists["link"], executors)
+    reader.problems += presets(lists["preset"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):
         if environ.get(variable):
@@ -205,12 +202,12 @@ class _Reader:
         """Checks the keys of one section of the file."""
         values: dict[str, Any] = {}
         if not isinstance(table, dict):
-            self.problems.append(_bad(name, table, f"it is a section: write [{name}] and its keys below"))
+            self.problems.append(bad(name, table, f"it is a section: write [{name}] and its keys below"))
             return values
         fields = _fields(_SECTIONS[name])
         for key, value in cast(dict[str, Any], table).items():
             if key not in fields:
-                self.problems.append(_unknown(f"{name}.{key}", [f"{name}.{field}" for field in fields]))
+                self.problems.append(unknown(f"{name}.{key}", [f"{name}.{field}" for field in fields]))
             else:
                 self._take(values, f"{name}.{key}", key, value, fields[key], "file")
         return values
@@ -227,7 +224,7 @@ class _Reader:
                 section, key, hint = known[variable]
                 self._take(sections[section], f"{section}.{key}", key, _value_of(text, hint), hint, "env")
             elif _VARIABLE.fullmatch(variable):
-                self.problems.append(_unknown(variable, list(known)))
+                self.problems.append(unknown(variable, list(known)))
 
     def executors(self, tables: object, built_in: Mapping[str, Executor]) -> tuple[Executor, ...]:
         """Checks the executors of the file and adds the built-in ones that the file doesn't override."""
@@ -250,9 +247,9 @@ class _Reader:
                 if key in fields:
                     self._take(values, f"{where}.{key}", key, value, fields[key], None)
                 else:
-                    self.problems.append(_unknown(f"{where}.{key}", [f"{where}.{field}" for field in fields]))
+                    self.problems.append(unknown(f"{where}.{key}", [f"{where}.{field}" for field in fields]))
             missing = [f.name for f in msgspec.structs.fields(kind) if f.required and f.name not in table]
-            self.problems += [_bad(f"{where}.{key}", None, "it has no default") for key in missing]
+            self.problems += [bad(f"{where}.{key}", None, "it has no default") for key in missing]
             if len(self.problems) == before:
                 self._found(what, values["name"], kind(**values), found)
         return tuple(found.values())
@@ -267,23 +264,23 @@ class _Reader:
             for key, detail in channels.problems(channel):
                 # An address may hold a password.
                 value = None if key == "base_url" and "@" in channel.base_url else getattr(channel, key) or None
-                self.problems.append(_bad(f"{where}.{key}", value, detail))
+                self.problems.append(bad(f"{where}.{key}", value, detail))
         return tuple(channels.whole(channel) for channel in given)
 
     def _tables(self, what: str, tables: object) -> Iterator[dict[str, Any]]:
         """Gives the sections of a list one by one, without those that are none."""
         if not isinstance(tables, list):
-            self.problems.append(_bad(what, tables, f"it is a list: write [[{what}]] above each"))
+            self.problems.append(bad(what, tables, f"it is a list: write [[{what}]] above each"))
             return
         for position, table in enumerate(cast(list[Any], tables)):
             if isinstance(table, dict):
                 yield cast(dict[str, Any], table)
             else:
-                self.problems.append(_bad(f"{what}[{position}]", table, f"write [[{what}]] and its keys below"))
+                self.problems.append(bad(f"{what}[{position}]", table, f"write [[{what}]] and its keys below"))
 
     def _found(self, what: str, name: str, item: Any, found: dict[str, Any]) -> None:
         if name in found:
-            self.problems.append(_bad(f"{what}.name", name, f"another {what} has that name"))
+            self.problems.append(bad(f"{what}.name", name, f"another {what} has that name"))
         found[name] = item
         self.origins[f"{what}.{name}"] = "file"
 
@@ -293,25 +290,25 @@ class _Reader:
         allow, repair = sections["agents"].get("allow", ()), sections["mode"].get("repair_executor") or COMMAND
         for key, name in [*(("agents.allow", name) for name in allow), ("mode.repair_executor", repair)]:
             if name not in names:
-                detail = f"there is no executor of that name{_hint(name, names)}"
-                self.problems.append(_bad(key, name, detail))
+                detail = f"there is no executor of that name{hint(name, names)}"
+                self.problems.append(bad(key, name, detail))
         for section, lower, upper in (
             ("retry", "backoff_base_s", "backoff_max_s"),
             ("limits", "spool_bytes_max", "spool_total_bytes_max"),
         ):
             low, high = (sections[section].get(key, _default(section, key)) for key in (lower, upper))
             if low > high:
-                self.problems.append(_bad(f"{section}.{lower}", low, f"it is more than {section}.{upper} = {high}"))
+                self.problems.append(bad(f"{section}.{lower}", low, f"it is more than {section}.{upper} = {high}"))
         zone = sections["daemon"].get("zone", "")
         try:
             platform.zone(zone)
         except ValueError as error:
-            self.problems.append(_bad("daemon.zone", zone, f"{error}{_hint(zone, platform.zones())}"))
+            self.problems.append(bad("daemon.zone", zone, f"{error}{hint(zone, platform.zones())}"))
             del sections["daemon"]["zone"]
         for section, key in (("state", "dir"), ("socket", "path"), ("workspace", "dir"), ("brainstem", "dir")):
             path = sections[section].get(key, "")
             if self.origins.get(f"{section}.{key}") == "file" and path and not path.startswith(("/", "~/")):
-                self.problems.append(_bad(f"{section}.{key}", path, "a path starts with / or ~/"))
+                self.problems.append(bad(f"{section}.{key}", path, "a path starts with / or ~/"))
 
     def http(self, http: dict[str, Any], origins: tuple[OriginSection, ...], environ: Mapping[str, str]) -> None:
         """Checks that HTTP is open to nobody who shouldn't come in, and makes its paths absolute."""
@@ -319,16 +316,16 @@ class _Reader:
         address = platform.host_port(listen)
         if listen and address is None:
             detail = 'it is an address and a port, as in "127.0.0.1:7373" or "[::1]:7373"'
-            self.problems.append(_bad("http.listen", listen, detail))
+            self.problems.append(bad("http.listen", listen, detail))
         if token and not is_reference(token):
             self.problems.append(Rejected("secret_plain", key="http.token"))
         any_token = token or any(section.token for section in origins)
         if address is not None and not any_token and not platform.is_loopback(address[0]):
             detail = f"{listen} can be reached from elsewhere, and whoever reaches it could hand over tasks"
-            self.problems.append(_bad("http.token", token or None, detail))
+            self.problems.append(bad("http.token", token or None, detail))
         if bool(http.get("certificate")) != bool(http.get("private_key")):
             detail = "TLS needs http.certificate and http.private_key, both"
-            self.problems.append(_bad("http.certificate", http.get("certificate"), detail))
+            self.problems.append(bad("http.certificate", http.get("certificate"), detail))
         for key in ("certificate", "private_key"):
             if path := http.get(key):
                 http[key] = platform.absolute(path, environ)
@@ -340,27 +337,20 @@ class _Reader:
         names = [DESKTOP, *(section.name for section in destinations)]
         for name in notify.get("to", ()):
             if name not in names:
-                detail = f"there is no destination of that name{_hint(name, names)}"
-                self.problems.append(_bad("notify.to", name, detail))
+                detail = f"there is no destination of that name{hint(name, names)}"
+                self.problems.append(bad("notify.to", name, detail))
         mcp = [executor.name for executor in executors if isinstance(executor, McpExecutor)]
         for section in destinations:
             where = f"destination.{section.name}"
             if section.kind == "command" and not section.argv:
-                self.problems.append(_bad(f"{where}.argv", [], "a command needs its program"))
+                self.problems.append(bad(f"{where}.argv", [], "a command needs its program"))
             if section.kind in ("webhook", "apprise"):
                 self._url_of(section, where)
             if section.secret and not is_reference(section.secret):
                 self.problems.append(Rejected("secret_plain", key=f"{where}.secret"))
             if section.executor is not None and section.executor not in mcp:
-                detail = f"there is no mcp executor of that name{_hint(section.executor, mcp)}"
-                self.problems.append(_bad(f"{where}.executor", section.executor, detail))
-
-    def presets(self, presets: tuple[Preset, ...]) -> None:
-        """Checks when presets run, and that each holds a task."""
-        for preset in presets:
-            for key, detail in recurrence.problems_of(preset):
-                value = getattr(preset, key, None)
-                self.problems.append(_bad(f"preset.{preset.name}.{key}", value, detail))
+                detail = f"there is no mcp executor of that name{hint(section.executor, mcp)}"
+                self.problems.append(bad(f"{where}.executor", section.executor, detail))
 
     def _url_of(self, section: Destination, where: str) -> None:
         """Checks an URL: those of Apprise hold keys, and a webhook's goes over TLS unless it stays on the machine."""
@@ -370,58 +360,7 @@ class _Reader:
             self.problems.append(Rejected("secret_plain", key=f"{where}.url"))
         elif not servers.is_guarded(section.url):
             detail = "it begins with https:// (or http:// and a loopback address), and holds no password"
-            self.problems.append(_bad(f"{where}.url", section.url or None, detail))
-
-    def money(self, executors: tuple[Executor, ...], caps: tuple[Cap, ...]) -> None:
-        """Checks that each cap holds for one thing that is there."""
-        names = [executor.name for executor in executors]
-        for cap in caps:
-            where = f"cap.{cap.name}"
-            if (cap.label is None) == (cap.executor is None):
-                self.problems.append(_bad(f"{where}.label", cap.label, "a cap holds for one label or for one executor"))
-            elif cap.executor is not None and cap.executor not in names:
-                detail = f"there is no executor of that name{_hint(cap.executor, names)}"
-                self.problems.append(_bad(f"{where}.executor", cap.executor, detail))
-            if not cap.day_usd and not cap.month_usd:
-                self.problems.append(_bad(f"{where}.day_usd", cap.day_usd, "a cap needs day_usd or month_usd"))
-
-    def rights(self, executors: tuple[Executor, ...], origins: tuple[OriginSection, ...]) -> None:
-        """Checks what is said of origins; people's own has no bounds."""
-        names = [executor.name for executor in executors]
-        for section in origins:
-            where = f"origin.{section.name}"
-            if section.name == USER_ORIGIN:
-                self.problems.append(_bad(f"{where}.name", section.name, "it is people's own, which has no bounds"))
-            if section.token and section.name == EVERY_OTHER:
-                detail = "a token names one origin; http.token is the one for all others"
-                self.problems.append(_bad(f"{where}.token", None, detail))
-            elif section.token and not is_reference(section.token):
-                self.problems.append(Rejected("secret_plain", key=f"{where}.token"))
-            for name in section.executors or ():
-                if name not in names:
-                    detail = f"there is no executor of that name{_hint(name, names)}"
-                    self.problems.append(_bad(f"{where}.executors", name, detail))
-
-    def runners(self, runner: dict[str, Any], given: tuple[Link, ...], executors: tuple[Executor, ...]) -> None:
-        """Checks the links, and what the runner is called and offers."""
-        for link in given:
-            where = f"link.{link.name}"
-            for reference in (link.password, link.key):
-                if reference and not is_reference(reference):
-                    self.problems.append(Rejected("secret_plain", key=where))
-            for key, detail in links.problems(link):
-                # An address may hold a password.
-                value = None if "@" in link.url else getattr(link, key) or None
-                self.problems.append(_bad(f"{where}.{key}", value, detail))
-        names = [link.name for link in given]
-        if runner.get("link", "") not in ("", *names):
-            detail = f"there is no link of that name{_hint(runner['link'], names)}"
-            self.problems.append(_bad("runner.link", runner["link"], detail))
-        offerable = [executor.name for executor in executors if links.may_be_offered(executor)]
-        for name in runner.get("executors", ()):
-            if name not in offerable:
-                detail = f"a runner offers executors of commands and MCP servers{_hint(name, offerable)}"
-                self.problems.append(_bad("runner.executors", name, detail))
+            self.problems.append(bad(f"{where}.url", section.url or None, detail))
 
     def _executor(self, where: str, given: dict[str, Any]) -> Executor | None:
         """Checks one executor; None where it can't be made."""
@@ -429,21 +368,21 @@ class _Reader:
         name, kind = given.get("name"), given.get("kind")
         if not isinstance(name, str) or not _EXECUTOR_NAME.fullmatch(name):
             detail = "a name has 1 to 64 of a-z 0-9 . _ - and starts with a letter or a digit"
-            self.problems.append(_bad(f"{where}.name", name, detail))
+            self.problems.append(bad(f"{where}.name", name, detail))
         else:
             where = f"executor.{name}"
         if not isinstance(kind, str) or kind not in _KINDS:
-            self.problems.append(_bad(f"{where}.kind", kind, f"it is one of {', '.join(_KINDS)}"))
+            self.problems.append(bad(f"{where}.kind", kind, f"it is one of {', '.join(_KINDS)}"))
             return None
         if name in (COMMAND, MODEL) and kind != name:
-            self.problems.append(_bad(f"{where}.kind", kind, f"this name belongs to the built-in executor of {name}s"))
+            self.problems.append(bad(f"{where}.kind", kind, f"this name belongs to the built-in executor of {name}s"))
         values: dict[str, Any] = {}
         fields = _fields(_KINDS[kind])
         for key, value in given.items():
             if key in fields:
                 self._take(values, f"{where}.{key}", key, value, fields[key], None)
             elif key != "kind":
-                self.problems.append(_unknown(f"{where}.{key}", [f"{where}.{field}" for field in (*fields, "kind")]))
+                self.problems.append(unknown(f"{where}.{key}", [f"{where}.{field}" for field in (*fields, "kind")]))
         self._environment_of(where, values)
         self._profile_of(where, given, values)
         if kind == "mcp" and len(self.problems) == before:
@@ -459,14 +398,14 @@ class _Reader:
         ]
         known = not is_reference(values.get("url", ""))
         for key, value, detail in servers.problems(values, url_is_known=known):
-            self.problems.append(_bad(f"{where}.{key}", value, detail))
+            self.problems.append(bad(f"{where}.{key}", value, detail))
 
     def _profile_of(self, where: str, given: dict[str, Any], values: dict[str, Any]) -> None:
         """Refuses a profile that isn't known, and gives an executor of an agent's name that agent's."""
         name, known = values.get("profile"), [*AGENT_PROGRAMS.values(), NO_PROFILE]
         if name is not None and name not in known:
-            detail = f"it is one of {', '.join(known)}{_hint(name, known)}"
-            self.problems.append(_bad(f"{where}.profile", name, detail))
+            detail = f"it is one of {', '.join(known)}{hint(name, known)}"
+            self.problems.append(bad(f"{where}.profile", name, detail))
         elif name is None and given["kind"] == COMMAND and given.get("name") in AGENT_PROGRAMS.values():
             values["profile"] = given["name"]
 
@@ -483,10 +422,10 @@ class _Reader:
                 choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
             ]
             detail = f"it is one of {', '.join(choices)}" if choices else said(error).replace("`", "")
-            self.problems.append(_bad(key, value, detail.replace(" - at $", " at ")))
+            self.problems.append(bad(key, value, detail.replace(" - at $", " at ")))
             return
         if _holds_nul(value):
-            self.problems.append(_bad(key, value, "it holds a NUL character, which no program takes"))
+            self.problems.append(bad(key, value, "it holds a NUL character, which no program takes"))
         if origin is not None:
             self.origins[key] = origin
 
@@ -516,19 +455,3 @@ def _value_of(text: str, hint: Any) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _hint(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _unknown(key: str, known: list[str]) -> Rejected:
-    return Rejected("config_unknown_key", key=key, hint=_hint(key, known))
-
-
-def _bad(key: str, value: object, detail: str) -> Rejected:
-    # A secret in a place where none belongs must not come out with the error.
-    shown = "(not set)" if value is None else "(hidden)" if looks_plain(key, str(value)) else repr(value)
-    shown = re.sub(r"//[^/@\s]+@", "//(hidden)@", shown)
-    return Rejected("config_bad_value", key=key, value=shown[:SHOWN_CHARS_MAX], detail=detail)

@@ -27,6 +27,8 @@ API = "/api/v1"
 """Where REST is served; what is answered there has its envelope."""
 
 ADDRESSES_MAX = 4096
+DRAIN_BYTES_MAX, DRAIN_S = 16 << 20, 1.0
+"""How much of a body that is too large is still read, and for how long."""
 WRONG_TOKEN_COST = 100
 """As how many requests a wrong token counts."""
 
@@ -120,7 +122,8 @@ class Gate:
         except TooLarge:
             if not send.begun:
                 problem = Rejected("body_too_large", limit_bytes=self._settings.body_bytes_max)
-                await answer(scope, send, _TOO_LARGE, problem, (b"connection", b"close"))
+                close = [] if await receive.drained() else [(b"connection", b"close")]
+                await answer(scope, send, _TOO_LARGE, problem, *close)
         except Exception as error:  # noqa: BLE001 - a fault in one request must not end up in a library's log.
             self._log.error("http_failed", path=scope["path"], exc_info=error)
             if not send.begun:
@@ -184,6 +187,16 @@ class _Bounded:
             raise TooLarge
         self._whole = not message.get("more_body", False)
         return message
+
+    async def drained(self) -> bool:
+        """Reads on for a moment, as a client that is cut off may miss the answer; tells whether that was all of it."""
+        left_bytes = DRAIN_BYTES_MAX
+        with anyio.move_on_after(DRAIN_S):
+            while not self._whole and left_bytes > 0:
+                message = await self._receive()
+                left_bytes -= len(message.get("body", b""))
+                self._whole = not message.get("more_body", False)
+        return self._whole
 
 
 class _Watched:

@@ -13,8 +13,6 @@ import mcp_types as types
 import msgspec
 from anyio import CancelScope
 from anyio.streams.memory import MemoryObjectReceiveStream
-from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
-from mcp.server.auth.provider import AccessToken
 from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
@@ -24,11 +22,11 @@ from mcp.shared.exceptions import MCPError
 from msgspec import Struct
 
 from omnid.api.handler import AGENT_ORIGIN
-from omnid.api.http_gate import App, Guest, Receive, Scope, guest_of
-from omnid.api.http_gate import Send as SendHttp
+from omnid.api.http_gate import App, Guest, guest_of
 from omnid.api.mcp_asks import Asks
 from omnid.api.mcp_calls import Calls
 from omnid.api.mcp_completions import Completions
+from omnid.api.mcp_http import bound
 from omnid.api.mcp_lines import Answers, Lines, Send, Session, Stranger, id_json
 from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_subscriptions import Subscriptions
@@ -117,17 +115,10 @@ class ToolServer(Calls):
             max_sessions=settings.sessions_max,
         )
 
-        async def app(scope: Scope, receive: Receive, send: SendHttp) -> None:
-            guest = guest_of(scope)
-            if guest.origin is not None:
-                # So a session belongs to the token that it was begun with.
-                scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=guest.origin, scopes=[]))
-            await cast("App", manager.asgi_app)(scope, receive, send)
-
         with session.scope:
             async with anyio.create_task_group() as session.group:
                 async with manager.run():
-                    yield app
+                    yield bound(cast("App", manager.asgi_app))
                 session.group.cancel_scope.cancel()
         if session.fatal is not None:
             raise session.fatal

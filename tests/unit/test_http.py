@@ -115,6 +115,11 @@ async def test_bodies_and_rates_have_limits(home: Home) -> None:
 
         assert daemon.http is not None
         async with await anyio.connect_tcp("127.0.0.1", daemon.http.port) as raw:
+            large = 8 << 20
+            head = f"POST /mcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+            await raw.send(f"{head}Content-Length: {large}\r\n\r\n".encode() + b" " * large)
+            assert (await raw.receive()).startswith(b"HTTP/1.1 413 "), "who sends all of it first is answered too"
+        async with await anyio.connect_tcp("127.0.0.1", daemon.http.port) as raw:
             head = (
                 f"POST /mcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n{{"
             )
