@@ -32,13 +32,13 @@ from omnid.settings import (
     Config,
     Destination,
     Executor,
-    Link,
     McpExecutor,
     ModelExecutor,
     Preset,
     Rule,
 )
 from omnid.settings import Origin as OriginSection
+from omnid.settings_links import Link
 
 Origin = Literal["default", "file", "env"]
 

@@ -9,8 +9,9 @@ from omnid import links, recurrence
 from omnid.errors import Rejected
 from omnid.model import USER_ORIGIN
 from omnid.secrets import is_reference, looks_plain
-from omnid.settings import EVERY_OTHER, Cap, Executor, Link, Preset
+from omnid.settings import EVERY_OTHER, Cap, Executor, Preset
 from omnid.settings import Origin as OriginSection
+from omnid.settings_links import Link
 
 SHOWN_CHARS_MAX = 200
 

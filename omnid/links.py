@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from omnid import patterns, platform
-from omnid.settings import CommandExecutor, Executor, Link, McpExecutor
+from omnid.settings import CommandExecutor, Executor, McpExecutor
+from omnid.settings_links import Link
 
 END_NAME = re.compile(patterns.NAME)
 """What the ends of links may be called: daemons and runners."""

@@ -40,9 +40,9 @@ from omnid.log import Logger
 from omnid.secrets import Secrets
 from omnid.settings import Config
 from omnid.settings import Destination as DestinationSection
-from omnid.settings import Link as LinkSection
 from omnid.settings import McpExecutor as McpSection
 from omnid.settings import ModelExecutor as ModelSection
+from omnid.settings_links import Link as LinkSection
 
 _OF_PROGRAMS = frozenset({*BASE_ENVIRONMENT, *VARIABLES})
 """What of the daemon's environment goes to the programs that deliver answers and notices."""

@@ -29,7 +29,8 @@ from omnid.link.message import COMMANDS
 from omnid.log import Log, Logger
 from omnid.parts import Parts, dial
 from omnid.secrets import Secrets
-from omnid.settings import Config, Link, State
+from omnid.settings import Config, State
+from omnid.settings_links import Link
 from omnid.store.database import SqliteStore
 from omnid.store.ledger import Ledger
 from omnid.store.statedir import StateDir

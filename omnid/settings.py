@@ -5,32 +5,12 @@ Times are seconds, sizes are bytes, counts end in ``_max``, money is US dollars;
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, field
 
-from omnid.patterns import (
-    HOURS_OR_NONE,
-    LOCAL_URL,
-    NAME,
-    NAME_OR_NONE,
-    ORIGIN_OR_ALL,
-    SAFE_URL,
-    TIME_OR_NONE,
-    WEIGHTS_NAME,
-    WORDS,
-)
+from omnid.patterns import LOCAL_URL, ORIGIN_OR_ALL, SAFE_URL, TIME_OR_NONE, WEIGHTS_NAME
+from omnid.settings_links import Link, Runner
+from omnid.settings_types import GIB, KIB, MIB, Bytes, Count, ExitCode, Hours, Name, Seconds, Section, Usd, Words
 
-Count = Annotated[int, Meta(ge=1)]
-Bytes = Annotated[int, Meta(ge=1024)]
-Seconds = Annotated[float, Meta(gt=0, le=366 * 86400)]
-Usd = Annotated[float, Meta(ge=0, le=1e9)]
-ExitCode = Annotated[int, Meta(ge=0, le=255)]
-Name = Annotated[str, Meta(pattern=NAME)]
-Hours = Annotated[str, Meta(pattern=HOURS_OR_NONE)]
-"""A daily window of local time, ``23:00-07:00``, or nothing; see `times.Window`."""
-Words = Annotated[str, Meta(pattern=WORDS, max_length=200)]
-"""A word or words to look for in a text; a ``*`` at the end stands for the rest of the word."""
-
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COMMAND = "command"
 """The name of the executor that is there without any config: it runs what a person asks it to."""
 MODEL = "model"
@@ -47,17 +27,13 @@ AGENT_PROGRAMS = {"claude": "claude-code", "codex": "codex", "gemini": "gemini",
 """Programs of agents, and the executors that are there for them without any config; each has a profile of its name."""
 
 
-class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all parts of the config have in common."""
-
-
-class State(_Section, frozen=True, kw_only=True):
+class State(Section, frozen=True, kw_only=True):
     """Where the journal, the spool and the lock live."""
 
     dir: str = ""
 
 
-class Daemon(_Section, frozen=True, kw_only=True):
+class Daemon(Section, frozen=True, kw_only=True):
     """The daemon as a whole."""
 
     slots_max: Annotated[int, Meta(ge=0)] = 0
@@ -66,7 +42,7 @@ class Daemon(_Section, frozen=True, kw_only=True):
     keep_awake: bool = True
 
 
-class Socket(_Section, frozen=True, kw_only=True):
+class Socket(Section, frozen=True, kw_only=True):
     """The socket that clients connect to, and what one client may take."""
 
     path: str = ""
@@ -77,7 +53,7 @@ class Socket(_Section, frozen=True, kw_only=True):
     stall_s: Seconds = 30.0
 
 
-class Http(_Section, frozen=True, kw_only=True):
+class Http(Section, frozen=True, kw_only=True):
     """MCP and REST over HTTP: off unless `listen` names an address."""
 
     listen: str = ""
@@ -94,7 +70,7 @@ class Http(_Section, frozen=True, kw_only=True):
     requests_per_s_max: Count = 1000
 
 
-class Limits(_Section, frozen=True, kw_only=True):
+class Limits(Section, frozen=True, kw_only=True):
     """What tasks may hold and leave behind."""
 
     input_bytes_max: Bytes = MIB
@@ -111,7 +87,7 @@ class Limits(_Section, frozen=True, kw_only=True):
     ask_bytes_max: Bytes = 16 * KIB
 
 
-class Store(_Section, frozen=True, kw_only=True):
+class Store(Section, frozen=True, kw_only=True):
     """The database; how it syncs is no setting, because promise 1 hangs on it."""
 
     free_bytes_min: Bytes = 128 * MIB
@@ -120,7 +96,7 @@ class Store(_Section, frozen=True, kw_only=True):
     group_max: Count = 256
 
 
-class Retention(_Section, frozen=True, kw_only=True):
+class Retention(Section, frozen=True, kw_only=True):
     """How long finished tasks, answers to sessions, and the history of what was deleted are kept."""
 
     finished_days: Annotated[float, Meta(gt=0, le=36_500)] = 30.0
@@ -132,7 +108,7 @@ class Retention(_Section, frozen=True, kw_only=True):
     batch: Count = 500
 
 
-class Retry(_Section, frozen=True, kw_only=True):
+class Retry(Section, frozen=True, kw_only=True):
     """How often and when a failed attempt is tried again, unless the task says otherwise."""
 
     attempts_max: Annotated[int, Meta(ge=1, le=1000)] = 3
@@ -140,7 +116,7 @@ class Retry(_Section, frozen=True, kw_only=True):
     backoff_max_s: Seconds = 300.0
 
 
-class Task(_Section, frozen=True, kw_only=True):
+class Task(Section, frozen=True, kw_only=True):
     """What an attempt gets, unless the task or its executor says otherwise."""
 
     timeout_s: Seconds = 3600.0
@@ -148,7 +124,7 @@ class Task(_Section, frozen=True, kw_only=True):
     answer_timeout_s: Seconds = 86_400.0
 
 
-class Agents(_Section, frozen=True, kw_only=True):
+class Agents(Section, frozen=True, kw_only=True):
     """What agents may do without asking, and how large a tree of tasks submitted from inside tasks may grow."""
 
     allow: tuple[str, ...] = ()
@@ -156,7 +132,7 @@ class Agents(_Section, frozen=True, kw_only=True):
     children_max: Count = 200
 
 
-class Workspace(_Section, frozen=True, kw_only=True):
+class Workspace(Section, frozen=True, kw_only=True):
     """Where agents work: a worktree of their own for each task, unless the task or its executor says otherwise."""
 
     dir: str = ""
@@ -167,7 +143,7 @@ class Workspace(_Section, frozen=True, kw_only=True):
     bytes_max: Bytes = 20 * GIB
 
 
-class Budget(_Section, frozen=True, kw_only=True):
+class Budget(Section, frozen=True, kw_only=True):
     """The lid on money; a cap of 0 is none. Days and months are those of `daemon.zone`."""
 
     run_usd: Annotated[float, Meta(gt=0, le=1e9)] = 5.0
@@ -179,7 +155,7 @@ class Budget(_Section, frozen=True, kw_only=True):
     repeats_s: Seconds = 3600.0
 
 
-class Models(_Section, frozen=True, kw_only=True):
+class Models(Section, frozen=True, kw_only=True):
     """What prompts get, unless they say otherwise, and which of them count as hard."""
 
     default: str = "cheap"
@@ -193,14 +169,14 @@ class Models(_Section, frozen=True, kw_only=True):
     answer_bytes_max: Bytes = 8 * MIB
 
 
-class Gateway(_Section, frozen=True, kw_only=True):
+class Gateway(Section, frozen=True, kw_only=True):
     """The child process that holds LiteLLM."""
 
     start_timeout_s: Seconds = 60.0
     memory_bytes_max: Bytes = 512 * MIB
 
 
-class Mode(_Section, frozen=True, kw_only=True):
+class Mode(Section, frozen=True, kw_only=True):
     """When the gateway and the cloud count as gone and as back, and who mends the gateway."""
 
     gateway_failures_max: Count = 2
@@ -215,7 +191,7 @@ class Mode(_Section, frozen=True, kw_only=True):
     wake_grace_s: Seconds = 30.0
 
 
-class Brainstem(_Section, frozen=True, kw_only=True):
+class Brainstem(Section, frozen=True, kw_only=True):
     """The local model that is woken when the cloud is gone: a command that serves the OpenAI wire at `base_url`."""
 
     argv: tuple[str, ...] = ()
@@ -230,7 +206,7 @@ class Brainstem(_Section, frozen=True, kw_only=True):
     idle_s: Seconds = 900.0
 
 
-class Notify(_Section, frozen=True, kw_only=True):
+class Notify(Section, frozen=True, kw_only=True):
     """What people are told, where, and when not."""
 
     to: tuple[str, ...] = ("desktop",)
@@ -241,7 +217,7 @@ class Notify(_Section, frozen=True, kw_only=True):
     digest_at: Annotated[str, Meta(pattern=TIME_OR_NONE)] = ""
 
 
-class Outbox(_Section, frozen=True, kw_only=True):
+class Outbox(Section, frozen=True, kw_only=True):
     """What waits to be delivered, and for how long."""
 
     rows_max: Count = 10_000
@@ -250,14 +226,14 @@ class Outbox(_Section, frozen=True, kw_only=True):
     give_up_days: Annotated[float, Meta(gt=0, le=366)] = 7.0
 
 
-class Schedules(_Section, frozen=True, kw_only=True):
+class Schedules(Section, frozen=True, kw_only=True):
     """How many schedules there may be, and from when on a run counts as missed."""
 
     count_max: Count = 1_000
     late_s: Seconds = 60.0
 
 
-class Log(_Section, frozen=True, kw_only=True):
+class Log(Section, frozen=True, kw_only=True):
     """The daemon's log: JSON lines in the state directory."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -268,7 +244,7 @@ class Log(_Section, frozen=True, kw_only=True):
 WorkspaceKind = Literal["worktree", "copy", "none"]
 
 
-class ResultMapping(_Section, frozen=True, kw_only=True):
+class ResultMapping(Section, frozen=True, kw_only=True):
     """Where a result in JSON keeps its parts, as dotted paths (``usage.cost``); none of them: the output is text."""
 
     output: str | None = None
@@ -277,7 +253,7 @@ class ResultMapping(_Section, frozen=True, kw_only=True):
     cost_usd: str | None = None
 
 
-class _Executor(_Section, frozen=True, kw_only=True, tag_field="kind"):
+class _Executor(Section, frozen=True, kw_only=True, tag_field="kind"):
     """What all executors have in common; None means that the setting of the daemon or the task holds."""
 
     kind: ClassVar[str]
@@ -288,7 +264,7 @@ class _Executor(_Section, frozen=True, kw_only=True, tag_field="kind"):
     argv: tuple[str, ...] = ()
     cwd: str | None = None
     env: tuple[str, ...] = ()
-    env_set: dict[str, str] = {}
+    env_set: dict[str, str] = field(default_factory=dict[str, str])
     only: Hours = ""
     cost_max_usd: Usd | None = None
 
@@ -324,12 +300,12 @@ class McpExecutor(_Executor, frozen=True, kw_only=True, tag="mcp"):
     kind: ClassVar[str] = "mcp"
     url: str = ""
     token: str = ""
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = field(default_factory=dict[str, str])
     ca_file: str = ""
     verify: bool = True
     connect_timeout_s: Seconds = 10.0
     tool: str | None = None
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
     start_timeout_s: Seconds = 30.0
     call_timeout_s: Seconds | None = None
     idle_s: Seconds = 300.0
@@ -350,7 +326,7 @@ class ModelExecutor(_Executor, frozen=True, kw_only=True, tag="model"):
 Executor = CommandExecutor | McpExecutor | ModelExecutor
 
 
-class Rule(_Section, frozen=True, kw_only=True):
+class Rule(Section, frozen=True, kw_only=True):
     """Sends tasks that fit to the first of its executors that can be used; all that it names must fit."""
 
     name: Name
@@ -364,7 +340,7 @@ class Rule(_Section, frozen=True, kw_only=True):
     hours: Hours = ""
 
 
-class Cap(_Section, frozen=True, kw_only=True):
+class Cap(Section, frozen=True, kw_only=True):
     """The most that one label or one executor may cost in a day or a month."""
 
     name: Name
@@ -374,7 +350,7 @@ class Cap(_Section, frozen=True, kw_only=True):
     month_usd: Usd = 0.0
 
 
-class Origin(_Section, frozen=True, kw_only=True):
+class Origin(Section, frozen=True, kw_only=True):
     """What the agents of one origin may do, or (`EVERY_OTHER`) those of every origin without a section of its own.
 
     None is no bound. `token` lets whoever has it in over HTTP, as this origin and no other.
@@ -393,7 +369,7 @@ ProfileName = Literal["anthropic", "cliproxyapi", "compatible", "llamacpp", "oll
 WireFormat = Literal["openai", "anthropic"]
 
 
-class ChannelModel(_Section, frozen=True, kw_only=True):
+class ChannelModel(Section, frozen=True, kw_only=True):
     """A model that a channel reaches. Prices are US dollars per million tokens; None is unknown, never 0.
 
     `id` is what the provider calls it; without one that is its name.
@@ -408,7 +384,7 @@ class ChannelModel(_Section, frozen=True, kw_only=True):
     output_tokens_max: Count | None = None
 
 
-class Channel(_Section, frozen=True, kw_only=True):
+class Channel(Section, frozen=True, kw_only=True):
     """One way to reach models. `channels.whole` fills in what its profile knows."""
 
     name: Name
@@ -426,7 +402,7 @@ class Channel(_Section, frozen=True, kw_only=True):
     opt_in: bool = False
 
 
-class Destination(_Section, frozen=True, kw_only=True):
+class Destination(Section, frozen=True, kw_only=True):
     """A place that answers and notices can be delivered to; `target` is where at it, unless the answer names one."""
 
     name: Name
@@ -440,36 +416,7 @@ class Destination(_Section, frozen=True, kw_only=True):
     timeout_s: Seconds = 30.0
 
 
-class Link(_Section, frozen=True, kw_only=True):
-    """A broker that carries commands to runners and results back; `password` and `key` are references."""
-
-    name: Name
-    url: str
-    user: str = ""
-    password: str = ""
-    key: str = ""
-    unsigned: bool = False
-    ca: str = ""
-    timeout_s: Seconds = 10.0
-    retry_base_s: Seconds = 0.5
-    retry_max_s: Seconds = 30.0
-    stable_s: Seconds = 30.0
-    ping_every_s: Seconds = 5.0
-    slow_s: Seconds = 1.0
-    batch_max: Annotated[int, Meta(ge=1, le=4096)] = 256
-
-
-class Runner(_Section, frozen=True, kw_only=True):
-    """What `omnid runner` is called, which link it listens to, and what it offers."""
-
-    link: str = ""
-    name: Annotated[str, Meta(pattern=NAME_OR_NONE)] = ""
-    executors: tuple[str, ...] = ()
-    labels: tuple[Name, ...] = ()
-    beat_s: Seconds = 5.0
-
-
-class Preset(_Section, frozen=True, kw_only=True):
+class Preset(Section, frozen=True, kw_only=True):
     """A schedule of the config: its `task` has the fields of a submit, its texts may hold ``{params.x}``.
 
     It runs at its times (`cron`, or `every`), on events, and by hand; see `model.Schedule`.
@@ -477,7 +424,7 @@ class Preset(_Section, frozen=True, kw_only=True):
 
     name: Name
     task: dict[str, Any]
-    params: dict[str, str] = {}
+    params: dict[str, str] = field(default_factory=dict[str, str])
     cron: str = ""
     zone: str = ""
     every: str = ""
@@ -488,7 +435,7 @@ class Preset(_Section, frozen=True, kw_only=True):
     overlap: Literal["skip", "queue", "kill"] = "skip"
 
 
-class Config(_Section, frozen=True, kw_only=True):
+class Config(Section, frozen=True, kw_only=True):
     """All settings. Made by `load`, which also fills in paths and slots; `executor` always holds `COMMAND`."""
 
     state: State = State()

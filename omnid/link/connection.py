@@ -13,7 +13,7 @@ from omnid.link.interface import Link, LinkDown, Message, Received
 from omnid.log import Logger
 from omnid.model import Problem
 from omnid.retry import Backoff
-from omnid.settings import Link as Section
+from omnid.settings_links import Link as Section
 
 Dial = Callable[[], Awaitable[Link]]
 """Makes a link that isn't connected yet, with its secrets as they are now; raises Rejected."""

@@ -12,7 +12,7 @@ from omnid.clock import SystemClock
 from omnid.link.connection import Connection
 from omnid.link.interface import LinkDown
 from omnid.model import Cancel
-from omnid.settings import Link as Section
+from omnid.settings_links import Link as Section
 from tests.contract.links import WAIT_S, Kit, command, names
 
 pytestmark = pytest.mark.anyio

@@ -141,7 +141,7 @@ FAR = MCP + "url = 'https://a.b/mcp'\n"
         ("[brainstem]\nbase_url = 'http://localhost/v1'", "can't be used: Expected an address on this machine with"),
         ("[brainstem]\nhub = 'http://hub.example'", "'http://hub.example' can't be used: Expected an address"),
         ("[brainstem]\nhub = 'https://me:pw@hub.example'", "brainstem.hub = 'https://(hidden)@hub.example' can't be"),
-        ("[brainstem]\nweights = 'qwen'", "brainstem.weights = 'qwen' can't be used: Expected a model"),
+        ("[brainstem]\nweights = 'qwen'", "brainstem.weights = 'qwen' can't be used: Expected a name like"),
         ("[state]\ndir = 'here'", "state.dir = 'here' can't be used: a path starts with / or ~/"),
         ("[workspace]\ndir = 'here'", "workspace.dir = 'here' can't be used: a path starts with / or ~/"),
         ("[", "can't be read: "),

@@ -14,7 +14,7 @@ from omnid.link.connection import Connection
 from omnid.link.interface import LinkDown, Message, Received
 from omnid.log import Log
 from omnid.model import Cancel
-from omnid.settings import Link as Section
+from omnid.settings_links import Link as Section
 from tests.fakes.clock import FakeClock
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from omnid import errors
-from omnid.api import shapes, shapes_mode, shapes_outbox
+from omnid.api import shapes, shapes_mode, shapes_outbox, shapes_schedules
 from omnid.api import shapes_workspaces as places
 from omnid.ctl.main import EXIT_CODES, TABLE
 from omnid.ctl.render import width
@@ -66,6 +66,8 @@ EVERY = {
     "rm t7 --yes": {"task__control": CONTROLLED},
     "reply t7 1": {"task__control": CONTROLLED},
     "answer t7": {"task__get": view(questions=[QUESTION])},
+    "schedule": {"schedule__list": shapes_schedules.SchedulePage([], None)},
+    "run nightly": {"schedule__run": SUBMITTED, "task__why": WHY},
     "dead": {"dead__list": shapes_outbox.DeadPage([], None)},
     "budget t7 2.5": {"task__control": CONTROLLED},
     "spend": {"spend": SPENT},

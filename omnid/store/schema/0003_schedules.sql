@@ -1,4 +1,4 @@
--- Schema 5: what is run again and again. Frozen like all schema files; columns as in schema 1.
+-- Schema 3: what is run again and again. Frozen like all schema files; columns as in schema 1.
 
 -- A schedule; `task` holds the fields of the submit that each run makes. Like a row of the outbox it is written anew
 -- and not edited when it has run, so that the log holds what it is now and doesn't grow with its runs.

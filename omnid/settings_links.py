@@ -1,0 +1,37 @@
+"""The settings of links to brokers, and of the runner at their other end."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from omnid.patterns import NAME_OR_NONE
+from omnid.settings_types import Name, Seconds, Section
+
+
+class Link(Section, frozen=True, kw_only=True):
+    """A broker that carries commands to runners and results back; `password` and `key` are references."""
+
+    name: Name
+    url: str
+    user: str = ""
+    password: str = ""
+    key: str = ""
+    unsigned: bool = False
+    ca: str = ""
+    timeout_s: Seconds = 10.0
+    retry_base_s: Seconds = 0.5
+    retry_max_s: Seconds = 30.0
+    stable_s: Seconds = 30.0
+    ping_every_s: Seconds = 5.0
+    slow_s: Seconds = 1.0
+    batch_max: Annotated[int, Meta(ge=1, le=4096)] = 256
+
+
+class Runner(Section, frozen=True, kw_only=True):
+    """What `omnid runner` is called, which link it listens to, and what it offers."""
+
+    link: str = ""
+    name: Annotated[str, Meta(pattern=NAME_OR_NONE)] = ""
+    executors: tuple[str, ...] = ()
+    labels: tuple[Name, ...] = ()
+    beat_s: Seconds = 5.0
