@@ -14,6 +14,8 @@ from omnid.settings import Channel, ChannelModel, ProfileName, WireFormat
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 CHEAP, STRONG, LOCAL = "cheap", "strong", "local"
+BRAINSTEM = "brainstem"
+"""The channel to omnid's own local model; no other can have its name."""
 ALIASES = (CHEAP, STRONG, LOCAL)
 OVERHEAD_TOKENS = 64
 """What roles, separators and a provider's own frame add to the input of a call, at most."""
@@ -115,6 +117,8 @@ def keys_of(channel: Channel) -> tuple[str, ...]:
 def problems(channel: Channel) -> Iterator[tuple[str, str]]:
     """Gives what is wrong with a channel as the config has it: the key, and why its value can't be used."""
     profile, filled = profile_of(channel), whole(channel)
+    if channel.name == BRAINSTEM:
+        yield "name", "that name is the local model's own, which [brainstem] sets up"
     url = _split(filled.base_url)
     if url is None:
         yield "base_url", "it is the start of an address, as in https://openrouter.ai/api/v1"

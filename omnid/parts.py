@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from anyio.abc import TaskGroup
 
 from omnid import platform
+from omnid.channels import BRAINSTEM
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
-from omnid.executor.brainstem import NAME as BRAINSTEM
 from omnid.executor.brainstem import Brainstem, Surroundings
 from omnid.executor.command import CommandExecutor
 from omnid.executor.direct import Direct

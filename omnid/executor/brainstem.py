@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from msgspec import Struct
 
 from omnid import platform
-from omnid.channels import whole
+from omnid.channels import BRAINSTEM, whole
 from omnid.clock import Clock
 from omnid.errors import Retryable
 from omnid.executor.direct import Direct
@@ -28,7 +28,6 @@ from omnid.retry import Backoff, FailureCount
 from omnid.settings import MIB, Channel, ChannelModel
 from omnid.settings import Brainstem as Section
 
-NAME = "brainstem"
 ENVIRONMENT = (*BASE_ENVIRONMENT, "HF_HOME", "HF_HUB_CACHE")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 """A model that isn't there is no reason to reach for a network that is gone."""
@@ -207,13 +206,15 @@ class Brainstem:
         environment = {name: self._environ[name] for name in ENVIRONMENT if name in self._environ}
         idle = False
         try:
-            await self._supervised.clear_server(NAME)
+            await self._supervised.clear_server(BRAINSTEM)
             if await _answers(section.base_url):
                 self._stays_asleep("occupied", f"another program is at {section.base_url}")
                 return False
             if self._phase != "waking":
                 self._turn("waking")
-            server = self._server = await self._supervised.start_server(NAME, found.argv, "/", environment | OFFLINE)
+            server = self._server = await self._supervised.start_server(
+                BRAINSTEM, found.argv, "/", environment | OFFLINE
+            )
             async with anyio.create_task_group() as group:
 
                 async def watch() -> None:
@@ -301,7 +302,7 @@ class Brainstem:
 def _channel(section: Section) -> Channel:
     model = ChannelModel(name=section.model, context_tokens=section.context_tokens)
     return whole(
-        Channel(name=NAME, profile="compatible", base_url=section.base_url, models=(model,), free=True, local=True)
+        Channel(name=BRAINSTEM, profile="compatible", base_url=section.base_url, models=(model,), free=True, local=True)
     )
 
 

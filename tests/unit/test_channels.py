@@ -55,6 +55,7 @@ def test_three_lines_make_a_channel(tmp_path: Path, lines: str) -> None:
         ("name = 'lab'\nbase_url = 'http://[::1'\nmodels = ['m']", "channel.lab.base_url"),
         ("name = 'lab'\nprofile = 'opnrouter'\nkey = 'env:K'\nmodels = ['m']", "it is one of anthropic"),
         ("name = 'ollama'\nmodels = [{ name = 'm', price = 1 }]", "channel.ollama.models"),
+        ("name = 'brainstem'\nbase_url = 'http://127.0.0.1:9/v1'\nmodels = ['m']", "is the local model's"),
     ],
 )
 def test_what_is_wrong_is_named_and_no_key_is_shown(tmp_path: Path, lines: str, said: str) -> None:
