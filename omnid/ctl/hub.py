@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple, cast
 
 from omnid.errors import Rejected, Retryable
-from omnid.weights import PIECE_BYTES, REVISION, digest, inside
+from omnid.weights import MANIFEST, PIECE_BYTES, REVISION, digest, inside
 
 READ_S = 30.0
 LISTING_BYTES_MAX = 8 << 20
 FILES_MAX = 1_000
 NEEDED = (".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja", ".tiktoken")
-"""What a model consists of, by the ends of names; programs and pickles never: loading them runs them."""
+"""What a model consists of, by the ends of names; programs and pickles never: loading them runs them.
+
+A file that would lie where the cache keeps its own manifest is left out too.
+"""
 LAST_REFUSAL, MAY_PASS = 499, (408, 429)
 """Answers up to this say that it never will, but for these two."""
 
@@ -139,10 +142,15 @@ def _listing(said: Any) -> Listing:
     revision, files = str(said["sha"]), cast("list[dict[str, Any]]", said["siblings"])
     if not REVISION.fullmatch(revision):
         raise ValueError("its revision is no commit")
-    found = tuple(_remote(one) for one in files if str(one["rfilename"]).endswith(NEEDED))
+    found = tuple(_remote(one) for one in files if _is_needed(str(one["rfilename"])))
     if not 0 < len(found) <= FILES_MAX:
         raise ValueError(f"it has {len(found)} files that a model needs")
     return Listing(revision, found)
+
+
+def _is_needed(path: str) -> bool:
+    # Some file systems don't tell large letters from small ones.
+    return path.endswith(NEEDED) and path.casefold() != MANIFEST
 
 
 def _remote(one: dict[str, Any]) -> RemoteFile:

@@ -16,7 +16,7 @@ from omnid.ctl.hub import Hub
 from omnid.ctl.pull import Pull
 from omnid.ctl.render import Screen
 from omnid.errors import OmnidError
-from omnid.patterns import MODEL_NAME
+from omnid.patterns import WEIGHTS_NAME
 from omnid.weights import Weights
 from tests.fakes.hub import REVISION
 from tests.fakes.hub import Hub as FakeHub
@@ -191,6 +191,13 @@ def test_a_listing_that_leads_elsewhere_or_is_none_is_refused(place: Place, fake
     assert not [path for path in place.root.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "Manifest.JSON"])
+def test_a_file_of_the_manifest_s_name_is_not_taken(place: Place, fake: FakeHub, name: str) -> None:
+    fake.files = FILES | {name: b"theirs", "sub/manifest.json": b"{}"}
+    assert content(place.pull(fake)) == FILES | {"sub/manifest.json": b"{}"}
+    assert weights.find(str(place.root), "test/tiny") is not None
+
+
 def test_where_it_leads_is_followed_but_never_to_a_file_here(place: Place, fake: FakeHub) -> None:
     with serve() as other:
         fake.redirect_to = f"{other.url}/test/tiny/resolve/{REVISION}/config.json"
@@ -279,7 +286,7 @@ def test_a_manifest_that_is_none_is_no_model(place: Place, fake: FakeHub, text: 
 
 
 def test_a_name_is_an_owner_and_a_name() -> None:
-    assert f"^{weights.NAME.pattern}$" == MODEL_NAME
+    assert f"^{weights.NAME.pattern}$" == WEIGHTS_NAME
     for name in ("tiny", "a/b/c", "../b", "a/..", "a/", "/b", "a b/c"):
         assert weights.find("/nowhere", name) is None
         with pytest.raises(ValueError, match="OWNER/NAME"):
