@@ -35,10 +35,8 @@ def main() -> int:
         from omnid import daemon
 
         return daemon.config_without_daemon(rest[0])
-    if verb == "worker" and rest[:1] == ["brainstem"]:
-        from omnid.worker import brainstem
-
-        return brainstem.main(rest[1:])
+    if verb == "worker" and rest[:1] in (["brainstem"], ["gateway"]):
+        return _work(*rest)
     if verb in {"--version", "-V"}:
         from omnid import __version__
 
@@ -50,6 +48,17 @@ def main() -> int:
     said = f"omnid: there is no `{' '.join(sys.argv[1:])}`\n" if verb else ""
     sys.stderr.write(said + _USAGE)
     return 2
+
+
+def _work(name: str, *argv: str) -> int:
+    """Runs what the daemon starts; a worker has no interpreter of its own where omnid is one binary."""
+    if name == "brainstem":
+        from omnid.worker import brainstem
+
+        return brainstem.main(argv)
+    from omnid.worker import gateway
+
+    return gateway.main(argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ much memory takes no new calls; another takes its place while its last calls end
 """
 
 import contextlib
-import sys
 from collections.abc import Generator, Mapping, Sequence
 
 import anyio
@@ -18,12 +17,13 @@ from omnid.executor.gateway_client import GatewayClient, GatewayState, OnText
 from omnid.executor.model_errors import Failure, Signs, classify
 from omnid.executor.model_wire import Answer, Ask
 from omnid.executor.supervised import Server, Supervised
+from omnid.executor.workers import argv_of
 from omnid.log import Logger
 from omnid.platform import SOCKET_PATH_BYTES_MAX
 from omnid.settings import Channel, Config
 from omnid.worker import gateway as worker
 
-PROGRAM = (sys.executable, "-I", "-X", "utf8", worker.__file__)
+PROGRAM = argv_of(worker)
 NAMES = ("gateway", "gateway-2")
 """The places of two processes: one that works and one that ends."""
 ENVIRONMENT = (*BASE_ENVIRONMENT, "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")

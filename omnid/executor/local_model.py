@@ -5,28 +5,18 @@ Nothing is started here; files are looked at, so that what is missing is known b
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from omnid.executor.workers import argv_of
 from omnid.settings import GIB, Brainstem
 from omnid.weights import Weights, find, look, size_of
 from omnid.worker import brainstem as worker
 
 PLACE = "{weights}"
 """Stands for the directory of the weights in the command of the config."""
-PROGRAM = (
-    (sys.executable, "worker", "brainstem")
-    if getattr(sys, "frozen", False)
-    else (
-        sys.executable,
-        "-I",
-        "-X",
-        "utf8",
-        worker.__file__,
-    )
-)
+PROGRAM = argv_of(worker)
 ROOM_BYTES = GIB
 """What a server takes beside its weights: itself, and what it has read of a prompt."""
 ANSWER_TOKENS_MAX = 2048

@@ -1,7 +1,8 @@
 """The gateway: LiteLLM in a process of its own, behind a Unix socket that speaks JSON lines.
 
-Run by its path (``python -I -X utf8 gateway.py SOCKET``): it loads and warms LiteLLM, listens, prints ``ready``, and
-ends when its standard input does. A connection carries one call or any number of probes; closing it cancels the call.
+Run by its path (``python -I -X utf8 gateway.py SOCKET``) or, where omnid is one binary, as ``omnid worker gateway
+SOCKET``: it loads and warms LiteLLM, listens, prints ``ready``, and ends when its standard input does. A connection
+carries one call or any number of probes; closing it cancels the call.
 
 A call is a line with all that it needs, the key too, so that no key stands in an argument or the environment::
 
@@ -24,7 +25,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Literal
 
 LINE_BYTES_MAX = 32 << 20
@@ -409,12 +410,14 @@ async def serve(path: str) -> None:
     server.close()
 
 
-def main() -> None:
-    """Serves the socket that the command line names."""
+def main(argv: Sequence[str]) -> int:
+    """Serves the socket that the arguments name."""
     try:
-        asyncio.run(serve(sys.argv[1]))
+        asyncio.run(serve(argv[0]))
     except ImportError as error:
-        sys.exit(f"{error}: omnid's extra `models` brings LiteLLM (pip install 'omnid[models]')")
+        sys.stderr.write(f"{error}: omnid's extra `models` brings LiteLLM (pip install 'omnid[models]')\n")
+        return 1
+    return 0
 
 
 def _end_with_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
@@ -427,4 +430,4 @@ def _end_with_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

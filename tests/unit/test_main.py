@@ -1,9 +1,14 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import omnid
+from omnid.executor.workers import argv_of
+from omnid.worker import brainstem, gateway
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -34,3 +39,24 @@ def test_the_relay_says_which_arguments_it_takes() -> None:
     code, out, err = run("mcp", "--fast")
     assert (code, out) == (2, "")
     assert "--readonly, --origin NAME and --expose" in err
+
+
+@pytest.mark.parametrize("module", [brainstem, gateway])
+def test_a_worker_runs_by_its_path_or_as_a_verb_of_the_one_binary(module: ModuleType) -> None:
+    name = module.__name__.rpartition(".")[2]
+    assert argv_of(module, frozen=False) == (sys.executable, "-I", "-X", "utf8", module.__file__)
+    assert argv_of(module, frozen=True) == (sys.executable, "worker", name)
+
+
+def test_the_verb_of_the_gateway_s_worker_serves_the_socket_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "litellm.py").write_text("raise ImportError('no litellm here')")
+    argv = [sys.executable, "-m", "omnid", "worker", "gateway", str(tmp_path / "g.sock")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), *sys.path))}
+    done = subprocess.run(
+        argv, capture_output=True, check=False, text=True, timeout=30, stdin=subprocess.DEVNULL, env=environment
+    )
+    assert (done.returncode, done.stderr.startswith("no litellm here: omnid's extra `models`")) == (1, True)
+
+
+def test_an_unknown_worker_is_not_understood() -> None:
+    assert run("worker", "other")[0] == 2
