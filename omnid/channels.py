@@ -3,8 +3,10 @@
 Money is whole microdollars, rounded up: a price in US dollars per million tokens is the microdollars of one token.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from decimal import ROUND_CEILING, Decimal
+from difflib import get_close_matches
 from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
@@ -16,6 +18,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 CHEAP, STRONG, LOCAL = "cheap", "strong", "local"
 BRAINSTEM = "brainstem"
 """The channel to omnid's own local model; no other can have its name."""
+_VERSION = re.compile(r"(-\d{8}|-\d{4}-\d\d-\d\d|:latest)$")
 ALIASES = (CHEAP, STRONG, LOCAL)
 OVERHEAD_TOKENS = 64
 """What roles, separators and a provider's own frame add to the input of a call, at most."""
@@ -137,6 +140,19 @@ def problems(channel: Channel) -> Iterator[tuple[str, str]]:
         yield "models", f"two of them are called {name}"
 
 
+def absent(channel: Channel, listed: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Gives the models of a whole channel that aren't among those it lists, each with the nearest there, or nothing.
+
+    A provider takes more names than it lists: without the date of a version, or with how it is to be served.
+    """
+    if channel.profile == "llamacpp":
+        return  # Its server takes every name for the one model that it was started with.
+    for model in models_of(channel):
+        name = model.id or model.name
+        if not any(_is_listed_as(name, one) for one in listed):
+            yield name, next(iter(get_close_matches(name, listed, 1)), "")
+
+
 def most_tokens(text: str) -> int:
     """Gives what the text can have in tokens at most: each stands for at least one byte."""
     return len(text.encode(errors="surrogatepass")) + OVERHEAD_TOKENS
@@ -164,6 +180,14 @@ def cost_microusd(model: ChannelModel, input_tokens: int, output_tokens: int) ->
 def most_microusd(model: ChannelModel, text: str, output_max: int) -> int | None:
     """Gives the most that a call can cost: every byte of its input a token, and the longest answer."""
     return cost_microusd(model, most_tokens(text), output_tokens_max(model, output_max))
+
+
+def _is_listed_as(name: str, listed: str) -> bool:
+    if listed.endswith("*"):
+        return name.startswith(listed[:-1])
+    bare = listed.removeprefix("models/")
+    undated = _VERSION.sub("", bare)
+    return bare in (name, name.rpartition(":")[0]) or undated in (name, name.removesuffix("-latest"))
 
 
 def _split(base_url: str) -> SplitResult | None:

@@ -18,7 +18,7 @@ from omnid.api.shapes_mode import (
     OutageView,
     Rehearsed,
 )
-from omnid.channels import keys_of, models_of
+from omnid.channels import absent, keys_of, models_of
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.route.catalog import ChannelFacts, Facts, KeyFacts
@@ -77,21 +77,36 @@ class ModeViews:
         return Outages(found, self._context.clock.wall_ms())
 
     async def check(self, _caller: Caller, _params: Empty) -> ChannelsChecked:
-        """Asks every channel with every key something that costs nothing."""
+        """Asks every channel with every key something that costs nothing, also whether it has its models."""
         return ChannelsChecked(await self._checks())
 
     async def _checks(self) -> list[ChannelChecked]:
         asked = [(channel, key) for channel in self._context.config.channel for key in keys_of(channel)]
-        found: dict[int, ChannelChecked] = {}
+        found: dict[int, list[ChannelChecked]] = {}
         async with anyio.create_task_group() as group:
 
             async def ask(place: int, channel: Channel, key: str) -> None:
-                kind, detail = await self._context.modes.probe(channel, key)
-                found[place] = ChannelChecked(channel.name, key, kind is None, detail, _do(kind, channel, key))
+                found[place] = await self._check(channel, key)
 
             for place, (channel, key) in enumerate(asked):
                 group.start_soon(ask, place, channel, key)
-        return [found[place] for place in range(len(asked))]
+        return [one for place in range(len(asked)) for one in found[place]]
+
+    async def _check(self, channel: Channel, key: str) -> list[ChannelChecked]:
+        """Asks a channel with one key, also which models it has; each that it hasn't got is a finding of its own."""
+        kind, detail = await self._context.modes.probe(channel, key)
+        if kind is not None:
+            return [ChannelChecked(channel.name, key, False, detail, _do(kind, channel, key))]
+        listed = await self._context.modes.listing(channel, key)
+        if isinstance(listed, str):
+            detail = f"it is well; whether it has the models isn't known, as its list of models can't be read: {listed}"
+            return [ChannelChecked(channel.name, key, True, detail, "")]
+        found: list[ChannelChecked] = []
+        for name, near in absent(channel, listed):
+            hint = f" (did you mean {near}?)" if near else ""
+            do = f"Correct channel.{channel.name}.models in the config{hint}."
+            found.append(ChannelChecked(channel.name, key, False, f"it has no model {name}", do))
+        return found or [ChannelChecked(channel.name, key, True, "", "")]
 
     async def findings(self) -> list[Finding]:
         """Gives what `check` found as findings of `doctor`, and what stands in the way of the local model."""
@@ -137,11 +152,9 @@ def _later(at_ms: int | None, now_ms: int) -> int | None:
     return at_ms if at_ms is not None and at_ms > now_ms else None
 
 
-def _do(kind: str | None, channel: Channel, key: str) -> str:
+def _do(kind: str, channel: Channel, key: str) -> str:
     """Says what to do about a channel that didn't answer well."""
     match kind:
-        case None:
-            return ""
         case "secret":
             return f"Provide {key}, or correct the reference in the config."
         case "key" | "credit":

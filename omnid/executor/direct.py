@@ -16,7 +16,7 @@ from omnid import platform
 from omnid.channels import profile_of
 from omnid.clock import Clock
 from omnid.executor.model_errors import BODY_BYTES_MAX, CallFailed, Failure, Signs, classify
-from omnid.executor.model_wire import STREAM, Answer, Ask, HttpRequest, StreamReader, build, read_answer
+from omnid.executor.model_wire import STREAM, Answer, Ask, HttpRequest, StreamReader, build, read_answer, read_listing
 from omnid.settings import Channel, Models
 from omnid.worker.gateway import trouble_of
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CONNECTIONS_MAX, KEPT_MAX, KEPT_S = 128, 16, 30.0
 EVENT_BYTES_MAX = 1 << 20
 PROBE_S = 10.0
+LISTED_MAX, LISTING_BYTES_MAX = 1000, 8 << 20
+"""The most models of a list; the wire that has pages gives so many on one at most."""
 
 OnText = Callable[[str], None]
 
@@ -63,26 +65,40 @@ class Direct:
 
     async def probe(self, channel: Channel, key: str, timeout_s: float = PROBE_S) -> Failure | None:
         """Asks the channel something that costs nothing; None: it answers, and takes the key."""
-        request = build(channel, key, Ask("", (), 1))
-        url = channel.base_url.removesuffix("/v1") + "/v1" if channel.wire == "anthropic" else channel.base_url
-        request = HttpRequest(url + profile_of(channel).probe_path, request.headers, b"")
-        heard = _Heard(self._clock.monotonic_s(), None)
+        got = await self._got(channel, key, profile_of(channel).probe_path, timeout_s, 0)
+        return got if isinstance(got, Failure) else None
+
+    async def listing(self, channel: Channel, key: str, timeout_s: float = PROBE_S) -> frozenset[str] | Failure:
+        """Asks which models the channel has, which costs nothing; gives the provider's names for them."""
+        path = f"/models?limit={LISTED_MAX}" if channel.wire == "anthropic" else "/models"
+        got = await self._got(channel, key, path, timeout_s, LISTING_BYTES_MAX)
         try:
-            with anyio.fail_after(timeout_s):
-                async with self._sent(request, heard, "GET") as response:
-                    await self._checked(response, heard)
-                    return None
-        except TimeoutError:
-            signs = Signs(what="silence", sent=False)
+            return got if isinstance(got, Failure) else read_listing(got)
         except CallFailed as error:
-            signs = error.signs
-        return self._failure(signs, key)
+            return self._failure(error.signs, key)
 
     async def aclose(self) -> None:
         """Closes the connections that were kept."""
         made, self._made = self._made, None
         if made is not None:
             await made.aclose()
+
+    async def _got(self, channel: Channel, key: str, path: str, timeout_s: float, bytes_max: int) -> bytes | Failure:
+        """Gives what a GET is answered with; with `bytes_max` 0 its body isn't read."""
+        request = build(channel, key, Ask("", (), 1))
+        url = channel.base_url.removesuffix("/v1") + "/v1" if channel.wire == "anthropic" else channel.base_url
+        request = HttpRequest(url + path, request.headers, b"")
+        heard = _Heard(self._clock.monotonic_s(), None)
+        try:
+            with anyio.fail_after(timeout_s):
+                async with self._sent(request, heard, "GET") as response:
+                    await self._checked(response, heard)
+                    return await self._whole(response, heard, bytes_max) if bytes_max else b""
+        except TimeoutError:
+            signs = Signs(what="silence", sent=False)
+        except CallFailed as error:
+            signs = error.signs
+        return self._failure(signs, key)
 
     async def _call(self, channel: Channel, request: HttpRequest, heard: "_Heard") -> Answer:
         async with self._sent(request, heard, "POST") as response:

@@ -111,6 +111,15 @@ def read_answer(wire: str | None, body: bytes) -> Answer:
     return parts.answer(text)
 
 
+def read_listing(body: bytes) -> frozenset[str]:
+    """Reads the names of a list of models, which is the same over both wires; raises `CallFailed`."""
+    said = decoded(body)
+    names = [_mapping(one).get("id") for one in _list(said.get("data"))]
+    if not names or said.get("has_more") or not all(isinstance(name, str) for name in names):
+        raise CallFailed(Signs(what="garbage", detail="it is no whole list of models"))
+    return frozenset(map(str, names))
+
+
 class Parts(Struct):
     """What comes beside the text, piece by piece."""
 

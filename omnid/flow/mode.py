@@ -18,6 +18,7 @@ from omnid.executor.direct import Direct
 from omnid.executor.gateway import Gateway
 from omnid.executor.local_model import Plan
 from omnid.executor.model import ModelExecutor
+from omnid.executor.model_errors import Failure
 from omnid.executor.model_wire import Answer, Ask, Message
 from omnid.flow import notify, outages
 from omnid.flow.caller import Caller
@@ -90,6 +91,7 @@ class ModeKeeper:
         self._repair_at_s: float | None = None
         context.modes.hold_at = self.hold
         context.modes.probe = self.probe
+        context.modes.listing = self.listing
         context.modes.local_model = self._local_model
         context.modes.wake_local = self._wake
         context.modes.plan_local = self._plan_local
@@ -179,6 +181,18 @@ class ModeKeeper:
             return "secret", error.what.rstrip(".")
         failure = await shared.direct.probe(channel, key, self._context.config.models.connect_timeout_s)
         return (None, "") if failure is None else (failure.kind, failure.detail)
+
+    async def listing(self, channel: Channel, reference: str) -> frozenset[str] | str:
+        """See `Modes.listing`."""
+        shared = self._shared()
+        if shared is None:
+            return "the config was just changed"
+        try:
+            key = await self._secrets.resolve(reference) if reference else ""
+        except OmnidError as error:
+            return error.what.rstrip(".")
+        said = await shared.direct.listing(channel, key, self._context.config.models.connect_timeout_s)
+        return said.detail if isinstance(said, Failure) else said
 
     async def _mend(self) -> None:
         """Tells people, and starts the gateway anew until it is well."""

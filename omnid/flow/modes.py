@@ -55,6 +55,10 @@ async def _unprobed(_: Channel, __: str) -> tuple[str | None, str]:
     return "gateway", "nobody can ask it yet"
 
 
+async def _unlisted(_: Channel, __: str) -> str:
+    return "nobody can ask it yet"
+
+
 class Modes:
     """What is known of the gateway and the cloud; changes of it ring the bells."""
 
@@ -72,6 +76,8 @@ class Modes:
         """Holds it; `flow.mode` sets it."""
         self.probe: Callable[[Channel, str], Awaitable[tuple[str | None, str]]] = _unprobed
         """Asks a channel, with a key by its reference, what costs nothing; gives what is wrong, and in words."""
+        self.listing: Callable[[Channel, str], Awaitable[frozenset[str] | str]] = _unlisted
+        """Asks a channel which models it has, as `probe` asks; gives their names, or why they can't be had."""
         self.facts: Callable[[int], Facts] = Facts
         """Gives what is known of keys and channels; `flow.model_calls` sets it."""
         self.local_model: Callable[[], BrainstemState] = lambda: BrainstemState("none")

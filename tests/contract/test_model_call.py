@@ -10,7 +10,7 @@ from unittest.mock import ANY
 import anyio
 import pytest
 
-from omnid.executor.direct import Direct
+from omnid.executor.direct import LISTING_BYTES_MAX, Direct
 from omnid.executor.model_errors import Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
 from omnid.settings import Models
@@ -177,3 +177,38 @@ async def test_a_probe_spends_nothing(mode: str, kind: Kind | None) -> None:
             )
             assert (None if found is None else found.kind) == kind
             assert fake.seen[-1].body == {}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("ok", None), ("key_refused", "key"), ("sign_in", "provider"), ("hang_before", "silent")]
+)
+async def test_a_list_of_the_models_spends_nothing(mode: str, kind: Kind | None) -> None:
+    async with cloud() as fake, model_ways.way("direct", Models(), "") as way:
+        assert isinstance(way, Direct)
+        for wire in WIRES:
+            place = channel(fake.base_url(mode, wire), wire)
+            found = await way.listing(place, KEY, PATIENT_S if kind != "silent" else 0.3)
+            assert found == {"fake-1"} if kind is None else isinstance(found, Failure) and found.kind == kind
+            assert fake.seen[-1].body == {}
+            assert fake.seen[-1].path.partition("?")[0].endswith("/v1/models")
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        {},
+        {"data": {}},
+        {"data": ["fake-1"]},
+        {"data": [{"id": 3}]},
+        {"data": [{"id": "fake-1"}], "has_more": True},
+        {"data": [{"id": "x" * 1000}] * (LISTING_BYTES_MAX // 1000)},
+    ],
+    ids=["empty", "no_list", "no_objects", "no_text", "a_part", "too_long"],
+)
+async def test_a_list_that_is_none_or_has_no_end_is_not_believed(listing: dict[str, object]) -> None:
+    async with cloud() as fake, model_ways.way("direct", Models(), "") as way:
+        assert isinstance(way, Direct)
+        fake.listing = listing
+        found = await way.listing(channel(fake.base_url("ok"), "openai"), KEY, PATIENT_S)
+        assert isinstance(found, Failure)
+        assert found.kind == "provider"

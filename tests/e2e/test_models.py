@@ -295,6 +295,20 @@ def test_the_config_may_hold_executors_of_kind_model(planted: Home, fake: Cloud)
     assert [message["role"] for message in fake.seen[0].body["messages"]] == ["system", "user"]
 
 
+def test_a_live_check_names_the_models_that_a_channel_does_not_have(planted: Home, fake: Cloud) -> None:
+    unlisted = channel("p2", fake.base_url("sign_in"), "P2_KEY")
+    planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY").replace("fake-1", "fake-2") + unlisted)
+    planted.start()
+    checks = planted.client.call("omnid/channel.check", {})["checks"]
+    assert [(one["name"], one["ok"]) for one in checks] == [("p1", False), ("p2", True)]
+    assert checks[0]["detail"] == "it has no model fake-2"
+    assert checks[0]["do"] == "Correct channel.p1.models in the config (did you mean fake-1?)."
+    assert "its list of models can't be read" in checks[1]["detail"]
+    checked = planted.ctl("config", "check", "--live")
+    assert (checked.code, "no model fake-2" in checked.out, "can't be read" in checked.out) == (1, True, True)
+    assert not [seen for seen in fake.seen if seen.body]
+
+
 def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: Cloud) -> None:
     good = channel("p1", fake.base_url("ok"), "P1_KEY") + channel("p2", fake.base_url("key_refused"), "P2_KEY")
     planted.configure(good + channel("p3", "http://127.0.0.1:9/v1", "NO_KEY"))

@@ -41,6 +41,7 @@ class Seen(NamedTuple):
     wire: str
     headers: dict[str, str]
     body: dict[str, Any]
+    path: str = ""
 
 
 class Client:
@@ -67,7 +68,7 @@ class Client:
         body, self._data = self._data[:length], self._data[length:]
         path = first.split()[1]
         wire = "anthropic" if "messages" in path else "openai"
-        return Seen(path.split("/")[1], wire, headers, json.loads(body) if body else {})
+        return Seen(path.split("/")[1], wire, headers, json.loads(body) if body else {}, path)
 
     async def answer(self, status: int, body: object, **headers: str) -> None:
         """Sends a whole answer; a body that is no text is sent as JSON."""
@@ -357,6 +358,8 @@ class Cloud:
         """What was answered well and to its end; whether anybody has read it is another matter."""
         self.modes = modes
         """What a first part of the path stands for, where that isn't a mode itself; may change at any time."""
+        self.listing: dict[str, Any] = {"object": "list", "data": [{"id": "fake-1", "object": "model"}]}
+        """What modes that answer say to who asks for the models."""
         self.on_request: Callable[[], object] = lambda: None
         self.closed = anyio.Event()
         """A client has gone while it was being answered."""
@@ -376,7 +379,10 @@ class Cloud:
                     self.on_request()
                     mode = self.modes.get(seen.mode, seen.mode)
                     try:
-                        await MODES[mode](client, seen)
+                        if mode in GOOD and seen.path.partition("?")[0].endswith("/models"):
+                            await client.answer(200, self.listing)
+                        else:
+                            await MODES[mode](client, seen)
                     except gone:
                         self.closed.set()
                         raise

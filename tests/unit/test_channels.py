@@ -88,3 +88,34 @@ def test_no_call_costs_more_than_the_most(text: str, output: int, input_usd: flo
     assert used is not None
     assert 0 <= used <= most
     assert channels.about_tokens(text) <= channels.most_tokens(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("gpt-5", {"gpt-5"}),
+        ("claude-haiku-4-5", {"claude-haiku-4-5-20251001"}),
+        ("gpt-5", {"gpt-5-2026-01-31"}),
+        ("claude-haiku-latest", {"claude-haiku-20251001"}),
+        ("qwen3", {"qwen3:latest"}),
+        ("openai/gpt-5:online", {"openai/gpt-5"}),
+        ("gemini-2.5-pro", {"models/gemini-2.5-pro"}),
+        ("openai/gpt-5", {"openai/*"}),
+    ],
+)
+def test_a_model_is_known_by_the_names_that_providers_take_for_it(name: str, listed: set[str]) -> None:
+    made = channels.whole(Channel(name="lab", base_url="http://127.0.0.1:9/v1", models=(name,)))
+    assert list(channels.absent(made, listed)) == []
+
+
+def test_an_absent_model_is_named_with_the_nearest_that_is_there() -> None:
+    models = ("gpt-5-mini", "gpt5", "zzz", "qwen3:8b", ChannelModel(name="mine", id="theirs"), ChannelModel(name="theirs"))
+    made = channels.whole(Channel(name="lab", base_url="http://127.0.0.1:9/v1", models=models))
+    assert list(channels.absent(made, {"gpt-5", "gpt-5-nano", "theirs", "qwen3:latest"})) == [
+        ("gpt-5-mini", "gpt-5-nano"),
+        ("gpt5", "gpt-5"),
+        ("zzz", ""),
+        ("qwen3:8b", "qwen3:latest"),
+    ]
+    # It serves what it was started with, whatever a call names.
+    assert list(channels.absent(channels.whole(Channel(name="llamacpp")), {"qwen.gguf"})) == []

@@ -93,7 +93,7 @@ def show_checks(context: Context, checks: Sequence[Mapping[str, Any]]) -> None:
     """Shows what channels have answered to `channel.check`."""
     for one in checks:
         label, style = ("ok", "green") if one["ok"] else ("!!", "red")
-        said = "it is well" if one["ok"] else f"{one['detail']}. {one['do']}"
+        said = one["detail"] or "it is well" if one["ok"] else f"{one['detail']}. {one['do']}"
         context.screen.paragraph(label, f"{one['name']} ({one['key'] or 'no key'}): {said}", 4, label_style=style)
 
 
