@@ -5,7 +5,7 @@ keys and channels is kept in memory: after a restart, a limit that still holds i
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from omnid.executor.model_wire import Answer
 from omnid.flow import money
 from omnid.flow.context import Context
 from omnid.flow.explain import clock
+from omnid.flow.present import is_present
 from omnid.flow.turned import Turned
 from omnid.model import Command, Park, Problem, Task
 from omnid.money import dollars, micro
@@ -38,7 +39,7 @@ from omnid.route.catalog import (
     known_names,
     resolve,
 )
-from omnid.settings import Channel
+from omnid.settings import MODEL, Channel
 from omnid.store import journal
 from omnid.store.calls import call_of
 from omnid.store.interface import Tx
@@ -85,7 +86,9 @@ class ModelCalls:
         """See `Calls.begin`."""
         if self._context.modes.mode == "brainstem" and command.work.offline == "local":
             self._context.modes.wake_local()
-        decided = partial(self._begin, command=command, wanted=wanted, tried=tried)
+        # Before the transaction: it looks for programs.
+        served = frozenset(kind for kind in self._context.config.models.hard_kinds if self._has_executor(kind))
+        decided = partial(self._begin, command=command, wanted=wanted, tried=tried, served=served)
         return await self._context.store.write(decided, then=self._began)
 
     async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
@@ -143,7 +146,18 @@ class ModelCalls:
         if not call.channel.local and kind not in NO_SIGN and said is not CUT:
             modes.channel_was(call.channel.name, away=kind in AWAY)
 
-    def _begin(self, tx: Tx, *, command: Command, wanted: Wanted, tried: Sequence[Tried]) -> Call | NoCall:
+    def _has_executor(self, kind: str) -> bool:
+        """Tells whether prompts of a kind have an executor of their own here, which is no model."""
+        context = self._context
+        ways = [(name, context.ways.get(name)) for name in context.rules.executors_for(kind)]
+        return any(
+            way is not None and way.kind != MODEL and MODEL in way.takes and is_present(context.config, name)
+            for name, way in ways
+        )
+
+    def _begin(
+        self, tx: Tx, *, command: Command, wanted: Wanted, tried: Sequence[Tried], served: Collection[str]
+    ) -> Call | NoCall:
         config = self._context.config
         task = journal.need_task(tx, command.task_id)
         prompt = Prompt(
@@ -151,6 +165,7 @@ class ModelCalls:
             wanted.model,
             task.kind,
             task.labels,
+            has_executor=task.kind in served,
             output_tokens_max=wanted.output_tokens_max,
         )
         way, channels = self._way(tried), config.channel

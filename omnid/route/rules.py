@@ -151,6 +151,10 @@ class Rules(NamedTuple):
         every = (*map(Matcher, own), *built_in)
         return cls(every, {sort: tuple(one for one in every if sort in one.sorts) for sort in EVERY})
 
+    def executors_for(self, kind: str) -> frozenset[str]:
+        """Names the executors to which prompts of a kind are sent because they are of it."""
+        return frozenset(name for one in self.of["model"] if kind in one.rule.kind for name in one.rule.executor)
+
 
 def remarks(own: Sequence[Rule], ways: Mapping[str, Way]) -> list[Problem]:
     """Gives what is strange about rules of the config, though each is right by itself."""

@@ -109,7 +109,14 @@ def test_a_model_is_known_by_the_names_that_providers_take_for_it(name: str, lis
 
 
 def test_an_absent_model_is_named_with_the_nearest_that_is_there() -> None:
-    models = ("gpt-5-mini", "gpt5", "zzz", "qwen3:8b", ChannelModel(name="mine", id="theirs"), ChannelModel(name="theirs"))
+    models = (
+        "gpt-5-mini",
+        "gpt5",
+        "zzz",
+        "qwen3:8b",
+        ChannelModel(name="mine", id="theirs"),
+        ChannelModel(name="theirs"),
+    )
     made = channels.whole(Channel(name="lab", base_url="http://127.0.0.1:9/v1", models=models))
     assert list(channels.absent(made, {"gpt-5", "gpt-5-nano", "theirs", "qwen3:latest"})) == [
         ("gpt-5-mini", "gpt-5-nano"),

@@ -1,17 +1,20 @@
 """What is written down of a prompt's calls, and when: an answer is settled with its result or not at all."""
 
+import shutil
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from omnid.channels import whole
+from omnid.config import BUILT_IN
 from omnid.executor.model import Call, NoCall, Tried, Wanted
 from omnid.executor.model_errors import Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
 from omnid.flow.model_calls import ModelCalls
 from omnid.model import Command, Submit
-from omnid.settings import Channel, ChannelModel
+from omnid.settings import Channel, ChannelModel, CommandExecutor, Rule
 from tests.fakes.clock import FakeClock
 from tests.fakes.executor import InProcessExecutor
 from tests.fakes.purse import Purse
@@ -135,3 +138,38 @@ async def test_a_refused_key_is_no_reason_to_give_up_what_may_pass(purse: Purse,
     command = await started(purse)
     end = await left(purse, calls, command, refused, CUT)
     assert (end.outcome, end.problem.code) == ("failure", "model_failed")
+
+
+@pytest.mark.parametrize(
+    ("installed", "rule", "model"),
+    [
+        (True, None, "cheap-1"),
+        (False, None, "strong-1"),
+        (False, Rule(name="programming", executor=("coder",), kind=("programming",)), "cheap-1"),
+        (True, Rule(name="programming", executor=("model",), kind=("programming",)), "strong-1"),
+        (True, Rule(name="programming", executor=("nobody",), kind=("programming",)), "strong-1"),
+        (True, Rule(name="programming", executor=("command",), kind=("programming",)), "strong-1"),
+    ],
+    ids=["the_agent_is_installed", "it_is_not", "a_rule_of_the_config", "to_a_model", "to_nobody", "to_commands"],
+)
+async def test_a_prompt_of_a_hard_kind_is_hard_where_no_executor_is_there_for_it(
+    purse: Purse,
+    calls: ModelCalls,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: bool,
+    rule: Rule | None,
+    model: str,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: f"/bin/{program}" if installed else None)
+    context = purse.context
+    models = tuple(structs.replace(PRICED, name=name) for name in ("cheap-1", "strong-1"))
+    channel = whole(Channel(name="p1", base_url="http://127.0.0.1:9/v1", models=models))
+    sections = (BUILT_IN["command"], BUILT_IN["claude-code"], CommandExecutor(name="coder", profile="codex"))
+    rules = () if rule is None else (rule,)
+    context.config = structs.replace(context.config, channel=(channel,), executor=sections, rule=rules)
+    agents = {section.name: InProcessExecutor(section.name, nothing) for section in sections}
+    for agent in agents.values():
+        agent.kind = "command"
+    context.take_executors({**context.executors, **agents})
+    call = await begun(calls, await started(purse, kind="programming", executor="model"))
+    assert call.model.name == model
