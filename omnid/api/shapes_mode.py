@@ -46,7 +46,7 @@ class LocalModel(Struct, frozen=True):
     why: str
     """Why it is asleep although it is wanted."""
     memory_bytes: int | None
-    """What its process holds now."""
+    """What its process held when that was last looked at."""
     returned_bytes: int | None
     """What the last one held when it was killed."""
 

@@ -36,6 +36,8 @@ AGAIN = Backoff(base_s=10.0, max_s=60.0)
 """The pause before what was missing is looked for again, and before a server that has ended is started again."""
 KNOCK_S = 1.0
 SLACK_S = 15.0
+MEASURE_S = 30.0
+"""How often it is looked how much memory the server holds."""
 
 Phase = Literal["none", "asleep", "waking", "ready"]
 Cause = Literal["", "idle", "missing", "memory", "occupied", "failed"]
@@ -52,7 +54,7 @@ class BrainstemState(Struct, frozen=True):
     channel: Channel | None = None
     """The way to it, once it is ready."""
     memory_bytes: int | None = None
-    """What its process holds now."""
+    """What its process held when that was last looked at."""
     returned_bytes: int | None = None
     """What the last one held when it was killed."""
 
@@ -112,6 +114,7 @@ class Brainstem:
         self._why = ""
         self._channel: Channel | None = None
         self._server: Server | None = None
+        self._held_bytes: int | None = None
         self._returned_bytes: int | None = None
         self._used_at_s = 0.0
         self._failed = FailureCount()
@@ -123,11 +126,10 @@ class Brainstem:
         return bool(self.section.argv) or self._around.has_mlx
 
     def state(self) -> BrainstemState:
-        """Tells how it is now."""
+        """Tells how it is now; asks nobody, and is called from everywhere."""
         if not self.wanted and self._scope is None:
             return BrainstemState("none")
-        pid = None if self._server is None else self._server.pid
-        held = None if pid is None else platform.resident_bytes(pid)
+        held = self._held_bytes if self._phase == "ready" and self._server is not None else None
         return BrainstemState(self._phase, self._cause, self._why, self._channel, held, self._returned_bytes)
 
     def wake(self) -> None:
@@ -160,7 +162,7 @@ class Brainstem:
     async def plan(self) -> Plan:
         """Looks what would be started now, and whether it can be: also whether there is enough memory for it."""
         found = await anyio.to_thread.run_sync(plan, self.section, self._around.root, self._environ)
-        short = "" if found.problem or self._server is not None else self._too_little(found.memory_bytes)
+        short = "" if found.problem or self._server is not None else await self._too_little(found.memory_bytes)
         return found._replace(problem=short, do="Free some memory, or choose a smaller model.") if short else found
 
     async def settled(self) -> BrainstemState:
@@ -245,6 +247,7 @@ class Brainstem:
             self._stays_asleep("failed", f"it was not ready within {section.start_timeout_s:g} s")
             return False
         self._channel = channel
+        self._held_bytes = await self._measure()
         self._used_at_s = self._clock.monotonic_s()
         self._turn("ready")
         self._log.info("brainstem_ready", ms=round(1000 * (self._used_at_s - began_s)))
@@ -255,7 +258,8 @@ class Brainstem:
             if now_s - self._used_at_s >= section.idle_s:
                 self._log.info("brainstem_idle", idle_s=section.idle_s)
                 return True
-            await anyio.sleep(self._used_at_s + section.idle_s - now_s)
+            await anyio.sleep(min(self._used_at_s + section.idle_s - now_s, MEASURE_S))
+            self._held_bytes = await self._measure()
 
     async def _until_ready(self, channel: Channel, model: str) -> None:
         ask = Ask(model, (Message("user", "Say yes."),), 1)
@@ -268,7 +272,7 @@ class Brainstem:
 
     async def _end(self, server: Server) -> None:
         pid = server.pid
-        held = None if pid is None else platform.resident_bytes(pid)
+        held = None if pid is None else await anyio.to_thread.run_sync(platform.resident_bytes, pid)
         try:
             await server.terminate()
         except Retryable as error:
@@ -277,9 +281,14 @@ class Brainstem:
             self._returned_bytes = held or self._returned_bytes
             self._log.info("brainstem_killed", returned_bytes=held)
 
-    def _too_little(self, need_bytes: int) -> str:
+    async def _measure(self) -> int | None:
+        """Looks how much memory the server holds, in a thread: on macOS it is a program that tells."""
+        pid = None if self._server is None else self._server.pid
+        return None if pid is None else await anyio.to_thread.run_sync(platform.resident_bytes, pid)
+
+    async def _too_little(self, need_bytes: int) -> str:
         try:
-            free_bytes = self._around.memory()
+            free_bytes = await anyio.to_thread.run_sync(self._around.memory)
         except OSError as error:
             self._log.warning("memory_unknown", detail=str(error))
             return ""

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,33 @@ async def test_nobody_tells_how_much_memory_is_free(world: World) -> None:
     made = world.brainstem(await section())
     made._around = made._around._replace(memory=unknown)
     assert (await made.settled()).phase == "ready"
+
+
+async def test_memory_is_measured_aside_and_again_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS it is a program that tells, and `state` is called from the loop and from the writer."""
+    threads: list[int] = []
+    sizes = iter(range(1, 1000))
+
+    def resident(pid: int) -> int:
+        threads.append(threading.get_ident())
+        return next(sizes)
+
+    def free() -> int:
+        threads.append(threading.get_ident())
+        return 64 * GIB
+
+    monkeypatch.setattr(brainstem.platform, "resident_bytes", resident)
+    monkeypatch.setattr(brainstem, "MEASURE_S", 0.01)
+    made = world.brainstem(await section())
+    made._around = made._around._replace(memory=free)
+    world.open_calls = True
+    assert (await made.settled()).memory_bytes
+    with anyio.fail_after(WAIT_S):
+        await world.busy_was_asked(3)
+    assert (made.state().memory_bytes or 0) >= 3
+    assert await made.kill()
+    assert threading.get_ident() not in threads
+    assert made.state().memory_bytes is None
 
 
 async def test_what_is_not_used_is_killed_and_woken_again(world: World) -> None:
