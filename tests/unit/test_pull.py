@@ -16,7 +16,7 @@ from omnid.ctl.hub import Hub
 from omnid.ctl.pull import Pull
 from omnid.ctl.render import Screen
 from omnid.errors import OmnidError
-from omnid.patterns import MODEL_NAME
+from omnid.patterns import WEIGHTS_NAME
 from omnid.weights import Weights
 from tests.fakes.hub import REVISION
 from tests.fakes.hub import Hub as FakeHub
@@ -279,7 +279,7 @@ def test_a_manifest_that_is_none_is_no_model(place: Place, fake: FakeHub, text: 
 
 
 def test_a_name_is_an_owner_and_a_name() -> None:
-    assert f"^{weights.NAME.pattern}$" == MODEL_NAME
+    assert f"^{weights.NAME.pattern}$" == WEIGHTS_NAME
     for name in ("tiny", "a/b/c", "../b", "a/..", "a/", "/b", "a b/c"):
         assert weights.find("/nowhere", name) is None
         with pytest.raises(ValueError, match="OWNER/NAME"):
