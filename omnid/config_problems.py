@@ -7,7 +7,7 @@ from typing import Any
 
 from omnid import links, recurrence
 from omnid.errors import Rejected
-from omnid.model import USER_ORIGIN
+from omnid.model import AGENT_ORIGIN, USER_ORIGIN
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import EVERY_OTHER, Cap, Executor, Preset
 from omnid.settings import Origin as OriginSection
@@ -64,7 +64,9 @@ def rights(executors: tuple[Executor, ...], origins: tuple[OriginSection, ...]) 
         where = f"origin.{section.name}"
         if section.name == USER_ORIGIN:
             yield bad(f"{where}.name", section.name, "it is people's own, which has no bounds")
-        if section.token and section.name == EVERY_OTHER:
+        if section.token and section.name == AGENT_ORIGIN:
+            yield bad(f"{where}.token", None, "it is the name of agents that give none, so anybody could be it")
+        elif section.token and section.name == EVERY_OTHER:
             detail = "a token names one origin; http.token is the one for all others"
             yield bad(f"{where}.token", None, detail)
         elif section.token and not is_reference(section.token):

@@ -16,6 +16,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Millis = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="Unix milliseconds, up to the year 9999")]
 Ordinal = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
+AGENT_ORIGIN = "agent"
+"""The origin of agents that give no name."""
 USER_ORIGIN = "user"
 """The origin of tasks that people submit; its tasks are shown as ``t7``, those of others as ``origin/t7``."""
 

@@ -64,8 +64,12 @@ class Answering:
             )
         if params.action != "reply" or params.text is None:
             return None
-        found = await self._context.store.read(partial(_open, caller=caller, ref=params.task))
-        if not found.requests:
+
+        def asks(reader: Reader) -> bool:
+            return bool(asking.open_requests(reader, find_task(reader, params.task, caller)))
+
+        # What asks nothing may have an approval to be passed on, which is no business of this.
+        if not await self._context.store.read(asks):
             return None
         return await self.answer(caller, Answer(task=params.task, value=params.text))
 

@@ -17,14 +17,13 @@ from omnid.api.texts import NUL_IN_JSON, refuse_nul
 from omnid.clock import is_uuid
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller
-from omnid.model import USER_ORIGIN
+from omnid.model import AGENT_ORIGIN, USER_ORIGIN
 from omnid.patterns import said
 from omnid.store.interface import Outcome
 
 T = TypeVar("T")
 
 HELLO = f"{PREFIX}hello"
-AGENT_ORIGIN = "agent"
 
 
 class Operation:

@@ -131,7 +131,8 @@ class Asks:
     async def _answer(self, context: Context, task_id: str, responses: dict[str, InputResponse]) -> None:
         # As with any mutation: what has begun is brought to its end whatever becomes of the client.
         with CancelScope(shield=True):
-            await self._calls.do(context, "task.answer", Answer(task=task_id, responses=responses))
+            part = ",".join(responses)
+            await self._calls.do(context, "task.answer", Answer(task=task_id, responses=responses), part)
 
 
 def requests_of(questions: Mapping[str, QuestionView]) -> dict[str, Any]:

@@ -20,8 +20,11 @@ Context = ServerRequestContext[Any, Any]
 class Calls:
     """Does operations for a request: see `mcp_session.ToolServer`, which is the one that implements it."""
 
-    async def do(self, context: Context, name: str, params: Struct) -> Struct:
-        """Does an operation; raises OmnidError, and ends the connection where that is Fatal."""
+    async def do(self, context: Context, name: str, params: Struct, part: str = "") -> Struct:
+        """Does an operation; raises OmnidError, and ends the connection where that is Fatal.
+
+        `part` names it among several mutations of one request, each of which is done once.
+        """
         raise NotImplementedError
 
     def caller(self, context: Context) -> Caller:

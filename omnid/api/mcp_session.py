@@ -21,7 +21,6 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from msgspec import Struct
 
-from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.http_gate import App, Guest, guest_of
 from omnid.api.mcp_asks import Asks
 from omnid.api.mcp_calls import Calls
@@ -39,7 +38,7 @@ from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError, Rejected
 from omnid.flow.caller import Caller
 from omnid.log import Logger
-from omnid.model import USER_ORIGIN, Submitted
+from omnid.model import AGENT_ORIGIN, USER_ORIGIN, Submitted
 from omnid.settings import Http
 from omnid.states import TERMINAL
 
@@ -147,10 +146,13 @@ class ToolServer(Calls):
             cache_scope="private",
         )
 
-    async def do(self, context: Context, name: str, params: Struct) -> Struct:
+    async def do(self, context: Context, name: str, params: Struct, part: str = "") -> Struct:
         """See `Calls.do`."""
+        caller = _caller(context)
+        if part:
+            caller = msgspec.structs.replace(caller, request_id=f"{caller.request_id}/{part}")
         try:
-            return await self._api.call(_caller(context), name, params)
+            return await self._api.call(caller, name, params)
         except Fatal as error:
             # The SDK would answer it like any error; it has to end the daemon.
             context.lifespan_context.fatal = error
@@ -205,7 +207,7 @@ class ToolServer(Calls):
 
     async def _get(self, context: Context, params: Get, call: types.CallToolRequestParams) -> TaskView | dict[str, Any]:
         """Gives a task; while the client waits for its end, its user is asked what the task asks."""
-        if call.input_responses:
+        if call.input_responses and self.offers(context, "task_control"):
             await self._asks.take(context, params.task, call.input_responses)
         begun_s, asked = self._clock.monotonic_s(), set[str]()
         waited_s = 0.0

@@ -14,7 +14,6 @@ import msgspec
 from anyio import CancelScope
 from msgspec import Struct, inspect
 
-from omnid.api.handler import AGENT_ORIGIN
 from omnid.api.http_gate import API, Receive, Scope, Send, answer, answer_json, guest_of, header
 from omnid.api.mcp_tools import HIDDEN, visible
 from omnid.api.methods import METHODS, Api, Method
@@ -24,7 +23,7 @@ from omnid.api.texts import refuse_nul
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 from omnid.flow.caller import Caller
 from omnid.log import Logger
-from omnid.model import Submitted
+from omnid.model import AGENT_ORIGIN, Submitted
 
 T = TypeVar("T")
 

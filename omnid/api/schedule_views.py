@@ -81,7 +81,7 @@ class ScheduleViews:
             tx.ring(rows.RUNG)
             return _view(tx, caller, scheduled)
 
-        return await self._context.store.write(write)
+        return await self._context.store.write(once(caller, "schedule.switch", params, write, ScheduleView))
 
     async def remove(self, caller: Caller, params: ScheduleOf) -> ScheduleView:
         """Removes a schedule; its tasks stay. Raises Rejected(`schedule_of_config`) for a preset."""
@@ -94,7 +94,7 @@ class ScheduleViews:
             rows.remove(tx, scheduled)
             return view
 
-        return await self._context.store.write(write)
+        return await self._context.store.write(once(caller, "schedule.remove", params, write, ScheduleView))
 
     async def run(self, caller: Caller, params: ScheduleRun) -> Submitted:
         """Submits a schedule's task now, in the name and with the rights of whoever asks."""

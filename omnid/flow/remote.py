@@ -274,7 +274,7 @@ class Remote:
         """Tells them now."""
         now_s = self._context.clock.monotonic_s()
         self._watchers = {daemon: until_s for daemon, until_s in self._watchers.items() if until_s > now_s}
-        for daemon in self._watchers:
+        for daemon in tuple(self._watchers):
             try:
                 await self._messenger.send(daemon, [self.heartbeat()])
             except LinkDown:

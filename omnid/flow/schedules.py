@@ -20,6 +20,7 @@ from omnid.flow.context import Bell, Context
 from omnid.flow.control import Cancelling, Effect, Order, order
 from omnid.flow.diskroom import DiskRoom
 from omnid.model import Problem, Schedule, Scheduled, Submit, Submitted
+from omnid.patterns import said
 from omnid.recurrence import Due
 from omnid.settings import Preset
 from omnid.states import TERMINAL
@@ -58,12 +59,21 @@ def submit_of(scheduled: Scheduled, params: Mapping[str, str], key: str | None) 
     labels = (*fields.get("labels", ()), label_of(scheduled))
     lane = None if scheduled.schedule.overlap == "skip" else label_of(scheduled)
     given = {"lane": lane, **fields, "labels": labels, "key": key}
-    return msgspec.convert({name: value for name, value in given.items() if value is not None}, Submit)
+    try:
+        return msgspec.convert({name: value for name, value in given.items() if value is not None}, Submit)
+    except msgspec.ValidationError as error:
+        # Filled in, a text may be too long or empty where the template was neither.
+        raise Rejected("bad_schedule", where="its task", detail=said(error)) from error
 
 
 def zone_of(scheduled: Scheduled, context: Context) -> ZoneInfo:
-    """Gives the zone of its times."""
-    return platform.zone(scheduled.schedule.zone) if scheduled.schedule.zone else context.zone
+    """Gives the zone of its times; that of the daemon where the system has lost the schedule's own."""
+    if not scheduled.schedule.zone:
+        return context.zone
+    try:
+        return platform.zone(scheduled.schedule.zone)
+    except ValueError:
+        return context.zone
 
 
 class Schedules:

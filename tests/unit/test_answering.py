@@ -154,3 +154,18 @@ async def test_who_is_told_of_a_question_can_read_it(world: World) -> None:
     assert "Reply with the answer, or see: omnictl answer t1" in answer
     assert '"choices":[]' in answer
     assert '"question":"Your name?' in notice
+
+
+async def test_an_agent_passes_on_what_a_person_says_of_its_task_that_asks_nothing(call: Calls, world: World) -> None:
+    await world.add("deploy", caller=AGENT)
+    # It is held against the code of the message, which there is none of: not refused for who passes it on.
+    assert await code(call("task.control", AGENT, task="claude/t1", action="reply", text="1 K7F39M2XQ4")) == "bad_code"
+
+
+async def test_two_answers_in_one_request_are_two(call: Calls, world: World) -> None:
+    command = await asks(world, AGENT, name=NAME, sure=SURE)
+    for part, content in (("q1", ADA), ("q2", {})):
+        caller = structs.replace(AGENT, session="s", request_id=f"7/{part}")
+        responses = {part: InputResponse("accept", content)}
+        await call("task.answer", caller, task="claude/t1", responses=responses)
+    assert all(one is not None for one in (await given(world, command)).values())

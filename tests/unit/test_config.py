@@ -283,6 +283,7 @@ def test_any_value_anywhere_is_taken_or_refused_with_its_key(value: object) -> N
         ("name = 'Visual-Studio-Code'", None),
         ("name = 'user'", "people's own"),
         ("name = '*'\ntoken = 'file:/x'", "names one origin"),
+        ("name = 'agent'\ntoken = 'file:/x'", "anybody could be it"),
         ("name = 'ci'\ntoken = 'a-token-of-some-length'", "plain text"),
         ("name = 'ci'\nexecutors = ['comand']", "did you mean command"),
         ("name = 'a/b'", "origin.a/b.name"),

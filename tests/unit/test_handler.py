@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from omnid import __version__
-from omnid.api.handler import AGENT_ORIGIN, SocketHandler
+from omnid.api.handler import SocketHandler
 from omnid.api.methods import METHODS, Api
 from omnid.api.socket import Request
 from omnid.errors import OmnidError, Rejected
 from omnid.flow.caller import Caller
 from omnid.flow.control import Cancelling
+from omnid.model import AGENT_ORIGIN
 from omnid.settings import Origin
 from omnid.store.interface import Outcome
 from tests.fakes.clock import FakeClock

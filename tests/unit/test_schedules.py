@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_schedules import ScheduleAdd, ScheduleList, ScheduleOf, ScheduleRun, ScheduleSwitch, ScheduleView
@@ -249,6 +250,28 @@ async def test_a_run_that_cant_be_submitted_is_told_and_the_next_is_tried(house:
     await house.after(1)
     view = await house.show("tick")
     assert (view.problem, view.runs) == (None, 1)
+
+
+async def test_one_that_cant_be_filled_in_stops_no_other(house: House) -> None:
+    task = Submit(argv=("x",), lane="{params.lane}")
+    await house.views.add(PERSON, ScheduleAdd(name="odd", schedule=EVERY, task=task, params={"lane": "a"}))
+    odd = await house.world.store.read(lambda reader: rows.need(reader, "odd"))
+    await house.world.write(lambda tx: rows.put(tx, replace(odd, params={"lane": ""})))
+    await house.add("tick", EVERY)
+    await house.after(1)
+    assert [task.work.argv for task in await house.tasks()] == [("tick",)]
+    view = await house.show("odd")
+    assert view.problem is not None
+    assert view.problem.code == "bad_schedule"
+    with pytest.raises(Rejected) as caught:
+        await house.views.run(PERSON, ScheduleRun(name="odd"))
+    assert caught.value.code == "bad_schedule"
+
+
+async def test_a_name_that_makes_no_label_is_refused(house: House) -> None:
+    with pytest.raises(Rejected) as caught:
+        await house.add("n" * 64, EVERY, caller=Caller("agent", "a" * 40))
+    assert caught.value.code == "bad_schedule"
 
 
 async def test_parameters_stand_in_the_task(house: House) -> None:

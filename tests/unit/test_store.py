@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,18 @@ def test_the_first_schema_is_frozen() -> None:
     number, text = migration.schemas()[0]
     assert number == 1
     assert text == FIRST_SCHEMA.read_text(), "schema 1 is out in the world: put what is new into the next file"
+
+
+FROZEN = {
+    2: "66dabb7ef012596f8071bdf2f01124b54c1fede0c24f4ba0222c546c44d55334",
+    3: "da948b5269abcb9127e7d7d213a13721c5a8b0e6d6a71181789687e80fa58b6e",
+    4: "b87108aeb77b00f433b6a0bb3ad9d27dc11c969408e9178f2d974ff39e027e5c",
+}
+"""The digests of the later schema files: they are out in the world too."""
+
+
+def test_the_later_schemas_are_frozen() -> None:
+    assert {number: sha256(text.encode()).hexdigest() for number, text in migration.schemas()[1:]} == FROZEN
 
 
 def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
