@@ -48,7 +48,8 @@ class Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes bytes; while a request is answered it has deadlines of its own."""
         super().data_received(data)
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever its type says.
+        # None before the first request, whatever its type says.
+        cycle = cast("RequestResponseCycle | None", self.cycle)
         answers = cycle is not None and not cycle.response_complete
         if answers and self._late is not None:
             self._late.cancel()
