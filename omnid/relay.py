@@ -14,6 +14,7 @@ from omnid import platform, wire
 from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.relay_session import BUFFER_BYTES_MAX, Session
 
+REPOSITORY = "@repository"
 AWAY_S = 600.0
 """How long a request waits for a daemon that is away, unless ``OMNID_RELAY_AWAY_S`` says otherwise."""
 
@@ -234,7 +235,8 @@ def _open_standard_streams() -> None:
 def main(environ: Mapping[str, str], argv: Sequence[str] = ()) -> int:
     """Relays between stdin, stdout and the daemon that the environment and the config name; gives the exit code.
 
-    `argv` may hold ``--readonly``, ``--origin NAME`` and ``--expose TOOL,...``: what the client is and gets.
+    `argv` may hold ``--readonly``, ``--origin NAME`` and ``--expose TOOL,...``: what the client is and gets. The origin
+    `REPOSITORY` is the name of the git repository around the current directory; outside of one the client's own name.
     """
     _open_standard_streams()
     asked = _asked(argv)
@@ -281,7 +283,21 @@ def _asked(argv: Sequence[str]) -> dict[str, object] | None:
         if not value:
             return None
         asked[option[2:]] = value if option == "--origin" else value.split(",")
+    if asked.get("origin") == REPOSITORY:
+        name = _repository(os.getcwd())
+        asked["origin"] = name
+        if not name:
+            del asked["origin"]
     return asked
+
+
+def _repository(directory: str) -> str:
+    """Gives the name of the git repository that a directory lies in; "" where it lies in none."""
+    while not os.path.exists(os.path.join(directory, ".git")):
+        directory, below = os.path.dirname(directory), directory
+        if directory == below:
+            return ""
+    return os.path.basename(directory)
 
 
 def _start_daemon(environ: Mapping[str, str]) -> None:

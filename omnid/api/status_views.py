@@ -50,7 +50,7 @@ class StatusViews:
             next_wake_at_ms=await context.store.read(next_wake) if everything else None,
             today=await context.store.read(partial(views.money.today, origin=None if everything else caller.origin)),
             clients=host.clients(),
-            problems=views.problems(),
+            problems=views.problems(caller),
             config_problem=host.config_problem(),
             outbox=await context.store.read(self._outbox.waiting) if everything else [],
             inbox=await self._inbox.line(caller.origin) if caller.role == "agent" else None,

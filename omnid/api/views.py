@@ -218,15 +218,20 @@ class Views:
             )
         return found[:NEEDS_YOU_MAX], total if everything else len(found)
 
-    def problems(self) -> list[Problem]:
-        """Gives what a person must mend, besides the tasks that need one: disk, database, and missing keys."""
+    def problems(self, caller: Caller) -> list[Problem]:
+        """Gives what a person must mend, besides the tasks that need one: disk, database, and missing keys.
+
+        What is about executors and schedules that the caller doesn't get to see is left out.
+        """
         context = self._context
         gates = (
-            gate for gate in self._gates.all() if gate.cause != "login" and self._gates.login(gate.subject) is gate
+            gate
+            for gate in self._gates.all()
+            if gate.cause != "login" and self._gates.login(gate.subject) is gate and caller.rights.opens(gate.subject)
         )
         found = [
             *context.damage,
-            *context.preset_problems,
+            *(context.preset_problems if caller.rights.sees_all else ()),
             *(gate.problem for gate in gates if gate.problem is not None),
         ]
         local = context.modes.local_model()

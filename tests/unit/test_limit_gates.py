@@ -290,7 +290,7 @@ async def test_a_login_needs_a_person(world: World) -> None:
     await park(world, command, None, "login")
     needs, total = await world.store.read(lambda reader: Views(world.context, world.gates).needs_you(reader, PERSON))
     assert (total, needs[0].task, needs[0].do) == (1, "safe", "omnictl resume --executor safe")
-    assert Views(world.context, world.gates).problems() == [], "it is told once"
+    assert Views(world.context, world.gates).problems(PERSON) == [], "it is told once"
     gate = world.gates.login("safe")
     assert gate is not None, "who waits for its tasks must hear that nothing helps but a login"
     assert gate.cause == "login"

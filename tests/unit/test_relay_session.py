@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -383,6 +384,16 @@ def test_each_request_is_answered_at_most_once_and_none_is_forgotten(trace: list
 )
 def test_the_arguments_say_who_the_client_is_and_what_it_gets(argv: list[str], asked: dict[str, object] | None) -> None:
     assert _asked(argv) == asked
+
+
+def test_the_origin_may_be_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "shop" / "src"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    assert _asked(["--origin", "@repository"]) == {}
+    # In a worktree of git it is a file.
+    (tmp_path / "shop" / ".git").write_text("gitdir: /elsewhere")
+    assert _asked(["--origin", "@repository"]) == {"origin": "shop"}
 
 
 def test_what_was_asked_for_is_in_the_hello() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from omnid.api.methods import METHODS
 from omnid.clock import is_uuid
-from omnid.errors import OmnidError
+from omnid.errors import OmnidError, Retryable
 from omnid.flow.caller import Caller
 from omnid.flow.control import Cancelling
 from omnid.flow.failover import Failover
@@ -201,6 +201,14 @@ async def test_a_task_out_of_sight_is_exactly_like_one_that_is_not_there(call: C
             assert said == {name: text.replace(not_there, there) for name, text in expected.items()}, method
             assert said["code"] == "unknown_task"
     assert (await call.world.task(task.id)).state == "executing", "nothing was changed"
+
+
+async def test_what_is_wrong_with_executors_that_are_not_open_is_not_told(call: Calls) -> None:
+    world = call.world
+    await world.gates.executor_down("safe", Retryable("secret_missing", reference="env:KEY", detail="it isn't set"))
+    sections(world, Origin(name="ci", executors=("command",)), Origin(name="free", executors=("safe",)))
+    assert (await call("status", CI)).problems == []
+    assert [problem.code for problem in (await call("status", Caller("agent", "free"))).problems] == ["secret_missing"]
 
 
 async def test_nothing_that_an_agent_can_ask_tells_of_tasks_out_of_sight(call: Calls) -> None:
