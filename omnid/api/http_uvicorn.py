@@ -3,7 +3,6 @@
 uvicorn knows asyncio only, so this is the adapter that does not run on trio; `http` imports it where HTTP is asked for.
 """
 
-import asyncio  # noqa: TID251 - uvicorn's protocols are asyncio's.
 import contextlib
 from collections.abc import Generator
 from functools import partial
@@ -20,8 +19,6 @@ KEEP_ALIVE_S = 75
 HEADER_BYTES_MAX = 32 << 10
 STOP_S = 2
 """How long a stop waits for answers that are being made or sent; a stream that a client listens to has no end."""
-
-
 STALL_S = 30.0
 """How long a client may take nothing of what is sent to it."""
 
@@ -30,19 +27,21 @@ class Protocol(H11Protocol):
     """A connection that is cut where its client keeps the daemon waiting.
 
     uvicorn counts the time only from an answer to the next byte, so that who sends nothing, or one byte of a request,
-    or reads no answer would keep its place among `http.connections_max` for ever.
+    or reads no answer would keep its place among `http.connections_max` for ever. Where all places are taken, a new
+    connection takes that of the one that asks nothing and would be closed first.
     """
 
     def __init__(self, *args: Any, head_s: float, **more: Any) -> None:
         """`head_s` bounds how long the head of a request may take, that of the first one from the connection on."""
         super().__init__(*args, **more)
         self._head_s = head_s
-        self._late: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
+        self._late: Any = None
+        self._stalled: Any = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Any) -> None:
         """Waits for the first request."""
         super().connection_made(transport)
+        self._make_room()
         self._late = self.loop.call_later(self._head_s, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -74,6 +73,18 @@ class Protocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+    def _make_room(self) -> None:
+        open_now = [one for one in cast("set[Protocol]", self.connections) if not one.transport.is_closing()]
+        due_s = {one: one.due_s for one in open_now if one.due_s}
+        if due_s and len(open_now) >= (self.limit_concurrency or 0):
+            min(due_s, key=due_s.__getitem__).transport.abort()
+
+    @property
+    def due_s(self) -> float:
+        """When it is closed if it goes on asking nothing, by the loop's clock; 0: it is being answered, or new."""
+        timer: Any = self._late or self.timeout_keep_alive_task
+        return timer.when() if timer else 0.0
 
     def _look_again(self, before_bytes: int | None) -> None:
         """Cuts the connection where nothing was taken since the last look; a close would wait for the client."""

@@ -172,6 +172,24 @@ async def test_who_sends_no_request_loses_its_place(home: Home) -> None:
 
 @ON_ASYNCIO
 @pytest.mark.anyio
+async def test_who_asks_nothing_makes_room_for_who_does(home: Home) -> None:
+    listen(home, connections_max=3)
+    async with bare(home) as (daemon, client), contextlib.AsyncExitStack() as stack:
+        assert daemon.http is not None
+        made = (await client.post(url(daemon, "/api/v1/tasks"), json={"argv": ["sleep", "60"]})).json()
+        address = url(daemon, f"/api/v1/tasks/{made['data']['id']}/log")
+        stream = await stack.enter_async_context(client.stream("GET", address, headers={"Accept": "text/plain"}))
+        for _ in range(6):
+            await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", daemon.http.port))
+        async with httpx2.AsyncClient() as another:
+            assert (await another.get(url(daemon, "/api/v1/status"))).status_code == 200
+        cancelled = await client.post(url(daemon, f"/api/v1/tasks/{made['data']['id']}/cancel"), json={})
+        assert cancelled.status_code == 200
+        assert await stream.aread() == b"", "who is being answered keeps its place"
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/mcp", "/api/v1/openapi.json"])
 async def test_who_reads_no_answer_is_cut_off(home: Home, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr("omnid.api.http_uvicorn.STALL_S", 0.2)
