@@ -63,7 +63,7 @@ class Follow:
     async def tell(self, context: Context, uri: str, said: Look, changed: Callable[[], Awaitable[None]]) -> None:
         """Calls `changed` at each change since the look `said`, until it is cancelled or the resource is gone."""
         while True:
-            # What is no task's is told of under its address never.
+            # Nothing is ever told under the address of what isn't a task's: that is looked at in time.
             with self._api.change_of(said.task_id or uri) as event:
                 try:
                     now = await self.look(context, uri)
