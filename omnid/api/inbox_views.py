@@ -1,5 +1,7 @@
 """What an agent reads of its inbox: the tasks, and one line that says which there are."""
 
+from functools import partial
+
 from omnid.api.shapes import Page, Search, TaskBrief
 from omnid.api.views import Views
 from omnid.errors import Rejected
@@ -40,6 +42,10 @@ class InboxViews:
             return self._page(tx, caller.origin, params.limit)
 
         return await self._context.store.write(write)
+
+    async def last(self, origin: str) -> int | None:
+        """Gives the `ord` of the newest that an origin hasn't acknowledged; None where there is nothing."""
+        return await self._context.store.read(partial(inbox.last, origin=origin))
 
     async def line(self, origin: str) -> str | None:
         """Says which tasks an origin hasn't acknowledged; None where there are none."""

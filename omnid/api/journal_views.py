@@ -77,6 +77,10 @@ class JournalViews:
             return LogPart(attempt.output, len(attempt.output.encode()), number, True)
         return self._part(params, attempt, data)
 
+    async def printed_bytes(self, attempt_id: str) -> int:
+        """Gives how much of an attempt's output there is to read."""
+        return await self._context.spool.size_bytes(attempt_id)
+
     async def _more(self, params: Log, task: Task, attempt: Attempt) -> tuple[Attempt, bytes]:
         """Waits until the attempt has printed more or ended, for at most `wait_s`; gives it as it is then."""
         context, watch = self._context, self._context.watch

@@ -11,9 +11,6 @@ from msgspec import Struct
 from omnid.errors import OmnidError
 from omnid.flow.caller import Caller
 
-TASK_URI = "omnid://task/"
-"""How the address of a task's resource starts; its UUID follows, where it is subscribed to."""
-
 Context = ServerRequestContext[Any, Any]
 
 

@@ -25,6 +25,7 @@ from omnid.api.http_gate import App, Guest, guest_of
 from omnid.api.mcp_asks import Asks
 from omnid.api.mcp_calls import Calls
 from omnid.api.mcp_completions import Completions
+from omnid.api.mcp_follow import Follow
 from omnid.api.mcp_http import bound
 from omnid.api.mcp_lines import Answers, Lines, Send, Session, Stranger, id_json
 from omnid.api.mcp_resources import Resources
@@ -80,11 +81,12 @@ class ToolServer(Calls):
             on_call_tool=self._call_tool,
         )
         self._asks = Asks(api, self, log)
-        self._tasks = Tasks(api, self, self._asks, clock)
+        follow = Follow(api, self)
+        self._tasks = Tasks(api, self, self._asks, follow, clock)
         self._tasks.install(self.server)
         Resources(self).install(self.server)
         Completions(self).install(self.server)
-        Subscriptions(api, self).install(self.server)
+        Subscriptions(follow).install(self.server)
         self.server.middleware.append(self._greet)
 
     async def serve(self, session: Session, lines: MemoryObjectReceiveStream[bytes], send: Send) -> None:

@@ -4,6 +4,7 @@ They last as long as their connection; a relay subscribes again at the next daem
 ``subscriptions/listen``: see `mcp_tasks`.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import mcp_types as types
@@ -12,12 +13,10 @@ from mcp.server.connection import Connection
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
-from omnid.api.mcp_calls import TASK_URI, Calls, Context
+from omnid.api.mcp_calls import Context
+from omnid.api.mcp_follow import Follow, Look
 from omnid.api.mcp_resources import NOT_FOUND_OF_OLD
-from omnid.api.methods import Api
-from omnid.api.shapes import Get, TaskView
-from omnid.clock import is_uuid
-from omnid.errors import OmnidError, Rejected
+from omnid.errors import Rejected
 
 SUBSCRIBED_MAX = 100
 """How many resources a connection may subscribe to."""
@@ -27,9 +26,8 @@ STATE = "omnid.subscriptions"
 class Subscriptions:
     """The two methods on the SDK's server."""
 
-    def __init__(self, api: Api, calls: Calls) -> None:
-        self._api = api
-        self._calls = calls
+    def __init__(self, follow: Follow) -> None:
+        self._follow = follow
 
     def install(self, server: Server[Any]) -> None:
         """Registers the methods."""
@@ -38,12 +36,15 @@ class Subscriptions:
 
     async def _subscribe(self, context: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
         uri, scopes = str(params.uri), _scopes(context)
-        view = await self._view(context, uri)
+        try:
+            now = await self._follow.look(context, uri)
+        except Rejected as error:
+            raise MCPError(NOT_FOUND_OF_OLD, f"Resource not found: {error}", {"uri": uri[:500]}) from error
         if uri not in scopes:
             if len(scopes) >= SUBSCRIBED_MAX:
                 raise MCPError(types.INVALID_PARAMS, f"A connection subscribes to at most {SUBSCRIBED_MAX} resources.")
             scopes[uri] = scope = CancelScope()
-            context.lifespan_context.group.start_soon(self._follow, context, uri, view, scope)
+            context.lifespan_context.group.start_soon(self._tell, context, uri, now, scope)
         return types.EmptyResult()
 
     async def _unsubscribe(self, context: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
@@ -52,31 +53,11 @@ class Subscriptions:
             scope.cancel()
         return types.EmptyResult()
 
-    async def _view(self, context: Context, uri: str) -> TaskView:
-        """Gives the task of an address that holds its UUID; raises MCPError where there is none."""
-        task_id = uri.removeprefix(TASK_URI)
-        try:
-            if task_id == uri or not is_uuid(task_id):
-                raise Rejected("unknown_task", task=uri[:100], hint=" (subscribe to omnid://task/ and its UUID)")
-            return cast("TaskView", await self._calls.do(context, "task.get", Get(task=task_id)))
-        except Rejected as error:
-            raise MCPError(NOT_FOUND_OF_OLD, f"Resource not found: {error}", {"uri": uri[:500]}) from error
-
-    async def _follow(self, context: Context, uri: str, said: TaskView, scope: CancelScope) -> None:
-        """Tells of a task's changes until the subscription or its connection ends, or the task is deleted."""
+    async def _tell(self, context: Context, uri: str, said: Look, scope: CancelScope) -> None:
+        """Tells of a resource's changes until the subscription or its connection ends, or the resource is gone."""
         scopes = _scopes(context)
         with scope:
-            while True:
-                with self._api.change_of(said.task.id) as changed:
-                    try:
-                        view = await self._view(context, uri)
-                    except (MCPError, OmnidError):
-                        # It was deleted, or the daemon ends; what is Fatal is known to the connection.
-                        break
-                    if view.task != said.task or view.questions != said.questions:
-                        await context.session.send_resource_updated(uri)
-                    said = view
-                    await changed.wait()
+            await self._follow.tell(context, uri, said, partial(context.session.send_resource_updated, uri))
         if scopes.get(uri) is scope:
             del scopes[uri]
 

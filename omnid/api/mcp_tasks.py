@@ -5,6 +5,8 @@ declares it is answered with the task itself. At 2025-11-25 as the protocol's ow
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import anyio
@@ -20,7 +22,8 @@ from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 from pydantic import Field
 
 from omnid.api.mcp_asks import Asks, read_responses, requests_of
-from omnid.api.mcp_calls import TASK_URI, Calls, Context, invalid, is_modern, say
+from omnid.api.mcp_calls import Calls, Context, invalid, is_modern, say
+from omnid.api.mcp_follow import Follow, Look
 from omnid.api.mcp_task_shapes import call_result, detailed, task_fields
 from omnid.api.methods import Api
 from omnid.api.schedule_views import SCHEDULED
@@ -40,7 +43,7 @@ TOOL = "task_submit"
 """The tool whose calls may become tasks."""
 
 LISTENED_MAX = 100
-"""How many tasks one subscription may follow."""
+"""How many tasks one subscription may follow, and how many resources."""
 
 PROGRESS_S = 5.0
 """How often a wait for a result reports progress to a client that asked for it."""
@@ -69,10 +72,11 @@ class UpdateParams(TaskParams):
 class Tasks:
     """The methods of tasks on the SDK's server, in both eras."""
 
-    def __init__(self, api: Api, calls: Calls, asks: Asks, clock: Clock) -> None:
+    def __init__(self, api: Api, calls: Calls, asks: Asks, follow: Follow, clock: Clock) -> None:
         self._api = api
         self._calls = calls
         self._asks = asks
+        self._resources = follow
         self._clock = clock
 
     def install(self, server: Server[Any]) -> None:
@@ -187,16 +191,14 @@ class Tasks:
     async def _listen(
         self, context: Context, params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
-        """Tells a client of every change of the tasks that it names, the first time at once, until it goes."""
+        """Tells a client of every change of the tasks that it names, the first time at once, and of its resources."""
         asked = _asked(context, params)
-        known = [task_id for task_id in asked if await self._known(context, task_id) is not None]
+        known = [task_id for task_id in asked if await self._known(context, task_id)]
         # What they are now is looked up before the client is told, so that no change falls in between.
-        read = {
-            uri: now
-            for uri in (params.notifications.resource_subscriptions or [])[:LISTENED_MAX]
-            if (task_id := str(uri).removeprefix(TASK_URI)) != uri
-            and (now := await self._known(context, task_id)) is not None
-        }
+        read = dict[str, Look]()
+        for uri in (params.notifications.resource_subscriptions or [])[:LISTENED_MAX]:
+            with suppress(Rejected):
+                read[str(uri)] = await self._resources.look(context, str(uri))
         meta: dict[str, Any] = {SUBSCRIPTION_ID_META_KEY: context.request_id}
         honored: dict[str, Any] = {"taskIds": known} if known else {}
         if read:
@@ -206,25 +208,21 @@ class Tasks:
             for task_id in known:
                 group.start_soon(self._follow, context, task_id, meta)
             for uri, now in read.items():
-                group.start_soon(self._follow, context, now["taskId"], meta, uri, now)
+                told = partial(say, context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
+                group.start_soon(self._resources.tell, context, uri, now, told)
             await anyio.sleep_forever()
         raise AssertionError("only a cancellation ends this")
 
-    async def _known(self, context: Context, task_id: str) -> dict[str, Any] | None:
+    async def _known(self, context: Context, task_id: str) -> bool:
         try:
-            return self._detailed(context, await self._view(context, task_id))
+            await self._view(context, task_id)
         except MCPError:
-            return None
+            return False
+        return True
 
-    async def _follow(
-        self,
-        context: Context,
-        task_id: str,
-        meta: dict[str, Any],
-        uri: str | None = None,
-        said: dict[str, Any] | None = None,
-    ) -> None:
-        """Tells of a task's changes: with the task, or where its resource is subscribed to with the `uri` alone."""
+    async def _follow(self, context: Context, task_id: str, meta: dict[str, Any]) -> None:
+        """Tells of a task's changes, with the task."""
+        said: dict[str, Any] | None = None
         while True:
             with self._api.change_of(task_id) as changed:
                 try:
@@ -232,10 +230,8 @@ class Tasks:
                 except MCPError:
                     return  # It was deleted.
                 now = self._detailed(context, view)
-                if now != said and uri is None:
+                if now != said:
                     await say(context, "notifications/tasks", {**now, "_meta": meta})
-                elif now != said:
-                    await say(context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
                 said = now
                 await changed.wait()
 

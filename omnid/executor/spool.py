@@ -51,6 +51,10 @@ class Spool:
         path = self.directory(attempt_id) / (supervisor.CHECK_OUTPUT if check else supervisor.OUTPUT)
         return await anyio.to_thread.run_sync(_read, path, offset_bytes, bytes_max)
 
+    async def size_bytes(self, attempt_id: str) -> int:
+        """Gives how much the attempt has printed; 0 where there is nothing."""
+        return await anyio.to_thread.run_sync(_size_bytes, self.directory(attempt_id) / supervisor.OUTPUT)
+
     async def excerpt(self, attempt_id: str, *, check: bool = False) -> str:
         """Gives head and tail of what the attempt (or its check) has printed, as the journal keeps it."""
         path = self.directory(attempt_id) / (supervisor.CHECK_OUTPUT if check else supervisor.OUTPUT)
@@ -169,6 +173,13 @@ def _read(path: Path, offset_bytes: int, bytes_max: int) -> bytes:
             return file.read(bytes_max)
     except FileNotFoundError:
         return b""
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _forget(directory: Path) -> None:

@@ -120,6 +120,10 @@ class Spool(Protocol):
         """Reads a piece of an attempt's output; empty where there is no more (yet)."""
         ...
 
+    async def size_bytes(self, attempt_id: str) -> int:
+        """Gives how much an attempt has printed."""
+        ...
+
     async def excerpt(self, attempt_id: str, *, check: bool = False) -> str:
         """Gives head and tail of what the attempt (or its check) has printed."""
         ...

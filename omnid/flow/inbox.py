@@ -30,6 +30,11 @@ def unread(reader: Reader, origin: str, limit: int) -> list[Delivery]:
     return outbox.peek(reader, f"{QUEUE}{origin}", limit)
 
 
+def last(reader: Reader, origin: str) -> int | None:
+    """Gives the `ord` of the newest that an origin hasn't acknowledged; None where there is nothing."""
+    return outbox.last(reader, f"{QUEUE}{origin}")
+
+
 def acknowledge(tx: Tx, origin: str, last: int) -> None:
     """Forgets what an origin has read, up to and including the row of that `ord`."""
     while True:

@@ -69,6 +69,12 @@ def peek(reader: Reader, destination: str, limit: int) -> list[Delivery]:
     return [delivery_of(row) for row in reader.all("outbox_next", destination, limit)]
 
 
+def last(reader: Reader, destination: str) -> int | None:
+    """Gives the `ord` of what is delivered last; None where nothing is queued."""
+    row = reader.one("outbox_last", destination)
+    return row[0] if row else None
+
+
 def confirm(tx: Tx, ids: Iterable[str]) -> int:
     """Forgets rows that the other side has; gives how many there were."""
     return sum(_forget(tx, delivery) for id in ids if (delivery := _by_id(tx, id)) is not None)

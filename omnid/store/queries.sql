@@ -268,6 +268,8 @@ SELECT {outbox_row} FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL OR
 SELECT {outbox_row} FROM outbox WHERE id = $1
 -- name: outbox_count
 SELECT count(*) FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL
+-- name: outbox_last
+SELECT max(ord) FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL
 -- name: outbox_next_destination
 SELECT min(destination) FROM outbox WHERE dead_at_ms IS NULL AND destination > $1
 -- name: outbox_dead_count

@@ -296,6 +296,9 @@ class SimSpool:
     async def read(self, attempt_id: str, offset_bytes: int, bytes_max: int) -> bytes:
         return b""
 
+    async def size_bytes(self, attempt_id: str) -> int:
+        return 0
+
     async def excerpt(self, attempt_id: str, *, check: bool = False) -> str:
         return ""
 

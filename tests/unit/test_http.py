@@ -1,11 +1,15 @@
 """MCP over HTTP: a daemon in this process, spoken to by the SDK's own client and by bare requests."""
 
+import contextlib
+import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.abc
 import httpx2
 import pytest
 
@@ -130,6 +134,83 @@ async def test_bodies_and_rates_have_limits(home: Home) -> None:
             answer = await client.post(url(daemon), json=HELLO, headers={"Authorization": "Bearer wrong"})
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) >= 1
+
+
+async def cut(raw: anyio.abc.SocketStream) -> None:
+    """Reads until the server has cut the connection."""
+    with anyio.fail_after(10), contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        while True:
+            await raw.receive()
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_who_sends_no_request_loses_its_place(home: Home) -> None:
+    listen(home, connections_max=3, body_s=0.2)
+    async with bare(home) as (daemon, client):
+        assert daemon.http is not None
+        async with contextlib.AsyncExitStack() as stack:
+            silent = [
+                await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", daemon.http.port))
+                for _ in range(3)
+            ]
+            await silent[1].send(b"GET /x HTTP/1.1\r\nHost: local")
+            for raw in silent:
+                await cut(raw)
+        assert (await client.get(url(daemon, "/api/v1/status"))).status_code == 200
+        async with await anyio.connect_tcp("127.0.0.1", daemon.http.port) as raw:
+            await raw.send(b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await raw.receive()).startswith(b"HTTP/1.1 404 ")
+            await raw.send(b"G")
+            await cut(raw)
+        async with await anyio.connect_tcp("127.0.0.1", daemon.http.port) as raw:
+            await raw.send(b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+            assert (await raw.receive()).startswith(b"HTTP/1.1 408 ")
+            await raw.send(b"{")
+            await cut(raw)
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_who_asks_nothing_makes_room_for_who_does(home: Home) -> None:
+    listen(home, connections_max=3)
+    async with bare(home) as (daemon, client), contextlib.AsyncExitStack() as stack:
+        assert daemon.http is not None
+        made = (await client.post(url(daemon, "/api/v1/tasks"), json={"argv": ["sleep", "60"]})).json()
+        address = url(daemon, f"/api/v1/tasks/{made['data']['id']}/log")
+        stream = await stack.enter_async_context(client.stream("GET", address, headers={"Accept": "text/plain"}))
+        for _ in range(6):
+            await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", daemon.http.port))
+        async with httpx2.AsyncClient() as another:
+            assert (await another.get(url(daemon, "/api/v1/status"))).status_code == 200
+        cancelled = await client.post(url(daemon, f"/api/v1/tasks/{made['data']['id']}/cancel"), json={})
+        assert cancelled.status_code == 200
+        assert await stream.aread() == b"", "who is being answered keeps its place"
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/mcp", "/api/v1/openapi.json"])
+async def test_who_reads_no_answer_is_cut_off(home: Home, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr("omnid.api.http_uvicorn.STALL_S", 0.2)
+    listen(home, requests_per_s_max=10_000)
+    async with bare(home) as (daemon, client):
+        assert daemon.http is not None
+        session = (await client.post(url(daemon), json=HELLO)).headers["mcp-session-id"]
+        verb, body = ("POST", json.dumps(PING)) if path == "/mcp" else ("GET", "")
+        head = f"{verb} {path} HTTP/1.1\r\nHost: localhost\r\nMcp-Session-Id: {session}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in ACCEPTS.items())
+        asked = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        raw = socket.socket()
+        with raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.connect(("127.0.0.1", daemon.http.port))
+            raw.setblocking(False)
+            with pytest.raises(ConnectionError), anyio.fail_after(30):
+                while True:
+                    with contextlib.suppress(BlockingIOError):
+                        raw.send(asked)
+                    await anyio.sleep(0.002)
 
 
 @ON_ASYNCIO

@@ -251,7 +251,8 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=PICKS, wait_s=st.sampled_from((0, 0.05, 50.5, -1, "x", None)))
     def waits(self, pick: int, wait_s: Any) -> None:
         client = self._one(pick)
-        arguments = {"task": self._ref(client, pick, "t1"), "wait_s": wait_s}
+        # With the origin before it: the bare name may be the only one of the other, which everybody may read.
+        arguments = {"task": self._ref(client, pick, f"{client.origin}/t1"), "wait_s": wait_s}
         client.ask("tools/call", {"name": "task_get", "arguments": arguments})
 
     @precondition(lambda self: self.clients)

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from omnid.api.mcp_follow import Follow
 from omnid.api.mcp_resources import PROMPTS
+from omnid.executor.spool import Spool
 from tests.fakes.home import Home
 from tests.fakes.mcp_talk import Talk, Work, talk
 
@@ -62,22 +64,82 @@ async def test_prompts_say_which_tools_answer(home: Home, *, modern: bool) -> No
         assert (await one.ask("prompts/get", name="nothing"))["code"] == -32602
 
 
-async def test_a_task_s_resource_is_subscribed_to(home: Home, *, modern: bool) -> None:
+async def follow(client: Talk, *uris: str) -> list[str]:
+    """Subscribes to resources; gives those that are."""
+    if client.modern:
+        await client.send("subscriptions/listen", notifications={"resourceSubscriptions": uris})
+        said = await client.read()
+        assert said["method"] == "notifications/subscriptions/acknowledged"
+        return said["params"]["notifications"].get("resourceSubscriptions", [])
+    taken: list[str] = []
+    for uri in uris:
+        answer = await client.ask("resources/subscribe", uri=uri)
+        assert answer == {} or (answer["code"], answer["data"]) == (-32002, {"uri": uri})
+        taken += [] if answer else [uri]
+    return taken
+
+
+async def updates(client: Talk, *uris: str) -> None:
+    """Reads until each of the resources was said to have changed, and no other."""
+    left = set(uris)
+    while left:
+        said = await client.read()
+        assert said["method"] == "notifications/resources/updated"
+        assert said["params"]["uri"] in uris
+        assert ("_meta" in said["params"]) is client.modern
+        left.discard(said["params"]["uri"])
+
+
+async def test_each_resource_is_subscribed_to(home: Home, monkeypatch: pytest.MonkeyPatch, *, modern: bool) -> None:
+    monkeypatch.setattr("omnid.api.mcp_follow.LOOK_S", 0.02)
     work = Work(home)
     async with home.daemon() as daemon, talk(daemon, modern=modern, declared=False) as one:
-        uri = f"omnid://task/{(await one.submit())['structuredContent']['id']}"
-        asked = {"resourceSubscriptions": [uri, "omnid://task/t1", "omnid://status"]}
-        listening = await one.send("subscriptions/listen", notifications=asked)
-        said = await one.read()
-        if not modern:
-            assert said["error"]["code"] == -32601
-            return
-        assert said["params"]["notifications"] == {"resourceSubscriptions": [uri]}
-        work.go.set()
-        said = await one.read()
-        meta = {"io.modelcontextprotocol/subscriptionId": listening}
-        assert said["method"] == "notifications/resources/updated"
-        assert said["params"] == {"uri": uri, "_meta": meta}
+        task = f"omnid://task/{(await one.submit())['structuredContent']['id']}"
+        with anyio.fail_after(10):
+            while not daemon.context.running:
+                await anyio.lowlevel.checkpoint()
+        assert await follow(one, "omnid://status", "omnid://inbox") == ["omnid://status", "omnid://inbox"]
+        async with talk(daemon, modern=modern, declared=False) as two:
+            assert await follow(two, f"{task}/log", f"{task}/log/x") == [f"{task}/log"]
+            (attempt,) = daemon.context.running
+            spool = cast("Spool", daemon.context.spool)
+            for _ in range(2):
+                await spool.append_log(attempt, "more\n")
+                await updates(two, f"{task}/log")
+            work.go.set()
+            await updates(two, f"{task}/log")
+            assert await text(two, f"{task}/log") == "more\nmore\n"
+        await updates(one, "omnid://status", "omnid://inbox")
+
+
+async def test_what_others_have_is_not_told(home: Home, monkeypatch: pytest.MonkeyPatch, *, modern: bool) -> None:
+    monkeypatch.setattr("omnid.api.mcp_follow.LOOK_S", 0.02)
+    work, look, looked = Work(home), Follow.look, 0
+    work.go.set()
+
+    async def counted(self: Follow, context: Any, uri: str) -> Any:
+        nonlocal looked
+        found = await look(self, context, uri)
+        looked += 1
+        return found
+
+    monkeypatch.setattr(Follow, "look", counted)
+    home.file.write_text(f'{home.file.read_text()}[[origin]]\nname = "me"\nlabels = []\n')
+    async with home.daemon() as daemon, talk(daemon, modern=modern, declared=False) as one:
+        async with talk(daemon, modern=modern, declared=False, name="other") as other:
+            theirs = f"omnid://task/{(await other.submit())['structuredContent']['id']}"
+            refused = [theirs, f"{theirs}/log", "omnid://task/t1", theirs[:-1], "omnid://x", "file:///etc/passwd"]
+            assert await follow(one, *refused, "omnid://inbox", "omnid://status") == ["omnid://inbox", "omnid://status"]
+            await other.submit()
+            await other.ask("tools/call", name="task_get", arguments={"task": "t2", "wait_s": 10})
+            looked = 0
+            with anyio.fail_after(10):
+                while looked < 4:
+                    await anyio.lowlevel.checkpoint()
+            assert (await one.ask("resources/list"))["resources"]
+            assert one.heard == [], "what is another's"
+        await one.submit()
+        await updates(one, "omnid://inbox", "omnid://status")
 
 
 async def test_ids_are_completed(home: Home, *, modern: bool) -> None:
@@ -115,8 +177,6 @@ async def test_the_old_subscriptions(home: Home, *, modern: bool) -> None:
         if modern:
             assert (await one.ask("resources/subscribe", uri=uri))["code"] == -32601
             return
-        for refused in ("omnid://task/t1", "omnid://status", uri[:-1], f"{uri}/log"):
-            assert (await one.ask("resources/subscribe", uri=refused))["code"] == -32002
         other = f"omnid://task/{(await one.submit())['structuredContent']['id']}"
         for _ in range(2):
             assert await one.ask("resources/subscribe", uri=uri) == {}
