@@ -263,6 +263,8 @@ class ModeKeeper:
             for _ in range(0 if sure else self._context.config.mode.cloud_failures_max - 1):
                 await anyio.sleep(SOON_S)
                 group.start_soon(look)
+        if not heard and modes.just_woken():
+            return  # It slept between a look and its end: what failed then says nothing.
         if modes.cloud_was(good=heard) and modes.hold == "auto":
             await self._cloud_gone("none of the channels answers")
 

@@ -1,7 +1,7 @@
 """When the network changes, the cloud is looked for at once; a single look without an answer proves nothing then."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, cast
 
 import anyio
@@ -15,6 +15,7 @@ from omnid.flow import mode as mode_module
 from omnid.flow.mode import ModeKeeper, Shared
 from omnid.secrets import Secrets
 from omnid.settings import Channel
+from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
 WAIT_S = 10
@@ -28,13 +29,27 @@ class Cloud:
         self.last = True
         self.probes = 0
         self.asked = anyio.Event()
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens between a probe and its answer."""
+        self.silent: frozenset[str] = frozenset()
+        """The channels that never answer."""
+        self.away: frozenset[str] = frozenset()
+        self.let_go = 0
+        """How many probes were not waited for."""
 
     async def probe(self, channel: Channel, key: str, timeout_s: float) -> Failure | None:
         self.probes += 1
-        self.last = next(self.answers, self.last)
+        answers = self.last = next(self.answers, self.last)
+        self.meanwhile()
         asked, self.asked = self.asked, anyio.Event()
         asked.set()
-        return None if self.last else Failure("cloud", "there is no way to it")
+        if channel.name in self.silent:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self.let_go += 1
+        answers = answers and channel.name not in self.away
+        return None if answers else Failure("cloud", "there is no way to it")
 
 
 class Asleep:
@@ -56,9 +71,11 @@ class Place:
         self.send, self._receive = anyio.create_memory_object_stream[None](10)
         shared = Shared(cast(Any, None), cast(Any, self.cloud), cast(Any, Asleep()))
         self.keeper = ModeKeeper(world.context, lambda: shared, Secrets({}), self._links)
-        world.context.config = structs.replace(
-            world.context.config, channel=(whole(Channel(name="p1", profile="ollama", models=("m",), local=False)),)
-        )
+        self.channels("p1")
+
+    def channels(self, *names: str) -> None:
+        made = tuple(whole(Channel(name=name, profile="ollama", models=("m",), local=False)) for name in names)
+        self.world.context.config = structs.replace(self.world.context.config, channel=made)
 
     async def _links(self) -> AsyncGenerator[None]:
         async for change in self._receive:
@@ -114,4 +131,39 @@ async def test_a_pulled_cable_is_seen_and_a_plugged_one_is_looked_at_at_once(pla
     for number in range(2):
         await place.send.send(None)
         await place.until_asked(before + number + 1)
+    await place.until("normal")
+
+
+async def test_a_machine_that_sleeps_between_a_probe_and_its_answer_has_not_lost_the_cloud(
+    place: Place, clock: FakeClock
+) -> None:
+    def sleep() -> None:
+        clock.now_ms += 3_600_000  # Only the wall clock goes on.
+
+    place.cloud.last = False
+    place.cloud.meanwhile = sleep
+    await place.send.send(None)
+    await place.until_asked(3)
+    assert place.modes.mode == "normal"
+    place.cloud.meanwhile = lambda: None
+    clock.now_ms, clock.now_s = clock.now_ms + 31_000, clock.now_s + 31
+    await place.send.send(None)
+    await place.until("brainstem")
+
+
+async def test_of_three_channels_one_that_answers_is_enough_and_no_other_is_waited_for(place: Place) -> None:
+    place.channels("fails", "hangs", "answers")
+    place.cloud.away, place.cloud.silent = frozenset({"fails"}), frozenset({"hangs"})
+    await place.send.send(None)
+    await place.until_asked(3)
+    assert (place.modes.mode, place.cloud.probes, place.cloud.let_go) == ("normal", 3, 1)
+    place.cloud.away, place.cloud.silent = frozenset({"fails", "hangs", "answers"}), frozenset()
+    await place.send.send(None)
+    await place.until("brainstem")
+    place.cloud.away, place.cloud.silent = frozenset({"fails"}), frozenset({"hangs"})
+    for number in range(2):
+        before = place.cloud.probes
+        await place.send.send(None)
+        await place.until_asked(before + 3)
+        assert place.cloud.let_go == number + 2
     await place.until("normal")
