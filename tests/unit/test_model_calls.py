@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from omnid.channels import whole
+from omnid.executor.model import CUT as CUT_BY_US
 from omnid.executor.model import Call, NoCall, Tried, Wanted
 from omnid.executor.model_errors import Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
@@ -135,3 +136,14 @@ async def test_a_refused_key_is_no_reason_to_give_up_what_may_pass(purse: Purse,
     command = await started(purse)
     end = await left(purse, calls, command, refused, CUT)
     assert (end.outcome, end.problem.code) == ("failure", "model_failed")
+
+
+async def test_a_call_that_we_cut_ourselves_says_nothing_good_of_the_gateway(purse: Purse) -> None:
+    modes = purse.context.modes
+    calls = ModelCalls(purse.context, has_gateway=True)
+    command = await started(purse)
+    for said in (Failure("gateway", "it broke off"), CUT_BY_US, Failure("gateway", "it broke off")):
+        call = await begun(calls, command)
+        assert call.way == "gateway"
+        await calls.end(call, said, 1.0)
+    assert modes.gateway.is_gone
