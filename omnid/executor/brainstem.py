@@ -158,6 +158,11 @@ class Brainstem:
             self._holders -= 1
 
     @property
+    def held_by_one(self) -> bool:
+        """Whether it has one holder, and no call to it is open: whoever asks is the only one."""
+        return self._holders == 1 and not self._around.busy()
+
+    @property
     def in_use(self) -> bool:
         """Whether somebody holds it, or calls to it are open."""
         return self._around.busy() or self._holders > 0
@@ -190,7 +195,8 @@ class Brainstem:
     async def rehearse(self, needed: Callable[[], bool]) -> Rehearsal:
         """Wakes it for a look, and kills it unless it is `needed` or in use by then, or was awake before."""
         began_s, was_awake = self._clock.monotonic_s(), self._scope is not None
-        state = await self.settled()
+        with self.held():
+            state = await self.settled()
         took_s = self._clock.monotonic_s() - began_s
         if not was_awake and not needed() and not self.in_use:
             await self.kill()

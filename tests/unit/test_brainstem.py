@@ -258,7 +258,11 @@ async def test_a_rehearsal_kills_what_it_woke_and_leaves_what_is_needed(world: W
 
 async def test_a_rehearsal_leaves_what_somebody_has_come_to_use(world: World) -> None:
     made = world.brainstem(await section())
+    assert not made.held_by_one
     with made.held():
+        assert made.held_by_one
+        with made.held():
+            assert not made.held_by_one
         await made.rehearse(lambda: False)
         assert made.state().phase == "ready"
     await made.kill()
