@@ -6,7 +6,7 @@ too little memory is free it stays asleep, and tries again now and then for as l
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -119,6 +119,10 @@ class Brainstem:
         self._used_at_s = 0.0
         self._failed = FailureCount()
         self._holders = 0
+        self._ends = False
+        """Whether it is being killed, or ends because nothing uses it."""
+        self._wanted_after = False
+        """Whether somebody wants it while it ends."""
 
     @property
     def wanted(self) -> bool:
@@ -138,8 +142,12 @@ class Brainstem:
         if self._scope is None and self.wanted:
             self._scope, self._gone = anyio.CancelScope(), anyio.Event()
             self._failed = FailureCount()
+            self._ends = self._wanted_after = False
             self._turn("waking")
             self._tasks.start_soon(self._run, self._scope, self._gone)
+        elif self._ends and not self._wanted_after:
+            self._wanted_after = True
+            self._turn("waking")
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
@@ -150,11 +158,23 @@ class Brainstem:
         finally:
             self._holders -= 1
 
+    @property
+    def held_by_one(self) -> bool:
+        """Whether it has one holder, and no call to it is open: whoever asks is the only one."""
+        return self._holders == 1 and not self._around.busy()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody holds it, or calls to it are open."""
+        return self._around.busy() or self._holders > 0
+
     async def kill(self) -> int | None:
         """Ends the server, if it runs; gives how many bytes of memory that returned, None where it held none."""
         if self._scope is None:
             return None
         had = self._server is not None
+        self._ends, self._wanted_after = True, False
+        self._channel = None
         self._scope.cancel()
         await self._gone.wait()
         return self._returned_bytes if had else None
@@ -174,11 +194,12 @@ class Brainstem:
         return self.state()
 
     async def rehearse(self, needed: Callable[[], bool]) -> Rehearsal:
-        """Wakes it for a look, and kills it unless it is `needed` by then or was awake before."""
+        """Wakes it for a look, and kills it unless it is `needed` or in use by then, or was awake before."""
         began_s, was_awake = self._clock.monotonic_s(), self._scope is not None
-        state = await self.settled()
+        with self.held():
+            state = await self.settled()
         took_s = self._clock.monotonic_s() - began_s
-        if not was_awake and not needed():
+        if not was_awake and not needed() and not self.in_use:
             await self.kill()
         if state.phase == "ready":
             return Rehearsal("", took_s, state.memory_bytes)
@@ -189,13 +210,38 @@ class Brainstem:
         idle = False
         try:
             with scope:
-                while not (idle := await self._once()):
+                while not (idle := await self._tried()):
                     self._failed = self._failed.failed(self._clock.monotonic_s())
                     await anyio.sleep(AGAIN.delay_s(self._failed.failures, self._clock.uniform))
         finally:
             self._scope = None
             self._turn("asleep", *(("idle", "nothing has used it for a while") if idle else ("", "")))
             gone.set()
+            if self._wanted_after:
+                self.wake()
+
+    async def _tried(self) -> bool:
+        """See `_once`; whatever is raised there ends this start alone: nothing around waits for it."""
+        try:
+            return await self._once()
+        except Exception as error:  # noqa: BLE001 - it runs in the daemon's own group, which would end with it.
+            self._fault(error)
+        except BaseExceptionGroup as group:
+            # Only trio mixes errors with its Cancelled: the errors end here, the cancellation goes on.
+            errors, rest = group.split(Exception)
+            if errors is not None:
+                self._fault(errors)
+            if rest is not None:
+                raise rest from None
+        return False
+
+    def _fault(self, error: Exception) -> None:
+        cause = _first(error)
+        if isinstance(cause, Retryable):
+            self._stays_asleep("failed", str(cause.fields.get("detail", cause.what)))
+            return
+        self._log.error("brainstem_fault", exc_info=error)
+        self._stays_asleep("failed", f"{type(cause).__name__}: {cause}")
 
     async def _once(self) -> bool:
         """Runs the server from its start to its end; True: it has ended because nothing used it."""
@@ -221,15 +267,13 @@ class Brainstem:
 
                 async def watch() -> None:
                     nonlocal idle
-                    idle = await self._watch(section, began_s)
+                    idle = self._ends = await self._watch(section, began_s)
                     group.cancel_scope.cancel()
 
                 group.start_soon(watch)
                 await _until_end(server)
                 self._stays_asleep("failed", await _last_words(server))
                 group.cancel_scope.cancel()
-        except Retryable as error:
-            self._stays_asleep("failed", str(error.fields.get("detail", error.what)))
         finally:
             self._channel = None
             server, self._server = self._server, None
@@ -253,7 +297,7 @@ class Brainstem:
         self._log.info("brainstem_ready", ms=round(1000 * (self._used_at_s - began_s)))
         while True:
             now_s = self._clock.monotonic_s()
-            if self._around.busy() or self._holders:
+            if self.in_use:
                 self._used_at_s = now_s
             if now_s - self._used_at_s >= section.idle_s:
                 self._log.info("brainstem_idle", idle_s=section.idle_s)
@@ -277,6 +321,8 @@ class Brainstem:
             await server.terminate()
         except Retryable as error:
             self._log.error("brainstem_no_end", **error.as_dict())
+        except OSError as error:
+            self._log.error("brainstem_no_end", detail=str(error))
         else:
             self._returned_bytes = held or self._returned_bytes
             self._log.info("brainstem_killed", returned_bytes=held)
@@ -325,6 +371,13 @@ async def _answers(base_url: str) -> bool:
             return False
         await stream.aclose()
     return True
+
+
+def _first(error: BaseException) -> BaseException:
+    """Gives the first error inside a group: what a task group raises, even for a single one."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error
 
 
 async def _last_words(server: Server) -> str:

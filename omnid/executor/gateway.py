@@ -150,6 +150,15 @@ class Gateway:
         try:
             with child.scope:
                 await self._keep(child)
+        except Exception as error:  # noqa: BLE001 - it runs in the daemon's own group, which would end with it.
+            self._fault(child, error)
+        except BaseExceptionGroup as group:
+            # Only trio mixes errors with its Cancelled: the errors end here, the cancellation goes on.
+            errors, rest = group.split(Exception)
+            if errors is not None:
+                self._fault(child, errors)
+            if rest is not None:
+                raise rest from None
         finally:
             if self._child is child:
                 self._child = None
@@ -160,6 +169,10 @@ class Gateway:
             child.problem = child.problem or self._down("it was ended")
             child.settled.set()
             child.gone.set()
+
+    def _fault(self, child: "_Child", error: Exception) -> None:
+        self._log.error("gateway_fault", exc_info=error)
+        child.problem = self._down(f"{type(error).__name__}: {error}")
 
     async def _keep(self, child: "_Child") -> None:
         began_s = self._clock.monotonic_s()
@@ -203,6 +216,8 @@ class Gateway:
                 await child.server.terminate()
             except Retryable as error:
                 self._log.error("gateway_no_end", problem=error.as_dict())
+            except OSError as error:
+                self._log.error("gateway_no_end", detail=str(error))
         with contextlib.suppress(OSError):  # Whatever lies there that is no socket, the next start complains of.
             await anyio.Path(child.client.path).unlink()
 

@@ -209,10 +209,10 @@ _QUOTED_CODE = re.compile(r"['\"](?:type|code)['\"]: ?['\"](\w+)['\"]")
 _EPOCH_S_MIN, _EPOCH_MS_MIN = 1e9, 1e12
 
 
-def classify(signs: Signs, now_ms: int, secret: str = "", cloud_timeout_s: float = CLOUD_TIMEOUT_S) -> Failure:
+def classify(signs: Signs, now_ms: int, secret: str = "") -> Failure:
     """Says what the signs mean; `secret` is the key of the call, which a provider may have repeated in its answer."""
     said = _Said(signs.body)
-    kind = _kind(signs, said, cloud_timeout_s)
+    kind = _kind(signs, said)
     until_ms = None
     if kind in ("limited", "overloaded", "credit"):
         until_ms = _until_ms(signs, said, now_ms, kind)
@@ -231,8 +231,8 @@ def classify(signs: Signs, now_ms: int, secret: str = "", cloud_timeout_s: float
     )
 
 
-def _kind(signs: Signs, said: "_Said", cloud_timeout_s: float) -> Kind:
-    if signs.what in ("connect_timeout", "silence", "deadline") and signs.waited_s >= cloud_timeout_s:
+def _kind(signs: Signs, said: "_Said") -> Kind:
+    if signs.what in ("connect_timeout", "silence", "deadline") and signs.waited_s >= CLOUD_TIMEOUT_S:
         return "cloud"
     if signs.what != "status":
         return _OTHERS[signs.what]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import anyio
+from anyio.abc import TaskGroup
 
 from omnid.channels import models_of
 from omnid.errors import OmnidError, Rejected, Retryable
@@ -24,6 +25,7 @@ from omnid.flow import notify, outages
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_wait
+from omnid.flow.guard import guard
 from omnid.flow.intake import plan
 from omnid.flow.modes import Hold, Said, Saying
 from omnid.flow.turned import Turned
@@ -41,6 +43,7 @@ STAYS_ASLEEP = frozenset({"missing", "memory", "occupied", "failed"})
 """Why the local model is asleep although it is wanted."""
 MEND_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
 RESTART_SLACK_S = 15.0
+NONE_ANSWERS = "none of the channels answers"
 REPAIR_AFTER = 2
 """How many starts must fail before somebody is asked to mend it."""
 SOON_S = 1.0
@@ -88,7 +91,10 @@ class ModeKeeper:
         self._secrets = secrets
         self._mended = FailureCount()
         """How often the gateway was gone lately: one that comes and goes comes back more slowly."""
-        self._repair_at_s: float | None = None
+        self._is_shut = False
+        """Whether the gates of the cloud are closed in the journal."""
+        self._turned, self._settled = anyio.Event(), anyio.Event()
+        """The mode may have changed; the gates are as the mode is."""
         context.modes.hold_at = self.hold
         context.modes.probe = self.probe
         context.modes.listing = self.listing
@@ -117,12 +123,19 @@ class ModeKeeper:
                 pause_s = pause_s if good else min(pause_s, SOON_S)
 
     async def watch_cloud(self) -> None:
-        """Probes the cloud when calls fail or nothing was heard of it; ends when it is cancelled."""
+        """Probes the cloud when calls fail or nothing was heard of it, and has the gates follow; ends cancelled."""
         modes = self._context.modes
         gates = await self._context.store.read(lambda reader: reader.all("gates"))
-        if any(row[1] == CLOUD for row in gates):
+        self._is_shut = any(row[1] == CLOUD for row in gates)
+        if self._is_shut:
             modes.cloud = modes.cloud._replace(is_gone=True)  # It was when the daemon ended.
             self._wake()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._follow, group)
+            await self._probe_cloud()
+
+    async def _probe_cloud(self) -> None:
+        modes = self._context.modes
         while True:
             every_s = self._context.config.mode.cloud_probe_every_s
             # Counted from when it was last heard of, and not from when this last looked: that would be twice as long.
@@ -134,8 +147,8 @@ class ModeKeeper:
             if self._shared() is None or modes.just_woken():
                 continue
             if modes.cloud.is_gone:
-                if modes.cloud_was(good=await self._any_answers()) and modes.hold == "auto":
-                    await self._cloud_back()
+                if modes.cloud_was(good=await self._any_answers()):
+                    self._turned.set()
             elif suspect or self._context.clock.monotonic_s() - modes.heard_at_s >= every_s:
                 await self._doubt(sure=suspect and not moved)
 
@@ -162,13 +175,36 @@ class ModeKeeper:
                 await self._write(partial(self._tell, mode="asleep", said=state.why))
 
     async def hold(self, hold: Hold) -> None:
-        """Holds the mode where a person wants it, or lets it follow the facts again."""
-        modes = self._context.modes
-        before, modes.hold = modes.mode, hold
-        if modes.mode == "brainstem" and before != "brainstem":
-            await self._cloud_gone("a person holds the mode at brainstem")
-        elif before == "brainstem" and modes.mode != "brainstem":
-            await self._cloud_back()
+        """Holds the mode where a person wants it, or lets it follow the facts again; returns when the gates are so."""
+        self._context.modes.hold = hold
+        settled = self._settled
+        self._turned.set()
+        await settled.wait()
+
+    async def _follow(self, group: TaskGroup) -> None:
+        """Has the gates follow the mode, whoever changed it: one at a time, so that the last is what holds.
+
+        What a write waited for may be over by the next try, so each try looks at the mode anew.
+        """
+        context, failures = self._context, 0
+        while True:
+            self._turned = anyio.Event()
+            try:
+                is_gone = context.modes.mode == "brainstem"
+                if is_gone != self._is_shut:
+                    await (self._cloud_gone() if is_gone else self._cloud_back(group))
+            except Retryable as error:
+                failures += 1
+                if failures == 1:
+                    context.log.warning("mode_waits", **error.as_dict())
+                with anyio.move_on_after(MEND_BACKOFF.delay_s(failures, context.clock.uniform)):
+                    await self._turned.wait()
+                continue
+            failures = 0
+            if not self._turned.is_set():
+                settled, self._settled = self._settled, anyio.Event()
+                settled.set()
+            await self._turned.wait()
 
     async def probe(self, channel: Channel, reference: str) -> tuple[str | None, str]:
         """See `Modes.probe`; the kind of what is wrong is one of `Failure`'s, or ``secret``."""
@@ -234,20 +270,24 @@ class ModeKeeper:
         return None
 
     async def _ask_for_repair(self, problem: str, said: str) -> None:
-        """Submits one task to the executor that the config names for repairs, and not too often."""
+        """Submits one task to the executor that the config names for repairs; where it is too soon, people are told."""
         context, settings = self._context, self._context.config.mode
-        now_s = context.clock.monotonic_s()
         context.log.warning("gateway_not_mended", detail=problem[:LOG_CHARS_MAX])
         if not settings.repair_executor:
             await self._write(partial(self._tell, mode="unmended", said=problem))
             return
-        if self._repair_at_s is not None and now_s - self._repair_at_s < settings.repair_every_s:
-            return
         said = self._secrets.redact(said or problem)[-LOG_CHARS_MAX:]
         text = REPAIR.format(program="omnid/worker/gateway.py", said=said)
-        asked = Submit(prompt=text, executor=settings.repair_executor, kind="repair", labels=("repair",))
+        now_ms, every_ms = context.clock.wall_ms(), max(1, round(1000 * settings.repair_every_s))
+        before, key = (f"gateway-repair:{now_ms // every_ms - ago}" for ago in (1, 0))
+        asked = Submit(prompt=text, executor=settings.repair_executor, kind="repair", labels=("repair",), key=key)
 
         def submit(tx: Tx, write: Callable[[Tx], Sequence[Submitted]]) -> None:
+            # From the journal: a daemon that is started again and again must not ask each time.
+            rows = [tx.one("task_by_key", Caller().origin, one) for one in (before, key)]
+            if any(row is not None and now_ms - journal.task_of(row).created_at_ms < every_ms for row in rows):
+                self._tell(tx, mode="unmended", said=problem)
+                return
             (done,) = write(tx)
             self._tell(tx, mode="repair", executor=settings.repair_executor, task=done.name)
 
@@ -256,7 +296,6 @@ class ModeKeeper:
         except OmnidError as error:
             context.log.warning("repair_not_asked", **error.as_dict())
         else:
-            self._repair_at_s = now_s
             context.wake()
 
     async def _doubt(self, *, sure: bool) -> None:
@@ -277,8 +316,10 @@ class ModeKeeper:
             for _ in range(0 if sure else self._context.config.mode.cloud_failures_max - 1):
                 await anyio.sleep(SOON_S)
                 group.start_soon(look)
-        if modes.cloud_was(good=heard) and modes.hold == "auto":
-            await self._cloud_gone("none of the channels answers")
+        if not heard and modes.just_woken():
+            return  # It slept between a look and its end: what failed then says nothing.
+        if modes.cloud_was(good=heard):
+            self._turned.set()
 
     async def _any_answers(self) -> bool:
         """Probes all channels at once, without spending anything; True as soon as one answers, whatever it says."""
@@ -311,10 +352,10 @@ class ModeKeeper:
         except OmnidError:
             return ""
 
-    async def _cloud_gone(self, why: str) -> None:
+    async def _cloud_gone(self) -> None:
         context = self._context
+        why = "a person holds the mode at brainstem" if context.modes.hold == "brainstem" else NONE_ANSWERS
         context.modes.why = why
-        context.log.warning("cloud_gone", why=why)
         models = [one for one in context.executors.values() if isinstance(one, ModelExecutor) and one.name != OFFLINE]
         self._wake()
         problem = Problem.make("cloud_gone", detail=why)
@@ -322,7 +363,9 @@ class ModeKeeper:
         gates = [Gate(f"{CLOUD}:{one.name}", CLOUD, one.name, now_ms, None, problem) for one in models]
         ids = [context.clock.uuid() for _ in gates]
         turned = Turned({gate.id: gate for gate in gates}, set(), [])
-        await self._write(partial(self._close, gates=gates, ids=ids), turned)
+        await self._write_once(partial(self._close, gates=gates, ids=ids), turned)
+        self._is_shut = True
+        context.log.warning("cloud_gone", why=why)
         for one in models:
             await one.park()
 
@@ -350,7 +393,7 @@ class ModeKeeper:
             may_wake = asked.may_wake or state.phase == "waking" or self._context.modes.mode == "brainstem"
             if state.phase != "none" and may_wake:
                 state = await shared.brainstem.settled()
-                if state.phase != "ready" and self._context.modes.mode != "brainstem":
+                if state.phase != "ready" and self._context.modes.mode != "brainstem" and shared.brainstem.held_by_one:
                     await shared.brainstem.kill()  # Or it would be tried again and again, for nobody.
             problem = state.why or "the local model sleeps while the cloud is there (--wake wakes it)"
             if state.phase == "none":
@@ -378,17 +421,24 @@ class ModeKeeper:
         if shared is not None:
             shared.brainstem.wake()
 
-    async def _cloud_back(self) -> None:
+    async def _cloud_back(self, group: TaskGroup) -> None:
         context = self._context
         context.modes.why = ""
         gates = await context.store.read(lambda reader: reader.all("gates"))
         turned = Turned({}, {row[0] for row in gates if row[1] == CLOUD}, [])
+        await self._write_once(partial(self._open, ids=sorted(turned.opened)), turned)
+        self._is_shut = False
         context.log.info("cloud_back", gates=len(turned.opened))
-        await self._write(partial(self._open, ids=sorted(turned.opened)), turned)
-        await self._go_on()
-        # After that: what was parked goes on without waiting for the end of a process.
+        # What was parked goes on, and the cloud is watched, without waiting for the end of a process.
+        group.start_soon(partial(guard, "mode_go_on", self._go_on, log=context.log))
+        group.start_soon(partial(guard, "mode_release", self._release, log=context.log))
+
+    async def _release(self) -> None:
+        """Kills the local model, unless it is needed again by now, and tells what that gave back."""
         shared = self._shared()
-        returned_bytes = None if shared is None else await shared.brainstem.kill()
+        if shared is None or self._context.modes.mode == "brainstem":
+            return
+        returned_bytes = await shared.brainstem.kill()
         if returned_bytes is not None:
             await self._write(partial(self._tell, mode="released", size=f"{returned_bytes / GIB:.1f}"))
 
@@ -407,12 +457,15 @@ class ModeKeeper:
             self._context.watch.tell(ids)
             self._context.wake()
 
-    async def _write(self, fn: Callable[[Tx], None], turned: Turned | None = None) -> None:
-        """Writes, however long that takes: what is known of the mode must not differ from the gates."""
+    async def _write_once(self, fn: Callable[[Tx], None], turned: Turned) -> None:
+        await self._context.store.write(fn, then=lambda _: self._context.took(turned))
+
+    async def _write(self, fn: Callable[[Tx], None]) -> None:
+        """Writes, however long that takes."""
         context, failures = self._context, 0
         while True:
             try:
-                await context.store.write(fn, then=lambda _: None if turned is None else context.took(turned))
+                await context.store.write(fn)
             except Retryable as error:
                 failures += 1
                 if failures == 1:

@@ -141,7 +141,7 @@ class ModelCalls:
     def _tell_modes(self, call: Call, said: Answer | Failure) -> None:
         """Says what the call has shown of the gateway and the cloud."""
         kind, modes = (None if isinstance(said, Answer) else said.kind), self._context.modes
-        if call.way == "gateway" and not modes.gateway.is_gone:
+        if call.way == "gateway" and said is not CUT and not modes.gateway.is_gone:
             modes.gateway_was(good=kind != "gateway")
         if not call.channel.local and kind not in NO_SIGN and said is not CUT:
             modes.channel_was(call.channel.name, away=kind in AWAY)

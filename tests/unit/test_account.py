@@ -38,6 +38,7 @@ class Brainstem:
         self.wanted = True
         self.woken = self.killed = 0
         self.held_now = False
+        self.held_by_one = True
         self.returned_bytes: int | None = 5 << 30
 
     def state(self) -> BrainstemState:
@@ -208,6 +209,9 @@ async def test_one_that_stays_asleep_or_fails_leaves_the_account_and_says_why(pl
     place.world.context.modes.hold, place.brainstem.now = "auto", BrainstemState("asleep")
     assert (await place.ask(wake=True)).why_no_model == place.brainstem.then.why
     assert place.brainstem.killed == 1, "and not while it is there"
+    place.brainstem.held_by_one, place.brainstem.now = False, BrainstemState("asleep")
+    await place.ask(wake=True)
+    assert place.brainstem.killed == 1, "unless somebody else waits for it"
     place.world.context.modes.hold = "brainstem"
     place.brainstem.then = BrainstemState("ready", channel=_channel("brainstem"))
     place.direct.says = lambda name: Failure("cut", f"{name} broke off")
@@ -256,14 +260,20 @@ async def test_people_are_told_once_in_an_outage_that_it_stays_asleep(place: Pla
         group.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("returned_bytes", "modes"), [(5 << 30, ["normal", "released"]), (None, ["normal"])])
+@pytest.mark.parametrize(
+    ("returned_bytes", "modes"), [(5 << 30, ["brainstem", "normal", "released"]), (None, ["brainstem", "normal"])]
+)
 async def test_people_are_told_what_the_end_of_it_returns(
     place: Place, returned_bytes: int | None, modes: list[str]
 ) -> None:
     place.brainstem.returned_bytes = returned_bytes
-    place.world.context.modes.hold = "brainstem"
-    await place.keeper.hold("normal")
-    assert await told(place.world) == modes
+    async with anyio.create_task_group() as group:
+        group.start_soon(place.keeper.watch_cloud)
+        await place.keeper.hold("brainstem")
+        await place.keeper.hold("normal")
+        await anyio.wait_all_tasks_blocked()
+        assert await told(place.world) == modes
+        group.cancel_scope.cancel()
 
 
 async def test_without_a_local_model_a_rehearsal_is_refused(place: Place) -> None:

@@ -5,6 +5,7 @@ import re
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import anyio.abc
 import anyio.to_thread
 import pytest
 
+from omnid.errors import Retryable
 from omnid.executor import brainstem
 from omnid.executor.brainstem import Brainstem, BrainstemState, Surroundings
 from omnid.executor.direct import Direct
 from omnid.executor.local_model import plan
 from omnid.executor.model_wire import Answer, Ask, Message
-from omnid.executor.supervised import Supervised
+from omnid.executor.supervised import Server, Supervised
 from omnid.log import Log
 from omnid.settings import GIB, Config, Models
 from omnid.settings import Brainstem as Section
@@ -30,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
 NAME = "test/tiny"
 REVISION = "0123abcd"
+DOWN = Retryable("executor_down", executor="brainstem", detail="it can't be read")
 
 
 class World:
@@ -46,6 +49,7 @@ class World:
         self.turns: list[str] = []
         self.changed, self.looked = anyio.Event(), anyio.Event()
         self.made: list[Brainstem] = []
+        self.logged = StringIO()
 
     def brainstem(self, section: Section, *, has_mlx: bool = False) -> Brainstem:
         around = Surroundings(
@@ -56,7 +60,7 @@ class World:
             memory=lambda: self.free_bytes,
         )
         environ = {name: os.environ[name] for name in ("PATH", "HOME")}
-        log = Log(Clock(), str).logger()
+        log = Log(Clock(), str, stream=self.logged).logger()
         made = Brainstem(
             section, around, self.supervised, environ, self.direct, tasks=self.tasks, clock=Clock(), log=log
         )
@@ -278,6 +282,96 @@ async def test_a_rehearsal_kills_what_it_woke_and_leaves_what_is_needed(world: W
     assert made.state().phase == "ready"
     assert not (await made.rehearse(lambda: False)).problem
     assert made.state().phase == "ready"
+
+
+async def test_a_rehearsal_leaves_what_somebody_has_come_to_use(world: World) -> None:
+    made = world.brainstem(await section())
+    assert not made.held_by_one
+    with made.held():
+        assert made.held_by_one
+        with made.held():
+            assert not made.held_by_one
+        await made.rehearse(lambda: False)
+        assert made.state().phase == "ready"
+    await made.kill()
+    world.open_calls = True
+    await made.rehearse(lambda: False)
+    assert made.state().phase == "ready"
+
+
+async def test_what_is_wanted_while_it_is_being_killed_is_woken_after(world: World) -> None:
+    made = world.brainstem(await section())
+    await made.settled()
+    async with anyio.create_task_group() as group:
+        group.start_soon(made.kill)
+        await anyio.wait_all_tasks_blocked()
+        assert made.state().channel is None, "nobody is to call what is being killed"
+        state = await made.settled()
+    assert state.phase == "ready"
+    assert world.turns == ["waking", "ready", "waking", "asleep", "waking", "ready"]
+
+
+async def test_a_kill_takes_back_a_wish_that_came_during_the_one_before(world: World) -> None:
+    made = world.brainstem(await section())
+    await made.settled()
+    async with anyio.create_task_group() as group:
+        group.start_soon(made.kill)
+        await anyio.wait_all_tasks_blocked()
+        made.wake()
+        await made.kill()
+    assert made.state().phase == "asleep"
+
+
+async def test_what_is_wanted_while_it_ends_for_want_of_use_is_woken_after(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminate = Server.terminate
+
+    async def wanted_meanwhile(server: Server) -> None:
+        monkeypatch.setattr(Server, "terminate", terminate)
+        made.wake()
+        await server.terminate()
+
+    made = world.brainstem(await section(idle_s=0.2))
+    monkeypatch.setattr(Server, "terminate", wanted_meanwhile)
+    await made.settled()
+    await world.until(lambda state: state.phase == "waking")
+    await world.until(lambda state: state.phase == "ready")
+
+
+@pytest.mark.parametrize("error", [OSError("no descriptors are left"), ValueError("a fault"), DOWN])
+async def test_whatever_goes_wrong_ends_one_start_and_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def wrong(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(brainstem, "AGAIN", brainstem.AGAIN._replace(base_s=0.1, max_s=0.1))
+    monkeypatch.setattr(Server, "log_tail", wrong)
+    good = await section()
+    made = world.brainstem(Section(argv=("/bin/sh", "-c", "exit 3"), base_url=good.base_url))
+    state = await made.settled()
+    assert (state.phase, state.cause) == ("asleep", "failed")
+    assert state.why
+    made.section = good
+    await world.until(lambda state: state.phase == "ready")
+
+
+async def test_a_server_that_cannot_be_ended_is_no_end_of_anything_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminate = Server.terminate
+
+    async def wrong(server: Server) -> None:
+        await terminate(server)
+        raise OSError("no descriptors are left")
+
+    monkeypatch.setattr(Server, "terminate", wrong)
+    made = world.brainstem(await section())
+    await made.settled()
+    await made.kill()
+    assert made.state().phase == "asleep"
+    assert "no descriptors are left" in world.logged.getvalue()
 
 
 async def test_a_rehearsal_says_what_is_missing(world: World) -> None:

@@ -16,7 +16,7 @@ from omnid.errors import Retryable
 from omnid.executor.gateway import Gateway, _Child
 from omnid.executor.model_errors import Failure
 from omnid.executor.model_wire import Answer
-from omnid.executor.supervised import Supervised
+from omnid.executor.supervised import Server, Supervised
 from omnid.log import Log
 from omnid.settings import Config
 from omnid.settings import Gateway as Section
@@ -224,6 +224,44 @@ async def test_it_ends_with_whoever_started_it(world: World) -> None:
         await child.gone.wait()
     with pytest.raises(ProcessLookupError):
         os.kill(state.pid, 0)
+
+
+async def test_whatever_goes_wrong_in_its_watch_ends_one_process_and_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tail, terminate = Server.log_tail, Server.terminate
+
+    async def wrong(*_: object) -> str:
+        raise OSError("no descriptors are left")
+
+    async def ended_and_wrong(server: Server) -> None:
+        await terminate(server)
+        raise OSError("no descriptors are left")
+
+    monkeypatch.setattr(Server, "log_tail", wrong)
+    monkeypatch.setattr(Server, "terminate", ended_and_wrong)
+    gateway = world.gateway()
+    await gateway.start()
+    child = child_of(gateway)
+    state = await gateway.probe(WAIT_S)
+    assert state is not None
+    os.kill(state.pid, signal.SIGKILL)
+    with anyio.fail_after(WAIT_S):
+        await child.gone.wait()
+    monkeypatch.setattr(Server, "log_tail", tail)
+    monkeypatch.setattr(Server, "terminate", terminate)
+    assert isinstance(await call(gateway), Answer)
+
+
+async def test_one_whose_start_goes_wrong_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wrong(*_: object) -> str:
+        raise OSError("no descriptors are left")
+
+    monkeypatch.setattr(Server, "log_tail", wrong)
+    failure = await call(world.gateway("dies"))
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.may_cost) == ("gateway", False)
+    assert "no descriptors are left" in failure.detail
 
 
 async def test_a_gateway_that_does_not_keep_the_deadline_is_at_fault(world: World) -> None:

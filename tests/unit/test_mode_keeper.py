@@ -1,7 +1,7 @@
 """When the network changes, the cloud is looked for at once; a single look without an answer proves nothing then."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, cast
 
 import anyio
@@ -10,11 +10,13 @@ from msgspec import structs
 
 from omnid.channels import whole
 from omnid.executor.brainstem import BrainstemState
+from omnid.executor.model import ModelExecutor
 from omnid.executor.model_errors import Failure
 from omnid.flow import mode as mode_module
 from omnid.flow.mode import ModeKeeper, Shared
 from omnid.secrets import Secrets
 from omnid.settings import Channel
+from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
 WAIT_S = 10
@@ -28,24 +30,56 @@ class Cloud:
         self.last = True
         self.probes = 0
         self.asked = anyio.Event()
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens between a probe and its answer."""
+        self.silent: frozenset[str] = frozenset()
+        """The channels that never answer."""
+        self.away: frozenset[str] = frozenset()
+        self.let_go = 0
+        """How many probes were not waited for."""
 
     async def probe(self, channel: Channel, key: str, timeout_s: float) -> Failure | None:
         self.probes += 1
-        self.last = next(self.answers, self.last)
+        answers = self.last = next(self.answers, self.last)
+        self.meanwhile()
         asked, self.asked = self.asked, anyio.Event()
         asked.set()
-        return None if self.last else Failure("cloud", "there is no way to it")
+        if channel.name in self.silent:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self.let_go += 1
+        answers = answers and channel.name not in self.away
+        return None if answers else Failure("cloud", "there is no way to it")
 
 
 class Asleep:
+    """A local model that is woken and killed by word alone."""
+
+    def __init__(self) -> None:
+        self.ends = anyio.Event()
+        self.ends.set()
+        self.kills = 0
+
     def wake(self) -> None:
         pass
 
     async def kill(self) -> None:
-        pass
+        self.kills += 1
+        await self.ends.wait()
 
     def state(self) -> BrainstemState:
         return BrainstemState("none")
+
+
+class Cloudy(ModelExecutor):
+    """Stands for calls to the cloud: the gate goes by its name."""
+
+    def __init__(self) -> None:
+        self.name = "model"
+
+    async def park(self) -> None:
+        pass
 
 
 class Place:
@@ -54,15 +88,23 @@ class Place:
         self.modes = world.context.modes
         self.cloud = Cloud()
         self.send, self._receive = anyio.create_memory_object_stream[None](10)
-        shared = Shared(cast(Any, None), cast(Any, self.cloud), cast(Any, Asleep()))
+        self.local = Asleep()
+        shared = Shared(cast(Any, None), cast(Any, self.cloud), cast(Any, self.local))
         self.keeper = ModeKeeper(world.context, lambda: shared, Secrets({}), self._links)
-        world.context.config = structs.replace(
-            world.context.config, channel=(whole(Channel(name="p1", profile="ollama", models=("m",), local=False)),)
-        )
+        self.channels("p1")
+        world.context.executors = {**world.context.executors, "model": Cloudy()}
+
+    def channels(self, *names: str) -> None:
+        made = tuple(whole(Channel(name=name, profile="ollama", models=("m",), local=False)) for name in names)
+        self.world.context.config = structs.replace(self.world.context.config, channel=made)
 
     async def _links(self) -> AsyncGenerator[None]:
         async for change in self._receive:
             yield change
+
+    async def shut(self) -> bool:
+        """Tells whether the gate of the cloud is closed in the journal."""
+        return bool(await self.world.rows("SELECT id FROM gate WHERE cause = 'cloud'"))
 
     async def until_asked(self, times: int) -> None:
         with anyio.fail_after(WAIT_S):
@@ -115,3 +157,116 @@ async def test_a_pulled_cable_is_seen_and_a_plugged_one_is_looked_at_at_once(pla
         await place.send.send(None)
         await place.until_asked(before + number + 1)
     await place.until("normal")
+
+
+async def test_a_machine_that_sleeps_between_a_probe_and_its_answer_has_not_lost_the_cloud(
+    place: Place, clock: FakeClock
+) -> None:
+    def sleep() -> None:
+        clock.now_ms += 3_600_000  # Only the wall clock goes on.
+
+    place.cloud.last = False
+    place.cloud.meanwhile = sleep
+    await place.send.send(None)
+    await place.until_asked(3)
+    assert place.modes.mode == "normal"
+    place.cloud.meanwhile = lambda: None
+    clock.now_ms, clock.now_s = clock.now_ms + 31_000, clock.now_s + 31
+    await place.send.send(None)
+    await place.until("brainstem")
+
+
+async def test_of_three_channels_one_that_answers_is_enough_and_no_other_is_waited_for(place: Place) -> None:
+    place.channels("fails", "hangs", "answers")
+    place.cloud.away, place.cloud.silent = frozenset({"fails"}), frozenset({"hangs"})
+    await place.send.send(None)
+    await place.until_asked(3)
+    assert (place.modes.mode, place.cloud.probes, place.cloud.let_go) == ("normal", 3, 1)
+    place.cloud.away, place.cloud.silent = frozenset({"fails", "hangs", "answers"}), frozenset()
+    await place.send.send(None)
+    await place.until("brainstem")
+    place.cloud.away, place.cloud.silent = frozenset({"fails"}), frozenset({"hangs"})
+    for number in range(2):
+        before = place.cloud.probes
+        await place.send.send(None)
+        await place.until_asked(before + 3)
+        assert place.cloud.let_go == number + 2
+    await place.until("normal")
+
+
+class Blocked:
+    """A store whose writes wait until they may go on."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.may_go_on, self.waits = anyio.Event(), anyio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def write(self, *args: Any, **more: Any) -> Any:
+        self.waits.set()
+        await self.may_go_on.wait()
+        return await self._store.write(*args, **more)
+
+
+async def test_a_hold_that_comes_while_the_gate_is_being_shut_opens_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = Blocked(place.world.store)
+    monkeypatch.setattr(place.world.context, "store", blocked)
+    place.cloud.last = False
+    await place.send.send(None)
+    with anyio.fail_after(WAIT_S):
+        await blocked.waits.wait()
+        async with anyio.create_task_group() as group:
+            group.start_soon(place.keeper.hold, "normal")
+            await anyio.wait_all_tasks_blocked()
+            blocked.may_go_on.set()
+    assert (place.modes.mode, await place.shut()) == ("normal", False)
+
+
+async def test_a_hold_that_nobody_waits_for_any_more_still_shuts_the_gate(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = Blocked(place.world.store)
+    monkeypatch.setattr(place.world.context, "store", blocked)
+    with anyio.fail_after(WAIT_S):
+        async with anyio.create_task_group() as group:
+            group.start_soon(place.keeper.hold, "brainstem")
+            await blocked.waits.wait()
+            group.cancel_scope.cancel()
+        blocked.may_go_on.set()
+        await place.keeper.hold("brainstem")
+    assert (place.modes.mode, await place.shut()) == ("brainstem", True)
+
+
+async def test_the_cloud_is_watched_while_the_local_model_ends(place: Place) -> None:
+    place.local.ends = anyio.Event()
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("brainstem")
+        await place.keeper.hold("auto")
+    await anyio.wait_all_tasks_blocked()
+    assert (place.local.kills, await place.shut()) == (1, False)
+    place.cloud.last = False
+    await place.send.send(None)
+    await place.until("brainstem")
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("brainstem")
+    assert await place.shut()
+    place.local.ends.set()
+
+
+async def test_a_repair_is_asked_for_once_in_a_while_also_by_the_next_daemon(world: World, clock: FakeClock) -> None:
+    world.set("mode", repair_executor="safe", repair_every_s=3600.0)
+    mender = cast(Any, world.context.executors["safe"])
+    mender.takes_prompts, mender.accepts = True, lambda work: None
+    for _ in range(2):
+        keeper = ModeKeeper(world.context, lambda: None, Secrets({}))
+        await keeper._ask_for_repair("it doesn't start", "")
+        clock.now_ms += 1_800_000
+        await world.restart()
+    assert await world.rows("SELECT count(*) FROM task WHERE kind = 'repair'") == [(1,)]
+    clock.now_ms += 1_800_000
+    await ModeKeeper(world.context, lambda: None, Secrets({}))._ask_for_repair("it doesn't start", "")
+    assert await world.rows("SELECT count(*) FROM task WHERE kind = 'repair'") == [(2,)]

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from omnid.channels import whole
 from omnid.config import BUILT_IN
+from omnid.executor.model import CUT as CUT_BY_US
 from omnid.executor.model import Call, NoCall, Tried, Wanted
 from omnid.executor.model_errors import Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
@@ -173,3 +174,14 @@ async def test_a_prompt_of_a_hard_kind_is_hard_where_no_executor_is_there_for_it
     context.take_executors({**context.executors, **agents})
     call = await begun(calls, await started(purse, kind="programming", executor="model"))
     assert call.model.name == model
+
+
+async def test_a_call_that_we_cut_ourselves_says_nothing_good_of_the_gateway(purse: Purse) -> None:
+    modes = purse.context.modes
+    calls = ModelCalls(purse.context, has_gateway=True)
+    command = await started(purse)
+    for said in (Failure("gateway", "it broke off"), CUT_BY_US, Failure("gateway", "it broke off")):
+        call = await begun(calls, command)
+        assert call.way == "gateway"
+        await calls.end(call, said, 1.0)
+    assert modes.gateway.is_gone
