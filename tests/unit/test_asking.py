@@ -13,7 +13,6 @@ from omnid.flow import asking
 from omnid.flow.asking import UNANSWERED, Asking
 from omnid.flow.results import Results
 from omnid.flow.runner import Runner
-from omnid.link.embedded import EmbeddedLink
 from omnid.model import Command, InputRequest, InputResponse, Result
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
@@ -210,15 +209,13 @@ async def test_the_clock_of_an_attempt_stands_while_it_asks(world: World) -> Non
     executor = Curious("command")
     context = world.context
     context.take_executors({**context.executors, "command": executor})
-    link = EmbeddedLink()
-    runner = Runner(context, world.gates, Results(context, world.gates), link)
+    runner = Runner(context, world.gates, Results(context, world.gates))
     await world.add("x")
     (command,) = await world.claim()
     context.take_on(command.attempt_id, "command")
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             runner.begin(group, command)
-    link.close()
     never: Any = float("inf")
     assert (executor.meanwhile_s, executor.half_s) == (never, never)
     assert executor.before_s < executor.after_s < executor.before_s + 10

@@ -180,9 +180,9 @@ _PARAM = Option("param", "NAME=VALUE", "What stands for {params.NAME} in the tas
 VERBS = {
     "schedule": Verb(
         _schedule,
-        "Adds, lists, shows, switches, runs and removes schedules: tasks that are submitted at times, on events, or by "
-        "hand. Presets of the config are schedules too.",
-        "[list|add|show|enable|disable|run|rm] [NAME...]",
+        "Tasks that are submitted at times, on events, or by hand. ACTION is list, add, show, enable, disable, run or rm. "
+        "Presets of the config are schedules too.",
+        "[ACTION] [NAME...]",
         (
             Option("cron", "EXPRESSION", "Minute hour day month weekday, as in crontab(5); or @daily, @hourly, ..."),
             Option("zone", "ZONE", "The time zone of --cron (daemon.zone)"),
