@@ -180,8 +180,8 @@ _PARAM = Option("param", "NAME=VALUE", "What stands for {params.NAME} in the tas
 VERBS = {
     "schedule": Verb(
         _schedule,
-        "Tasks that are submitted at times, on events, or by hand. ACTION is list, add, show, enable, disable, run or rm. "
-        "Presets of the config are schedules too.",
+        "Tasks that are submitted at times, on events, or by hand; presets of the config are among them. ACTION is "
+        "list, add, show, enable, disable, run or rm.",
         "[ACTION] [NAME...]",
         (
             Option("cron", "EXPRESSION", "Minute hour day month weekday, as in crontab(5); or @daily, @hourly, ..."),
