@@ -47,7 +47,7 @@ def test_a_seed_gives_the_same_run_in_every_process(seed: int) -> None:
 
 def runs_lost_work_again(patch: pytest.MonkeyPatch) -> None:
     def lost(command: Command) -> Result:
-        return runner.ended(command, "unstarted", Problem.make("cancelled", detail="taken for one that isn't"))
+        return command.ended("unstarted", Problem.make("cancelled", detail="taken for one that isn't"))
 
     patch.setattr(runner, "lost", lost)
 
@@ -125,7 +125,7 @@ def takes_silence_for_unbegun(patch: pytest.MonkeyPatch) -> None:
         try:
             found = await executor.recover(command, self._ports)
         except Retryable as error:
-            return runner.ended(command, "unstarted", Problem.of(error))
+            return command.ended("unstarted", Problem.of(error))
         if found is Found.RUNNING:
             return await executor.adopt(command, self._ports)
         return runner.lost(command) if found is Found.LOST else None
