@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -431,20 +431,30 @@ def config_without_daemon(action: str) -> int:
 
 
 def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int:
-    settings = loaded.config
     secrets = Secrets(environ)
+
+    async def serve(log: Logger) -> None:
+        await _serve_with_signals(loaded, environ, clock, log, secrets)
+
+    return run_logged(serve, loaded.config, "omnid.log", clock, secrets)
+
+
+def run_logged(
+    serve: Callable[[Logger], Awaitable[None]], settings: Config, file: str, clock: Clock, secrets: Secrets
+) -> int:
+    """Runs a process of omnid to its end, with its log in a file of the state directory; raises OmnidError."""
     log = Log(
         clock,
         secrets.redact,
         level=settings.log.level,
-        path=str(Path(settings.state.dir) / "omnid.log"),
+        path=str(Path(settings.state.dir) / file),
         bytes_max=settings.log.bytes_max,
         files_max=settings.log.files_max,
         stream=terminal(),
     )
     with log:
         try:
-            anyio.run(partial(_serve_with_signals, loaded, environ, clock, log.logger(), secrets))
+            anyio.run(serve, log.logger())
         except BaseExceptionGroup as group:
             error = of_omnid(first(group))
             log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)

@@ -16,17 +16,16 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from omnid import __version__, config, links, patterns
 from omnid.clock import Clock, SystemClock
-from omnid.daemon import EXECUTOR_CLOSE_S, of_omnid, say, store_settings, terminal
+from omnid.daemon import EXECUTOR_CLOSE_S, run_logged, say, store_settings
 from omnid.errors import OmnidError, Rejected
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
-from omnid.flow.guard import first
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
 from omnid.flow.remote import Place, Remote
 from omnid.link.connection import Connection
 from omnid.link.message import COMMANDS
-from omnid.log import Log, Logger
+from omnid.log import Logger
 from omnid.parts import Parts, dial
 from omnid.secrets import Secrets
 from omnid.settings import Config, State
@@ -287,23 +286,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(wanted: Config, section: Link, environ: Mapping[str, str], clock: Clock) -> int:
     secrets = Secrets(environ)
-    log = Log(
-        clock,
-        secrets.redact,
-        level=wanted.log.level,
-        path=str(Path(wanted.state.dir) / "runner.log"),
-        bytes_max=wanted.log.bytes_max,
-        files_max=wanted.log.files_max,
-        stream=terminal(),
-    )
-    with log:
-        try:
-            anyio.run(partial(_serve_with_signals, wanted, section, environ, clock, log.logger(), secrets))
-        except BaseExceptionGroup as group:
-            error = of_omnid(first(group))
-            log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)
-            raise error from None
-    return 0
+
+    async def serve(log: Logger) -> None:
+        await _serve_with_signals(wanted, section, environ, clock, log, secrets)
+
+    return run_logged(serve, wanted, "runner.log", clock, secrets)
 
 
 async def _serve_with_signals(
