@@ -28,11 +28,6 @@ HOUR_MS = 3_600_000
 PROBLEM = Problem.make("agent_limit", executor="safe", said="You've hit your limit.", task="t1")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def started(world: World, count: int = 1) -> list[Command]:
     for _ in range(count):
         await world.add("x", executor="safe", attempts_max=1)
