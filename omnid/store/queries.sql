@@ -263,7 +263,7 @@ SELECT id FROM answer WHERE ord < $1 ORDER BY ord LIMIT $2
 SELECT ord FROM answer ORDER BY ord DESC LIMIT 1 OFFSET $1
 
 -- name: outbox_next
-SELECT {outbox_row} FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL ORDER BY ord LIMIT $2
+SELECT {outbox_row} FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL AND ord > $2 ORDER BY ord LIMIT $3
 -- name: outbox_by_id
 SELECT {outbox_row} FROM outbox WHERE id = $1
 -- name: outbox_count

@@ -221,6 +221,9 @@ async def test_a_client_gets_the_tools_that_it_asked_for(home: Home, *, modern: 
             async with await anyio.connect_unix(daemon.context.config.socket.path) as stream:
                 limited = Talk(stream, modern=False, name="me")
                 await limited.ask("omnid/hello", role="agent", origin="me", **hello)
+                refused = await limited.ask("omnid/task.control", task=task_id, action="cancel")
+                assert refused["data"]["code"] == "unknown_method", "it gets MCP alone"
+                await limited.ask("omnid/hello", role="agent", origin="me")  # It can't take that back.
                 limited.modern = modern
                 if not modern:
                     await limited.greet()
