@@ -290,8 +290,6 @@ SELECT id, event FROM ask WHERE task_id = $1
 
 -- name: finished_before
 SELECT id FROM task WHERE finished_at_ms < $1 ORDER BY finished_at_ms LIMIT $2
--- name: finished_oldest
-SELECT id FROM task WHERE finished_at_ms IS NOT NULL ORDER BY finished_at_ms LIMIT $1
 -- name: old_tombstones
 SELECT collection, id FROM change WHERE kind = 'delete' AND hlc < $1 ORDER BY seq LIMIT $2
 
