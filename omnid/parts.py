@@ -126,6 +126,10 @@ class Parts:
         """Gives what model executors share, where there are any."""
         return None if self._models is None else Shared(*self._models[:3])
 
+    def gateway(self) -> Gateway | None:
+        """Gives the gateway, where there are model executors."""
+        return None if self._models is None else self._models.gateway
+
     async def aclose(self) -> None:
         """Ends what the executors shared."""
         if self._models is not None:

@@ -13,6 +13,7 @@ from omnid.executor.brainstem import BrainstemState
 from omnid.executor.model import ModelExecutor
 from omnid.executor.model_errors import Failure
 from omnid.flow import mode as mode_module
+from omnid.flow.mending import Mender
 from omnid.flow.mode import ModeKeeper, Shared
 from omnid.secrets import Secrets
 from omnid.settings import Channel
@@ -262,11 +263,10 @@ async def test_a_repair_is_asked_for_once_in_a_while_also_by_the_next_daemon(wor
     mender = cast(Any, world.context.executors["safe"])
     mender.takes_prompts, mender.accepts = True, lambda work: None
     for _ in range(2):
-        keeper = ModeKeeper(world.context, lambda: None, Secrets({}))
-        await keeper._ask_for_repair("it doesn't start", "")
+        await Mender(world.context, lambda: None, Secrets({}))._ask_for_repair("it doesn't start", "")
         clock.now_ms += 1_800_000
         await world.restart()
     assert await world.rows("SELECT count(*) FROM task WHERE kind = 'repair'") == [(1,)]
     clock.now_ms += 1_800_000
-    await ModeKeeper(world.context, lambda: None, Secrets({}))._ask_for_repair("it doesn't start", "")
+    await Mender(world.context, lambda: None, Secrets({}))._ask_for_repair("it doesn't start", "")
     assert await world.rows("SELECT count(*) FROM task WHERE kind = 'repair'") == [(2,)]
