@@ -102,7 +102,7 @@ class Daemon:
         )
         self._parts.context = self.context
         self.gates = Gates(self.context)
-        self.mender = Mender(self.context, self._parts.gateway, secrets)
+        self.mender = Mender(self.context, self._parts.gateway)
         self.mode = ModeKeeper(self.context, self._parts.shared, secrets, network.changes)
         self.drain = Drain(self.context, self._parts.places().open)
         self.cancelling = Cancelling(self.context)

@@ -94,7 +94,8 @@ class Parts:
         self._of_programs = {name: value for name, value in environ.items() if name in _OF_PROGRAMS}
         self._models: Models | None = None
         self._state = Path(wanted.state.dir)
-        self.supervised = Supervised(self._state / "spool", clock, wanted.limits, wanted.task.kill_grace_s)
+        spool, grace_s = self._state / "spool", wanted.task.kill_grace_s
+        self.supervised = Supervised(spool, clock, wanted.limits, grace_s, redact=secrets.redact)
 
     def places(self) -> Places:
         """Makes the places that answers and notices go to."""

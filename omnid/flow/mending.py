@@ -14,7 +14,6 @@ from omnid.flow.intake import plan
 from omnid.flow.patiently import AGAIN, patiently
 from omnid.model import Gate, Submit, Submitted
 from omnid.retry import FailureCount
-from omnid.secrets import Secrets
 from omnid.store import journal
 from omnid.store.interface import Tx
 
@@ -37,11 +36,10 @@ SOON_S = 1.0
 class Mender:
     """Watches the gateway."""
 
-    def __init__(self, context: Context, gateway: Callable[[], Gateway | None], secrets: Secrets) -> None:
+    def __init__(self, context: Context, gateway: Callable[[], Gateway | None]) -> None:
         """`gateway` gives the one that is there, where the config has channels."""
         self._context = context
         self._gateway = gateway
-        self._secrets = secrets
         self._mended = FailureCount()
         """How often it was gone lately: one that comes and goes comes back more slowly."""
 
@@ -106,30 +104,34 @@ class Mender:
         """Submits one task to the executor that the config names for repairs; where it is too soon, people are told."""
         context, settings = self._context, self._context.config.mode
         context.log.warning("gateway_not_mended", detail=problem[:LOG_CHARS_MAX])
-        unmended = partial(self._tell, mode="unmended", said=problem)
-        if not settings.repair_executor:
-            await patiently(context, unmended)
+        mender = settings.repair_executor
+        if not mender:
+            await patiently(context, partial(self._tell, mode="unmended", said=problem))
             return
-        said = self._secrets.redact(said or problem)[-LOG_CHARS_MAX:]
-        text = REPAIR.format(program="omnid/worker/gateway.py", said=said)
+        text = REPAIR.format(program="omnid/worker/gateway.py", said=(said or problem)[-LOG_CHARS_MAX:])
         now_ms, every_ms = context.clock.wall_ms(), max(1, round(1000 * settings.repair_every_s))
         before, key = (f"gateway-repair:{now_ms // every_ms - ago}" for ago in (1, 0))
-        asked = Submit(prompt=text, executor=settings.repair_executor, kind="repair", labels=("repair",), key=key)
+        asked = Submit(prompt=text, executor=mender, kind="repair", labels=("repair",), key=key)
 
         def submit(tx: Tx, write: Callable[[Tx], Sequence[Submitted]]) -> None:
             # From the journal: a daemon that is started again and again must not ask each time.
             rows = [tx.one("task_by_key", Caller().origin, one) for one in (before, key)]
-            if any(row is not None and now_ms - journal.task_of(row).created_at_ms < every_ms for row in rows):
-                unmended(tx)
+            known = [
+                task
+                for row in rows
+                if row is not None and now_ms - (task := journal.task_of(row)).created_at_ms < every_ms
+            ]
+            if known:
+                self._tell(tx, mode="unmended_still", executor=mender, task=known[-1].name, said=problem)
                 return
             (done,) = write(tx)
-            self._tell(tx, mode="repair", executor=settings.repair_executor, task=done.name)
+            self._tell(tx, mode="repair", executor=mender, task=done.name)
 
         try:
             await patiently(context, partial(submit, write=plan(context, Caller(), (asked,))))
         except OmnidError as error:
             context.log.warning("repair_not_asked", **error.as_dict())
-            await patiently(context, unmended)
+            await patiently(context, partial(self._tell, mode="unasked", executor=mender, said=error.what))
         else:
             context.wake()
 
