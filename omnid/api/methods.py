@@ -40,7 +40,7 @@ from omnid.flow.diskroom import DiskRoom
 from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
 from omnid.flow.once import once
-from omnid.flow.retention import DAY_MS
+from omnid.flow.retention import promised_ms
 from omnid.flow.schedules import Schedules
 from omnid.model import Submit, Submitted
 from omnid.route.router import unknown_executor
@@ -198,8 +198,8 @@ class Api:
         return self.workspaces.shown(view)
 
     def kept_ms(self) -> int:
-        """Gives how long a task that has ended is kept."""
-        return round(self._context.config.retention.finished_days * DAY_MS)
+        """Gives how long a task that has ended is surely kept."""
+        return promised_ms(self._context.config.retention)
 
     async def search(self, caller: Caller, params: shapes.Search) -> shapes.Page:
         """Gives the tasks that fit a filter, newest first; or the caller's inbox."""

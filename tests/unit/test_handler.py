@@ -81,7 +81,7 @@ class Client:
         self.started: list[Any] = []
         tasks = SimpleNamespace(start_soon=self.started.append)
         self.connection: Any = SimpleNamespace(
-            role="person", origin=None, session=None, parent=None, above=(), tasks=tasks
+            role="person", origin=None, session=None, parent=None, above=(), tools=None, read_only=False, tasks=tasks
         )
         self._id = 0
 
