@@ -18,8 +18,8 @@ from omnid.flow.once import kept, once
 from omnid.model import InputResponse, Task
 from omnid.store.interface import Reader, Tx
 
-METHOD, ANSWER = "task.answer", "answer"
-"""The operation, and the action of `task_control` that does the same."""
+METHOD, CONTROL, ANSWER = "task.answer", "task.control", "answer"
+"""The operation, and the other one with the action that does the same."""
 
 
 class Open(NamedTuple):
@@ -65,13 +65,19 @@ class Answering:
         if params.action != "reply" or params.text is None:
             return None
 
+        reply = Answer(task=params.task, value=params.text)
+
         def asks(reader: Reader) -> bool:
-            return bool(asking.open_requests(reader, find_task(reader, params.task, caller)))
+            # A repeat goes where the first one went, whatever the task asks by now.
+            if _was_done(reader, caller, METHOD, reply):
+                return True
+            task = find_task(reader, params.task, caller)
+            return bool(asking.open_requests(reader, task)) and not _was_done(reader, caller, CONTROL, params)
 
         # What asks nothing may have an approval to be passed on, which is no business of this.
         if not await self._context.store.read(asks):
             return None
-        return await self.answer(caller, Answer(task=params.task, value=params.text))
+        return await self.answer(caller, reply)
 
     async def _responses(self, caller: Caller, params: Answer) -> dict[str, InputResponse]:
         """Looks for the questions and holds the answers against their forms."""
@@ -95,6 +101,14 @@ class Answering:
         for key, response in responses.items():
             task = asking.respond(tx, task, key, response, caller.origin)
         return self._controlled(tx, caller, task.id)
+
+
+def _was_done(reader: Reader, caller: Caller, method: str, params: object) -> bool:
+    """Tells whether the same request of the same session has done just that before."""
+    try:
+        return kept(reader, caller, method, params, Controlled) is not None
+    except Rejected:
+        return False  # It did something else; whoever does this now says so.
 
 
 def question_views(reader: Reader, task: Task, answer_timeout_s: float) -> list[QuestionView]:
