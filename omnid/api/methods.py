@@ -220,14 +220,15 @@ class Api:
         An agent waits no longer either when its task asks something.
         """
         store = self._context.store
-        task = await store.read(lambda reader: find_task(reader, params.task, caller))
-        timed_out = False
-        if params.wait_s and task.state not in TERMINAL:
-            with anyio.move_on_after(params.wait_s) as scope:
-                await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
-            timed_out = scope.cancelled_caught
-        by_id = shapes.Get(task=task.id, output=params.output)
-        view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
+        timed_out, asked = False, params
+        if params.wait_s:
+            task = await store.peek(lambda reader: find_task(reader, params.task, caller))
+            asked = shapes.Get(task=task.id, output=params.output)
+            if task.state not in TERMINAL:
+                with anyio.move_on_after(params.wait_s) as scope:
+                    await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
+                timed_out = scope.cancelled_caught
+        view = await store.peek(lambda reader: self._views.view(reader, caller, asked, timed_out=timed_out))
         return self.workspaces.shown(view)
 
     def kept_ms(self) -> int:

@@ -339,3 +339,10 @@ class Store(Protocol):
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """Runs `fn` against one consistent, committed state; it must be short."""
         ...
+
+    async def peek(self, fn: Callable[[Reader], T]) -> T:
+        """Does what `read` does on the event loop, for a few look-ups by key: a thread would cost more than they do.
+
+        Where there turns out to be more to do, it is done on a thread after all: `fn` may run twice.
+        """
+        ...
