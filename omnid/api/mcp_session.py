@@ -17,7 +17,6 @@ from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_dual_era_loop
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from msgspec import Struct
 
@@ -26,7 +25,7 @@ from omnid.api.mcp_asks import Asks
 from omnid.api.mcp_calls import Calls
 from omnid.api.mcp_completions import Completions
 from omnid.api.mcp_follow import Follow
-from omnid.api.mcp_http import bound
+from omnid.api.mcp_http import serving
 from omnid.api.mcp_lines import Answers, Lines, Send, Session, Stranger, id_json
 from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_subscriptions import Subscriptions
@@ -109,17 +108,10 @@ class ToolServer(Calls):
             yield session
 
         self.server.lifespan = lifespan
-        manager = StreamableHTTPSessionManager(
-            self.server,
-            session_idle_timeout=settings.session_idle_s,
-            max_request_body_size=settings.body_bytes_max,
-            max_sessions=settings.sessions_max,
-        )
-
         with session.scope:
             async with anyio.create_task_group() as session.group:
-                async with manager.run():
-                    yield bound(cast("App", manager.asgi_app))
+                async with serving(self.server, settings) as app:
+                    yield app
                 session.group.cancel_scope.cancel()
         if session.fatal is not None:
             raise session.fatal
