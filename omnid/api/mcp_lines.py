@@ -73,6 +73,8 @@ class Session:
         self.group: TaskGroup
         """Where what outlasts a request lives: subscriptions."""
         self.fatal: Fatal | None = None
+        self.tell: Send | None = None
+        """Sends a line that answers nothing; None: notifications are not lines here, and the SDK sends them."""
 
 
 class _Envelope(Struct):
@@ -138,6 +140,11 @@ class Answers:
     def __init__(self, session: Session, send: Send) -> None:
         self._session = session
         self._send = send
+        session.tell = self._tell
+
+    async def _tell(self, line: bytes) -> None:
+        if self._session.fatal is None:
+            await self._send(line)
 
     async def send(self, item: SessionMessage) -> None:
         """Sends a message, and waits until the client has taken it."""

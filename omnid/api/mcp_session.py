@@ -27,6 +27,7 @@ from omnid.api.mcp_completions import Completions
 from omnid.api.mcp_follow import Follow
 from omnid.api.mcp_http import serving
 from omnid.api.mcp_lines import Answers, Lines, Send, Session, Stranger, id_json
+from omnid.api.mcp_looks import Looks
 from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_subscriptions import Subscriptions
 from omnid.api.mcp_tasks import Tasks
@@ -80,8 +81,9 @@ class ToolServer(Calls):
             on_call_tool=self._call_tool,
         )
         self._asks = Asks(api, self, log)
-        follow = Follow(api, self)
-        self._tasks = Tasks(api, self, self._asks, follow, clock)
+        looks = Looks(api, self)
+        follow = Follow(api, self, looks)
+        self._tasks = Tasks(api, self, self._asks, looks, follow, clock)
         self._tasks.install(self.server)
         Resources(self).install(self.server)
         Completions(self).install(self.server)

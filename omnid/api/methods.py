@@ -3,7 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Hashable, Mapping, Sequence
 from functools import partial, wraps
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -120,6 +120,11 @@ class Api:
 
     def _entitled(self, caller: Caller) -> Caller:
         return entitled(caller, self._context.config)
+
+    def sight(self, caller: Caller) -> Hashable:
+        """Gives what decides on what a caller sees of tasks: it is equal for those who see the same."""
+        rights = self._entitled(caller).rights
+        return None if rights.sees_all else rights
 
     def begin(
         self,
