@@ -239,13 +239,8 @@ class Daemon:
 
     def _connect(self, section: Link, changed: Callable[[], None]) -> Connection:
         """Makes the daemon's end of a link."""
-        made = dial(section, self.name, RESULTS, self._secrets, self._log)
+        made = dial(section, self.context.end_name, RESULTS, self._secrets, self._log)
         return Connection(section, made, self._clock, self._log, changed)
-
-    @property
-    def name(self) -> str:
-        """What this daemon is called on links: its own name, which no other daemon on a broker may have."""
-        return self.context.config.daemon.name or f"omnid-{self.store.node.rpartition('-')[2]}"
 
     async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
         """Gives the states of those tasks that the journal knows."""

@@ -140,6 +140,11 @@ def dead(reader: Reader, after: int, limit: int) -> list[Delivery]:
     return [delivery_of(row) for row in reader.all("outbox_dead", after, limit)]
 
 
+def is_queued(reader: Reader, subject: str) -> bool:
+    """Tells whether something about a subject is still to be delivered."""
+    return reader.one("outbox_of", subject) is not None
+
+
 def destinations(reader: Reader, after: str = "") -> list[str]:
     """Gives the destinations for which something waits, in order, from behind a name on."""
     return _names(reader, "outbox_next_destination", after)
