@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from anyio.abc import TaskGroup
 
-from omnid import platform
+from omnid import links, platform
 from omnid.channels import BRAINSTEM
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
 from omnid.executor.brainstem import Brainstem, Surroundings
 from omnid.executor.command import CommandExecutor
 from omnid.executor.direct import Direct
+from omnid.executor.elsewhere import Elsewhere
 from omnid.executor.environment import BASE_ENVIRONMENT
 from omnid.executor.gateway import Gateway
 from omnid.executor.interface import Executor
@@ -112,7 +113,8 @@ class Parts:
         self._of_programs = {name: value for name, value in environ.items() if name in _OF_PROGRAMS}
         self._models: Models | None = None
         self._state = Path(wanted.state.dir)
-        self.supervised = Supervised(self._state / "spool", clock, wanted.limits, wanted.task.kill_grace_s)
+        spool, grace_s = self._state / "spool", wanted.task.kill_grace_s
+        self.supervised = Supervised(spool, clock, wanted.limits, grace_s, redact=secrets.redact)
 
     def places(self) -> Places:
         """Makes the places that answers and notices go to."""
@@ -144,6 +146,10 @@ class Parts:
         """Gives what model executors share, where there are any."""
         return None if self._models is None else Shared(*self._models[:3])
 
+    def gateway(self) -> Gateway | None:
+        """Gives the gateway, where there are model executors."""
+        return None if self._models is None else self._models.gateway
+
     async def aclose(self) -> None:
         """Ends what the executors shared."""
         if self._models is not None:
@@ -154,6 +160,7 @@ class Parts:
     def executors(self, wanted: Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
         """Makes the executors of a config; those in `kept` are unchanged and go on."""
         made: dict[str, Executor] = {}
+        away = links.given_away(wanted.remote)
         for name, section in wanted.executors().items():
             if name in kept:
                 made[name] = kept[name]
@@ -179,6 +186,8 @@ class Parts:
                     zone=lambda: self.context.zone,
                     workspaces=self.workspaces,
                 )
+            if name in away and name not in kept:
+                made[name] = Elsewhere(made[name])
         return made
 
     def _model(self, section: ModelSection, wanted: Config, work: TaskGroup) -> ModelExecutor:
