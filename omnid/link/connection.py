@@ -26,15 +26,25 @@ REFUSED_TRIES = 64
 class Connection:
     """See `interface.Messenger`: it sends and receives over one link after the other, while `run` runs.
 
+    `back` hears for how long it was down, in the place of the log: whoever knows what goes out now says more.
     `changed` is called when it goes up, when it goes down, and when it becomes slow or quick, full or not.
     """
 
-    def __init__(self, section: Section, dial: Dial, clock: Clock, log: Logger, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        section: Section,
+        dial: Dial,
+        clock: Clock,
+        log: Logger,
+        changed: Callable[[], None],
+        back: Callable[[float], None] | None = None,
+    ) -> None:
         self._section = section
         self._dial = dial
         self._clock = clock
         self._log = log
         self._changed = changed
+        self._back = back
         self._link: Link | None = None
         self._broken = anyio.Event()
         self._error: LinkDown | Rejected = LinkDown("link_down", link=section.name, detail="it hasn't been dialled yet")
@@ -108,7 +118,10 @@ class Connection:
 
     def _went_up(self, link: Link, now_s: float) -> None:
         down_s = None if self._down_at_s is None else round(now_s - self._down_at_s, 3)
-        self._log.info("link_up", link=self._section.name, down_s=down_s)
+        if down_s is None or self._back is None:
+            self._log.info("link_up", link=self._section.name, down_s=down_s)
+        else:
+            self._back(down_s)
         self._down_at_s = None
         self._broken = anyio.Event()
         self._link = link
