@@ -5,6 +5,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec import structs
 
 from omnid.flow.commands import Commands, recall
 from omnid.flow.context import Bell, Context
@@ -92,6 +93,7 @@ class Lines:
                 line = Line(section, self._connect(section, partial(self._changed, name)))
                 self._lines[name] = line
                 group.start_soon(self._keep_open, line)
+        self._bell.ring()
 
     async def _keep_open(self, line: Line) -> None:
         context, name = self._context, line.section.name
@@ -155,18 +157,26 @@ class Lines:
                         await self._refuse(line, one, f"its attempt is none of {one.sender}'s")
                         continue
                     fleet.alive(one.sender)
-                    results.append(result)
+                    results.append(await self._read(one.sender, result))
                 case _:  # The door lets in nothing else.
                     pass
             done.append(one)
-        for result in results:
-            if result.outcome == "unstarted":
-                fleet.bounce(result.attempt_id)
         await self._results.settle_all(results)
         try:
             await line.connection.ack(done)
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)  # It comes again, and is refused as known.
+
+    async def _read(self, runner: str, result: Result) -> Result:
+        """Gives a result as the journal takes it: of what a runner gave back, its own words say why."""
+        if result.outcome != "unstarted":
+            return result
+        context = self._context
+        context.fleet.bounce(result.attempt_id)
+        _, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
+        detail = "it said no more" if result.problem is None else result.problem.what.rstrip(".")
+        problem = Problem.make("runner_refused", runner=runner, task=name, detail=detail)
+        return structs.replace(result, problem=problem)
 
     async def _refuse(self, line: Line, received: Received, why: str) -> None:
         try:
@@ -205,12 +215,12 @@ class Lines:
             line = self._lines.get(peer.link or "")
             if line is None or line.connection.problem is not None or _watch_due_s(peer) > now_s:
                 continue
-            try:
-                await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
-            except LinkDown:
-                continue  # Its return rings.
             peer.watched_s = now_s
             peer.unanswered += 1
+            try:
+                await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
+            except LinkDown as error:
+                self._context.log.debug("watch_failed", detail=error.what)  # It is asked when the link is back.
 
     def _nap_s(self) -> float:
         fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
@@ -247,6 +257,7 @@ class Lines:
         await self._results.settle_all(results)
         if attempts:
             await context.store.write(partial(_recall_superseded, runner=peer.name, attempts=attempts))
+        context.fleet.forget_gone()
         context.dispatch.ring()
         context.failover.ring()
 
