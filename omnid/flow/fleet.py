@@ -17,6 +17,8 @@ QUEUE = "runner/"
 WINDOW_OF_SLOTS = 2
 """How many times its slots a runner gets at once: the next attempts lie ready when one ends, and what isn't sent yet is
 overtaken by whatever has a higher priority."""
+MISSING_LEASES = 2
+"""After how many leases an attempt is lost of which its runner, though it lives, has nothing."""
 LEASE_S = 60.0
 """The lease of a runner that left the config."""
 
@@ -51,6 +53,8 @@ class Peer:
         """When it was last asked for heartbeats."""
         self.unanswered = 0
         """How often it has been asked since it was last heard."""
+        self.missing: dict[str, float] = {}
+        """Attempts that its heartbeats should name and don't, and since when (monotonic)."""
         self.bounced: set[str] = set()
         """Executors whose commands it has given back since its last heartbeat."""
 
@@ -69,6 +73,25 @@ class Peer:
         """What it can do that others can't, by the config and by its own word."""
         said = () if self.heartbeat is None else self.heartbeat.labels
         return frozenset((*(() if self.section is None else self.section.labels), *said))
+
+    def look_for_missing(self, said: Heartbeat, now_s: float) -> None:
+        """Compares what a heartbeat names with what was sent.
+
+        Commands are taken in the order in which they were sent: one that isn't there has not arrived or has ended
+        where a later one is there, or where nothing waits for a slot.
+        """
+        if said.attempts is None:
+            self.missing.clear()
+            return
+        there = frozenset(said.attempts)
+        behind = len(there) <= said.running
+        missing: dict[str, float] = {}
+        for attempt_id in reversed(self.open):
+            if attempt_id in there:
+                behind = True
+            elif behind:
+                missing[attempt_id] = self.missing.get(attempt_id, now_s)
+        self.missing = missing
 
     def offers(self, executor: str) -> int:
         """Gives how many attempts of an executor it says it runs at once; 0: it doesn't take it."""
@@ -134,6 +157,7 @@ class Fleet:
             for peer in self.on_link(link):
                 peer.awaited_s = self._clock.monotonic_s()
                 peer.watched_s = float("-inf")
+                peer.missing.clear()
 
     def link_down(self, link: str) -> None:
         """Hears that a link is down: nothing is sent, and nobody is called lost."""
@@ -169,6 +193,7 @@ class Fleet:
         peer.lost_at_ms = None
         peer.unanswered = 0
         peer.bounced.clear()
+        peer.look_for_missing(heartbeat, peer.heard_s)
         return news
 
     def lease_ends_s(self, peer: Peer) -> float | None:
@@ -187,6 +212,12 @@ class Fleet:
         """Begins all leases anew: the daemon itself could not listen for a while."""
         for peer in self.peers.values():
             peer.awaited_s = self._clock.monotonic_s()
+            peer.missing.clear()
+
+    def gone(self, peer: Peer) -> list[str]:
+        """Gives the attempts of which a runner has had nothing for so long that their results are lost too."""
+        limit_s = self._clock.monotonic_s() - MISSING_LEASES * peer.lease_s
+        return [attempt_id for attempt_id, since_s in peer.missing.items() if since_s <= limit_s]
 
     def lose(self, peer: Peer) -> None:
         """Takes down that a runner's lease is over."""
@@ -229,6 +260,7 @@ class Fleet:
             return False
         self._unsent.discard(attempt_id)
         self._withdrawn.discard(attempt_id)
+        peer.missing.pop(attempt_id, None)
         peer.by_executor[peer.open.pop(attempt_id)] -= 1
         return True
 

@@ -10,7 +10,7 @@ from msgspec import structs
 from omnid.flow.commands import Commands, recall
 from omnid.flow.context import Bell, Context
 from omnid.flow.explain import span
-from omnid.flow.fleet import Peer, queue_of
+from omnid.flow.fleet import MISSING_LEASES, Peer, queue_of
 from omnid.flow.gates import Gates
 from omnid.flow.keep import keep
 from omnid.flow.results import Results
@@ -191,6 +191,7 @@ class Lines:
             await self._keep_gates()
             await self._watch()
             await self._look_at_leases()
+            await self._look_for_missing()
             nap_s = self._nap_s()
             until_s = clock.monotonic_s() + nap_s
             with anyio.move_on_after(nap_s):
@@ -241,25 +242,44 @@ class Lines:
             if line is not None and line.settling:
                 fleet.bear_with()  # What it said last has come, and is being written down.
                 continue
-            await self._lost(peer, peer.lease_s + now_s - ends_s)
+            silent_s = peer.lease_s + now_s - ends_s
+            fleet.lose(peer)
+            self._context.log.warning(
+                "runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(peer.open)
+            )
+            await self._lost(peer, list(peer.open), partial(_away, peer.name, span(silent_s)))
+            fleet.forget_gone()
 
-    async def _lost(self, peer: Peer, silent_s: float) -> None:
-        """Settles the attempts of a runner that is lost: promise 3."""
+    async def _look_for_missing(self) -> None:
+        """Settles what a runner that lives has nothing of: its broker has lost the command, or the result."""
+        for peer in tuple(self._context.fleet.peers.values()):
+            gone = self._context.fleet.gone(peer)
+            line = self._lines.get(peer.link or "")
+            if gone and line is not None and not line.settling:
+                self._context.log.warning("attempts_missing", runner=peer.name, attempts=gone)
+                silent = span(MISSING_LEASES * peer.lease_s)
+                await self._lost(peer, gone, partial(_silent, peer.name, silent))
+
+    async def _lost(self, peer: Peer, attempts: Sequence[str], said: Callable[[str], Problem]) -> None:
+        """Settles attempts of which nobody knows how far they came: promise 3."""
         context = self._context
-        context.fleet.lose(peer)
-        attempts = list(peer.open)
-        context.log.warning("runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(attempts))
-        names = await context.store.read(lambda reader: [_owner(reader, id) for id in attempts])
+        owners = await context.store.read(lambda reader: [_owner(reader, id) for id in attempts])
         results: list[Result] = []
-        for id, (task_id, number, name) in zip(attempts, names, strict=True):
-            problem = Problem.make("runner_lost", runner=peer.name, task=name, silent=span(silent_s))
-            results.append(Result(id, task_id, number, "lost", problem))
+        for id, (task_id, number, name) in zip(attempts, owners, strict=True):
+            results.append(Result(id, task_id, number, "lost", said(name)))
         await self._results.settle_all(results)
         if attempts:
             await context.store.write(partial(_recall_superseded, runner=peer.name, attempts=attempts))
-        context.fleet.forget_gone()
         context.dispatch.ring()
         context.failover.ring()
+
+
+def _away(runner: str, silent: str, task: str) -> Problem:
+    return Problem.make("runner_lost", runner=runner, silent=silent, task=task)
+
+
+def _silent(runner: str, silent: str, task: str) -> Problem:
+    return Problem.make("runner_silent", runner=runner, silent=silent, task=task)
 
 
 def _watch_due_s(peer: Peer) -> float:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from omnid.flow.fleet import Fleet
@@ -174,3 +175,29 @@ def test_a_command_is_withdrawn_only_before_it_is_tried_to_be_sent(fleet: Fleet)
     for name in ("x", "y", "z"):
         fleet.withdraw(name)
     assert [fleet.is_withdrawn(name) for name in ("x", "y", "z")] == [False, True, False]
+
+
+def test_what_a_living_runner_has_nothing_of_is_gone_after_a_while(fleet: Fleet, clock: FakeClock) -> None:
+    peer = fleet.peers["a"]
+    for name in ("x", "y", "z"):
+        fleet.took(name, "a", "command")
+    said = beat(2)
+    for attempts, running, missing in (
+        (None, 0, []),
+        (("y", "z"), 1, ["x"]),
+        (("x", "y"), 1, []),
+        (("y",), 1, ["z", "x"]),
+        ((), 0, ["z", "y", "x"]),
+    ):
+        fleet.hear("a", msgspec.structs.replace(said, attempts=attempts, running=running))
+        assert list(peer.missing) == missing, attempts
+    clock.now_s += 100
+    fleet.hear("a", msgspec.structs.replace(said, attempts=("y",), running=1))
+    clock.now_s += 30
+    fleet.hear("a", msgspec.structs.replace(said, attempts=(), running=0))
+    assert fleet.gone(peer) == ["z", "x"], "y was there in between"
+    fleet.let_go("x")
+    assert fleet.gone(peer) == ["z"]
+    fleet.link_down("cable")
+    fleet.link_up("cable")
+    assert fleet.gone(peer) == []

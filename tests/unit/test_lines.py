@@ -15,6 +15,7 @@ from omnid.flow.commands import runner_of
 from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import SENT_MAX, Dispatcher, claim
 from omnid.flow.drain import Drain
+from omnid.flow.fleet import Fleet
 from omnid.flow.intake import plan
 from omnid.flow.lines import Lines
 from omnid.flow.recovery import Recovery
@@ -391,9 +392,8 @@ async def test_a_new_daemon_sends_what_is_left_and_takes_what_has_come(bench: Be
         left = await bench.world.add("two")
         (_, second) = await bench.sent(2)
     await bench.world.restart()
-    bench.context = bench.world.context
+    bench.world.context.fleet = Fleet(bench.world.clock)
     fresh = Bench(bench.world)
-    fresh.context.fleet.__init__(fresh.context.clock)  # type: ignore[misc]
     fresh.config("a")
     async with fresh.runs():
         assert await fresh.sent(1) == [second]
@@ -414,7 +414,7 @@ async def test_the_gate_of_a_link_that_left_the_config_is_opened(bench: Bench) -
         assert [cable.section.name for cable in bench.cables] == ["cable", "other"]
 
 
-def test_what_works_elsewhere_is_looked_at_here_without_the_host(world: World) -> None:
+async def test_what_works_elsewhere_is_looked_at_here_without_the_host(world: World) -> None:
     elsewhere = Elsewhere(world.context.executors["command"])
     elsewhere.accepts(Work(argv=("true",), cwd="/nowhere/here"))
     for work, code in (
@@ -424,3 +424,22 @@ def test_what_works_elsewhere_is_looked_at_here_without_the_host(world: World) -
         with pytest.raises(Rejected) as refused:
             elsewhere.accepts(work)
         assert refused.value.code == code
+
+
+@pytest.mark.parametrize(("executor", "state"), [("command", "uncertain"), ("safe", "waiting")])
+async def test_what_the_broker_lost_is_settled_as_lost(
+    bench: Bench, clock: FakeClock, executor: str, state: str
+) -> None:
+    bench.config("a", lease_s=3.0)
+    async with bench.runs():
+        bench.cable.bring("a", beat(attempts=()))
+        task = await bench.world.add("one", executor=executor)
+        await bench.sent(1)
+        for _ in range(4):
+            bench.cable.bring("a", beat(attempts=()))
+            await anyio.wait_all_tasks_blocked()
+            clock.now_s += 2
+            bench.lines.configure()
+            await anyio.wait_all_tasks_blocked()
+        lost = await bench.task(task)
+        assert (lost.state, lost.problem and lost.problem.code) == (state, "runner_silent")
