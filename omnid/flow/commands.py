@@ -7,8 +7,8 @@ import msgspec
 from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.flow.fleet import QUEUE, queue_of
-from omnid.flow.runner import Settles
-from omnid.link.interface import LinkDown, Message, Messenger
+from omnid.flow.runner import Settles, unbegun
+from omnid.link.interface import LinkDown, Messenger
 from omnid.model import Cancel, Command, Delivery, Problem
 from omnid.store import outbox
 from omnid.store.interface import Tx
@@ -46,14 +46,18 @@ class Commands:
     async def send(self, batch: Sequence[Delivery]) -> None:
         """See `Destination.send`. A command that can never be sent ends its attempt, and needs no place among the dead.
 
-        That of an attempt which has ended meanwhile is left out.
+        What was cancelled before it went out ends here; that of an attempt which has ended meanwhile is left out.
         """
+        messages = [message for delivery in batch if (message := await self._message(delivery)) is not None]
         messenger = self._find(self._runner)
-        if messenger is None:
-            raise LinkDown("link_down", link=self._runner, detail="the config has no runner of that name any more")
-        messages = [message for delivery in batch if (message := self._message(delivery)) is not None]
+        if messenger is None and not any(isinstance(message, Command) for message in messages):
+            return
+        if messenger is None or not self._context.fleet.reaches(self._runner):
+            detail = "the config has no runner of that name any more" if messenger is None else "it is down"
+            raise LinkDown("link_down", link=self._runner, detail=detail)
         if not messages:
             return
+        self._context.fleet.sends(message.attempt_id for message in messages)
         try:
             await messenger.send(self._runner, messages)
         except Rejected as error:
@@ -61,11 +65,14 @@ class Commands:
                 raise
             await self._settles.settle(messages[0].ended("rejected", Problem.of(error)))
 
-    def _message(self, delivery: Delivery) -> Message | None:
+    async def _message(self, delivery: Delivery) -> Command | Cancel | None:
         if delivery.kind == "cancel":
             return msgspec.convert(delivery.body, Cancel)
         command = msgspec.convert(delivery.body, Command)
-        return command if self._context.fleet.where(command.attempt_id) == self._runner else None
+        fleet = self._context.fleet
+        if fleet.is_withdrawn(command.attempt_id):
+            await self._settles.settle(unbegun(command))
+        return command if fleet.where(command.attempt_id) == self._runner else None
 
 
 def runner_of(queue: str) -> str | None:

@@ -238,12 +238,12 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
     fleet.kit.broker.kill()
     until(lambda: fleet.client.status()["gates"], "the gate of the link")
     fleet.client.control(running, "cancel")  # It lies in the outbox.
-    (open_one,) = fleet.client.call("outage.list")["outages"]
+    (open_one,) = fleet.client.call("omnid/outage.list", {})["outages"]
     assert (open_one["cause"], open_one["subject"], open_one["ended_at_ms"]) == ("link", "cable", None)
     fleet.kit.broker.start()
     assert fleet.wait(running)["task"]["state"] == "cancelled"
-    until(lambda: fleet.client.call("outage.list")["outages"][0]["resumed"] == 1, "the row of the outage")
-    (outage,) = fleet.client.call("outage.list")["outages"]
+    until(lambda: fleet.client.call("omnid/outage.list", {})["outages"][0]["resumed"] == 1, "the row of the outage")
+    (outage,) = fleet.client.call("omnid/outage.list", {})["outages"]
     assert (outage["parked"], outage["ended_at_ms"] > outage["began_at_ms"]) == (1, True)
     assert "is down" in outage["problem"]["what"]
     assert len(fleet.logged("link_down")) == 1
@@ -251,5 +251,5 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
     assert (first["down_s"], second["sent"]) == (None, 1)
     assert second["down_s"] > 0
     for name in ("down", "up"):
-        schedule = next(one for one in fleet.client.call("schedule.list")["schedules"] if one["name"] == name)
+        schedule = next(one for one in fleet.client.call("omnid/schedule.list", {})["schedules"] if one["name"] == name)
         assert schedule["runs"] == 1
