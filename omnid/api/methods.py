@@ -3,7 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Hashable, Mapping
 from functools import partial, wraps
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -24,8 +24,10 @@ from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.repeats import Repeats
 from omnid.api.routing import Routing
+from omnid.api.runner_views import RunnerViews
 from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
+from omnid.api.shapes_runners import RunnerList
 from omnid.api.status_views import StatusViews
 from omnid.api.views import Views
 from omnid.api.waiting import Waiting
@@ -97,7 +99,8 @@ class Api:
         self._routing = Routing(context)
         self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
-        self._status = StatusViews(context, host, self._views, self.outbox, self.inbox)
+        self.runners = RunnerViews(context)
+        self._status = StatusViews(context, host, self._views, self.outbox, self.inbox, self.runners)
         self._waiting = Waiting(context, gates)
         self.change_of = self._waiting.change_of
         self.modes = ModeViews(context)
@@ -357,6 +360,7 @@ _NIGHT: Callable[[Api], Night] = attrgetter("night")
 _DEAD: Callable[[Api], OutboxViews] = attrgetter("outbox")
 _PLACES: Callable[[Api], WorkspaceViews] = attrgetter("workspaces")
 _MODES: Callable[[Api], ModeViews] = attrgetter("modes")
+_RUNNERS: Callable[[Api], RunnerViews] = attrgetter("runners")
 _ACCOUNT: Callable[[Api], Account] = attrgetter("account")
 _PERSON = frozenset({"person"})
 _ALL = frozenset({"person", "agent"})
@@ -419,6 +423,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
+        Method("runner.list", shapes.Empty, RunnerList, _by(_RUNNERS, RunnerViews.list), _PERSON),
         Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, _by(_DEAD, OutboxViews.list), _PERSON),
         Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.show), _PERSON),
         Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.retry), _PERSON),

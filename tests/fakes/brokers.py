@@ -114,6 +114,14 @@ class Broker:
         """Changes the password, and drops those who are connected."""
         raise NotImplementedError
 
+    def fill(self) -> None:
+        """Has it think that it is full."""
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        """Has it think that there is room again."""
+        raise NotImplementedError
+
     async def put(self, name: str, data: bytes) -> None:
         """Gives an end something as another program would."""
         raise NotImplementedError
@@ -160,6 +168,14 @@ class Redis(Broker):
             client.config_set("requirepass", password)
             client.client_kill_filter(_type="normal", skipme=True)
         self.password = password
+
+    def fill(self) -> None:
+        with self.client() as client:
+            client.config_set("maxmemory", 1)
+
+    def clear(self) -> None:
+        with self.client() as client:
+            client.config_set("maxmemory", 0)
 
     async def put(self, name: str, data: bytes) -> None:
         with self.client() as client:
@@ -240,11 +256,19 @@ class RabbitMQ(Broker):
             self._epmd.wait(30)
 
     def set_password(self, password: str) -> None:
-        for argv in (["change_password", self.user, password], ["close_all_connections", "test"]):
-            subprocess.run(
-                [self._program("rabbitmqctl"), *argv], env=self._environ, check=True, capture_output=True, timeout=60
-            )
+        self._control("change_password", self.user, password)
+        self._control("close_all_connections", "test")
         self.password = password
+
+    def fill(self) -> None:
+        self._control("set_disk_free_limit", "900000GB")
+
+    def clear(self) -> None:
+        self._control("set_disk_free_limit", "1MB")
+
+    def _control(self, *argv: str) -> None:
+        program = self._program("rabbitmqctl")
+        subprocess.run([program, *argv], env=self._environ, check=True, capture_output=True, timeout=60)
 
     async def _channel(self) -> Any:
         import aio_pika
