@@ -114,6 +114,14 @@ class Broker:
         """Changes the password, and drops those who are connected."""
         raise NotImplementedError
 
+    def fill(self) -> None:
+        """Has it take nothing more, because it is full."""
+        raise NotImplementedError
+
+    def make_room(self) -> None:
+        """Ends what `fill` has begun."""
+        raise NotImplementedError
+
     async def put(self, name: str, data: bytes) -> None:
         """Gives an end something as another program would."""
         raise NotImplementedError
@@ -160,6 +168,14 @@ class Redis(Broker):
             client.config_set("requirepass", password)
             client.client_kill_filter(_type="normal", skipme=True)
         self.password = password
+
+    def fill(self) -> None:
+        with self.client() as client:
+            client.config_set("maxmemory", 1)
+
+    def make_room(self) -> None:
+        with self.client() as client:
+            client.config_set("maxmemory", 0)
 
     async def put(self, name: str, data: bytes) -> None:
         with self.client() as client:
@@ -240,11 +256,19 @@ class RabbitMQ(Broker):
             self._epmd.wait(30)
 
     def set_password(self, password: str) -> None:
-        for argv in (["change_password", self.user, password], ["close_all_connections", "test"]):
-            subprocess.run(
-                [self._program("rabbitmqctl"), *argv], env=self._environ, check=True, capture_output=True, timeout=60
-            )
+        self._ctl("change_password", self.user, password)
+        self._ctl("close_all_connections", "test")
         self.password = password
+
+    def _ctl(self, *words: str) -> None:
+        argv = [self._program("rabbitmqctl"), *words]
+        subprocess.run(argv, env=self._environ, check=True, capture_output=True, timeout=60)
+
+    def fill(self) -> None:
+        self._ctl("set_disk_free_limit", "mem_relative", "100000")
+
+    def make_room(self) -> None:
+        self._ctl("set_disk_free_limit", "50MB")
 
     async def _channel(self) -> Any:
         import aio_pika
