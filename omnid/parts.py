@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from anyio.abc import TaskGroup
 
-from omnid import platform
+from omnid import links, platform
 from omnid.channels import BRAINSTEM
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
 from omnid.executor.brainstem import Brainstem, Surroundings
 from omnid.executor.command import CommandExecutor
 from omnid.executor.direct import Direct
+from omnid.executor.elsewhere import Elsewhere
 from omnid.executor.environment import BASE_ENVIRONMENT
 from omnid.executor.gateway import Gateway
 from omnid.executor.interface import Executor
@@ -136,6 +137,7 @@ class Parts:
     def executors(self, wanted: Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
         """Makes the executors of a config; those in `kept` are unchanged and go on."""
         made: dict[str, Executor] = {}
+        away = links.given_away(wanted.remote)
         for name, section in wanted.executors().items():
             if name in kept:
                 made[name] = kept[name]
@@ -161,6 +163,8 @@ class Parts:
                     zone=lambda: self.context.zone,
                     workspaces=self.workspaces,
                 )
+            if name in away and name not in kept:
+                made[name] = Elsewhere(made[name])
         return made
 
     def _model(self, section: ModelSection, wanted: Config, work: TaskGroup) -> ModelExecutor:

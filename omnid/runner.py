@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from omnid import __version__, config, links, patterns
 from omnid.clock import Clock, SystemClock
-from omnid.daemon import EXECUTOR_CLOSE_S, run_logged, say, store_settings
+from omnid.daemon import EXECUTOR_CLOSE_S, store_settings
 from omnid.errors import OmnidError, Rejected
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
@@ -27,6 +27,7 @@ from omnid.link.connection import Connection
 from omnid.link.message import COMMANDS
 from omnid.log import Logger
 from omnid.parts import Parts, dial
+from omnid.process import run_logged, say
 from omnid.secrets import Secrets
 from omnid.settings import Config, State
 from omnid.settings_links import Link
@@ -242,6 +243,7 @@ def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
             state=State(dir=directory),
             socket=msgspec.structs.replace(wanted.socket, path=f"{directory}/omnid.sock"),
             runner=msgspec.structs.replace(wanted.runner, name=name),
+            remote=(),  # Those of the daemon that may share this config.
         ),
         section,
     )

@@ -1,6 +1,6 @@
 """Takes results: ends the attempt and moves its task on, in one transaction. Late and double results are refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -135,6 +135,12 @@ class Results:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
         return True
 
+    async def settle_all(self, results: Sequence[Result]) -> None:
+        """Settles results side by side, so that they share commits; returns when all of them are."""
+        async with anyio.create_task_group() as group:
+            for result in results:
+                group.start_soon(self.settle, result)
+
     def _finish(self, tx: Tx, *, result: Result) -> tuple[list[str], Turned]:
         context = self._context
         turned = Turned.nothing()  # Here and not outside, because the function may be run twice.
@@ -151,7 +157,7 @@ class Results:
     def _free(self, attempt_id: str, done: tuple[list[str], Turned]) -> None:
         """The slot goes with the commit: the dispatcher has looked in that transaction, and counted on it."""
         touched, turned = done
-        if touched:
+        if touched and not self._context.fleet.let_go(attempt_id):
             self._context.running.pop(attempt_id, None)
         self._gates.took(turned)
 

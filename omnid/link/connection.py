@@ -44,6 +44,8 @@ class Connection:
         self._taken = anyio.Event()
         self.latency_s: float | None = None
         """How long the last ping took; None before the first, and while it is down."""
+        self.next_try_at_ms: int | None = None
+        """When it is dialled again (wall time); None while it is up or being dialled."""
 
     @property
     def problem(self) -> Problem | None:
@@ -64,7 +66,10 @@ class Connection:
             failures = 1 if up_s >= section.stable_s else failures + 1
             # What only a person can mend needn't be tried often, but isn't given up either.
             tries = failures if isinstance(self._error, LinkDown) else REFUSED_TRIES
-            await anyio.sleep(backoff.delay_s(tries, self._clock.uniform))
+            wait_s = backoff.delay_s(tries, self._clock.uniform)
+            self.next_try_at_ms = self._clock.wall_ms() + round(1000 * wait_s)
+            await anyio.sleep(wait_s)
+            self.next_try_at_ms = None
 
     async def _once(self) -> float:
         """Dials and lets messages through until that fails; gives for how long it was up."""

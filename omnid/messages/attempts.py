@@ -63,6 +63,16 @@ ATTEMPTS: dict[str, Message] = {
         "Its probe or its start failed.",
         "It is tried again by itself; `omnictl status` says when.",
     ),
+    "no_runner": Message(
+        "No runner takes executor {executor} now: {detail}.",
+        "It works on runners on other hosts alone, as the config has it.",
+        "Start one of them; `omnictl runners` shows how they are.",
+    ),
+    "runner_lost": Message(
+        "Runner {runner} was lost while it had {task}: it has been silent for {silent}.",
+        "Its host, its process or its way to the broker is gone; nobody knows how far the task came.",
+        "Start it again: what it did then counts still, unless you have decided otherwise.",
+    ),
     "executor_crashed": Message(
         "{executor} broke off while it worked: {detail}.",
         "It died, or the connection to it ended.",

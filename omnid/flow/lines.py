@@ -1,0 +1,271 @@
+"""The links to runners on other hosts: kept open, listened to, and answered for while they or the runners are away."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from omnid.flow.commands import Commands, recall
+from omnid.flow.context import Bell, Context
+from omnid.flow.explain import span
+from omnid.flow.fleet import Peer, queue_of
+from omnid.flow.gates import Gates
+from omnid.flow.keep import keep
+from omnid.flow.results import Results
+from omnid.link.connection import Connection
+from omnid.link.destination import Destination
+from omnid.link.interface import LinkDown, Received
+from omnid.model import Heartbeat, Problem, Result, Watch
+from omnid.settings_links import Link as Section
+from omnid.store import journal
+from omnid.store.interface import Reader, Tx
+
+WATCHES_IN_LEASE = 3
+"""How often in its lease a runner is asked for heartbeats: one that was started anew knows nobody to tell."""
+WATCH_S_MAX = 600.0
+"""How long one that doesn't answer is left in peace at most: what it was asked before still waits for it."""
+NAP_S_MAX = 3600.0
+STALL_S = 5.0
+"""By how much later than it should this may wake before it takes itself for the one who was away."""
+
+Connect = Callable[[Section, Callable[[], None]], Connection]
+"""Makes the daemon's end of a link, which isn't dialled yet; the function is called when it goes up or down."""
+
+
+class Line:
+    """One link with what runs on it."""
+
+    def __init__(self, section: Section, connection: Connection) -> None:
+        self.section = section
+        self.connection = connection
+        self.scope = anyio.CancelScope()
+        self.tried = False
+        """Whether it has been up or down yet."""
+        self.settling = False
+        """Whether results that have come are being written down."""
+
+
+class Lines:
+    """All of them, as the config has them."""
+
+    def __init__(
+        self, context: Context, gates: Gates, results: Results, connect: Connect, ring: Callable[[str], None]
+    ) -> None:
+        """`ring` is what the store calls for the outbox: see `Drain.ring`."""
+        self._context = context
+        self._gates = gates
+        self._results = results
+        self._connect = connect
+        self._ring = ring
+        self._lines: dict[str, Line] = {}
+        self._configured = Bell()
+        self._bell = Bell()
+
+    def configure(self) -> None:
+        """Takes a changed config over: a link whose section changed is dialled anew."""
+        self._configured.ring()
+        self._bell.ring()
+
+    async def run(self) -> None:
+        """Keeps the links of the config open; ends when it is cancelled."""
+        try:
+            async with anyio.create_task_group() as group:
+                while True:
+                    self._take_config(group)
+                    await self._configured.wait()
+        finally:
+            self._lines = {}
+
+    def _take_config(self, group: TaskGroup) -> None:
+        config = self._context.config
+        used = {remote.link for remote in config.remote}
+        sections = {section.name: section for section in config.link if section.name in used}
+        for name, line in tuple(self._lines.items()):
+            if sections.get(name) != line.section:
+                del self._lines[name]
+                line.scope.cancel()
+                self._context.fleet.link_down(name)
+        for name, section in sections.items():
+            if name not in self._lines:
+                line = Line(section, self._connect(section, partial(self._changed, name)))
+                self._lines[name] = line
+                group.start_soon(self._keep_open, line)
+
+    async def _keep_open(self, line: Line) -> None:
+        context, name = self._context, line.section.name
+        with line.scope:
+            async with anyio.create_task_group() as group:
+                for what, loop in (("link", line.connection.run), ("results", partial(self._listen, line))):
+                    group.start_soon(partial(keep, f"{what} {name}", loop, clock=context.clock, log=context.log))
+
+    def _changed(self, name: str) -> None:
+        """A link has gone up or down."""
+        line = self._lines.get(name)
+        if line is None:
+            return
+        line.tried = True
+        fleet = self._context.fleet
+        if line.connection.problem is None:
+            fleet.link_up(name)
+            for peer in fleet.on_link(name):
+                self._ring(queue_of(peer.name))
+        else:
+            fleet.link_down(name)
+        self._context.dispatch.ring()
+        self._bell.ring()
+
+    def open(self, runner: str) -> Destination:
+        """Gives the destination of a runner's queue."""
+        return Commands(self._context, self._results, runner, self._messenger)
+
+    def _messenger(self, runner: str) -> Connection | None:
+        peer = self._context.fleet.peers.get(runner)
+        line = None if peer is None else self._lines.get(peer.link or "")
+        return None if line is None else line.connection
+
+    def next_try_at_ms(self, link: str) -> int | None:
+        """Gives when a link is dialled again."""
+        line = self._lines.get(link)
+        return None if line is None else line.connection.next_try_at_ms
+
+    async def _listen(self, line: Line) -> None:
+        """Takes what comes from runners, and acknowledges it once it is in the journal."""
+        while True:
+            received = await line.connection.receive()
+            line.settling = True
+            try:
+                await self._take(line, received)
+            finally:
+                line.settling = False
+
+    async def _take(self, line: Line, received: Sequence[Received]) -> None:
+        fleet = self._context.fleet
+        results: list[Result] = []
+        done: list[Received] = []
+        for one in received:
+            match one.message:
+                case Heartbeat() as heartbeat:
+                    if fleet.hear(one.sender, heartbeat):
+                        self._context.dispatch.ring()
+                        self._bell.ring()
+                case Result() as result:
+                    runner = fleet.where(result.attempt_id)
+                    if runner is not None and runner != one.sender:
+                        await self._refuse(line, one, f"its attempt is none of {one.sender}'s")
+                        continue
+                    fleet.alive(one.sender)
+                    results.append(result)
+                case _:  # The door lets in nothing else.
+                    pass
+            done.append(one)
+        for result in results:
+            if result.outcome == "unstarted":
+                fleet.bounce(result.attempt_id)
+        await self._results.settle_all(results)
+        try:
+            await line.connection.ack(done)
+        except LinkDown as error:
+            self._context.log.debug("ack_failed", detail=error.what)  # It comes again, and is refused as known.
+
+    async def _refuse(self, line: Line, received: Received, why: str) -> None:
+        try:
+            await line.connection.refuse(received, why)
+        except LinkDown as error:
+            self._context.log.debug("refuse_failed", detail=error.what)
+
+    async def tend(self) -> None:
+        """Keeps the gates of links, asks for heartbeats, and looks after leases; ends when it is cancelled."""
+        clock = self._context.clock
+        while True:
+            await self._keep_gates()
+            await self._watch()
+            await self._look_at_leases()
+            nap_s = self._nap_s()
+            until_s = clock.monotonic_s() + nap_s
+            with anyio.move_on_after(nap_s):
+                await self._bell.wait()
+            if clock.monotonic_s() > until_s + STALL_S:
+                self._context.fleet.bear_with()
+
+    async def _keep_gates(self) -> None:
+        for link in self._gates.links_down():
+            if link not in self._lines:
+                await self._gates.link_up(link)
+        for name, line in tuple(self._lines.items()):
+            problem = line.connection.problem
+            if problem is None:
+                await self._gates.link_up(name)
+            elif line.tried:
+                await self._gates.link_down(name, problem)
+
+    async def _watch(self) -> None:
+        now_s = self._context.clock.monotonic_s()
+        for peer in tuple(self._context.fleet.peers.values()):
+            line = self._lines.get(peer.link or "")
+            if line is None or line.connection.problem is not None or _watch_due_s(peer) > now_s:
+                continue
+            try:
+                await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
+            except LinkDown:
+                continue  # Its return rings.
+            peer.watched_s = now_s
+            peer.unanswered += 1
+
+    def _nap_s(self) -> float:
+        fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
+        times = [NAP_S_MAX + now_s]
+        for peer in fleet.peers.values():
+            ends_s = fleet.lease_ends_s(peer)
+            times += [] if ends_s is None else [ends_s]
+            times += [_watch_due_s(peer)] if fleet.is_up(peer.link) else []
+        return max(0.0, min(times) - now_s)
+
+    async def _look_at_leases(self) -> None:
+        fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
+        for peer in tuple(fleet.peers.values()):
+            ends_s = fleet.lease_ends_s(peer)
+            line = self._lines.get(peer.link or "")
+            if ends_s is None or ends_s > now_s:
+                continue
+            if line is not None and line.settling:
+                fleet.bear_with()  # What it said last has come, and is being written down.
+                continue
+            await self._lost(peer, peer.lease_s + now_s - ends_s)
+
+    async def _lost(self, peer: Peer, silent_s: float) -> None:
+        """Settles the attempts of a runner that is lost: promise 3."""
+        context = self._context
+        context.fleet.lose(peer)
+        attempts = list(peer.open)
+        context.log.warning("runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(attempts))
+        names = await context.store.read(lambda reader: [_owner(reader, id) for id in attempts])
+        results: list[Result] = []
+        for id, (task_id, number, name) in zip(attempts, names, strict=True):
+            problem = Problem.make("runner_lost", runner=peer.name, task=name, silent=span(silent_s))
+            results.append(Result(id, task_id, number, "lost", problem))
+        await self._results.settle_all(results)
+        if attempts:
+            await context.store.write(partial(_recall_superseded, runner=peer.name, attempts=attempts))
+        context.dispatch.ring()
+        context.failover.ring()
+
+
+def _watch_due_s(peer: Peer) -> float:
+    """Gives when a runner is asked for heartbeats next."""
+    return peer.watched_s + min(WATCH_S_MAX, peer.lease_s / WATCHES_IN_LEASE * 2.0 ** min(peer.unanswered, 10))
+
+
+def _owner(reader: Reader, attempt_id: str) -> tuple[str, int, str]:
+    head = reader.one("attempt_head", attempt_id)
+    task = None if head is None else journal.task_by_id(reader, head[2])
+    return ("", 0, "a task") if head is None or task is None else (task.id, head[3], task.name)
+
+
+def _recall_superseded(tx: Tx, *, runner: str, attempts: Sequence[str]) -> None:
+    """Has a lost runner told, for when it comes back, to end what is done again; an uncertain result may yet count."""
+    for attempt_id in attempts:
+        head = tx.one("attempt_head", attempt_id)
+        task = None if head is None else journal.task_by_id(tx, head[2])
+        if task is not None and task.state != "uncertain":
+            recall(tx, runner, attempt_id)
