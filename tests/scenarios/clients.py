@@ -1,146 +1,18 @@
 """Two agents that submit commands and read their results, over the socket and over HTTP; both can be cut in a call."""
 
-import http.client
-import json
 import random
-import socket
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlencode
+from typing import Any, NamedTuple
 
-from omnid import wire
-from omnid.api.client import Client, connect
-from omnid.errors import OmnidError, Retryable
+from omnid.ctl.demo_ways import ANSWER_S, Gone, Way
 from tests.e2e.harness import LOOK_S
 
-ANSWER_S = 20.0
 PAGE = 100
 READ_EVERY_S = 0.05
-WAIT_S = 40.0
-"""The wait in the middle of which a client is cut."""
 URGENT_SHARE = 0.1
 SLOW_SHARE = 0.1
 SCRIPT = 'echo "{key} $OMNID_ATTEMPT" >> started; {work}echo "{key} $OMNID_ATTEMPT" >> done'
-
-Fields = Mapping[str, Any]
-
-
-class Gone(Exception):
-    """The other side doesn't answer now; nobody knows whether it has done what was asked."""
-
-
-class Way(Protocol):
-    """How an agent reaches the daemon."""
-
-    def submit(self, fields: Fields) -> dict[str, Any]: ...
-
-    def results(self, cursor: str | None) -> dict[str, Any]: ...
-
-    def cut(self, fields: Fields, share: float) -> None:
-        """Sends a submit, or a part of it, and is gone before the answer."""
-        ...
-
-    def cut_wait(self, task: str) -> None:
-        """Is gone while it waits for a task."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class SocketWay:
-    """Over the socket, as omnid's own client."""
-
-    def __init__(self, path: str, origin: str) -> None:
-        self._hello = {"role": "agent", "origin": origin}
-        self._client = Client(path, ANSWER_S)
-        self._greeted = False
-
-    def submit(self, fields: Fields) -> dict[str, Any]:
-        return self._call("omnid/task.submit", fields)
-
-    def results(self, cursor: str | None) -> dict[str, Any]:
-        return self._call("omnid/task.list", {"inbox": True, "limit": PAGE, "cursor": cursor})
-
-    def _call(self, method: str, params: Fields) -> dict[str, Any]:
-        try:
-            if not self._greeted:
-                self._client.call("omnid/hello", self._hello)
-                self._greeted = True
-            return self._client.call(method, params)
-        except Retryable as error:
-            self.close()
-            raise Gone from error
-
-    def cut(self, fields: Fields, share: float) -> None:
-        self._leave("omnid/task.submit", fields, share)
-
-    def cut_wait(self, task: str) -> None:
-        self._leave("omnid/task.get", {"task": task, "wait_s": WAIT_S}, 1.0)
-
-    def _leave(self, method: str, params: Fields, share: float) -> None:
-        self.close()
-        try:
-            with connect(self._client.path) as connection:
-                request = wire.request(2, method, params)
-                connection.sendall(wire.request(1, "omnid/hello", self._hello) + request[: round(share * len(request))])
-        except (OmnidError, OSError) as error:
-            raise Gone from error
-
-    def close(self) -> None:
-        self._client.close()
-        self._greeted = False
-
-
-class HttpWay:
-    """Over HTTP, as a program that knows REST."""
-
-    def __init__(self, port: int, token: str) -> None:
-        self._port = port
-        self._head = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
-
-    def submit(self, fields: Fields) -> dict[str, Any]:
-        return self._call("POST", "/api/v1/tasks", json.dumps(fields))
-
-    def results(self, cursor: str | None) -> dict[str, Any]:
-        asked = {"inbox": "true", "limit": PAGE, **({} if cursor is None else {"cursor": cursor})}
-        return self._call("GET", f"/api/v1/tasks?{urlencode(asked)}")
-
-    def _call(self, verb: str, path: str, body: str | None = None) -> dict[str, Any]:
-        try:
-            self._connection.request(verb, path, body, self._head)
-            answer = self._connection.getresponse()
-            said = json.loads(answer.read())
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise Gone from error
-        if answer.status >= 500:
-            raise Gone(said["message"])
-        assert said["status"] == "ok", said
-        data: dict[str, Any] = said["data"]
-        return data
-
-    def cut(self, fields: Fields, share: float) -> None:
-        self._leave("POST /api/v1/tasks", json.dumps(fields), share)
-
-    def cut_wait(self, task: str) -> None:
-        self._leave(f"GET /api/v1/tasks/{task}?wait_s={WAIT_S:.0f}", "", 1.0)
-
-    def _leave(self, what: str, body: str, share: float) -> None:
-        self.close()
-        head = {"Host": f"127.0.0.1:{self._port}", **self._head, "Content-Length": str(len(body))}
-        lines = [f"{what} HTTP/1.1", *(f"{name}: {text}" for name, text in head.items()), "", body]
-        request = "\r\n".join(lines).encode()
-        try:
-            with socket.create_connection(("127.0.0.1", self._port), ANSWER_S) as connection:
-                connection.sendall(request[: round(share * len(request))])
-        except OSError as error:
-            raise Gone from error
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 class Took(NamedTuple):
@@ -224,7 +96,7 @@ class Agent(threading.Thread):
         self.submitted.append(fields["key"])
 
     def _read(self) -> bool:
-        page = self._way.results(self._cursor)
+        page = self._way.results(self._cursor, PAGE)
         ended = [task for task in page["tasks"] if task["state"] in ("completed", "failed", "cancelled")]
         assert all(task["state"] == "completed" for task in ended), ended
         self._read_ids += [task["id"] for task in ended]

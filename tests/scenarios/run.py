@@ -13,16 +13,17 @@ from typing import NamedTuple, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from omnid.ctl.demo_broker import free_port
 from omnid.ctl.demo_links_count import Count, Ledgers
+from omnid.ctl.demo_ways import HttpWay, SocketWay
 from omnid.errors import OmnidError
 from tests.contract.links import Kit
 from tests.e2e.harness import FAKES, LOOK_S, Home
 from tests.e2e.test_runner import Host
-from tests.fakes.brokers import free_port
 from tests.fakes.moved_clock import move
 from tests.fakes.proxy import Proxy, proxied
 from tests.fakes.web import TOKEN
-from tests.scenarios.clients import Agent, HttpWay, SocketWay
+from tests.scenarios.clients import Agent
 from tests.scenarios.faults import Fault, drawn
 
 OPEN_MAX = 50
