@@ -37,6 +37,7 @@ from omnid.flow.gates import PROBE_S_MAX, Gates
 from omnid.flow.guard import guard
 from omnid.flow.keep import keep
 from omnid.flow.lines import Lines
+from omnid.flow.mending import Mender
 from omnid.flow.mode import ModeKeeper
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
@@ -108,6 +109,7 @@ class Daemon:
         )
         self._parts.context = self.context
         self.gates = Gates(self.context)
+        self.mender = Mender(self.context, self._parts.gateway)
         self.mode = ModeKeeper(self.context, self._parts.shared, secrets, network.changes)
         self._results = Results(self.context, self.gates)
         self._places = self._parts.places()
@@ -210,7 +212,7 @@ class Daemon:
         work.start_soon(self._kept("links", self.lines.run))
         work.start_soon(self._kept("runners", self.lines.tend))
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
-        work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
+        work.start_soon(self._kept("mode_gateway", self.mender.watch))
         work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
         work.start_soon(self._kept("mode_links", self.mode.watch_links))
         work.start_soon(self._kept("mode_local", self.mode.watch_local))
@@ -239,13 +241,8 @@ class Daemon:
 
     def _connect(self, section: Link, changed: Callable[[], None]) -> Connection:
         """Makes the daemon's end of a link."""
-        made = dial(section, self.name, RESULTS, self._secrets, self._log)
+        made = dial(section, self.context.end_name, RESULTS, self._secrets, self._log)
         return Connection(section, made, self._clock, self._log, changed)
-
-    @property
-    def name(self) -> str:
-        """What this daemon is called on links: its own name, which no other daemon on a broker may have."""
-        return self.context.config.daemon.name or f"omnid-{self.store.node.rpartition('-')[2]}"
 
     async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
         """Gives the states of those tasks that the journal knows."""

@@ -200,6 +200,11 @@ class Context:
             self._budget = Budget(self.config, {name: executor.kind for name, executor in self.executors.items()})
         return self._budget
 
+    @property
+    def end_name(self) -> str:
+        """What this daemon is called on links: a name that stays, and that no other daemon on a broker has."""
+        return self.config.daemon.name or f"omnid-{self.store.node.rpartition('-')[2]}"
+
     def facts(self) -> Facts:
         """Gives what the router decides on now."""
         return Facts(self.ways, self.rules, self.clock.wall_ms(), self.zone, self.shut())

@@ -1,8 +1,10 @@
 """The runners on other hosts: how they are by their heartbeats, which attempts are theirs, and what they can take."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
+
+from msgspec import structs
 
 from omnid.clock import Clock
 from omnid.links import given_away
@@ -86,6 +88,8 @@ class Fleet:
         """The open attempts on runners."""
         self.executors: frozenset[str] = frozenset()
         """Those that work on runners, and not in the daemon."""
+        self.next_try: Callable[[str], int | None] = lambda _: None
+        """Gives when a link that is down is dialled again (wall time); `Lines` sets it."""
         self._up: set[str] = set()
         """The links that are up."""
 
@@ -253,18 +257,24 @@ class Fleet:
             return None
         shut = [links[peer.link] for peer in peers if peer.link in links and states[peer.name] == "link_down"]
         if shut:
-            return shut[0]
+            return structs.replace(shut[0], wake_at_ms=self.next_try(shut[0].subject))
         if any(state in ("expected", "link_down") for state in states.values()):
             return None  # It may be heard any moment.
         since_ms = max((peer.lost_at_ms or peer.heard_at_ms or 0 for peer in peers), default=0)
-        problem = Problem.make("no_runner", executor=executor, detail="; ".join(self.said(peer) for peer in peers))
+        detail = "; ".join(self._said(peer, executor, frozenset()) for peer in peers)
+        problem = Problem.make("no_runner", executor=executor, detail=detail)
         return Gate(f"executor:{executor}", "executor", executor, since_ms, None, problem)
 
-    def said(self, peer: Peer) -> str:
-        """Says in words how a runner is."""
+    def waits(self, executor: str, labels: Collection[str]) -> str | None:
+        """Says why no runner takes a task now; None where one does, or the executor works in the daemon."""
+        if not self.serves(executor) or self.seats().could(executor, labels):
+            return None
+        peers = self.peers.values()
+        wanted = frozenset(labels).intersection(label for peer in peers for label in peer.labels)
+        return "; ".join(self._said(peer, executor, wanted) for peer in self.of(executor))
+
+    def _said(self, peer: Peer, executor: str, wanted: frozenset[str]) -> str:
         match self.state(peer):
-            case "up":
-                return f"{peer.name} doesn't offer it"
             case "leaving":
                 return f"{peer.name} is leaving"
             case "expected":
@@ -273,6 +283,12 @@ class Fleet:
                 return f"the link {peer.link} to {peer.name} is down"
             case "lost":
                 return f"{peer.name} is lost"
+            case "up" if not peer.offers(executor):
+                return f"{peer.name} doesn't offer it"
+            case "up" if not wanted <= peer.labels:
+                return f"{peer.name} isn't labelled {', '.join(sorted(wanted - peer.labels))}"
+            case "up":
+                return f"{peer.name} has all that it takes at once ({len(peer.open)})"
 
 
 def _ability(heartbeat: Heartbeat) -> tuple[object, ...]:

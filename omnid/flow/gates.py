@@ -5,6 +5,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec import structs
 
 from omnid.errors import OmnidError, Retryable
 from omnid.executor.interface import Executor
@@ -47,8 +48,14 @@ class Gates:
     def all(self) -> list[Gate]:
         """Gives the closed gates, the oldest first."""
         away = (gate for gate in self._away().values() if gate.cause != LINK)
-        gates = [*self._closed.values(), *self._hours.closed().values(), *away]
+        gates = [*map(self._dated, self._closed.values()), *self._hours.closed().values(), *away]
         return sorted(gates, key=lambda gate: (gate.closed_at_ms, gate.id))
+
+    def _dated(self, gate: Gate) -> Gate:
+        """Gives a gate with the time of its next try: a link's changes with each dial, and isn't written down."""
+        if gate.cause != LINK:
+            return gate
+        return structs.replace(gate, wake_at_ms=self._context.fleet.next_try(gate.subject))
 
     def closed(self) -> frozenset[str]:
         """Gives the executors on which nothing starts, `*` being all of them; a limit that is due lets one task try."""
@@ -157,6 +164,11 @@ class Gates:
     def links_down(self) -> list[str]:
         """Gives the links whose gates are closed."""
         return [gate.subject for gate in self._closed.values() if gate.cause == LINK]
+
+    def refused_links(self) -> list[Gate]:
+        """Gives the gates of links that a person must mend: a password, a certificate, the config."""
+        closed = self._closed.values()
+        return [gate for gate in closed if gate.cause == LINK and gate.problem and gate.problem.code == "link_refused"]
 
     def executor_worked(self, executor: str) -> None:
         """Forgets an executor's failures: it has brought an attempt to its end."""

@@ -59,6 +59,7 @@ class Lines:
         self._connect = connect
         self._ring = ring
         self._lines: dict[str, Line] = {}
+        context.fleet.next_try = self._next_try_at_ms
         self._configured = Bell()
         self._bell = Bell()
 
@@ -124,8 +125,7 @@ class Lines:
         line = None if peer is None else self._lines.get(peer.link or "")
         return None if line is None else line.connection
 
-    def next_try_at_ms(self, link: str) -> int | None:
-        """Gives when a link is dialled again."""
+    def _next_try_at_ms(self, link: str) -> int | None:
         line = self._lines.get(link)
         return None if line is None else line.connection.next_try_at_ms
 

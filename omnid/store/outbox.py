@@ -54,7 +54,7 @@ def put(
         row = tx.one("outbox_count", destination)
         count = row[0] if row else 0
     if count >= rows_max:
-        oldest = tx.all("outbox_next", destination, count + 1 - rows_max)
+        oldest = tx.all("outbox_next", destination, 0, count + 1 - rows_max)
         for row in oldest:
             tx.forget(OUTBOX, row[1])
         count -= len(oldest)
@@ -67,9 +67,9 @@ def put(
     return id
 
 
-def peek(reader: Reader, destination: str, limit: int) -> list[Delivery]:
-    """Gives what is delivered next, in order."""
-    return [delivery_of(row) for row in reader.all("outbox_next", destination, limit)]
+def peek(reader: Reader, destination: str, limit: int, after: int = 0) -> list[Delivery]:
+    """Gives what is delivered next, in order, behind the row of an `ord`."""
+    return [delivery_of(row) for row in reader.all("outbox_next", destination, after, limit)]
 
 
 def last(reader: Reader, destination: str) -> int | None:
@@ -138,6 +138,11 @@ def need_dead(reader: Reader, id: str) -> Delivery:
 def dead(reader: Reader, after: int, limit: int) -> list[Delivery]:
     """Gives dead rows whose `ord` comes after one, in order."""
     return [delivery_of(row) for row in reader.all("outbox_dead", after, limit)]
+
+
+def is_queued(reader: Reader, subject: str) -> bool:
+    """Tells whether something about a subject is still to be delivered."""
+    return reader.one("outbox_of", subject) is not None
 
 
 def destinations(reader: Reader, after: str = "") -> list[str]:
