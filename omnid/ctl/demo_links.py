@@ -78,13 +78,11 @@ SCENARIOS: Mapping[str, str] = {
 
 def run(scenario: str, context: Context, signals: Signals) -> End:
     """Tells one of them, in a place of its own; raises Rejected(`demo_needs`) where its broker isn't installed."""
-    kind = context.given.text("link") or "redis"
-    if kind not in BROKERS:
-        context.given.misuse(f"--link is one of {', '.join(BROKERS)}, not {kind!r}")
-    missing = BROKERS[kind].missing()
+    kind = BROKERS[context.given.text("link") or "redis"]
+    missing = kind.missing()
     if missing is not None:
         raise Rejected("demo_needs", detail=missing)
-    with place(context.world.environ, partial(LinkPlace, BROKERS[kind])) as made:
+    with place(context.world.environ, partial(LinkPlace, kind)) as made:
         return _Story(Teller(context, signals), made).tell(scenario)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.report import Report
 from tests.contract.links import KINDS, Kit, started
-from tests.scenarios.faults import SCENARIOS
+from tests.scenarios.faults import SCENARIOS, drawn
 from tests.scenarios.run import Outcome, run
 
 
@@ -41,8 +41,8 @@ def main() -> int:
             try:
                 for scenario in [asked.scenario] if asked.scenario else SCENARIOS:
                     kit = Kit(kind, broker, scenario)
-                    root = Path(directory) / scenario
-                    outcome = run(kit, scenario, root, asked.seed, asked.commands, asked.faults, _tell)
+                    faults = drawn(scenario, asked.seed, asked.faults)
+                    outcome = run(kit, Path(directory) / scenario, faults, asked.seed, asked.commands, _tell)
                     good = good and outcome.count.good
                     lines.append(f"{kind} {scenario}: {outcome.count}")
                     _tell(lines[-1])
@@ -51,7 +51,8 @@ def main() -> int:
                 broker.close()
     if not asked.link and not asked.scenario:
         report.write()
-    print("\n".join(lines))
+    if len(lines) > 1:
+        print("\n".join(lines))
     return 0 if good else 1
 
 

@@ -36,18 +36,19 @@ class Fault(NamedTuple):
         return f"{' and '.join(parts)} for {self.lasts_s:.1f} s"
 
 
-def drawn(scenario: str, seed: int, count: int) -> list[Fault]:
+def drawn(scenario: str, seed: int, count: int, lasts_s_max: float = LASTS_S_MAX) -> list[Fault]:
     """Draws so many faults; every kind of the scenario comes before one comes again."""
     chance = random.Random(f"{seed} {scenario}")
     kinds: list[Fault] = []
     while len(kinds) < count:
-        kinds += chance.sample(made := list(_kinds(scenario, chance)), len(made))
+        made = _kinds(scenario, chance, lasts_s_max)
+        kinds += chance.sample(made, len(made))
     return kinds[:count]
 
 
-def _kinds(scenario: str, chance: random.Random) -> list[Fault]:
+def _kinds(scenario: str, chance: random.Random, lasts_s_max: float) -> list[Fault]:
     def lasts_s() -> float:
-        return chance.uniform(0.2, LASTS_S_MAX)
+        return chance.uniform(0.2, lasts_s_max)
 
     match scenario:
         case "online":

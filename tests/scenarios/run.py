@@ -24,10 +24,10 @@ from tests.fakes.moved_clock import move
 from tests.fakes.proxy import Proxy, proxied
 from tests.fakes.web import TOKEN
 from tests.scenarios.clients import Agent
-from tests.scenarios.faults import Fault, drawn
+from tests.scenarios.faults import Fault
 
-OPEN_MAX = 50
-"""How many commands of each client wait or run at once."""
+OPEN_MAX, OPEN_SHARE = 50, 0.05
+"""How many commands of each client wait or run at once, and which share of all at most."""
 MORE = 50
 """How many more it submits in each absence of the broker."""
 STALL_S = 120.0
@@ -263,17 +263,18 @@ class Run:
 
 
 def run(
-    kit: Kit, scenario: str, root: Path, seed: int, commands: int, faults: int, tell: Callable[[str], None]
+    kit: Kit, root: Path, faults: Sequence[Fault], seed: int, commands: int, tell: Callable[[str], None]
 ) -> Outcome:
-    """Runs one scenario through one broker, in an empty directory with a short path; leaves no process of it."""
+    """Lets the faults happen, in an empty directory with a short path; leaves no process of it."""
     with contextlib.ExitStack() as stack:
         world = World(root, kit, stack.enter_context(start_blocking_portal()), stack)
         ways = (SocketWay(str(world.home.socket), "by-socket"), HttpWay(world.http_port, TOKEN))
+        open_max = min(OPEN_MAX, round(OPEN_SHARE * commands))
         agents = [
-            Agent(name, way, commands // 2, random.Random(f"{seed} {name}"), str(world.home.work), OPEN_MAX)
+            Agent(name, way, commands // 2, random.Random(f"{seed} {name}"), str(world.home.work), open_max)
             for name, way in zip(("socket", "http"), ways, strict=True)
         ]
-        made = Run(world, agents, drawn(scenario, seed, faults), random.Random(seed))
+        made = Run(world, agents, faults, random.Random(seed))
         outcome = made.go(commands // 2 * 2, tell)
         assert world.host.end() == 0
         world.home.stop()

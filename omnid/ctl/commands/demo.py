@@ -6,6 +6,7 @@ from functools import partial
 from omnid.ctl import demo_day, demo_links, demo_night, demo_outage
 from omnid.ctl.context import Context
 from omnid.ctl.demo import End, Interrupted, Signals
+from omnid.ctl.demo_broker import BROKERS
 from omnid.ctl.options import Option, Verb
 from omnid.errors import OmnidError, Retryable
 
@@ -21,8 +22,11 @@ def _demo(context: Context) -> int:
     name = context.given.text("scenario") or "day"
     if name not in _SCENARIOS:
         context.given.misuse(f"--scenario is one of {', '.join(_SCENARIOS)}, not {name!r}")
-    if context.given.text("link") is not None and name not in demo_links.SCENARIOS:
+    link = context.given.text("link")
+    if link is not None and name not in demo_links.SCENARIOS:
         context.given.misuse(f"--link goes with --scenario {', '.join(demo_links.SCENARIOS)}")
+    if link is not None and link not in BROKERS:
+        context.given.misuse(f"--link is one of {', '.join(BROKERS)}, not {link!r}")
     with Signals() as signals:
         try:
             end = _told(context, signals, _SCENARIOS[name])
