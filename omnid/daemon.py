@@ -52,7 +52,7 @@ from omnid.link.embedded import EmbeddedLink
 from omnid.link.message import RESULTS
 from omnid.log import Logger
 from omnid.model import Problem
-from omnid.parts import Parts, dial
+from omnid.parts import End, Parts, dial
 from omnid.process import run_logged, say
 from omnid.route.rules import remarks
 from omnid.route.ways import way_of
@@ -241,7 +241,7 @@ class Daemon:
 
     def _connect(self, section: Link, changed: Callable[[], None]) -> Connection:
         """Makes the daemon's end of a link."""
-        made = dial(section, self.context.end_name, RESULTS, self._secrets, self._log)
+        made = dial(section, End(self.context.end_name, RESULTS, self.store.node), self._secrets, self._log)
         return Connection(section, made, self._clock, self._log, changed)
 
     async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:

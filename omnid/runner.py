@@ -23,11 +23,11 @@ from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
-from omnid.flow.remote import Place, Remote
+from omnid.flow.remote import HELD_MAX, Place, Remote
 from omnid.link.connection import Connection
 from omnid.link.message import COMMANDS
 from omnid.log import Logger
-from omnid.parts import Parts, dial
+from omnid.parts import End, Parts, dial
 from omnid.process import run_logged, say
 from omnid.secrets import Secrets
 from omnid.settings import Config, State
@@ -105,7 +105,7 @@ class RunnerProcess:
         )
         self._parts.context = self.context
         name = wanted.runner.name
-        made = dial(section, name, COMMANDS, secrets, log)
+        made = dial(section, End(name, COMMANDS, self.store.node, HELD_MAX), secrets, log)
         self._connection = Connection(section, made, clock, log, self._changed)
         place = Place(wanted.daemon.slots_max, wanted.runner.labels, wanted.runner.beat_s)
         self._remote = Remote(self.context, self._ledger, self._connection, place)

@@ -6,6 +6,7 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
+from omnid.errors import Retryable
 from omnid.flow.commands import Commands, recall
 from omnid.flow.context import Bell, Context
 from omnid.flow.explain import span
@@ -107,7 +108,7 @@ class Lines:
             return
         line.tried = True
         fleet = self._context.fleet
-        if line.connection.problem is None:
+        if line.connection.trouble is None:
             fleet.link_up(name)
             for peer in fleet.on_link(name):
                 self._ring(queue_of(peer.name))
@@ -193,7 +194,7 @@ class Lines:
             if link not in self._lines:
                 await self._gates.link_up(link)
         for name, line in tuple(self._lines.items()):
-            problem = line.connection.problem
+            problem = line.connection.trouble
             if problem is None:
                 await self._gates.link_up(name)
             elif line.tried:
@@ -209,6 +210,8 @@ class Lines:
                 await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
             except LinkDown:
                 continue  # Its return rings.
+            except Retryable as error:
+                self._context.log.debug("watch_failed", runner=peer.name, detail=error.what)
             peer.watched_s = now_s
             peer.unanswered += 1
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 
 from omnid.clock import Clock
-from omnid.errors import Rejected
-from omnid.link.interface import Link, LinkDown, Message, Received
+from omnid.errors import Rejected, Retryable
+from omnid.link.interface import Link, LinkDown, LinkFull, Message, Received
 from omnid.log import Logger
 from omnid.model import Problem
 from omnid.retry import Backoff
@@ -25,7 +25,7 @@ REFUSED_TRIES = 64
 class Connection:
     """See `interface.Messenger`: it sends and receives over one link after the other, while `run` runs.
 
-    `changed` is called when it goes up, when it goes down, and when it becomes slow or quick.
+    `changed` is called when it goes up, when it goes down, and when it becomes slow or quick, full or not.
     """
 
     def __init__(self, section: Section, dial: Dial, clock: Clock, log: Logger, changed: Callable[[], None]) -> None:
@@ -39,6 +39,9 @@ class Connection:
         self._error: LinkDown | Rejected = LinkDown("link_down", link=section.name, detail="it hasn't been dialled yet")
         self._down_at_s: float | None = None
         """Since when it is down; None while it is up, and before the first dial."""
+        self._full: LinkFull | None = None
+        self._refusing: set[str] = set()
+        """The destinations that can't take what is sent to them although it is up; they are tried with each ping."""
         self._received: list[Received] = []
         self._arrived = anyio.Event()
         self._taken = anyio.Event()
@@ -51,6 +54,16 @@ class Connection:
     def problem(self) -> Problem | None:
         """Why it is down; None while it is up."""
         return None if self._link is not None else Problem.of(self._error)
+
+    @property
+    def full(self) -> Problem | None:
+        """Why it takes nothing now although it is up; None where it does."""
+        return None if self._full is None else Problem.of(self._full)
+
+    @property
+    def trouble(self) -> Problem | None:
+        """Why nothing can be sent now: it is down, or full."""
+        return self.problem or self.full
 
     @property
     def slow(self) -> bool:
@@ -112,6 +125,8 @@ class Connection:
             self._link = None
             self._received = []  # They come again.
             self.latency_s = None
+            self._full = None
+            self._refusing.clear()
 
     async def _breaks(self, link: Link, loop: Callable[[Link], Awaitable[None]]) -> None:
         try:
@@ -129,13 +144,31 @@ class Connection:
         """Pings on and on: no answer in time is a frozen broker, a late one is a slow one."""
         while True:
             began_s = self._clock.monotonic_s()
-            await link.ping()
+            try:
+                await link.ping()
+                self._fills(link, None)
+                if self._refusing:
+                    self._changed()
+            except LinkFull as error:
+                self._fills(link, error)
             was_slow = self.slow
             self.latency_s = self._clock.monotonic_s() - began_s
             if self.slow != was_slow:
                 self._log.info("link_slow" if self.slow else "link_quick", link=self._section.name, s=self.latency_s)
                 self._changed()
             await anyio.sleep(self._section.ping_every_s)
+
+    def _fills(self, link: Link, full: LinkFull | None) -> None:
+        """Takes that the other side has no room for more, or has some again."""
+        was_full, is_full = self._full is not None, full is not None
+        if link is not self._link or was_full == is_full:
+            return
+        self._full = full
+        if full is not None:
+            self._log.warning("link_full", link=self._section.name, **full.as_dict())
+        else:
+            self._log.info("link_has_room", link=self._section.name)
+        self._changed()
 
     async def _receives(self, link: Link) -> None:
         """Hands on what comes, and takes no more before that is taken."""
@@ -146,8 +179,19 @@ class Connection:
             await self._taken.wait()
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
-        """See `Messenger.send`; raises LinkDown at once while it is down."""
-        await self._through(lambda link: link.send(to, batch))
+        """See `Messenger.send`; raises LinkDown at once while it is down, and LinkFull while it is full."""
+        if self._full is not None:
+            raise LinkFull("link_full", link=self._section.name, detail=self._full.fields["detail"])
+        try:
+            await self._through(lambda link: link.send(to, batch))
+        except LinkDown:
+            raise
+        except Retryable as error:
+            if to not in self._refusing:
+                self._log.warning("destination_down", link=self._section.name, destination=to, **error.as_dict())
+            self._refusing.add(to)
+            raise
+        self._refusing.discard(to)
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`; waits while it is down. It may be cancelled."""
@@ -177,6 +221,9 @@ class Connection:
             raise LinkDown("link_down", link=self._section.name, detail=self._reason)
         try:
             await call(link)
+        except LinkFull as error:
+            self._fills(link, error)
+            raise
         except LinkDown as error:
             self._break(link, error)
             raise

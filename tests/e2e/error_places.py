@@ -75,6 +75,8 @@ ELSEWHERE = {
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
     "body_too_large": "tests/unit/test_bad_input.py::test_a_message_that_is_too_large_is_told_so",
     "link_down": "tests/contract/test_link_outage.py::test_a_killed_broker_is_noticed_at_once_and_its_return_too",
+    "link_full": "tests/contract/test_link.py::test_a_full_broker_takes_nothing_and_still_gives_what_it_has",
+    "name_taken": "tests/contract/test_link.py::test_a_name_is_taken_by_one_alone_and_free_when_he_says_goodbye",
     "link_refused": "tests/contract/test_link.py::test_a_link_that_can_not_be_used_says_why",
     "message_refused": "tests/contract/test_link.py::test_what_is_no_message_for_this_end_is_set_aside",
     "http_refused": "tests/unit/test_http.py::test_without_the_token_nobody_comes_in",

@@ -30,8 +30,8 @@ def test_nothing_is_lost_done_twice_or_out_of_order(
     told: list[str] = [f"seed {SEED}"]
     faults = drawn(scenario, SEED, FAULTS[scenario], LASTS_S_MAX)
     outcome = run(Kit(kind, brokers(kind), scenario), tmp_path, faults, SEED, COMMANDS, told.append)
-    assert str(outcome.count) == "24 submitted, 24 done, 0 lost, 0 done twice, 0 out of order", told
-    assert outcome.count.good
+    assert str(outcome.counted) == "24 submitted, 24 done, 0 lost, 0 done twice, 0 out of order", told
+    assert outcome.counted.good
 
 
 def test_what_is_done_twice_is_counted(
@@ -41,5 +41,5 @@ def test_what_is_done_twice_is_counted(
     twice = 'case {key} in *[369]) echo "{key} again" >> done;; esac'
     monkeypatch.setattr(clients, "SCRIPT", f"{clients.SCRIPT}; {twice}")
     outcome = run(Kit("redis", brokers("redis"), "wrong"), tmp_path, [], 1, 10, lambda _: None)
-    assert outcome.count == (10, 10, 0, 2, 0)
-    assert not outcome.count.good
+    assert outcome.counted == (10, 10, 0, 2, 0)
+    assert not outcome.counted.good

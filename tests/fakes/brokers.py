@@ -108,11 +108,11 @@ class Broker:
         raise NotImplementedError
 
     def fill(self) -> None:
-        """Has it take nothing more, because it is full."""
+        """Has it think that it is full."""
         raise NotImplementedError
 
-    def make_room(self) -> None:
-        """Ends what `fill` has begun."""
+    def clear(self) -> None:
+        """Has it think that there is room again."""
         raise NotImplementedError
 
     async def put(self, name: str, data: bytes) -> None:
@@ -165,7 +165,7 @@ class Redis(Broker):
         with self.client() as client:
             client.config_set("maxmemory", 1)
 
-    def make_room(self) -> None:
+    def clear(self) -> None:
         with self.client() as client:
             client.config_set("maxmemory", 0)
 
@@ -228,19 +228,19 @@ class RabbitMQ(Broker):
             self._epmd.wait(30)
 
     def set_password(self, password: str) -> None:
-        self._ctl("change_password", self.user, password)
-        self._ctl("close_all_connections", "test")
+        self._control("change_password", self.user, password)
+        self._control("close_all_connections", "test")
         self.password = password
 
-    def _ctl(self, *words: str) -> None:
-        argv = [rabbitmq_program("rabbitmqctl") or "rabbitmqctl", *words]
-        subprocess.run(argv, env=self._environ, check=True, capture_output=True, timeout=60)
-
     def fill(self) -> None:
-        self._ctl("set_disk_free_limit", "mem_relative", "100000")
+        self._control("set_disk_free_limit", "900000GB")
 
-    def make_room(self) -> None:
-        self._ctl("set_disk_free_limit", "50MB")
+    def clear(self) -> None:
+        self._control("set_disk_free_limit", "1MB")
+
+    def _control(self, *argv: str) -> None:
+        program = rabbitmq_program("rabbitmqctl") or "rabbitmqctl"
+        subprocess.run([program, *argv], env=self._environ, check=True, capture_output=True, timeout=60)
 
     async def _channel(self) -> Any:
         import aio_pika

@@ -13,7 +13,7 @@ from tests.scenarios.run import Outcome, run
 
 
 def _add(report: Report, name: str, outcome: Outcome) -> None:
-    count = outcome.count
+    count = outcome.counted
     report.add(f"{name}: submitted", count.submitted, "")
     report.add(f"{name}: done", count.done, "", ">=", count.submitted)
     for what, found in (("lost", count.lost), ("done twice", count.twice), ("out of order", count.disordered)):
@@ -43,8 +43,8 @@ def main() -> int:
                     kit = Kit(kind, broker, scenario)
                     faults = drawn(scenario, asked.seed, asked.faults)
                     outcome = run(kit, Path(directory) / scenario, faults, asked.seed, asked.commands, _tell)
-                    good = good and outcome.count.good
-                    lines.append(f"{kind} {scenario}: {outcome.count}")
+                    good = good and outcome.counted.good
+                    lines.append(f"{kind} {scenario}: {outcome.counted}")
                     _tell(lines[-1])
                     _add(report, f"{kind} {scenario}", outcome)
             finally:

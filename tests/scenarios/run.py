@@ -77,7 +77,7 @@ H = TypeVar("H", bound=Home)
 class Outcome(NamedTuple):
     """What a run adds up to."""
 
-    count: Count
+    counted: Count
     submit_ms: float
     """Median of the submits while the broker was there; NaN where there were none."""
     away_ms: float
@@ -131,7 +131,7 @@ class World:
             case "cut off":
                 go, come = lambda: self._portal.call(proxy.pull), lambda: self._portal.call(proxy.plug)
             case "full":
-                go, come = broker.fill, broker.make_room
+                go, come = broker.fill, broker.clear
             case _:
                 go, come = lambda: broker.set_password(f"{broker.password}x"), self._write_password
         go()
