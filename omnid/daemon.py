@@ -35,6 +35,7 @@ from omnid.flow.failover import Failover
 from omnid.flow.gates import PROBE_S_MAX, Gates
 from omnid.flow.guard import first, guard
 from omnid.flow.keep import keep
+from omnid.flow.mending import Mender
 from omnid.flow.mode import ModeKeeper
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
@@ -101,6 +102,7 @@ class Daemon:
         )
         self._parts.context = self.context
         self.gates = Gates(self.context)
+        self.mender = Mender(self.context, self._parts.gateway)
         self.mode = ModeKeeper(self.context, self._parts.shared, secrets, network.changes)
         self.drain = Drain(self.context, self._parts.places().open)
         self.cancelling = Cancelling(self.context)
@@ -199,7 +201,7 @@ class Daemon:
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, self.cancelling).run))
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
-        work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
+        work.start_soon(self._kept("mode_gateway", self.mender.watch))
         work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
         work.start_soon(self._kept("mode_links", self.mode.watch_links))
         work.start_soon(self._kept("mode_local", self.mode.watch_local))

@@ -94,7 +94,8 @@ class Parts:
         self._of_programs = {name: value for name, value in environ.items() if name in _OF_PROGRAMS}
         self._models: Models | None = None
         self._state = Path(wanted.state.dir)
-        self.supervised = Supervised(self._state / "spool", clock, wanted.limits, wanted.task.kill_grace_s)
+        spool, grace_s = self._state / "spool", wanted.task.kill_grace_s
+        self.supervised = Supervised(spool, clock, wanted.limits, grace_s, redact=secrets.redact)
 
     def places(self) -> Places:
         """Makes the places that answers and notices go to."""
@@ -125,6 +126,10 @@ class Parts:
     def shared(self) -> Shared | None:
         """Gives what model executors share, where there are any."""
         return None if self._models is None else Shared(*self._models[:3])
+
+    def gateway(self) -> Gateway | None:
+        """Gives the gateway, where there are model executors."""
+        return None if self._models is None else self._models.gateway
 
     async def aclose(self) -> None:
         """Ends what the executors shared."""

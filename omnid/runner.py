@@ -18,6 +18,7 @@ from omnid import __version__, config, links, patterns
 from omnid.clock import Clock, SystemClock
 from omnid.daemon import EXECUTOR_CLOSE_S, run_logged, say, store_settings
 from omnid.errors import OmnidError, Rejected
+from omnid.executor.interface import Executor
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
 from omnid.flow.keep import keep
@@ -84,6 +85,8 @@ class RunnerProcess:
         self._clock = clock
         self._log = log
         self._stop = anyio.Event()
+        self._made: dict[str, Executor] = {}
+        """The executors of the config, offered or not."""
         self._health = Bell()
         self._state = Path(wanted.state.dir)
         self.store = SqliteStore(self._state / DATABASE_NAME, clock, store_settings(wanted))
@@ -120,7 +123,7 @@ class RunnerProcess:
                     await self._leave()
                     work.cancel_scope.cancel()
                 with anyio.move_on_after(EXECUTOR_CLOSE_S, shield=True):
-                    for executor in self.context.executors.values():
+                    for executor in self._made.values():
                         await executor.aclose()
                     await self._parts.aclose()
                 root.cancel_scope.cancel()
@@ -134,18 +137,12 @@ class RunnerProcess:
         self._stop.set()
 
     async def _open(self, work: TaskGroup) -> None:
-        made = self._parts.executors(self._wanted, work, {})
-        offered = self._wanted.runner.executors
-        sections = self._wanted.executors()
-        self.context.take_executors(
-            {
-                name: executor
-                for name, executor in made.items()
-                if links.may_be_offered(sections[name]) and (not offered or name in offered)
-            }
-        )
+        self._made = self._parts.executors(self._wanted, work, {})
+        # All of them: what runs on one that isn't offered any more is looked after to its end.
+        self.context.take_executors(self._made)
         remote = self._remote
         recovered = await remote.recover(work)
+        self.context.take_executors(self._offered())
         recovery = Recovery(self.context, remote.runner, remote.owed)
         for name, loop in (
             ("take", remote.take),
@@ -166,6 +163,15 @@ class RunnerProcess:
             executors=sorted(self.context.executors),
             recovered=recovered,
         )
+
+    def _offered(self) -> dict[str, Executor]:
+        """Gives the executors that new commands may name."""
+        offered, sections = self._wanted.runner.executors, self._wanted.executors()
+        return {
+            name: executor
+            for name, executor in self._made.items()
+            if links.may_be_offered(sections[name]) and (not offered or name in offered)
+        }
 
     async def _leave(self) -> None:
         """Takes nothing new, says so, and lets out what is owed; commands go on under their supervisors."""

@@ -101,6 +101,7 @@ class Retention(Section, frozen=True, kw_only=True):
 
     finished_days: Annotated[float, Meta(gt=0, le=36_500)] = 30.0
     finished_max: Count = 100_000
+    kept_days_min: Annotated[float, Meta(ge=0, le=36_500)] = 7.0
     answers_days: Annotated[float, Meta(gt=0, le=36_500)] = 2.0
     answers_max: Count = 100_000
     deleted_days: Annotated[float, Meta(gt=0, le=36_500)] = 2.0

@@ -46,6 +46,7 @@ class Connection:
         self.above: tuple[str, ...] = ()
         self.tools: frozenset[str] | None = None
         """The MCP tools that it gets; None: all."""
+        self.read_only = False
         self.closed = anyio.Event()
         self.tasks = tasks
         """What goes on for this client; it is cancelled when the client goes."""

@@ -55,7 +55,7 @@ class SocketHandler:
     def begin(self, connection: Connection, request: Request, done: Callable[[Outcome[bytes]], None]) -> bool:
         """See `socket.Handler.begin`."""
         operation = self._operations.get(request.method)
-        if operation is None or operation.method.begin is None:
+        if operation is None or operation.method.begin is None or connection.tools is not None:
             return False
         try:
             params = _decoded(operation.decode, request.params, request.method)
@@ -70,6 +70,10 @@ class SocketHandler:
             if request.method == HELLO:
                 return await self._welcome(connection, request)
             raise Rejected("unknown_method", method=request.method, version=__version__, hint="")
+        if connection.tools is not None:
+            # It asked for some of the tools, and what lies beside them isn't there for it either.
+            hint = " to a client that gets tools alone"
+            raise Rejected("unknown_method", method=request.method, version=__version__, hint=hint)
         params = _decoded(operation.decode, request.params, request.method)
         result = await self._api.call(_caller(connection, request), operation.method.name, params)
         return self._encode(result)
@@ -92,7 +96,10 @@ class SocketHandler:
             raise Rejected("not_allowed", method=HELLO, role="agent")
         tools = _tools(hello)
         connection.role = hello.role
-        connection.tools = tools
+        if tools is not None:
+            # What a connection has given up it doesn't get back.
+            connection.tools = tools if connection.tools is None else tools & connection.tools
+        connection.read_only |= hello.readonly
         connection.origin = _origin(hello)
         connection.session = hello.session
         inside = (None, ()) if hello.attempt is None else await self._api.inside_of(hello.attempt)

@@ -29,13 +29,17 @@ class InboxViews:
     async def page(self, caller: Caller, params: Search) -> Page:
         """Gives the next tasks, in the order in which they ended; a cursor acknowledges all up to it.
 
-        Raises Rejected(`bad_cursor`).
+        A caller that only reads gets what comes behind its cursor, and acknowledges nothing. Raises
+        Rejected(`bad_cursor`).
         """
         if params.cursor is None:
-            return await self._context.store.read(lambda reader: self._page(reader, caller.origin, params.limit))
+            return await self._context.store.read(partial(self._page, origin=caller.origin, limit=params.limit))
         number = params.cursor.removeprefix(CURSOR)
         if number == params.cursor or not number.isdecimal() or len(number) > 18:
             raise Rejected("bad_cursor", cursor=params.cursor[:50])
+        if caller.read_only:
+            rest = partial(self._page, origin=caller.origin, limit=params.limit, after=int(number))
+            return await self._context.store.read(rest)
 
         def write(tx: Tx) -> Page:
             inbox.acknowledge(tx, caller.origin, int(number))
@@ -63,13 +67,15 @@ class InboxViews:
         count = "1 task" if len(found) == 1 else f"{len(found)}{'+' if more else ''} tasks"
         return f"{count} in your inbox: {listed}. task_search(inbox=true) has what ended while you were away."
 
-    def _page(self, reader: Reader, origin: str, limit: int) -> Page:
-        found, last, _ = self._unread(reader, origin, limit)
+    def _page(self, reader: Reader, origin: str, limit: int, after: int = 0) -> Page:
+        found, last, _ = self._unread(reader, origin, limit, after)
         return Page([brief for brief, _ in found], None if last is None else f"{CURSOR}{last}")
 
-    def _unread(self, reader: Reader, origin: str, limit: int) -> tuple[list[tuple[TaskBrief, str]], int | None, bool]:
+    def _unread(
+        self, reader: Reader, origin: str, limit: int, after: int = 0
+    ) -> tuple[list[tuple[TaskBrief, str]], int | None, bool]:
         """Gives tasks with what was noted of them, each once, the last row looked at, and whether there may be more."""
-        rows = inbox.unread(reader, origin, limit)
+        rows = inbox.unread(reader, origin, limit, after)
         found: dict[str, tuple[TaskBrief, str]] = {}
         for row in rows:
             task = None if row.subject is None else journal.task_by_id(reader, row.subject)

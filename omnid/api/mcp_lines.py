@@ -55,6 +55,11 @@ class Client(Protocol):
         """The tools that it gets; None: all."""
         ...
 
+    @property
+    def read_only(self) -> bool:
+        """Whether it asked for what changes nothing alone."""
+        ...
+
 
 class Stranger(NamedTuple):
     """A client that has said nothing of itself: one that came over HTTP."""
@@ -64,6 +69,7 @@ class Stranger(NamedTuple):
     parent: str | None = None
     above: tuple[str, ...] = ()
     tools: frozenset[str] | None = None
+    read_only: bool = False
 
 
 class Session:

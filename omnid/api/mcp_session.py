@@ -294,6 +294,7 @@ def _caller(context: Context) -> Caller:
         request_id=id_json(context.request_id).decode(),
         parent=connection.parent,
         above=connection.above,
+        read_only=connection.read_only,
     )
 
 

@@ -20,7 +20,7 @@ POLL_MS = 1_000
 
 
 def task_fields(brief: TaskBrief, why: str | None, kept_ms: int, *, modern: bool) -> dict[str, Any]:
-    """Gives the members of a Task; `kept_ms` is how long the journal keeps a task that has ended.
+    """Gives the members of a Task; `kept_ms` is how long a task that has ended is surely kept.
 
     The time to live counts from the creation, so it is known once the task has ended, and null before.
     """

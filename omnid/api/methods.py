@@ -3,7 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Hashable, Mapping
 from functools import partial, wraps
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +22,7 @@ from omnid.api.journal_views import JournalViews
 from omnid.api.mode_views import ModeViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
+from omnid.api.repeats import Repeats
 from omnid.api.routing import Routing
 from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
@@ -38,15 +39,14 @@ from omnid.flow.control import Cancelling, Effect
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
-from omnid.flow.once import kept, once
-from omnid.flow.retention import DAY_MS
+from omnid.flow.once import once
+from omnid.flow.retention import promised_ms
 from omnid.flow.schedules import Schedules
 from omnid.model import Submit, Submitted
 from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
 from omnid.store.interface import Outcome, Reader, Tx
 
-T = TypeVar("T")
 P = TypeVar("P")
 
 FOLLOW_UP_S = 10.0
@@ -106,6 +106,7 @@ class Api:
         self.night = Night(context, gates, self._views)
         self.schedules = ScheduleViews(context, schedules or Schedules(context, cancelling))
         self.answering = Answering(context, self._controlled_now)
+        self._repeats = Repeats(context)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -116,7 +117,8 @@ class Api:
         caller = self._entitled(caller)
         if method.all_origins and not caller.rights.sees_all:
             raise Rejected("shows_all", method=name, origin=caller.origin)
-        return await method.handler(self, caller, params)
+        do = partial(method.handler, self, caller, params)
+        return await self._repeats.answered(caller, name, params, method.result, do)
 
     def _entitled(self, caller: Caller) -> Caller:
         return entitled(caller, self._context.config)
@@ -167,53 +169,18 @@ class Api:
 
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""
-        try:
-            fn, then = self.begin_submit(caller, params)
-        except OmnidError:
-            before = await self._answered(caller, "task.submit", params, (params,), lambda found: found[0], Submitted)
-            if before is None:
-                raise
-            return before
+        fn, then = self.begin_submit(caller, params)
         return await self._context.store.write(fn, then=then)
 
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
-        name, answer = "task.submit_batch", shapes.SubmittedBatch
-        try:
-            write = self._plan(caller, params.tasks)
-        except OmnidError:
-            before = await self._answered(caller, name, params, params.tasks, answer, answer)
-            if before is None:
-                raise
-            return before
-        fn = once(caller, name, params, lambda tx: answer(write(tx)), answer)
+        answer = shapes.SubmittedBatch
+        self._room.check(self._context.config.store.free_bytes_min)
+        write = intake.plan(self._context, caller, params.tasks)
+        fn = once(caller, "task.submit_batch", params, lambda tx: answer(write(tx)), answer)
         bulk = len(params.tasks) > BULK_TASKS
         timed = any(task.not_before_ms is not None or task.deadline_ms is not None for task in params.tasks)
         return await self._context.store.write(fn, bulk=bulk, then=self._timed if timed else None)
-
-    def _plan(self, caller: Caller, asked: Sequence[Submit]) -> Callable[[Tx], list[Submitted]]:
-        self._room.check(self._context.config.store.free_bytes_min)
-        return intake.plan(self._context, caller, asked)
-
-    async def _answered(
-        self,
-        caller: Caller,
-        name: str,
-        params: Struct,
-        asked: Sequence[Submit],
-        make: Callable[[list[Submitted]], T],
-        answer: type[T],
-    ) -> T | None:
-        """Gives the answer to a repeat of what was done before, though it couldn't be taken now; None: it is new."""
-
-        def find(reader: Reader) -> T | None:
-            before = kept(reader, caller, name, params, answer)
-            if before is not None:
-                return before
-            found = intake.known(reader, caller, asked)
-            return None if found is None else make(found)
-
-        return await self._context.store.read(find)
 
     def _timed(self, _written: object) -> None:
         """Wakes the timer where a new task has a time of its own."""
@@ -237,8 +204,8 @@ class Api:
         return self.workspaces.shown(view)
 
     def kept_ms(self) -> int:
-        """Gives how long a task that has ended is kept."""
-        return round(self._context.config.retention.finished_days * DAY_MS)
+        """Gives how long a task that has ended is surely kept."""
+        return promised_ms(self._context.config.retention)
 
     async def search(self, caller: Caller, params: shapes.Search) -> shapes.Page:
         """Gives the tasks that fit a filter, newest first; or the caller's inbox."""

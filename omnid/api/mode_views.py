@@ -3,6 +3,7 @@
 from functools import partial
 
 import anyio
+from msgspec.structs import replace
 
 from omnid.api.shapes import Empty, Finding
 from omnid.api.shapes_mode import (
@@ -33,9 +34,10 @@ class ModeViews:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def show(self, _caller: Caller, _params: Empty) -> ModeShown:
-        """Says what omnid can reach, and what is known of each channel."""
-        return self._shown()
+    async def show(self, caller: Caller, _params: Empty) -> ModeShown:
+        """Says what omnid can reach, and what is known of each channel; an agent isn't told where its keys lie."""
+        shown = self._shown()
+        return shown if caller.role == "person" else replace(shown, channels=[_unnamed(one) for one in shown.channels])
 
     def _shown(self) -> ModeShown:
         """Gives the mode and what is known of each channel."""
@@ -146,6 +148,10 @@ def _channel(channel: Channel, facts: Facts, failures: int) -> ChannelState:
         why_closed=known.why_closed if closed_until_ms is not None else "",
         keys=keys,
     )
+
+
+def _unnamed(channel: ChannelState) -> ChannelState:
+    return replace(channel, keys=[replace(key, reference=None) for key in channel.keys])
 
 
 def _later(at_ms: int | None, now_ms: int) -> int | None:

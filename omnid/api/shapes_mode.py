@@ -14,9 +14,10 @@ class ModeHold(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class KeyState(Struct, frozen=True):
-    """A key of a channel, by its reference."""
+    """A key of a channel."""
 
-    reference: str
+    reference: str | None
+    """Where its secret lies; only people are told."""
     closed_until_ms: int | None
     """Its limit holds until then."""
     refused: str | None

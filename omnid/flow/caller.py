@@ -29,6 +29,8 @@ class Caller(Struct, frozen=True):
     """The task from inside which the request comes."""
     above: tuple[str, ...] = ()
     """The origins of that task and of those above it: what comes from inside may do no more than they."""
+    read_only: bool = False
+    """Whether it asked to change nothing, its inbox neither."""
     rights: Rights = UNBOUND
     """What the config lets it do: see `entitled`, which comes before anything else for what an agent asks."""
 

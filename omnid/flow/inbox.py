@@ -25,9 +25,9 @@ def keep_for_origin(tx: Tx, config: Config, task: Task, event: str) -> None:
         outbox.put(tx, f"{QUEUE}{task.origin}", "inbox", task.id, {"event": event}, rows_max=config.outbox.rows_max)
 
 
-def unread(reader: Reader, origin: str, limit: int) -> list[Delivery]:
-    """Gives what an origin hasn't acknowledged, the oldest first."""
-    return outbox.peek(reader, f"{QUEUE}{origin}", limit)
+def unread(reader: Reader, origin: str, limit: int, after: int = 0) -> list[Delivery]:
+    """Gives what an origin hasn't acknowledged, the oldest first, behind the row of an `ord`."""
+    return outbox.peek(reader, f"{QUEUE}{origin}", limit, after)
 
 
 def last(reader: Reader, origin: str) -> int | None:

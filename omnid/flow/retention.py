@@ -38,10 +38,11 @@ class Retention:
         context = self._context
         gone = 0
         while True:
-            settings = context.config.retention
+            settings, now_ms = context.config.retention, context.clock.wall_ms()
             find = partial(
                 doomed,
-                before_ms=context.clock.wall_ms() - round(settings.finished_days * DAY_MS),
+                before_ms=now_ms - round(settings.finished_days * DAY_MS),
+                promised_before_ms=now_ms - promised_ms(settings),
                 surplus=self._surplus(),
                 batch=settings.batch,
             )
@@ -76,6 +77,11 @@ class Retention:
         return max(0, finished - self._context.config.retention.finished_max)
 
 
+def promised_ms(settings: Settings) -> int:
+    """Gives how long a task that has ended is surely kept, however many there are."""
+    return round(min(settings.finished_days, settings.kept_days_min) * DAY_MS)
+
+
 class Doomed(NamedTuple):
     """Finished tasks that are over their age or number, and their attempts."""
 
@@ -83,14 +89,14 @@ class Doomed(NamedTuple):
     attempts: list[str]
 
 
-def doomed(reader: Reader, *, before_ms: int, surplus: int, batch: int) -> Doomed:
-    """Finds tasks that finished before a time, and the oldest of those beyond the limit.
+def doomed(reader: Reader, *, before_ms: int, promised_before_ms: int, surplus: int, batch: int) -> Doomed:
+    """Finds tasks that finished before a time, and the oldest of those beyond the limit, but none that is promised.
 
     One that others still wait for is passed over: the timer has yet to tell them.
     """
     ids: dict[str, None] = {row[0]: None for row in reader.all("finished_before", before_ms, batch)}
     if surplus:
-        ids.update((row[0], None) for row in reader.all("finished_oldest", min(surplus, batch)))
+        ids.update((row[0], None) for row in reader.all("finished_before", promised_before_ms, min(surplus, batch)))
     tasks = [id for id in list(ids)[:batch] if not reader.all("dependents", id, 1)]
     return Doomed(tasks, [row[0] for id in tasks for row in reader.all("attempt_ids", id)])
 

@@ -51,7 +51,7 @@ def put(tx: Tx, destination: str, kind: str, subject: str | None, body: Mapping[
         row = tx.one("outbox_count", destination)
         count = row[0] if row else 0
     if count >= rows_max:
-        oldest = tx.all("outbox_next", destination, count + 1 - rows_max)
+        oldest = tx.all("outbox_next", destination, 0, count + 1 - rows_max)
         for row in oldest:
             tx.forget(OUTBOX, row[1])
         count -= len(oldest)
@@ -64,9 +64,9 @@ def put(tx: Tx, destination: str, kind: str, subject: str | None, body: Mapping[
     return id
 
 
-def peek(reader: Reader, destination: str, limit: int) -> list[Delivery]:
-    """Gives what is delivered next, in order."""
-    return [delivery_of(row) for row in reader.all("outbox_next", destination, limit)]
+def peek(reader: Reader, destination: str, limit: int, after: int = 0) -> list[Delivery]:
+    """Gives what is delivered next, in order, behind the row of an `ord`."""
+    return [delivery_of(row) for row in reader.all("outbox_next", destination, after, limit)]
 
 
 def last(reader: Reader, destination: str) -> int | None:

@@ -263,7 +263,7 @@ SELECT id FROM answer WHERE ord < $1 ORDER BY ord LIMIT $2
 SELECT ord FROM answer ORDER BY ord DESC LIMIT 1 OFFSET $1
 
 -- name: outbox_next
-SELECT {outbox_row} FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL ORDER BY ord LIMIT $2
+SELECT {outbox_row} FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL AND ord > $2 ORDER BY ord LIMIT $3
 -- name: outbox_by_id
 SELECT {outbox_row} FROM outbox WHERE id = $1
 -- name: outbox_count
@@ -290,8 +290,6 @@ SELECT id, event FROM ask WHERE task_id = $1
 
 -- name: finished_before
 SELECT id FROM task WHERE finished_at_ms < $1 ORDER BY finished_at_ms LIMIT $2
--- name: finished_oldest
-SELECT id FROM task WHERE finished_at_ms IS NOT NULL ORDER BY finished_at_ms LIMIT $1
 -- name: old_tombstones
 SELECT collection, id FROM change WHERE kind = 'delete' AND hlc < $1 ORDER BY seq LIMIT $2
 

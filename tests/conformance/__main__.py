@@ -21,6 +21,8 @@ RUNS = {
     "requirements 2026-07-28": ("--requirements", "2026-07-28"),
     "requirements 2025-11-25": ("--requirements", "2025-11-25"),
 }
+PASSED_MIN = {"suite all": 229, "requirements 2026-07-28": 194, "requirements 2025-11-25": 81}
+"""How many checks of the suite's locked version pass: a run that has tried less has found less, too."""
 RUN_S = 600
 
 
@@ -64,7 +66,7 @@ def run_all() -> dict[str, Run]:
         runs = dict(zip(RUNS, pool.map(run, RUNS.values()), strict=True))
     report = Report("conformance")
     for name, counted in runs.items():
-        report.add(f"{name}: checks passed", counted.passed, "")
+        report.add(f"{name}: checks passed", counted.passed, "", ">=", PASSED_MIN[name])
         report.add(f"{name}: checks failed", counted.failed, "", "<=", 0)
     report.write()
     return runs
@@ -75,7 +77,7 @@ def main() -> int:
     for name, counted in runs.items():
         shown = [line for line in counted.lines if line and line[0] != "✓"]
         sys.stdout.write(f"{name}\n" + "".join(f"  {line}\n" for line in shown))
-    return int(any(counted.failed for counted in runs.values()))
+    return int(any(counted.failed or counted.passed < PASSED_MIN[name] for name, counted in runs.items()))
 
 
 if __name__ == "__main__":

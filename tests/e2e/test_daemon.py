@@ -245,7 +245,7 @@ def test_finished_tasks_go_when_their_time_is_over(home: Home) -> None:
     tasks = [home.wait(home.sh("echo output"))["task"]["name"] for _ in range(5)]
     kept = home.sh("true", not_before_ms=now_ms() + 3_600_000)
     home.stop()
-    home.configure("[retention]\nfinished_max = 2")
+    home.configure("[retention]\nfinished_max = 2\nkept_days_min = 0")
     home.start()
     until(lambda: home.client.status()["tasks"].get("completed") == 2, "retention")
     assert {task["name"] for task in home.client.list()["tasks"]} == {*tasks[3:], kept}

@@ -217,7 +217,7 @@ def settings(directory: Path) -> shapes.Config:
         daemon=shapes.Daemon(slots_max=SLOTS_MAX),
         store=shapes.Store(free_bytes_min=1024),
         task=shapes.Task(timeout_s=TIMEOUT_S),
-        retention=shapes.Retention(finished_max=FINISHED_MAX, batch=5),
+        retention=shapes.Retention(finished_max=FINISHED_MAX, kept_days_min=0, batch=5),
         retry=shapes.Retry(attempts_max=3, backoff_base_s=1.0, backoff_max_s=10.0),
         agents=shapes.Agents(allow=("safe",)),
     )

@@ -30,11 +30,6 @@ pytestmark = pytest.mark.anyio
 SESSION = "019a0000-0000-7000-8000-000000000001"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Mcp:
     def __init__(self) -> None:
         self.preloaded = 0
@@ -86,7 +81,7 @@ class Client:
         self.started: list[Any] = []
         tasks = SimpleNamespace(start_soon=self.started.append)
         self.connection: Any = SimpleNamespace(
-            role="person", origin=None, session=None, parent=None, above=(), tasks=tasks
+            role="person", origin=None, session=None, parent=None, above=(), tools=None, read_only=False, tasks=tasks
         )
         self._id = 0
 

@@ -64,6 +64,23 @@ async def test_the_next_session_is_told_and_acknowledges_by_the_cursor(home: Hom
             assert "inbox" not in (await one.ask("server/discover"))["instructions"] if modern else True
 
 
+async def test_who_only_reads_acknowledges_nothing(home: Home) -> None:
+    work = Work(home)
+    async with home.daemon() as daemon, talk(daemon, modern=True, declared=False) as one:
+        names = [await ended(one, work) for _ in range(3)]
+        async with await anyio.connect_unix(daemon.context.config.socket.path) as stream:
+            reader = Talk(stream, modern=False)
+            await reader.ask("omnid/hello", role="agent", origin="me", readonly=True)
+            reader.modern = True
+            first, cursor = await read(reader, limit=2)
+            assert await read(reader, limit=2, cursor=cursor) == (names[2:], last := (await read(one))[1])
+            assert await read(reader, cursor=last) == ([], None)
+            assert "page cursor" in await call(reader, "task_search", inbox=True, cursor="inbox-x")
+        assert first == names[:2]
+        assert (await read(one))[0] == names, "it is still the agent's own to acknowledge"
+        assert await read(one, cursor=cursor) == (names[2:], last)
+
+
 async def test_an_inbox_is_its_origin_s_own(home: Home) -> None:
     work = Work(home)
     async with home.daemon() as daemon:

@@ -46,7 +46,7 @@ class Flow(Acted):
     @initialize()
     def start(self) -> None:
         self.begin(World)
-        self.world.set("retention", finished_max=3, batch=2)
+        self.world.set("retention", finished_max=3, kept_days_min=0, batch=2)
         self.world.set("agents", allow=("safe",))
 
     def known(self) -> list[str]:

@@ -42,7 +42,7 @@ class Lid(Acted):
     @initialize(zone=ZONES)
     def start(self, zone: str) -> None:
         self.begin(Purse)
-        self.world.set("retention", finished_max=2, calls_days=32)
+        self.world.set("retention", finished_max=2, kept_days_min=0, calls_days=32)
         self.world.set("agents", allow=("codex",))
         self.caps(11, 0, 6, 0, 6, 6, 0)
         self.other_zone(zone)

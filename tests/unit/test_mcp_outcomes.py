@@ -7,6 +7,7 @@ import anyio
 import jsonschema
 import pytest
 
+from omnid.daemon import Daemon
 from omnid.model import InputRequest
 from omnid.states import STATES
 from tests.fakes.executor import Crash, InProcessExecutor, asks
@@ -42,11 +43,6 @@ ACTIONS: tuple[dict[str, Any], ...] = (
 )
 TEXT_CHARS_MAX = 700
 """The longest error that a model has to read."""
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 async def work(argv: tuple[str, ...]) -> Any:
@@ -92,6 +88,29 @@ async def states(call: Tools) -> dict[str, str]:
     return found
 
 
+async def schedules(daemon: Daemon, call: Tools) -> None:
+    """Submits schedules, which are no tasks but make some, and runs one."""
+    asked: dict[str, Any] = {
+        "argv": ["success"],
+        "executor": "mine",
+        "schedule": {"name": "nightly", "cron": "0 3 * * *"},
+    }
+    made = await call("task_submit", **asked)
+    assert (made["state"], made["name"], made["created"]) == ("scheduled", "me/nightly", True)
+    assert await call("task_submit", **asked) == {**made, "created": False}
+    for refused in ({"argv": ["other"]}, {"schedule": {"name": "x", "cron": "eaten"}}, {"after": ["t1"]}, {"lane": ""}):
+        assert not await call("task_submit", **{**asked, **refused}), refused
+    assert not await call("task_get", task=made["name"]), "a schedule is no task"
+    assert not await call("task_control", task=made["name"], action="cancel")
+    async with await anyio.connect_unix(daemon.context.config.socket.path) as stream:
+        run = await Talk(stream, modern=False).ask("omnid/schedule.run", name=made["name"])
+    view = await call("task_get", task=run["id"], wait_s=10)
+    assert view["task"]["state"] == "completed"
+    closed = {"argv": ["x"], "executor": "closed", "schedule": {"name": "closed", "every_s": 1}}
+    assert (await call("task_submit", **closed))["state"] == "scheduled"
+    assert await call("status")
+
+
 @pytest.mark.parametrize("modern", [True, False])
 async def test_every_tool_in_every_outcome(tmp_path: Path, *, modern: bool) -> None:
     home = Home(tmp_path)
@@ -130,5 +149,29 @@ async def test_every_tool_in_every_outcome(tmp_path: Path, *, modern: bool) -> N
             assert not await call("task_search", **filters)
         for tool in ("task_get", "task_control"):
             assert not await call(tool, task="t99", **({"action": "cancel"} if tool == "task_control" else {}))
+        await schedules(daemon, call)
         assert call.fits > 100
         assert call.errors > 30
+
+
+@pytest.mark.parametrize("modern", [True, False])
+async def test_what_a_task_came_to_fits_the_tool_that_made_it(tmp_path: Path, *, modern: bool) -> None:
+    home = Home(tmp_path)
+    home.executors = {"mine": InProcessExecutor("mine", work)}
+    home.file.write_text(CONFIG.replace('name = "closed"', 'name = "mine2"'))
+    async with home.daemon() as daemon, talk(daemon, modern=modern, declared=True) as client:
+        listed = {tool["name"]: tool for tool in (await client.ask("tools/list"))["tools"]}
+        schema = jsonschema.Draft202012Validator(listed["task_submit"]["outputSchema"])
+        for outcome in ("success", "failure", "rejected", "crash"):
+            arguments = {"argv": [outcome], "executor": "mine"}
+            more = {} if modern else {"task": {}}
+            made = await client.ask("tools/call", name="task_submit", arguments=arguments, **more)
+            task_id = made["taskId"] if modern else made["task"]["taskId"]
+            await client.ask("tools/call", name="task_get", arguments={"task": task_id, "wait_s": 10})
+            came = (
+                (await client.ask("tasks/get", taskId=task_id))["result"]
+                if modern
+                else await client.ask("tasks/result", taskId=task_id)
+            )
+            schema.validate(came["structuredContent"])
+            assert came["isError"] is (outcome != "success")

@@ -3,18 +3,15 @@
 import anyio
 import pytest
 
+from omnid.api.mcp_task_shapes import task_fields
 from omnid.errors import Rejected
 from omnid.flow.retention import DAY_MS, Retention
 from omnid.model import Submit
+from tests.fakes.calls import Calls
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 async def ended(world: World, *argv: str, outcome: str = "success", **fields: object) -> str:
@@ -45,12 +42,34 @@ async def test_a_finished_task_goes_when_its_days_are_over(world: World, clock: 
 
 
 async def test_the_oldest_finished_go_when_there_are_too_many(world: World, clock: FakeClock) -> None:
-    world.set("retention", finished_max=2, batch=2)
+    world.set("retention", finished_max=2, kept_days_min=0, batch=2)
     for _ in range(7):
         clock.now_ms += 1
         await ended(world)
+    clock.now_ms += 1
     assert await world.retain() == 5
     assert await names(world) == ["t6", "t7"]
+
+
+async def test_no_task_goes_before_the_time_that_a_client_was_shown(world: World, clock: FakeClock) -> None:
+    world.set("retention", finished_max=2, kept_days_min=3.0, batch=2)
+    first = await ended(world)
+    call = Calls(world)
+    brief = (await call("task.get", task=first)).task
+    until_ms = brief.created_at_ms + task_fields(brief, None, call.api.kept_ms(), modern=True)["ttlMs"]
+    for _ in range(4):
+        clock.now_ms += 1000
+        await ended(world)
+    clock.now_ms = until_ms
+    assert await world.retain() == 0, "it was promised, however many there are"
+    clock.now_ms += 1
+    assert await world.retain() == 1
+    assert await names(world) == ["t2", "t3", "t4", "t5"]
+    clock.now_ms += DAY_MS
+    assert await world.retain() == 2
+    assert await names(world) == ["t4", "t5"]
+    world.set("retention", finished_days=1.0)
+    assert call.api.kept_ms() == DAY_MS, "what goes by its age is promised no longer than that"
 
 
 async def test_numbers_are_never_given_again(world: World, clock: FakeClock) -> None:
@@ -155,7 +174,6 @@ async def test_a_task_that_is_run_again_meanwhile_stays(world: World, clock: Fak
     assert (await world.task(task_id)).state == "idle"
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_rounds_follow_each_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnid.flow.retention.ROUND_S", 0.001)
     rounds: list[int] = []

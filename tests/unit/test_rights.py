@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid.api.methods import METHODS
+from omnid.channels import whole
 from omnid.clock import is_uuid
 from omnid.errors import OmnidError, Retryable
 from omnid.flow.caller import Caller
@@ -16,7 +17,7 @@ from omnid.flow.failover import Failover
 from omnid.flow.schedules import Schedules
 from omnid.model import Gate, Schedule, Submit, Task, Work
 from omnid.route.rights import Rights, rights_of
-from omnid.settings import Origin, Rule
+from omnid.settings import Channel, Origin, Rule
 from tests.fakes.calls import Calls, code
 from tests.fakes.clock import FakeClock
 from tests.fakes.executor import InProcessExecutor
@@ -33,11 +34,6 @@ SECTIONS = st.lists(
     unique_by=lambda section: section.name,
 )
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture
@@ -371,3 +367,16 @@ async def test_schedules_out_of_sight_are_not_there_and_what_they_run_has_their_
     assert refused is not None
     assert refused.code == "executor_closed"
     assert (await call("schedule.show", OTHER, name="hidden")).problem is None
+
+
+async def test_where_keys_lie_is_for_people(call: Calls) -> None:
+    channel = Channel(
+        name="lab", base_url="http://127.0.0.1:9/v1", models=("m",), key="env:K", backup_keys=("file:/k",)
+    )
+    world = call.world
+    world.context.config = msgspec.structs.replace(world.context.config, channel=(whole(channel),))
+    (shown,) = (await call("mode.show")).channels
+    assert [key.reference for key in shown.keys] == ["env:K", "file:/k"]
+    (seen,) = (await call("mode.show", CI)).channels
+    assert [key.reference for key in seen.keys] == [None, None]
+    assert msgspec.structs.replace(seen, keys=shown.keys) == shown

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnid.executor.workspace import kind_for, uses
+from omnid.executor.workspace_kind import kind_for, uses
 from omnid.executor.workspace_record import NAME_CHARS_MAX, key_of
 from omnid.model import Work
 from omnid.settings import CommandExecutor as Section
