@@ -8,11 +8,14 @@ from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from msgspec import Struct
+from pydantic import ValidationError
 
 from omnid.errors import OmnidError
 from omnid.flow.caller import Caller
 
 Context = ServerRequestContext[Any, Any]
+FAULTS_MAX = 3
+"""How many of the faults of one request are told."""
 
 
 class Calls:
@@ -71,6 +74,13 @@ class Notice:
 def is_modern(context: Context) -> bool:
     """Tells whether the request is of 2026-07-28 or later."""
     return context.protocol_version in MODERN_PROTOCOL_VERSIONS
+
+
+def unfit(method: str, error: ValidationError) -> MCPError:
+    """Makes the protocol's error of parameters that don't fit their method: `data` holds which, and why."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:FAULTS_MAX]
+    faults = [{"where": ".".join(str(part) for part in one["loc"])[:100], "what": one["msg"][:200]} for one in found]
+    return MCPError(types.INVALID_PARAMS, "Invalid request parameters", {"method": method, "faults": faults})
 
 
 def invalid(error: OmnidError) -> MCPError:

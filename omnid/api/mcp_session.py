@@ -19,10 +19,11 @@ from mcp.server.lowlevel import Server
 from mcp.server.runner import serve_dual_era_loop, serve_loop
 from mcp.shared.exceptions import MCPError
 from msgspec import Struct
+from pydantic import ValidationError
 
 from omnid.api.http_gate import App, Guest, guest_of
 from omnid.api.mcp_asks import Asks
-from omnid.api.mcp_calls import Calls, is_modern
+from omnid.api.mcp_calls import Calls, is_modern, unfit
 from omnid.api.mcp_completions import Completions
 from omnid.api.mcp_follow import Follow
 from omnid.api.mcp_http import serving
@@ -57,6 +58,7 @@ CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = {
     "resources/templates/list": _FIXED,
     "resources/read": CacheHint(ttl_ms=0, scope="private"),
 }
+BEGIN = "Send initialize first, or say the version in the request's _meta (2026-07-28)."
 ORIGIN_CHARS_MAX = 100
 OTHER_ERA = "This connection was opened without the _meta of 2026-07-28, so that no request on it may carry it."
 
@@ -136,8 +138,17 @@ class ToolServer(Calls):
         return await call_next(ctx)
 
     async def _greet(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        """Says at the greeting what ended while the client was away."""
-        result = await call_next(ctx)
+        """Says at the greeting what ended while the client was away, and of a request what is wrong with it."""
+        try:
+            result = await call_next(ctx)
+        except ValidationError as error:
+            raise unfit(ctx.method, error) from error
+        except MCPError as error:
+            if error.error.data != "":
+                raise
+            # Of the SDK's own: it tells nothing of a request that comes before its session.
+            data = {"method": ctx.method, "do": BEGIN}
+            raise MCPError(error.error.code, error.error.message, data) from error
         if ctx.method not in ("initialize", "server/discover") or not isinstance(result, dict):
             return result
         line = await self._api.inbox.line(_origin_of(ctx))

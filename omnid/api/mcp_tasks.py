@@ -50,6 +50,7 @@ LISTENED_MAX = 100
 PROGRESS_S = 5.0
 """How often a wait for a result reports progress to a client that asked for it."""
 
+DO_RESPOND = "Answer each with an `action` (accept, decline, cancel), and with `content` where it accepts a form."
 INSTEAD = {
     "tasks/result": "tasks/get has the result once the task has ended.",
     "tasks/list": "The tool task_search lists tasks.",
@@ -129,8 +130,8 @@ class Tasks:
         """Takes answers to a task's questions; those to questions that aren't open are to be ignored."""
         if not _allowed(context) or not self._calls.offers(context, "task_control"):
             raise _no_method(context)
+        view = await self._view(context, params.task_id)
         try:
-            view = await self._view(context, params.task_id)
             while given := read_responses(params.input_responses, view):
                 try:
                     # As with any mutation: what has begun is brought to its end whatever becomes of the client.
@@ -143,7 +144,8 @@ class Tasks:
                         raise
                 view = await self._view(context, params.task_id)
         except msgspec.ValidationError as error:
-            raise MCPError(types.INVALID_PARAMS, f"inputResponses: {error}") from error
+            data = {"questions": [one.key for one in view.questions or ()], "do": DO_RESPOND}
+            raise MCPError(types.INVALID_PARAMS, f"inputResponses: {error}", data) from error
         except Rejected as error:
             raise invalid(error) from error
         return {}
@@ -259,15 +261,18 @@ class Tasks:
     async def _called(self, context: Context, call_next: CallNext) -> dict[str, Any]:
         name = (context.params or {}).get("name")
         if name != TOOL:
-            raise MCPError(types.METHOD_NOT_FOUND, f"{str(name)[:100]} is answered at once, so it makes no task.")
+            said = f"{str(name)[:100]} is answered at once, so it makes no task."
+            raise MCPError(types.METHOD_NOT_FOUND, said, {"tools": [TOOL], "do": "Call it without `task`."})
         answer = cast("dict[str, Any]", await call_next(context))
         made = answer.get("structuredContent")
         if answer.get("isError") or made is None:
             text = " ".join(part.get("text", "") for part in answer.get("content", ()))
-            raise MCPError(types.INVALID_PARAMS, text)
+            raise MCPError(types.INVALID_PARAMS, text, {"tool": TOOL, "do": "Correct the arguments: no task was made."})
         if made["state"] == SCHEDULED:
             raise MCPError(
-                types.INVALID_PARAMS, f"{made['name']} is a schedule and no task: ask for it without `task`."
+                types.INVALID_PARAMS,
+                f"{made['name']} is a schedule and no task: ask for it without `task`.",
+                {"schedule": made["name"], "do": "Nothing more: it is there, and runs at its times."},
             )
         view = await self._view(context, made["id"])
         said = f"The task {made['name']} is on the disk and goes on by itself; ask for it with task_get."
@@ -323,10 +328,12 @@ def _asked(context: Context, params: types.SubscriptionsListenRequestParams) -> 
         return ()
     require_client_extension(context, EXTENSION)
     if not isinstance(asked, list) or not all(isinstance(one, str) for one in cast("list[Any]", asked)):
-        raise MCPError(types.INVALID_PARAMS, "taskIds is a list of the UUIDs of tasks.")
+        raise MCPError(types.INVALID_PARAMS, "taskIds is a list of the UUIDs of tasks.", {"limit": LISTENED_MAX})
     ids = list(dict.fromkeys(cast("list[str]", asked)))
     if len(ids) > LISTENED_MAX:
-        raise MCPError(types.INVALID_PARAMS, f"A subscription follows at most {LISTENED_MAX} tasks.")
+        raise MCPError(
+            types.INVALID_PARAMS, f"A subscription follows at most {LISTENED_MAX} tasks.", {"limit": LISTENED_MAX}
+        )
     return ids
 
 
