@@ -2,8 +2,8 @@
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
-# A worker for each core, though not more daemons and brokers at once than a machine of any size should have.
-WORKERS := -n auto --maxprocesses 4 --dist worksteal
+# Several tests at once: WORKERS="-n 2 --dist worksteal".
+WORKERS ?=
 SEEDS ?= 1000
 KILLS ?= 1000
 # Programs that tests talk to.
