@@ -44,7 +44,6 @@ from omnid.flow.retention import promised_ms
 from omnid.flow.schedules import Schedules
 from omnid.model import Submit, Submitted
 from omnid.route.router import unknown_executor
-from omnid.states import TERMINAL
 from omnid.store.interface import Outcome, Reader, Tx
 
 P = TypeVar("P")
@@ -186,16 +185,24 @@ class Api:
 
         An agent waits no longer either when its task asks something.
         """
-        store = self._context.store
-        task = await store.read(lambda reader: find_task(reader, params.task, caller))
-        timed_out = False
-        if params.wait_s and task.state not in TERMINAL:
-            with anyio.move_on_after(params.wait_s) as scope:
-                await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
-            timed_out = scope.cancelled_caught
-        by_id = shapes.Get(task=task.id, output=params.output)
-        view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
+        view = None
+        if params.wait_s:
+            with anyio.move_on_after(params.wait_s):
+                view = await self._waiting.until(params.task, partial(self._over, caller=caller, params=params))
+        if view is None:
+            timed_out = bool(params.wait_s)
+            view = await self._context.store.read(
+                lambda reader: self._views.view(reader, caller, params, timed_out=timed_out)
+            )
         return self.workspaces.shown(view)
+
+    def _over(self, reader: Reader, *, caller: Caller, params: shapes.Get) -> tuple[str, shapes.TaskView | None]:
+        """Gives a task's id, and how it looks where there is nothing to wait for any more."""
+        task = find_task(reader, params.task, caller)
+        asks = caller.role == "agent" and task.origin == caller.origin
+        if not self._waiting.over(task, asks=asks):
+            return task.id, None
+        return task.id, self._views.view(reader, caller, params, timed_out=False)
 
     def kept_ms(self) -> int:
         """Gives how long a task that has ended is surely kept."""
