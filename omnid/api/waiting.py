@@ -1,18 +1,14 @@
-"""Waits for tasks: for their next change, and until there is something to see."""
+"""Waits for tasks: for their next change, and until there is nothing to wait for."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import anyio
 
 from omnid.flow.context import Context
 from omnid.flow.gates import Gates
-from omnid.model import Task
 from omnid.states import TERMINAL
-from omnid.store.interface import Reader
-
-T = TypeVar("T")
+from omnid.store import journal
 
 
 class Waiting:
@@ -32,22 +28,13 @@ class Waiting:
         finally:
             watch.forget(task_id, event)
 
-    def over(self, task: Task, *, asks: bool) -> bool:
-        """Tells whether a task has ended, or only a key or a login helps it on; with `asks` also whether it asks."""
-        if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
-            return True
-        return asks and task.state == "input_required"
-
-    async def until(self, name: str, look: Callable[[Reader], tuple[str, T | None]]) -> T:
-        """Has a task looked at, now and after each change, until something is seen of it, and gives that.
-
-        `look` gives its id too. `name` is how it is asked for, which mostly is its id already: one look less.
-        """
+    async def settled(self, task_id: str, *, asks: bool) -> None:
+        """Waits until the task has ended, or only a key or a login helps it on; with `asks` also until it asks."""
         while True:
-            with self.change_of(name) as changed:
-                id, seen = await self._context.store.read(look)
-                if seen is not None:
-                    return seen
-                if id == name:
-                    await changed.wait()
-            name = id
+            with self.change_of(task_id) as changed:
+                task = await self._context.store.peek(lambda reader: journal.need_task(reader, task_id))
+                if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
+                    return
+                if asks and task.state == "input_required":
+                    return
+                await changed.wait()

@@ -1,6 +1,6 @@
 """Takes results: ends the attempt and moves its task on, in one transaction. Late and double results are refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ Chance = Callable[[float, float], float]
 
 SETTLE_BACKOFF = Backoff(base_s=0.5, max_s=30.0)
 UNSTARTED_WAIT_S = 1.0
+ALONE = ("workspace_full", "workspace_down", "runner_refused")
+"""Why an attempt may not have begun while nothing keeps the others of its executor."""
 WITHOUT_RESULT = frozenset({"unstarted", "lost"})
 
 
@@ -86,8 +88,8 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
     A crash is no failure of the task, so it isn't counted; but after each it waits longer than after the one before.
     """
     if result.outcome == "unstarted":
-        # Most of them closed the gate that they wait behind; for want of a workspace a task may wait alone.
-        alone = result.problem is not None and result.problem.code in ("workspace_full", "workspace_down")
+        # Most of them closed the gate that they wait behind; others may wait alone, for want of a workspace, say.
+        alone = result.problem is not None and result.problem.code in ALONE
         return Verdict(
             "again", task.failures, max(again_s, UNSTARTED_WAIT_S) if alone else UNSTARTED_WAIT_S, result.problem
         )
@@ -135,6 +137,12 @@ class Results:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
         return True
 
+    async def settle_all(self, results: Sequence[Result]) -> None:
+        """Settles results side by side, so that they share commits; returns when all of them are."""
+        async with anyio.create_task_group() as group:
+            for result in results:
+                group.start_soon(self.settle, result)
+
     def _finish(self, tx: Tx, *, result: Result) -> tuple[list[str], Turned]:
         context = self._context
         turned = Turned.nothing()  # Here and not outside, because the function may be run twice.
@@ -151,7 +159,7 @@ class Results:
     def _free(self, attempt_id: str, done: tuple[list[str], Turned]) -> None:
         """The slot goes with the commit: the dispatcher has looked in that transaction, and counted on it."""
         touched, turned = done
-        if touched:
+        if touched and not self._context.fleet.let_go(attempt_id):
             self._context.running.pop(attempt_id, None)
         self._gates.took(turned)
 
