@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from bench.served import NAME, SLOT_BYTES
 from bench.world import Connection, environ, real_daemon, request

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from omnid.errors import Rejected
 from omnid.flow.context import Context
@@ -51,7 +52,7 @@ class Commands:
         messenger = self._find(self._runner)
         if messenger is None:
             raise LinkDown("link_down", link=self._runner, detail="the config has no runner of that name any more")
-        messages = [message for delivery in batch if (message := self._message(delivery)) is not None]
+        messages = [message for delivery in batch if (message := await self._message(delivery)) is not None]
         if not messages:
             return
         try:
@@ -61,11 +62,19 @@ class Commands:
                 raise
             await self._settles.settle(messages[0].ended("rejected", Problem.of(error)))
 
-    def _message(self, delivery: Delivery) -> Message | None:
+    async def _message(self, delivery: Delivery) -> Message | None:
         if delivery.kind == "cancel":
             return msgspec.convert(delivery.body, Cancel)
         command = msgspec.convert(delivery.body, Command)
-        return command if self._context.fleet.where(command.attempt_id) == self._runner else None
+        fleet = self._context.fleet
+        # A reader may see a claim that was committed a moment before the fleet is told of it.
+        while fleet.where(command.attempt_id) is None and await self._is_open(command.attempt_id):
+            await checkpoint()
+        return command if fleet.where(command.attempt_id) == self._runner else None
+
+    async def _is_open(self, attempt_id: str) -> bool:
+        head = await self._context.store.read(lambda reader: reader.one("attempt_head", attempt_id))
+        return head is not None and head[4] is None
 
 
 def runner_of(queue: str) -> str | None:
