@@ -379,6 +379,8 @@ class Heartbeat(Struct, frozen=True):
     labels: tuple[str, ...] = ()
     leaving: bool = False
     """Whether it takes nothing new, because it is about to end."""
+    attempts: tuple[str, ...] | None = None
+    """Those that run there or wait for a slot; None: they are too many to be told."""
 
 
 Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]

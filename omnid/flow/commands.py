@@ -8,8 +8,8 @@ from anyio.lowlevel import checkpoint
 from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.flow.fleet import QUEUE, queue_of
-from omnid.flow.runner import Settles
-from omnid.link.interface import LinkDown, Message, Messenger
+from omnid.flow.runner import Settles, unbegun
+from omnid.link.interface import LinkDown, Messenger
 from omnid.model import Cancel, Command, Delivery, Problem
 from omnid.store import outbox
 from omnid.store.interface import Tx
@@ -47,14 +47,18 @@ class Commands:
     async def send(self, batch: Sequence[Delivery]) -> None:
         """See `Destination.send`. A command that can never be sent ends its attempt, and needs no place among the dead.
 
-        That of an attempt which has ended meanwhile is left out.
+        What was cancelled before it went out ends here; that of an attempt which has ended meanwhile is left out.
         """
-        messenger = self._find(self._runner)
-        if messenger is None:
-            raise LinkDown("link_down", link=self._runner, detail="the config has no runner of that name any more")
         messages = [message for delivery in batch if (message := await self._message(delivery)) is not None]
+        messenger = self._find(self._runner)
+        if messenger is None and not any(isinstance(message, Command) for message in messages):
+            return
+        if messenger is None or not self._context.fleet.reaches(self._runner):
+            detail = "the config has no runner of that name any more" if messenger is None else "it is down"
+            raise LinkDown("link_down", link=self._runner, detail=detail)
         if not messages:
             return
+        self._context.fleet.sends(message.attempt_id for message in messages)
         try:
             await messenger.send(self._runner, messages)
         except Rejected as error:
@@ -62,7 +66,7 @@ class Commands:
                 raise
             await self._settles.settle(messages[0].ended("rejected", Problem.of(error)))
 
-    async def _message(self, delivery: Delivery) -> Message | None:
+    async def _message(self, delivery: Delivery) -> Command | Cancel | None:
         if delivery.kind == "cancel":
             return msgspec.convert(delivery.body, Cancel)
         command = msgspec.convert(delivery.body, Command)
@@ -70,6 +74,8 @@ class Commands:
         # A reader may see a claim that was committed a moment before the fleet is told of it.
         while fleet.where(command.attempt_id) is None and await self._is_open(command.attempt_id):
             await checkpoint()
+        if fleet.is_withdrawn(command.attempt_id):
+            await self._settles.settle(unbegun(command))
         return command if fleet.where(command.attempt_id) == self._runner else None
 
     async def _is_open(self, attempt_id: str) -> bool:

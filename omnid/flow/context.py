@@ -251,8 +251,8 @@ class Context:
                 unused.set()
 
     def running_by_executor(self) -> Counter[str]:
-        """Counts the open attempts by executor."""
-        return Counter(self.running.values())
+        """Counts the open attempts by executor, those on runners elsewhere too."""
+        return Counter(self.running.values()) + self.fleet.running_by_executor()
 
     def trouble(self) -> Problem | None:
         """Gives why nothing can be written just now; what is tried again and again keeps this up to date."""

@@ -73,6 +73,7 @@ class Cancelling:
         context = self._context
         runner = context.fleet.where(attempt_id)
         if runner is not None:
+            context.fleet.withdraw(attempt_id)
             await context.store.write(lambda tx: recall(tx, runner, attempt_id))
             return
         context.ask_cancel(attempt_id)

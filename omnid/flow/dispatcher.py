@@ -29,7 +29,7 @@ from omnid.store import journal
 from omnid.store.interface import Reader, Tx
 from omnid.store.outbox import put
 
-SENT_MAX = 64
+SENT_MAX = 48
 """How many commands for runners elsewhere one transaction writes at most, so that others have their turn."""
 LOOK_MAX = 256
 """How many tasks of an executor are looked at for those that a runner can take, where not all take all."""
@@ -149,7 +149,7 @@ class Dispatcher:
                 self._claimed.append(command)
             context.watch.tell((command.task_id,))
         for sent in claimed.sent:
-            context.fleet.took(sent.attempt_id, sent.runner, sent.executor)
+            context.fleet.took(sent.attempt_id, sent.runner, sent.executor, unsent=True)
             context.watch.tell((sent.task_id,))
         self._gates.took(claimed.turned)
         if claimed.more or self._claimed:

@@ -17,6 +17,8 @@ QUEUE = "runner/"
 WINDOW_OF_SLOTS = 2
 """How many times its slots a runner gets at once: the next attempts lie ready when one ends, and what isn't sent yet is
 overtaken by whatever has a higher priority."""
+MISSING_LEASES = 2
+"""After how many leases an attempt is lost of which its runner, though it lives, has nothing."""
 LEASE_S = 60.0
 """The lease of a runner that left the config."""
 
@@ -51,6 +53,8 @@ class Peer:
         """When it was last asked for heartbeats."""
         self.unanswered = 0
         """How often it has been asked since it was last heard."""
+        self.missing: dict[str, float] = {}
+        """Attempts that its heartbeats should name and don't, and since when (monotonic)."""
         self.bounced: set[str] = set()
         """Executors whose commands it has given back since its last heartbeat."""
 
@@ -70,6 +74,25 @@ class Peer:
         said = () if self.heartbeat is None else self.heartbeat.labels
         return frozenset((*(() if self.section is None else self.section.labels), *said))
 
+    def look_for_missing(self, said: Heartbeat, now_s: float) -> None:
+        """Compares what a heartbeat names with what was sent.
+
+        Commands are taken in the order in which they were sent: one that isn't there has not arrived or has ended
+        where a later one is there, or where nothing waits for a slot.
+        """
+        if said.attempts is None:
+            self.missing.clear()
+            return
+        there = frozenset(said.attempts)
+        behind = len(there) <= said.running
+        missing: dict[str, float] = {}
+        for attempt_id in reversed(self.open):
+            if attempt_id in there:
+                behind = True
+            elif behind:
+                missing[attempt_id] = self.missing.get(attempt_id, now_s)
+        self.missing = missing
+
     def offers(self, executor: str) -> int:
         """Gives how many attempts of an executor it says it runs at once; 0: it doesn't take it."""
         if self.heartbeat is None or self.section is None or executor not in self.section.executors:
@@ -86,6 +109,10 @@ class Fleet:
         """By name; replaced and not changed, because readers look at it from their threads."""
         self._of: dict[str, Peer] = {}
         """The open attempts on runners."""
+        self._unsent: set[str] = set()
+        """Those of them that were claimed since the start and never tried to be sent."""
+        self._withdrawn: set[str] = set()
+        """Those of them that are not to be sent any more."""
         self.executors: frozenset[str] = frozenset()
         """Those that work on runners, and not in the daemon."""
         self.next_try: Callable[[str], int | None] = lambda _: None
@@ -129,10 +156,17 @@ class Fleet:
             self._up.add(link)
             for peer in self.on_link(link):
                 peer.awaited_s = self._clock.monotonic_s()
+                peer.watched_s = float("-inf")
+                peer.missing.clear()
 
     def link_down(self, link: str) -> None:
         """Hears that a link is down: nothing is sent, and nobody is called lost."""
         self._up.discard(link)
+
+    def reaches(self, runner: str) -> bool:
+        """Tells whether something can be sent to a runner now."""
+        peer = self.peers.get(runner)
+        return peer is not None and peer.link in self._up
 
     def is_up(self, link: str | None) -> bool:
         """Tells whether a link is up."""
@@ -159,6 +193,7 @@ class Fleet:
         peer.lost_at_ms = None
         peer.unanswered = 0
         peer.bounced.clear()
+        peer.look_for_missing(heartbeat, peer.heard_s)
         return news
 
     def lease_ends_s(self, peer: Peer) -> float | None:
@@ -177,31 +212,61 @@ class Fleet:
         """Begins all leases anew: the daemon itself could not listen for a while."""
         for peer in self.peers.values():
             peer.awaited_s = self._clock.monotonic_s()
+            peer.missing.clear()
+
+    def gone(self, peer: Peer) -> list[str]:
+        """Gives the attempts of which a runner has had nothing for so long that their results are lost too."""
+        limit_s = self._clock.monotonic_s() - MISSING_LEASES * peer.lease_s
+        return [attempt_id for attempt_id, since_s in peer.missing.items() if since_s <= limit_s]
 
     def lose(self, peer: Peer) -> None:
         """Takes down that a runner's lease is over."""
         peer.lost_at_ms = self._clock.wall_ms()
 
-    def took(self, attempt_id: str, runner: str, executor: str) -> None:
-        """Counts an attempt that is a runner's from now on."""
+    def forget_gone(self) -> None:
+        """Forgets the runners that left the config and have no attempts any more."""
+        self.peers = {name: peer for name, peer in self.peers.items() if peer.section is not None or peer.open}
+
+    def took(self, attempt_id: str, runner: str, executor: str, *, unsent: bool = False) -> None:
+        """Counts an attempt that is a runner's from now on; `unsent`: its command was not tried to be sent yet."""
         peer = self.peers.get(runner)
         if peer is None:
             peer = Peer(runner, None, self._clock.monotonic_s())
             self.peers = {**self.peers, runner: peer}
-        self._put(peer, attempt_id, executor)
-
-    def _put(self, peer: Peer, attempt_id: str, executor: str) -> None:
         self._of[attempt_id] = peer
         peer.open[attempt_id] = executor
         peer.by_executor[executor] += 1
+        if unsent:
+            self._unsent.add(attempt_id)
+
+    def sends(self, attempt_ids: Iterable[str]) -> None:
+        """Hears that commands are being sent: whether they arrive nobody knows before their results."""
+        self._unsent.difference_update(attempt_ids)
+
+    def withdraw(self, attempt_id: str) -> None:
+        """Keeps a command from being sent, where it surely has not gone out yet."""
+        if attempt_id in self._unsent:
+            self._unsent.discard(attempt_id)
+            self._withdrawn.add(attempt_id)
+
+    def is_withdrawn(self, attempt_id: str) -> bool:
+        """Tells whether the attempt is over before its command goes out."""
+        return attempt_id in self._withdrawn
 
     def let_go(self, attempt_id: str) -> bool:
         """Forgets an attempt that has ended; tells whether it was a runner's."""
         peer = self._of.pop(attempt_id, None)
         if peer is None:
             return False
+        self._unsent.discard(attempt_id)
+        self._withdrawn.discard(attempt_id)
+        peer.missing.pop(attempt_id, None)
         peer.by_executor[peer.open.pop(attempt_id)] -= 1
         return True
+
+    def running_by_executor(self) -> Counter[str]:
+        """Counts the open attempts by executor."""
+        return sum((peer.by_executor for peer in self.peers.values()), Counter[str]())
 
     def where(self, attempt_id: str) -> str | None:
         """Gives the runner that an open attempt was given to."""

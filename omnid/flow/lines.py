@@ -5,13 +5,17 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec import structs
 
 from omnid.errors import Retryable
+from omnid.flow import outages
+from omnid.flow.comeback import CameBack, Comeback
 from omnid.flow.commands import Commands, recall
 from omnid.flow.context import Bell, Context
+from omnid.flow.drain import Drain
 from omnid.flow.explain import span
-from omnid.flow.fleet import Peer, queue_of
-from omnid.flow.gates import Gates
+from omnid.flow.fleet import MISSING_LEASES, Peer, queue_of
+from omnid.flow.gates import LINK, Gates
 from omnid.flow.keep import keep
 from omnid.flow.results import Results
 from omnid.link.connection import Connection
@@ -30,16 +34,17 @@ NAP_S_MAX = 3600.0
 STALL_S = 5.0
 """By how much later than it should this may wake before it takes itself for the one who was away."""
 
-Connect = Callable[[Section, Callable[[], None]], Connection]
-"""Makes the daemon's end of a link, which isn't dialled yet; the function is called when it goes up or down."""
+Connect = Callable[[Section, Callable[[], None], Callable[[float], None]], Connection]
+"""Makes the daemon's end of a link, which isn't dialled yet; see `Connection` for the functions that it calls."""
 
 
 class Line:
     """One link with what runs on it."""
 
-    def __init__(self, section: Section, connection: Connection) -> None:
+    def __init__(self, section: Section, connection: Connection, comeback: Comeback) -> None:
         self.section = section
         self.connection = connection
+        self.comeback = comeback
         self.scope = anyio.CancelScope()
         self.tried = False
         """Whether it has been up or down yet."""
@@ -50,19 +55,18 @@ class Line:
 class Lines:
     """All of them, as the config has them."""
 
-    def __init__(
-        self, context: Context, gates: Gates, results: Results, connect: Connect, ring: Callable[[str], None]
-    ) -> None:
-        """`ring` is what the store calls for the outbox: see `Drain.ring`."""
+    def __init__(self, context: Context, gates: Gates, results: Results, connect: Connect, drain: Drain) -> None:
         self._context = context
         self._gates = gates
         self._results = results
         self._connect = connect
-        self._ring = ring
+        self._drain = drain
         self._lines: dict[str, Line] = {}
         context.fleet.next_try = self._next_try_at_ms
         self._configured = Bell()
         self._bell = Bell()
+        self._came_back: list[CameBack] = []
+        """Comebacks that have yet to be written into their outages."""
 
     def configure(self) -> None:
         """Takes a changed config over: a link whose section changed is dialled anew."""
@@ -90,9 +94,11 @@ class Lines:
                 self._context.fleet.link_down(name)
         for name, section in sections.items():
             if name not in self._lines:
-                line = Line(section, self._connect(section, partial(self._changed, name)))
-                self._lines[name] = line
+                connection = self._connect(section, partial(self._changed, name), partial(self._back, name))
+                comeback = Comeback(name, self._context.clock, self._context.log, self._told)
+                line = self._lines[name] = Line(section, connection, comeback)
                 group.start_soon(self._keep_open, line)
+        self._bell.ring()
 
     async def _keep_open(self, line: Line) -> None:
         context, name = self._context, line.section.name
@@ -111,10 +117,29 @@ class Lines:
         if line.connection.trouble is None:
             fleet.link_up(name)
             for peer in fleet.on_link(name):
-                self._ring(queue_of(peer.name))
+                self._drain.ring(queue_of(peer.name))
         else:
             fleet.link_down(name)
+            line.comeback.gone(self._behind(name))
         self._context.dispatch.ring()
+        self._bell.ring()
+
+    def _back(self, name: str, down_s: float) -> None:
+        """A link is up again after an outage; its queues haven't been rung yet."""
+        line = self._lines.get(name)
+        if line is not None:
+            line.comeback.back(down_s, self._behind(name))
+
+    def _behind(self, name: str) -> dict[str, int]:
+        return self._drain.behind(queue_of(peer.name) for peer in self._context.fleet.on_link(name))
+
+    def caught_up(self, queue: str, sent: int) -> None:
+        """See `drain.CaughtUp`."""
+        for line in self._lines.values():
+            line.comeback.caught_up(queue, sent)
+
+    def _told(self, came_back: CameBack) -> None:
+        self._came_back.append(came_back)
         self._bell.ring()
 
     def open(self, runner: str) -> Destination:
@@ -156,18 +181,26 @@ class Lines:
                         await self._refuse(line, one, f"its attempt is none of {one.sender}'s")
                         continue
                     fleet.alive(one.sender)
-                    results.append(result)
+                    results.append(await self._read(one.sender, result))
                 case _:  # The door lets in nothing else.
                     pass
             done.append(one)
-        for result in results:
-            if result.outcome == "unstarted":
-                fleet.bounce(result.attempt_id)
         await self._results.settle_all(results)
         try:
             await line.connection.ack(done)
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)  # It comes again, and is refused as known.
+
+    async def _read(self, runner: str, result: Result) -> Result:
+        """Gives a result as the journal takes it: of what a runner gave back, its own words say why."""
+        if result.outcome != "unstarted":
+            return result
+        context = self._context
+        context.fleet.bounce(result.attempt_id)
+        _, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
+        detail = "it said no more" if result.problem is None else result.problem.what.rstrip(".")
+        problem = Problem.make("runner_refused", runner=runner, task=name, detail=detail)
+        return structs.replace(result, problem=problem)
 
     async def _refuse(self, line: Line, received: Received, why: str) -> None:
         try:
@@ -180,8 +213,10 @@ class Lines:
         clock = self._context.clock
         while True:
             await self._keep_gates()
+            await self._write_comebacks()
             await self._watch()
             await self._look_at_leases()
+            await self._look_for_missing()
             nap_s = self._nap_s()
             until_s = clock.monotonic_s() + nap_s
             with anyio.move_on_after(nap_s):
@@ -200,20 +235,31 @@ class Lines:
             elif line.tried:
                 await self._gates.link_down(name, problem)
 
+    async def _write_comebacks(self) -> None:
+        """Writes into the outages that are over what was sent after them."""
+        while self._came_back:
+            one = self._came_back[0]
+
+            def write(tx: Tx, one: CameBack = one) -> None:
+                left = sum(row[0] for queue in one.left if (row := tx.one("outbox_count", queue)) is not None)
+                parked = one.sent + left
+                outages.came_back(tx, LINK, one.link, since_ms=one.up_at_ms, parked=parked, sent=one.sent)
+
+            await self._context.store.write(write)
+            self._came_back.pop(0)
+
     async def _watch(self) -> None:
         now_s = self._context.clock.monotonic_s()
         for peer in tuple(self._context.fleet.peers.values()):
             line = self._lines.get(peer.link or "")
             if line is None or line.connection.problem is not None or _watch_due_s(peer) > now_s:
                 continue
-            try:
-                await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
-            except LinkDown:
-                continue  # Its return rings.
-            except Retryable as error:
-                self._context.log.debug("watch_failed", runner=peer.name, detail=error.what)
             peer.watched_s = now_s
             peer.unanswered += 1
+            try:
+                await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
+            except Retryable as error:
+                self._context.log.debug("watch_failed", detail=error.what)  # It is asked again.
 
     def _nap_s(self) -> float:
         fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
@@ -234,24 +280,44 @@ class Lines:
             if line is not None and line.settling:
                 fleet.bear_with()  # What it said last has come, and is being written down.
                 continue
-            await self._lost(peer, peer.lease_s + now_s - ends_s)
+            silent_s = peer.lease_s + now_s - ends_s
+            fleet.lose(peer)
+            self._context.log.warning(
+                "runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(peer.open)
+            )
+            await self._lost(peer, list(peer.open), partial(_away, peer.name, span(silent_s)))
+            fleet.forget_gone()
 
-    async def _lost(self, peer: Peer, silent_s: float) -> None:
-        """Settles the attempts of a runner that is lost: promise 3."""
+    async def _look_for_missing(self) -> None:
+        """Settles what a runner that lives has nothing of: its broker has lost the command, or the result."""
+        for peer in tuple(self._context.fleet.peers.values()):
+            gone = self._context.fleet.gone(peer)
+            line = self._lines.get(peer.link or "")
+            if gone and line is not None and not line.settling:
+                self._context.log.warning("attempts_missing", runner=peer.name, attempts=gone)
+                silent = span(MISSING_LEASES * peer.lease_s)
+                await self._lost(peer, gone, partial(_silent, peer.name, silent))
+
+    async def _lost(self, peer: Peer, attempts: Sequence[str], said: Callable[[str], Problem]) -> None:
+        """Settles attempts of which nobody knows how far they came: promise 3."""
         context = self._context
-        context.fleet.lose(peer)
-        attempts = list(peer.open)
-        context.log.warning("runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(attempts))
-        names = await context.store.read(lambda reader: [_owner(reader, id) for id in attempts])
+        owners = await context.store.read(lambda reader: [_owner(reader, id) for id in attempts])
         results: list[Result] = []
-        for id, (task_id, number, name) in zip(attempts, names, strict=True):
-            problem = Problem.make("runner_lost", runner=peer.name, task=name, silent=span(silent_s))
-            results.append(Result(id, task_id, number, "lost", problem))
+        for id, (task_id, number, name) in zip(attempts, owners, strict=True):
+            results.append(Result(id, task_id, number, "lost", said(name)))
         await self._results.settle_all(results)
         if attempts:
             await context.store.write(partial(_recall_superseded, runner=peer.name, attempts=attempts))
         context.dispatch.ring()
         context.failover.ring()
+
+
+def _away(runner: str, silent: str, task: str) -> Problem:
+    return Problem.make("runner_lost", runner=runner, silent=silent, task=task)
+
+
+def _silent(runner: str, silent: str, task: str) -> Problem:
+    return Problem.make("runner_silent", runner=runner, silent=silent, task=task)
 
 
 def _watch_due_s(peer: Peer) -> float:

@@ -27,6 +27,8 @@ Args = TypeVarTuple("Args")
 
 HELD_MAX = 1_024
 """How many messages may wait for a slot in memory; the rest waits at the broker, cancels too."""
+TOLD_MAX = 1_024
+"""How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
 WATCHERS_MAX = 64
 WATCH_S_MAX = 3_600.0
@@ -281,6 +283,7 @@ class Remote:
             for name, executor in context.executors.items()
             if not self.standings.is_down(name)
         }
+        there = (*context.running, *self._held)
         return Heartbeat(
             version=__version__,
             incarnation=context.store.incarnation,
@@ -290,6 +293,7 @@ class Remote:
             executors=offered,
             labels=self._place.labels,
             leaving=self.leaving,
+            attempts=there if len(there) <= TOLD_MAX else None,
         )
 
     async def beat(self) -> None:

@@ -26,6 +26,8 @@ Chance = Callable[[float, float], float]
 
 SETTLE_BACKOFF = Backoff(base_s=0.5, max_s=30.0)
 UNSTARTED_WAIT_S = 1.0
+ALONE = ("workspace_full", "workspace_down", "runner_refused")
+"""Why an attempt may not have begun while nothing keeps the others of its executor."""
 WITHOUT_RESULT = frozenset({"unstarted", "lost"})
 
 
@@ -86,8 +88,8 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
     A crash is no failure of the task, so it isn't counted; but after each it waits longer than after the one before.
     """
     if result.outcome == "unstarted":
-        # Most of them closed the gate that they wait behind; for want of a workspace a task may wait alone.
-        alone = result.problem is not None and result.problem.code in ("workspace_full", "workspace_down")
+        # Most of them closed the gate that they wait behind; others may wait alone, for want of a workspace, say.
+        alone = result.problem is not None and result.problem.code in ALONE
         return Verdict(
             "again", task.failures, max(again_s, UNSTARTED_WAIT_S) if alone else UNSTARTED_WAIT_S, result.problem
         )

@@ -241,13 +241,13 @@ async def test_a_broker_that_answers_late_is_slow_and_stays_up(bench: Bench) -> 
     async def do() -> None:
         await bench.link()
         await anyio.wait_all_tasks_blocked()
-        assert (bench.pings, bench.connection.slow) == (1, False)
+        assert (bench.pings, bench.connection.quality) == (1, "up")
         for takes_s, slow in ((0.6, True), (0.7, True), (0.1, False)):
             bench.ping_takes_s = takes_s
             bench.awake.set()
             await anyio.wait_all_tasks_blocked()
-            assert bench.connection.latency_s == pytest.approx(takes_s)
-            assert bench.connection.slow is slow
+            assert bench.connection.beats.latency_s == pytest.approx(takes_s)
+            assert bench.connection.quality == ("degraded" if slow else "up")
         assert (bench.lines("link_slow"), bench.lines("link_quick"), bench.lines("link_down")) == (1, 1, 0)
 
     await bench.during(do)
@@ -269,6 +269,7 @@ async def test_one_that_is_full_stays_up_and_sends_nothing_until_it_has_room(ben
             await anyio.wait_all_tasks_blocked()
         assert (bench.connection.problem, bench.changes) == (None, changes + 1)
         assert bench.connection.full is not None
+        assert bench.connection.quality == "degraded"
         assert "no memory" in bench.connection.full.what
         pings = bench.pings
         with pytest.raises(LinkFull):
