@@ -2,6 +2,8 @@
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
+# Several tests at once: WORKERS="-n 2 --dist worksteal".
+WORKERS ?=
 SEEDS ?= 1000
 KILLS ?= 1000
 # Programs that tests talk to.
@@ -35,7 +37,7 @@ demo: setup ## twelve real tasks, a killed daemon, and a count of what was lost
 test: venv programs agents suite ## all tests, with the gate on coverage
 	@rm -rf .coverage
 	@mkdir -p .coverage
-	@$(PY) -m coverage run -m pytest
+	@$(PY) -m coverage run -m pytest $(WORKERS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report --format=total >/dev/null || { $(PY) -m coverage report; exit 1; }
 
@@ -53,7 +55,7 @@ format: venv ## lets ruff format and mend what it can
 cover: venv agents suite ## all tests, then what they don't reach
 	@rm -rf .coverage
 	@mkdir -p .coverage
-	@$(PY) -m coverage run -m pytest
+	@$(PY) -m coverage run -m pytest $(WORKERS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 
