@@ -10,7 +10,7 @@ import pytest
 from omnid.clock import SystemClock
 from omnid.flow.commands import Commands
 from omnid.flow.fleet import Fleet
-from omnid.link.interface import Message
+from omnid.link.interface import Message, Messenger
 from omnid.model import Delivery
 from omnid.settings_links import Remote
 from tests.contract.links import command
@@ -33,11 +33,11 @@ class Journal:
         return (1, "a1", "i1", 1, self._ended_at_ms)
 
 
-class Sent:
+class Sent(Messenger):
     def __init__(self) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[Any] = []
 
-    async def send(self, _to: str, batch: Sequence[Message]) -> None:
+    async def send(self, to: str, batch: Sequence[Message]) -> None:
         self.messages += batch
 
 
@@ -46,10 +46,11 @@ async def test_a_row_that_is_read_before_the_fleet_hears_of_it_is_sent(
     ended_at_ms: int | None, sent: list[str]
 ) -> None:
     fleet, messenger = Fleet(SystemClock()), Sent()
+    settles: Any = None  # Nothing is settled here.
     fleet.configure([Remote(name="r1", link="cable", executors=("command",))])
     fleet.link_up("cable")
     context: Any = SimpleNamespace(fleet=fleet, store=Journal(fleet, ended_at_ms))
-    commands = Commands(context, SimpleNamespace(), "r1", lambda _: messenger)  # type: ignore[arg-type]
+    commands = Commands(context, settles, "r1", lambda _: messenger)
     row = Delivery(1, "d1", "runner/r1", "command", "a1", msgspec.to_builtins(command(1)), 0)
     await commands.send([row])
-    assert [one.attempt_id for one in messenger.messages] == sent  # type: ignore[union-attr]
+    assert [one.attempt_id for one in messenger.messages] == sent
