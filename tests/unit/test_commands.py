@@ -10,7 +10,7 @@ import pytest
 from omnid.clock import SystemClock
 from omnid.flow.commands import Commands
 from omnid.flow.fleet import Fleet
-from omnid.link.interface import Message, Messenger
+from omnid.link.interface import Message
 from omnid.model import Delivery
 from omnid.settings_links import Remote
 from tests.contract.links import command
@@ -33,7 +33,7 @@ class Journal:
         return (1, "a1", "i1", 1, self._ended_at_ms)
 
 
-class Sent(Messenger):
+class Sent:
     def __init__(self) -> None:
         self.messages: list[Any] = []
 
@@ -45,7 +45,8 @@ class Sent(Messenger):
 async def test_a_row_that_is_read_before_the_fleet_hears_of_it_is_sent(
     ended_at_ms: int | None, sent: list[str]
 ) -> None:
-    fleet, messenger = Fleet(SystemClock()), Sent()
+    fleet, sender = Fleet(SystemClock()), Sent()
+    messenger: Any = sender
     settles: Any = None  # Nothing is settled here.
     fleet.configure([Remote(name="r1", link="cable", executors=("command",))])
     fleet.link_up("cable")
@@ -53,4 +54,4 @@ async def test_a_row_that_is_read_before_the_fleet_hears_of_it_is_sent(
     commands = Commands(context, settles, "r1", lambda _: messenger)
     row = Delivery(1, "d1", "runner/r1", "command", "a1", msgspec.to_builtins(command(1)), 0)
     await commands.send([row])
-    assert [one.attempt_id for one in messenger.messages] == sent
+    assert [one.attempt_id for one in sender.messages] == sent
