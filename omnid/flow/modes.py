@@ -9,6 +9,7 @@ import anyio
 from omnid.clock import Clock
 from omnid.executor.brainstem import BrainstemState, Rehearsal
 from omnid.executor.local_model import Plan
+from omnid.link.beats import Beats
 from omnid.route.catalog import Facts
 from omnid.route.modes import Health, Mode, mode_of
 from omnid.settings import Channel, Config
@@ -90,6 +91,8 @@ class Modes:
         """Wakes the local model for a look."""
         self.say_locally: Callable[[Saying], Awaitable[Said]] = _nothing_said
         """Has a model on this machine answer."""
+        self.beats = Beats()
+        """What probes of the channels have shown of the way to the internet."""
         self.local_changed = anyio.Event()
         self.gateway_changed = anyio.Event()
         self.cloud_suspect = anyio.Event()
