@@ -391,7 +391,7 @@ METHODS: Mapping[str, Method] = {
         Method(
             "mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, _by(_MODES, ModeViews.hold), _PERSON, waits=True
         ),
-        Method("link.list", shapes.Empty, LinkList, _by(_LINKS, LinkViews.list), _ALL),
+        Method("link.list", shapes.Empty, LinkList, _by(_LINKS, LinkViews.list), _PERSON),
         Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, _by(_MODES, ModeViews.list_outages), _ALL),
         Method(
             "channel.check",
