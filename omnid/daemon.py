@@ -45,6 +45,7 @@ from omnid.flow.results import Results
 from omnid.flow.retention import Retention
 from omnid.flow.runner import Runner
 from omnid.flow.schedules import Schedules
+from omnid.flow.snapshots import Snapshots
 from omnid.flow.wakeup import Wakeup
 from omnid.link import network
 from omnid.link.connection import Connection
@@ -112,6 +113,7 @@ class Daemon:
         self.gates = Gates(self.context)
         self.mender = Mender(self.context, self._parts.gateway)
         self.mode = ModeKeeper(self.context, self._parts.shared, secrets, network.changes)
+        self.snapshots = Snapshots(self.context)
         self._results = Results(self.context, self.gates)
         self._places = self._parts.places()
         self.drain = Drain(self.context, self._destination)
@@ -219,6 +221,7 @@ class Daemon:
         work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
         work.start_soon(self._kept("mode_links", self.mode.watch_links))
         work.start_soon(self._kept("mode_local", self.mode.watch_local))
+        work.start_soon(self._kept("snapshots", self.snapshots.run))
         work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))

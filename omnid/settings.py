@@ -179,7 +179,7 @@ class Gateway(Section, frozen=True, kw_only=True):
 
 
 class Mode(Section, frozen=True, kw_only=True):
-    """When the gateway and the cloud count as gone and as back, and who mends the gateway."""
+    """When the gateway and the cloud count as gone and as back, who mends the gateway, and what is kept of outages."""
 
     gateway_failures_max: Count = 2
     gateway_good_min: Count = 2
@@ -191,6 +191,8 @@ class Mode(Section, frozen=True, kw_only=True):
     cloud_good_min: Count = 2
     cloud_probe_every_s: Seconds = 30.0
     wake_grace_s: Seconds = 30.0
+    snapshots_max: Annotated[int, Meta(ge=0, le=100)] = 3
+    snapshots_bytes_max: Bytes = 4 * GIB
 
 
 class Brainstem(Section, frozen=True, kw_only=True):

@@ -112,17 +112,13 @@ class Tasks:
         if not self._calls.offers(context, "task_control"):
             raise _no_method(context)
         view = await self._view(context, params.task_id)
-        if view.task.state in TERMINAL:
-            if modern:
-                return {}
-            raise MCPError(types.INVALID_PARAMS, f"The task has ended already: it is {view.task.state}.")
         try:
             # As with any mutation: what has begun is brought to its end whatever becomes of the client.
             with CancelScope(shield=True):
                 await self._calls.do(context, "task.control", Control(task=view.task.id, action="cancel"))
         except Rejected as error:
-            # In between it may have ended by itself.
-            if error.code != "not_in_state":
+            # From 2026-07-28 on nothing is wrong with the cancel of a task that has ended.
+            if not modern or error.code != "not_in_state":
                 raise invalid(error) from error
         return {} if modern else self._of_old(await self._view(context, params.task_id))
 

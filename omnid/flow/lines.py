@@ -7,7 +7,7 @@ import anyio
 from anyio.abc import TaskGroup
 from msgspec import structs
 
-from omnid.errors import Retryable
+from omnid.errors import Rejected, Retryable
 from omnid.flow import outages
 from omnid.flow.comeback import CameBack, Comeback
 from omnid.flow.commands import Commands, recall
@@ -16,6 +16,7 @@ from omnid.flow.drain import Drain
 from omnid.flow.explain import span
 from omnid.flow.fleet import MISSING_LEASES, Peer, queue_of
 from omnid.flow.gates import LINK, Gates
+from omnid.flow.guard import guard
 from omnid.flow.keep import keep
 from omnid.flow.results import Results
 from omnid.link.connection import Connection
@@ -172,29 +173,40 @@ class Lines:
 
     async def _take(self, line: Line, received: Sequence[Received]) -> None:
         fleet = self._context.fleet
-        results: list[Result] = []
         done: list[Received] = []
-        for one in received:
-            match one.message:
-                case Heartbeat() as heartbeat:
-                    if fleet.hear(one.sender, heartbeat):
-                        self._context.dispatch.ring()
-                        self._bell.ring()
-                case Result() as result:
-                    runner = fleet.where(result.attempt_id)
-                    if runner is not None and runner != one.sender:
-                        await self._refuse(line, one, f"its attempt is none of {one.sender}'s")
-                        continue
-                    fleet.alive(one.sender)
-                    results.append(await self._read(one.sender, result))
-                case _:  # The door lets in nothing else.
-                    pass
-            done.append(one)
-        await self._results.settle_all(results)
+        # Side by side, so that they share commits.
+        async with anyio.create_task_group() as group:
+            for one in received:
+                match one.message:
+                    case Heartbeat() as heartbeat:
+                        done.append(one)
+                        if fleet.hear(one.sender, heartbeat):
+                            self._context.dispatch.ring()
+                            self._bell.ring()
+                    case Result() as result:
+                        # What one fails with is none of the others' business; it comes again at the next connection.
+                        settle = partial(self._settle, line, one, result, done)
+                        group.start_soon(partial(guard, f"result from {one.sender}", settle, log=self._context.log))
+                    case _:  # The door lets in nothing else.
+                        done.append(one)
         try:
             await line.connection.ack(done)
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)  # It comes again, and is refused as known.
+
+    async def _settle(self, line: Line, received: Received, result: Result, done: list[Received]) -> None:
+        """Writes a result down; in `done` goes what may be acknowledged, because the journal has it or knows better."""
+        fleet, sender = self._context.fleet, received.sender
+        runner = fleet.where(result.attempt_id)
+        if runner is not None and runner != sender:
+            await self._refuse(line, received, f"its attempt is none of {sender}'s")
+            return
+        fleet.alive(sender)
+        try:
+            if await self._results.write_down(await self._read(sender, result)) is not None:
+                done.append(received)
+        except Rejected as error:
+            await self._refuse(line, received, error.what)
 
     async def _read(self, runner: str, result: Result) -> Result:
         """Gives a result as the journal takes it: of what a runner gave back, its own words say why."""
@@ -310,7 +322,9 @@ class Lines:
         results: list[Result] = []
         for id, (task_id, number, name) in zip(attempts, owners, strict=True):
             results.append(Result(id, task_id, number, "lost", said(name)))
-        await self._results.settle_all(results)
+        async with anyio.create_task_group() as group:
+            for result in results:
+                group.start_soon(self._results.settle, result)
         if attempts:
             await context.store.write(partial(_recall_superseded, runner=peer.name, attempts=attempts))
         context.dispatch.ring()

@@ -265,6 +265,7 @@ class ModeKeeper:
         turned = Turned({gate.id: gate for gate in gates}, set(), [])
         await self._write_once(partial(self._close, gates=gates, ids=ids), turned)
         self._is_shut = True
+        context.modes.cloud_lost(now_ms)
         context.log.warning("cloud_gone", why=why)
         for one in models:
             await one.park()

@@ -1,6 +1,6 @@
 """Takes results: ends the attempt and moves its task on, in one transaction. Late and double results are refused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -106,9 +106,13 @@ class Results:
         self._gates = gates
 
     async def settle(self, result: Result) -> bool:
+        """Writes a result; tells whether it counted: a late or double result doesn't."""
+        return bool(await self.write_down(result))
+
+    async def write_down(self, result: Result) -> list[str] | None:
         """Writes a result; while the store can't take it (a full disk), it is kept and tried again.
 
-        Tells whether it counted: a late or double result doesn't.
+        Gives the tasks that changed, none where it was late or came before; None where the store was closed.
         """
         context = self._context
         failures = 0
@@ -120,7 +124,7 @@ class Results:
                 break
             except Retryable as error:
                 if error.code == "store_closed":
-                    return False  # The next start recovers it: its exit record or its open attempt is still there.
+                    return None  # The next start recovers it: its exit record or its open attempt is still there.
                 failures += 1
                 context.unwritten[result.attempt_id] = Problem.of(error)
                 if failures == 1:
@@ -131,17 +135,11 @@ class Results:
             context.log.info("result_written", attempt=result.attempt_id, tries=failures + 1)
         if not touched:
             context.log.warning("late_result_refused", attempt=result.attempt_id, outcome=result.outcome)
-            return False
+            return touched
         context.watch.tell(touched)
         if result.outcome != "success" or len(touched) > 1:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
-        return True
-
-    async def settle_all(self, results: Sequence[Result]) -> None:
-        """Settles results side by side, so that they share commits; returns when all of them are."""
-        async with anyio.create_task_group() as group:
-            for result in results:
-                group.start_soon(self.settle, result)
+        return touched
 
     def _finish(self, tx: Tx, *, result: Result) -> tuple[list[str], Turned]:
         context = self._context

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "daemon_differs": "tests/unit/test_relay_session.py::test_a_daemon_of_another_version_is_named_at_once",
     "disk_full": "tests/e2e/test_faults.py::test_a_full_disk_loses_nothing_and_heals",
     "disk_low": "tests/e2e/test_faults.py::test_new_tasks_are_refused_before_the_disk_is_full",
+    "no_snapshot": "tests/unit/test_snapshots.py::test_where_there_is_no_room_people_are_told_and_the_next_one_is_made",
     "schema_newer": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
     "not_a_database": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
     "already_running": "tests/e2e/test_faults.py::test_a_second_daemon_refuses_and_harms_nothing",

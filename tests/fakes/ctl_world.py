@@ -163,12 +163,14 @@ MODE = shapes_mode.ModeShown(
         )
     ],
     local_model=shapes_mode.LocalModel("asleep", "it needs more memory", None, 4_500_000_000),
+    snapshots=[shapes_mode.SnapshotView("/state/snapshots/journal-1.db", NOW_MS - 60_000, 12_300_000)],
+    no_snapshot=Problem.make("no_snapshot", path="/state/snapshots", detail="no room"),
 )
 ASKED = shapes_mode.Answered(
     "All is well.", "brainstem (default_model)", "", "Two wait.", ["Two wait.", "No more."], []
 )
 REHEARSED = shapes_mode.Rehearsed("", 2.5, 4_500_000_000, MODE.local_model)
-OUTAGE = shapes_mode.OutageView("cloud", "model", NOW_MS - 60_000, None, 2, 0, None)
+OUTAGE = shapes_mode.OutageView("cloud", "model", NOW_MS - 60_000, None, 2, 0, None, "/state/snapshots/journal-1.db")
 CHECKED = shapes_mode.ChannelChecked("p1", "env:A", False, "it refuses", "Look at it.")
 PLACE = shapes_workspaces.WorkspaceView(
     task="t7",

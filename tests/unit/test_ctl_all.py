@@ -121,6 +121,8 @@ def test_the_mode_says_what_is_wrong_with_a_channel():
     assert "env:B is refused: no such key" in ran.out
     assert "first text after 1.5 s" in ran.out
     assert "asleep: it needs more memory; the last one returned 4.5 GB" in ran.out
+    assert "12 MB of" in ran.out
+    assert "/state/snapshots/journal-1.db; The journal has no snapshot" in " ".join(ran.out.split())
     assert Ran("mode", "hold", "sometimes", daemon=Daemon()).code == 2
 
 

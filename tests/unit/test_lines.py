@@ -23,7 +23,7 @@ from omnid.flow.results import Results
 from omnid.flow.runner import Runner
 from omnid.link.embedded import EmbeddedLink
 from omnid.link.interface import LinkDown, Message, Received
-from omnid.model import Cancel, Command, Heartbeat, Problem, Submit, Task, Watch, Work
+from omnid.model import Cancel, Command, Heartbeat, Problem, Result, Submit, Task, Watch, Work
 from omnid.settings_links import Link, Remote
 from omnid.store import journal, outbox
 from tests.fakes.clock import FakeClock
@@ -443,3 +443,30 @@ async def test_what_the_broker_lost_is_settled_as_lost(
             await anyio.wait_all_tasks_blocked()
         lost = await bench.task(task)
         assert (lost.state, lost.problem and lost.problem.code) == (state, "runner_silent")
+
+
+async def test_only_what_is_in_the_journal_is_acknowledged(bench: Bench) -> None:
+    bench.config("a")
+    written = bench.results.write_down
+
+    async def write_down(result: Result) -> list[str] | None:
+        if result.output == "closed":
+            return None
+        if result.output == "rejected":
+            raise Rejected("internal", detail="nobody can read it")
+        if result.output == "fault":
+            raise ValueError(result.output)
+        return await written(result)
+
+    bench.results.write_down = write_down
+    async with bench.runs():
+        bench.cable.bring("a", beat())
+        for name in ("closed", "rejected", "fault", "good"):
+            await bench.world.add(name)
+        commands = {command.work.argv[0]: command for command in await bench.sent(4) if command.work.argv}
+        ended = [Result(one.attempt_id, one.task_id, 1, "success", output=name) for name, one in commands.items()]
+        bench.cable.bring("a", *ended)
+        await bench.cable.until(lambda: commands["good"].attempt_id in bench.cable.acked)
+        assert bench.cable.acked == ["beat", commands["good"].attempt_id]
+        assert len(bench.cable.refused) == 1
+        assert (await bench.world.task(commands["good"].task_id)).state == "completed"

@@ -251,13 +251,14 @@ def test_a_step_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     connection = frozen_first_schema(tmp_path / "journal.db")
-    connection.execute("PRAGMA user_version = 7")
+    newer = migration.schemas()[-1][0] + 1
+    connection.execute(f"PRAGMA user_version = {newer}")
     connection.close()
     with pytest.raises(Rejected) as caught:
         SqliteStore(tmp_path / "journal.db", SystemClock(), StoreSettings())
     assert caught.value.code == "schema_newer"
-    assert "7" in caught.value.what
-    assert apsw.Connection(str(tmp_path / "journal.db")).pragma("user_version") == 7
+    assert str(newer) in caught.value.what
+    assert apsw.Connection(str(tmp_path / "journal.db")).pragma("user_version") == newer
 
 
 @pytest.mark.parametrize("content", ["database", "text"])
