@@ -1,6 +1,7 @@
 """Where errors are provoked that need more than one call or a file: code -> the test that meets it."""
 
 ELSEWHERE = {
+    "demo_needs": "tests/e2e/test_demo_links.py::test_without_a_broker_it_says_what_is_missing",
     "rule_unusable": "tests/e2e/test_route.py::test_a_sentence_is_a_prompt_and_goes_to_the_agent",
     "rule_unknown_executor": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
     "rule_unreachable": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
