@@ -193,7 +193,7 @@ async def served(home: Home) -> AsyncIterator[tuple[Daemon, str]]:
     written = home.file.read_text()
     Work(home)
     home.file.write_text(written + home.file.read_text())
-    async with home.daemon() as daemon:
+    async with home.daemon(limit_s=60) as daemon:
         async with talk(daemon, modern=False, name="theirs") as one:
             made = await one.submit()
         theirs = made["structuredContent"]["id"]

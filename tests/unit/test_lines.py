@@ -452,7 +452,7 @@ async def test_only_what_is_in_the_journal_is_acknowledged(bench: Bench) -> None
     async def write_down(result: Result) -> list[str] | None:
         if result.output == "closed":
             return None
-        if result.output == "poison":
+        if result.output == "rejected":
             raise Rejected("internal", detail="nobody can read it")
         if result.output == "fault":
             raise ValueError(result.output)
@@ -461,7 +461,7 @@ async def test_only_what_is_in_the_journal_is_acknowledged(bench: Bench) -> None
     bench.results.write_down = write_down
     async with bench.runs():
         bench.cable.bring("a", beat())
-        for name in ("closed", "poison", "fault", "good"):
+        for name in ("closed", "rejected", "fault", "good"):
             await bench.world.add(name)
         commands = {command.work.argv[0]: command for command in await bench.sent(4) if command.work.argv}
         ended = [Result(one.attempt_id, one.task_id, 1, "success", output=name) for name, one in commands.items()]
