@@ -39,6 +39,7 @@ from omnid.flow.keep import keep
 from omnid.flow.lines import Lines
 from omnid.flow.mending import Mender
 from omnid.flow.mode import ModeKeeper
+from omnid.flow.presence import Presence
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.retention import Retention
@@ -118,6 +119,7 @@ class Daemon:
         self.drain = Drain(self.context, self._destination)
         self.lines = Lines(self.context, self.gates, self._results, self._connect, self.drain)
         self.drain.caught_up = self.lines.caught_up
+        self.presence = Presence(self.context)
         self.cancelling = Cancelling(self.context)
         self.schedules = Schedules(self.context, self.cancelling)
         self.store.rung = self._rung
@@ -228,6 +230,7 @@ class Daemon:
         self._daily = Daily(context, api.night.line)
         work.start_soon(self._kept("daily", self._daily.run))
         work.start_soon(self._kept("schedules", self.schedules.run))
+        work.start_soon(self._kept("presence", self.presence.run))
         await self._listen(work, api)
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
 
@@ -271,6 +274,7 @@ class Daemon:
             pid=self.pid,
             incarnation=self.store.incarnation,
             message_bytes_max=settings.message_bytes_max,
+            presence=self.presence,
         )
         self._server = SocketServer(settings, self._clock, handler, self._log)
         self._closed = anyio.Event()

@@ -19,8 +19,9 @@ WEIGHTS_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95
 """A model as its hub names it; `weights.NAME` is the same for who may not load msgspec."""
 ORIGIN_OR_ALL = r"^(\*|[^\s/*]{1,100})$"
 PARAM_NAME = r"^[a-z0-9_]{1,64}$"
-EVENT = r"^(start|[a-z_]+\.(down|up)(:[A-Za-z0-9*][A-Za-z0-9*._/-]{0,199})?)$"
-"""What a schedule can begin on: the start of omnid, or the begin or end of an outage: ``cloud.down``, ``link.up:a``."""
+EVENT = r"^(start|([a-z_]+\.(down|up)|client\.(away|back))(:[A-Za-z0-9*][A-Za-z0-9*._/-]{0,199})?)$"
+"""What a schedule can begin on: the start of omnid, or the begin or end of an outage: ``cloud.down``, ``link.up:a``,
+``client.away``."""
 REVISIONS = r"^([0-9a-f]{40,64}(\.\.[0-9a-f]{40,64})?|copy)$"
 
 SAID: Mapping[str, str] = {

@@ -2,6 +2,7 @@
 
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 import anyio
@@ -54,6 +55,8 @@ class Connection:
         """How many of its requests have a task of their own now."""
         self.mcp_lines: MemoryObjectSendStream[bytes] | None = None
         """Takes its lines once it speaks MCP."""
+        self.gone: Callable[[], None] | None = None
+        """Called when it has gone."""
         self.cut_because: str | None = None
         self.lines: deque[bytes] = deque()
         """What was read and not begun yet."""
@@ -184,6 +187,9 @@ class Connection:
         self.finish()
         self._shut = True
         self.closed.set()
+        if self.gone is not None:
+            self.gone()
+            self.gone = None
         self.lines.clear()
         self._answers.clear()
         self._unsent.clear()

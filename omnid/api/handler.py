@@ -1,6 +1,7 @@
 """What the socket does with a request: decodes its parameters, does the operation, and encodes the result."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from omnid.api.texts import NUL_IN_JSON, refuse_nul
 from omnid.clock import is_uuid
 from omnid.errors import Rejected
 from omnid.flow.caller import Caller
+from omnid.flow.presence import Presence
 from omnid.model import AGENT_ORIGIN, USER_ORIGIN
 from omnid.patterns import said
 from omnid.store.interface import Outcome
@@ -37,9 +39,19 @@ class Operation:
 class SocketHandler:
     """See `socket.Handler`."""
 
-    def __init__(self, api: Api, mcp: McpServer, *, pid: int, incarnation: int, message_bytes_max: int) -> None:
+    def __init__(
+        self,
+        api: Api,
+        mcp: McpServer,
+        *,
+        pid: int,
+        incarnation: int,
+        message_bytes_max: int,
+        presence: Presence | None = None,
+    ) -> None:
         self._api = api
         self._mcp = mcp
+        self._presence = presence
         self._pid = pid
         self._incarnation = incarnation
         self._message_bytes_max = message_bytes_max
@@ -100,13 +112,25 @@ class SocketHandler:
             # What a connection has given up it doesn't get back.
             connection.tools = tools if connection.tools is None else tools & connection.tools
         connection.read_only |= hello.readonly
-        connection.origin = _origin(hello)
+        self._move(connection, _origin(hello))
         connection.session = hello.session
         inside = (None, ()) if hello.attempt is None else await self._api.inside_of(hello.attempt)
         connection.parent, connection.above = inside
         if hello.role == "agent":
             connection.tasks.start_soon(self._mcp.preload)
         return self._encode(Welcome(__version__, self._pid, self._incarnation, self._message_bytes_max))
+
+    def _move(self, connection: Connection, origin: str | None) -> None:
+        """Sets whose the client is, and has it missed when it goes."""
+        before, presence = connection.origin, self._presence
+        connection.origin = origin
+        if presence is None or before == origin:
+            return
+        if before is not None:
+            presence.went(before, connection.id)
+        if origin is not None:
+            presence.came(origin, connection.id)
+        connection.gone = partial(presence.went, origin, connection.id) if origin is not None else None
 
 
 def _tools(hello: Hello) -> frozenset[str] | None:

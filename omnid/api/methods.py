@@ -19,6 +19,7 @@ from omnid.api.answering import Answering
 from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.journal_views import JournalViews
+from omnid.api.link_views import LinkViews
 from omnid.api.mode_views import ModeViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
@@ -26,6 +27,7 @@ from omnid.api.repeats import Repeats
 from omnid.api.routing import Routing
 from omnid.api.runner_views import RunnerViews
 from omnid.api.schedule_views import ScheduleViews
+from omnid.api.shapes_links import LinkList
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
 from omnid.api.shapes_runners import RunnerList
 from omnid.api.status_views import StatusViews
@@ -100,6 +102,7 @@ class Api:
         self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
         self.runners = RunnerViews(context)
+        self.links = LinkViews(context, host)
         self._status = StatusViews(context, host, self._views, self.outbox, self.inbox, self.runners)
         self._waiting = Waiting(context, gates)
         self.change_of = self._waiting.change_of
@@ -361,6 +364,7 @@ _DEAD: Callable[[Api], OutboxViews] = attrgetter("outbox")
 _PLACES: Callable[[Api], WorkspaceViews] = attrgetter("workspaces")
 _MODES: Callable[[Api], ModeViews] = attrgetter("modes")
 _RUNNERS: Callable[[Api], RunnerViews] = attrgetter("runners")
+_LINKS: Callable[[Api], LinkViews] = attrgetter("links")
 _ACCOUNT: Callable[[Api], Account] = attrgetter("account")
 _PERSON = frozenset({"person"})
 _ALL = frozenset({"person", "agent"})
@@ -393,6 +397,7 @@ METHODS: Mapping[str, Method] = {
         Method(
             "mode.hold", shapes_mode.ModeHold, shapes_mode.ModeShown, _by(_MODES, ModeViews.hold), _PERSON, waits=True
         ),
+        Method("link.list", shapes.Empty, LinkList, _by(_LINKS, LinkViews.list), _PERSON),
         Method("outage.list", shapes_mode.OutageList, shapes_mode.Outages, _by(_MODES, ModeViews.list_outages), _ALL),
         Method(
             "channel.check",

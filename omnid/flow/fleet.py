@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import structs
 
 from omnid.clock import Clock
+from omnid.link.connection import Connection
 from omnid.links import given_away
 from omnid.model import Gate, Heartbeat, Problem
 from omnid.route.runners import Seat, Seats
@@ -117,6 +118,8 @@ class Fleet:
         """Those that work on runners, and not in the daemon."""
         self.next_try: Callable[[str], int | None] = lambda _: None
         """Gives when a link that is down is dialled again (wall time); `Lines` sets it."""
+        self.connection: Callable[[str], Connection | None] = lambda _: None
+        """Gives the connection of a link that is in use; `Lines` sets it."""
         self._up: set[str] = set()
         """The links that are up."""
 

@@ -64,6 +64,7 @@ class Lines:
         self._drain = drain
         self._lines: dict[str, Line] = {}
         context.fleet.next_try = self._next_try_at_ms
+        context.fleet.connection = self._connection
         self._configured = Bell()
         self._bell = Bell()
         self._came_back: list[CameBack] = []
@@ -150,6 +151,10 @@ class Lines:
     def _messenger(self, runner: str) -> Connection | None:
         peer = self._context.fleet.peers.get(runner)
         line = None if peer is None else self._lines.get(peer.link or "")
+        return None if line is None else line.connection
+
+    def _connection(self, link: str) -> Connection | None:
+        line = self._lines.get(link)
         return None if line is None else line.connection
 
     def _next_try_at_ms(self, link: str) -> int | None:

@@ -238,9 +238,12 @@ class ModeKeeper:
         return heard
 
     async def _answers(self, direct: Direct, channel: Channel) -> bool:
-        key = await self._key(channel)
+        key, clock = await self._key(channel), self._context.clock
+        began_s = clock.monotonic_s()
         failure = await direct.probe(channel, key, self._context.config.models.connect_timeout_s)
-        return failure is None or failure.kind not in ("cloud", "silent")
+        answers = failure is None or failure.kind not in ("cloud", "silent")
+        self._context.modes.beats.ping(clock.wall_ms(), clock.monotonic_s() - began_s if answers else None)
+        return answers
 
     async def _key(self, channel: Channel) -> str:
         """Gives the channel's key; without one it can at least be seen whether it answers."""

@@ -9,6 +9,7 @@ import anyio
 from omnid.clock import Clock
 from omnid.executor.brainstem import BrainstemState, Rehearsal
 from omnid.executor.local_model import Plan
+from omnid.link.beats import Beats
 from omnid.model import Problem
 from omnid.route.catalog import Facts
 from omnid.route.modes import Health, Mode, mode_of
@@ -92,6 +93,8 @@ class Modes:
         """Wakes the local model for a look."""
         self.say_locally: Callable[[Saying], Awaitable[Said]] = _nothing_said
         """Has a model on this machine answer."""
+        self.beats = Beats()
+        """What probes of the channels have shown of the way to the internet."""
         self.cloud_lost: Callable[[int], None] = lambda _: None
         """Hears when the cloud has gone, and when that began; `flow.snapshots` sets it."""
         self.snapshots: tuple[Snapshot, ...] = ()

@@ -11,8 +11,19 @@ NOT_OUTAGES = frozenset({"paused", "hours"})
 """Causes of gates that people mean."""
 
 
-def began(tx: Tx, gate: Gate, id: str) -> None:
-    """Writes that it has begun, where it has not before."""
+CLIENT = "client"
+"""The cause of outages whose subject is an origin; its gates close nothing."""
+WORDS = {CLIENT: ("away", "back")}
+"""What the events of an outage are called, where that isn't `down` and `up`."""
+
+
+def _events(cause: str, subject: str, *, end: bool) -> tuple[str, str]:
+    event = f"{cause}.{WORDS.get(cause, ('down', 'up'))[end]}"
+    return event, f"{event}:{subject}"
+
+
+def began(tx: Tx, gate: Gate, id: str, *, parked: int = 0) -> None:
+    """Writes that it has begun, where it has not before; `parked`: how much work it concerns from the start."""
     if gate.cause in NOT_OUTAGES or _open(tx, gate.cause, gate.subject) is not None:
         return
     fields = {
@@ -20,9 +31,10 @@ def began(tx: Tx, gate: Gate, id: str) -> None:
         "subject": gate.subject,
         "began_at_ms": gate.closed_at_ms,
         "problem": gate.problem,
+        "parked": parked or None,
     }
     tx.create(OUTAGE, id, fields)
-    fire(tx, f"{gate.cause}.down", f"{gate.cause}.down:{gate.subject}")
+    fire(tx, *_events(gate.cause, gate.subject, end=False))
 
 
 def parked(tx: Tx, gate: Gate) -> None:
@@ -38,7 +50,7 @@ def over(tx: Tx, cause: str, subject: str) -> None:
     if row is not None:
         # All that was parked is free to go on now.
         _edit(tx, row, {"ended_at_ms": tx.now_ms, "resumed": row[2]})
-        fire(tx, f"{cause}.up", f"{cause}.up:{subject}")
+        fire(tx, *_events(cause, subject, end=True))
 
 
 def came_back(tx: Tx, cause: str, subject: str, *, since_ms: int, parked: int, sent: int) -> None:

@@ -305,6 +305,11 @@ SELECT {brief_row} FROM {brief_from} WHERE t.ord < $1 ORDER BY t.ord DESC LIMIT 
 SELECT {brief_row} FROM label l JOIN task t ON t.ord = l.ord
 LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
 WHERE l.label = $1 AND l.ord < $2 ORDER BY l.ord DESC LIMIT $3
+-- name: unfinished_of
+SELECT count(*) FROM (
+    SELECT 1 FROM task WHERE origin = $1
+    AND state IN ('idle', 'dispatching', 'executing', 'waiting', 'input_required', 'uncertain') LIMIT $2
+) AS some
 -- name: count_of_origin
 SELECT state, reason, count(*) FROM (
     SELECT state, CASE WHEN state = 'waiting' THEN reason END AS reason FROM task
@@ -372,6 +377,9 @@ SELECT labels FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC
 -- name: outages_since
 SELECT cause, subject, began_at_ms, ended_at_ms FROM outage
 WHERE began_at_ms > $1 ORDER BY began_at_ms LIMIT $2
+-- name: outages_after
+SELECT cause, subject, began_at_ms, ended_at_ms FROM outage
+WHERE ended_at_ms IS NULL OR ended_at_ms > $1 ORDER BY began_at_ms LIMIT $2
 -- name: outages_newest
 SELECT cause, subject, began_at_ms, ended_at_ms, parked, resumed, problem FROM outage
 WHERE began_at_ms >= $1 ORDER BY began_at_ms DESC LIMIT $2

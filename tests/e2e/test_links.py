@@ -246,6 +246,11 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
     (outage,) = fleet.client.call("omnid/outage.list", {})["outages"]
     assert (outage["parked"], outage["ended_at_ms"] > outage["began_at_ms"]) == (1, True)
     assert "is down" in outage["problem"]["what"]
+    clients, broker, internet = fleet.client.call("omnid/link.list", {})["links"]
+    assert (clients["quality"], internet["quality"]) == ("up", None)
+    assert (broker["name"], broker["quality"], broker["waiting"], broker["loss"] < 1) == ("cable", "up", 0, True)
+    assert broker["latency_s"] > 0
+    assert (broker["beats"][-1], set(broker["beats"][:-2])) == ("down", {None})  # The last minutes were as bad as that.
     assert len(fleet.logged("link_down")) == 1
     first, second = fleet.logged("link_up")
     assert (first["down_s"], second["sent"]) == (None, 1)

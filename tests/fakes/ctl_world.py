@@ -11,6 +11,7 @@ from omnid import errors
 from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_workspaces
 from omnid.api.methods import METHODS
 from omnid.api.shapes_asks import FieldView, QuestionView
+from omnid.api.shapes_links import LinkList, LinkView
 from omnid.api.shapes_routing import RouteExplained, RuleView
 from omnid.api.shapes_runners import RunnerList, RunnerView
 from omnid.ctl.context import World
@@ -126,6 +127,15 @@ RUNNER = RunnerView(
     attempts=2,
 )
 RUNNERS = RunnerList([RUNNER], "home", NOW_MS)
+LINKS = LinkList(
+    [
+        LinkView("clients", "clients", "up", "", None, None, 2, ["up"] * 48),
+        LinkView("broker", "a-broker-with-a-long-name", "degraded", "slow", 0.0123, 0.15, 7, [None, "down", "up"] * 16),
+        LinkView("internet", "internet", None, "no channel of the config needs it", None, None, 0, [None] * 48),
+    ],
+    1800.0,
+    NOW_MS,
+)
 SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
 CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
 MODE = shapes_mode.ModeShown(
