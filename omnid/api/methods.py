@@ -3,7 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Hashable, Mapping
 from functools import partial, wraps
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -24,8 +24,10 @@ from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
 from omnid.api.repeats import Repeats
 from omnid.api.routing import Routing
+from omnid.api.runner_views import RunnerViews
 from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
+from omnid.api.shapes_runners import RunnerList
 from omnid.api.status_views import StatusViews
 from omnid.api.views import Views
 from omnid.api.waiting import Waiting
@@ -97,7 +99,8 @@ class Api:
         self._routing = Routing(context)
         self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
-        self._status = StatusViews(context, host, self._views, self.outbox, self.inbox)
+        self.runners = RunnerViews(context)
+        self._status = StatusViews(context, host, self._views, self.outbox, self.inbox, self.runners)
         self._waiting = Waiting(context, gates)
         self.change_of = self._waiting.change_of
         self.modes = ModeViews(context)
@@ -122,6 +125,11 @@ class Api:
 
     def _entitled(self, caller: Caller) -> Caller:
         return entitled(caller, self._context.config)
+
+    def sight(self, caller: Caller) -> Hashable:
+        """Gives what decides on what a caller sees of tasks: it is equal for those who see the same."""
+        rights = self._entitled(caller).rights
+        return None if rights.sees_all else rights
 
     def begin(
         self,
@@ -187,14 +195,15 @@ class Api:
         An agent waits no longer either when its task asks something.
         """
         store = self._context.store
-        task = await store.read(lambda reader: find_task(reader, params.task, caller))
-        timed_out = False
-        if params.wait_s and task.state not in TERMINAL:
-            with anyio.move_on_after(params.wait_s) as scope:
-                await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
-            timed_out = scope.cancelled_caught
-        by_id = shapes.Get(task=task.id, output=params.output)
-        view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
+        timed_out, asked = False, params
+        if params.wait_s:
+            task = await store.peek(lambda reader: find_task(reader, params.task, caller))
+            asked = shapes.Get(task=task.id, output=params.output)
+            if task.state not in TERMINAL:
+                with anyio.move_on_after(params.wait_s) as scope:
+                    await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
+                timed_out = scope.cancelled_caught
+        view = await store.peek(lambda reader: self._views.view(reader, caller, asked, timed_out=timed_out))
         return self.workspaces.shown(view)
 
     def kept_ms(self) -> int:
@@ -351,6 +360,7 @@ _NIGHT: Callable[[Api], Night] = attrgetter("night")
 _DEAD: Callable[[Api], OutboxViews] = attrgetter("outbox")
 _PLACES: Callable[[Api], WorkspaceViews] = attrgetter("workspaces")
 _MODES: Callable[[Api], ModeViews] = attrgetter("modes")
+_RUNNERS: Callable[[Api], RunnerViews] = attrgetter("runners")
 _ACCOUNT: Callable[[Api], Account] = attrgetter("account")
 _PERSON = frozenset({"person"})
 _ALL = frozenset({"person", "agent"})
@@ -413,6 +423,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
+        Method("runner.list", shapes.Empty, RunnerList, _by(_RUNNERS, RunnerViews.list), _PERSON),
         Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, _by(_DEAD, OutboxViews.list), _PERSON),
         Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.show), _PERSON),
         Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.retry), _PERSON),

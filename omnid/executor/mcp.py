@@ -79,7 +79,9 @@ class McpExecutor:
         self._clock = clock
         self._log = log
         self._limits = limits
-        self._keeper = Keeper(section, supervised, secrets, environ, tasks=tasks, clock=clock, log=log)
+        self._keeper = Keeper(
+            section, supervised, secrets, environ, tasks=tasks, clock=clock, log=log, nameless=self._one_at_a_time
+        )
         self._follower = Follower(section.name, self._keeper, clock, log)
         self._attempts: dict[str, _Attempt] = {}
 
@@ -169,6 +171,12 @@ class McpExecutor:
     async def aclose(self) -> None:
         """See `Executor.aclose`: ends the sessions, and with them the open calls; tasks of the server go on."""
         await self._keeper.aclose()
+
+    def _one_at_a_time(self) -> None:
+        """Hears that the server asks without saying in which call: two that are open couldn't be told apart."""
+        if self.concurrency != 1:
+            self.concurrency = 1
+            self._log.info("mcp_one_at_a_time", server=self.name)
 
     def _attempt(self, command: Command, ports: Ports) -> "_Attempt":
         timeout_s = min(command.timeout_s, self._section.call_timeout_s or command.timeout_s)

@@ -18,6 +18,7 @@ from msgspec import Struct
 from omnid.errors import Retryable
 from omnid.executor import mcp_listing
 from omnid.executor.mcp_messages import leaf, short
+from omnid.executor.mcp_nameless import Nameless
 from omnid.executor.mcp_questions import ELICIT
 from omnid.executor.mcp_shapes import Party
 from omnid.executor.mcp_tasks import RELATED_TASK, is_task
@@ -29,6 +30,12 @@ DISCOVER_S = 2.0
 UNSENT_MAX = 512
 """How many messages may wait for a server that doesn't read; one that asks on and on ends there."""
 TEXT_CHARS_MAX = 4096
+
+SEVERAL = (
+    "Several calls are open here, and it can't be told which of them asks. Answer yours with an error: from now on "
+    "they come one at a time."
+)
+"""What a server is told whose question may belong to one of several tasks."""
 
 SAID = object()
 """Marks errors that the server has sent with the code that the SDK gives to those of a connection that ended."""
@@ -67,8 +74,8 @@ _NOBODY = Party(_ignore, None, None)
 class SessionInbox:
     """Implements `mcp_transport.Inbox` for one session, with the streams to the SDK and from it."""
 
-    def __init__(self, name: str, log: Logger, version: Callable[[], str | None]) -> None:
-        """`version` gives the protocol's version, once it is known."""
+    def __init__(self, name: str, log: Logger, version: Callable[[], str | None], nameless: Callable[[], None]) -> None:
+        """`version` gives the protocol's version, once it is known; `nameless` hears of questions that name no call."""
         self.unusable: dict[str, str] = {}
         """Tools that the server describes in a way that the protocol doesn't allow, and what is wrong with them."""
         self.parties: dict[str, Party] = {}
@@ -80,6 +87,8 @@ class SessionInbox:
         self._name = name
         self._log = log
         self._version = version
+        self._told_nameless = nameless
+        self._nameless = Nameless()
         self._asked: dict[Id, str] = {}
         """The tokens of calls by the ids of their requests."""
         self._askers: dict[Id, str] = {}
@@ -148,7 +157,10 @@ class SessionInbox:
         self, context: ClientRequestContext, params: types.ElicitRequestParams
     ) -> types.ElicitResult | types.ErrorData:
         """Has a person answer what the server asks in the middle of a call, as it does before 2026-07-28."""
-        ask = self._party_of(context).ask
+        party = await self._party_of(context)
+        if party is None:
+            return types.ErrorData(code=types.INVALID_REQUEST, message=SEVERAL)
+        ask = party.ask
         if ask is None:
             return types.ErrorData(code=types.INVALID_REQUEST, message="There is nobody who could be asked.")
         asked = params.model_dump(by_alias=True, mode="json", exclude_none=True, exclude={"meta", "task"})
@@ -158,15 +170,30 @@ class SessionInbox:
             return types.ErrorData(code=types.INTERNAL_ERROR, message=error.what)
         return types.ElicitResult.model_validate(answers[""])
 
-    def _party_of(self, context: ClientRequestContext) -> Party:
-        """Finds the call in whose course a request comes: by its task, its stream, or because there is no other."""
+    async def _party_of(self, context: ClientRequestContext) -> Party | None:
+        """Finds the call in whose course a request comes: by its task, its stream, or because there is no other.
+
+        Gives None where it may be one of several.
+        """
         related: Any = (context.meta or {}).get(RELATED_TASK)
         task_id = cast("dict[str, Any]", related).get("taskId") if isinstance(related, dict) else None
         token = self._askers.pop(context.request_id, None)
         for of, party in self.parties.items():
             if (task_id is not None and party.task_id == task_id) or of == token:
                 return party
-        return next(iter(self.parties.values())) if len(self.parties) == 1 else _NOBODY
+        # One that was answered meanwhile hasn't asked, and one that isn't made yet neither.
+        made = set(self._asked.values())
+        calls = [of for of, party in self.parties.items() if of in made or party.task_id is not None]
+        if not calls:
+            return _NOBODY
+        self._told_nameless()
+        call = await self._nameless.whose(calls)
+        return None if call is None else self.parties.get(call, _NOBODY)
+
+    def leave(self, token: str) -> None:
+        """Forgets who took part in a call that has ended."""
+        del self.parties[token]
+        self._nameless.left(token)
 
     def asks(self, request: types.JSONRPCRequest) -> None:
         """Remembers requests whose answers are looked at before the SDK gets them."""
@@ -186,6 +213,8 @@ class SessionInbox:
         if message.id is not None and message.id == self._discover_id:
             self._discovered.set()
         token = self._asked.pop(message.id, None) if message.id is not None else None
+        if token is not None:
+            self._nameless.answered(token)
         listing = message.id in self._listings
         self._listings.discard(message.id or 0)
         version = self._version()

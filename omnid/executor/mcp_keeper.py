@@ -1,7 +1,7 @@
 """Keeps the session with one MCP server: begun when first needed, ended when unused, begun anew after a fault."""
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import anyio
@@ -43,7 +43,9 @@ class Keeper:
         tasks: TaskGroup,
         clock: Clock,
         log: Logger,
+        nameless: Callable[[], None],
     ) -> None:
+        """`nameless` hears of questions of the server that don't say in which call they are asked."""
         self._section = section
         self._supervised = supervised
         self._secrets = secrets
@@ -51,6 +53,7 @@ class Keeper:
         self._tasks = tasks
         self._clock = clock
         self._log = log
+        self._nameless = nameless
         self._remote = bool(section.url)
         self._host: _Host | None = None
         self._hosts: set[_Host] = set()
@@ -153,7 +156,7 @@ class Keeper:
         session_type = await anyio.to_thread.run_sync(_load)
         transport = await self._connect()
         try:
-            host.session = session = session_type(self._section.name, transport, self._log, self._era)
+            host.session = session = session_type(self._section.name, transport, self._log, self._nameless, self._era)
             async with anyio.create_task_group() as group:
                 group.start_soon(self._announce, host, session)
                 await session.serve(self._section.start_timeout_s, self._section.idle_s)

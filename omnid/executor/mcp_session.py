@@ -49,8 +49,10 @@ class McpSession:
     It is `usable` once it has started, until it breaks, idles or is retired; `why_ended` then tells why.
     """
 
-    def __init__(self, name: str, transport: Transport, log: Logger, mode: str = AUTO) -> None:
-        """`mode` says in which era the session begins: see `era`."""
+    def __init__(
+        self, name: str, transport: Transport, log: Logger, nameless: Callable[[], None], mode: str = AUTO
+    ) -> None:
+        """`nameless` hears of questions that name no call; `mode` says in which era the session begins: see `era`."""
         self.name = name
         self._mode = mode
         self._unreached = False
@@ -64,7 +66,7 @@ class McpSession:
         self._retired: str | None = None
         self._changed = anyio.Event()
         self._client: ClientSession | None = None
-        self._inbox = SessionInbox(name, log, lambda: self._client.protocol_version if self._client else None)
+        self._inbox = SessionInbox(name, log, lambda: self._client.protocol_version if self._client else None, nameless)
 
     @property
     def usable(self) -> bool:
@@ -143,7 +145,7 @@ class McpSession:
         try:
             yield
         finally:
-            del self._inbox.parties[token]
+            self._inbox.leave(token)
             self._ring()
 
     async def list_tools(self) -> None:

@@ -26,7 +26,9 @@ from omnid.store.ledger import Begun, Ledger
 Args = TypeVarTuple("Args")
 
 HELD_MAX = 1_024
-"""How many commands may wait for a slot in memory; the rest waits at the broker."""
+"""How many messages may wait for a slot in memory; the rest waits at the broker, cancels too."""
+TOLD_MAX = 1_024
+"""How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
 WATCHERS_MAX = 64
 WATCH_S_MAX = 3_600.0
@@ -142,7 +144,7 @@ class Remote:
     async def take(self) -> None:
         """Takes what comes; ends when it is cancelled."""
         while True:
-            while len(self._held) >= HELD_MAX:
+            while sum(len(held.came) for held in self._held.values()) >= HELD_MAX:
                 self._room = anyio.Event()
                 await self._room.wait()
             done: list[Received] = []
@@ -281,6 +283,7 @@ class Remote:
             for name, executor in context.executors.items()
             if not self.standings.is_down(name)
         }
+        there = (*context.running, *self._held)
         return Heartbeat(
             version=__version__,
             incarnation=context.store.incarnation,
@@ -290,6 +293,7 @@ class Remote:
             executors=offered,
             labels=self._place.labels,
             leaving=self.leaving,
+            attempts=there if len(there) <= TOLD_MAX else None,
         )
 
     async def beat(self) -> None:
@@ -308,3 +312,5 @@ class Remote:
                 await self._messenger.send(daemon, [self.heartbeat()])
             except LinkDown:
                 return  # Each of them asks again.
+            except Retryable as error:
+                self._context.log.debug("beat_failed", daemon=daemon, detail=error.what)

@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omnid.api.spawn import holder
 from tests.e2e.harness import Home, home_at, until
 from tests.e2e.relay_load import Load, Peer
+from tests.fakes.mcp_http_server import McpHttpServer
 
 KILLS = int(os.environ.get("OMNID_RELAY_KILLS", "20"))
 SEED = int(os.environ.get("OMNID_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
@@ -26,6 +28,18 @@ EARLY_SHARE = 0.25
 """Which part of the daemons dies before it has answered anybody, some while they start."""
 EARLY_S_MAX, LATE_S_MAX = 1.0, 0.4
 END_S = 90.0
+CONFIG = """
+[agents]
+allow = ["command", "asker"]
+[daemon]
+slots_max = 40
+[[executor]]
+name = "asker"
+kind = "mcp"
+url = "{url}"
+concurrency = 40
+"""
+"""The executor's server is the test's, and its tasks outlive the daemons as its own do."""
 
 
 class Killer:
@@ -63,8 +77,11 @@ def home(tmp_path: Path) -> Iterator[Home]:
     root = tmp_path / "h"
     root.mkdir(mode=0o700)
     with home_at(root, covered=False) as home:
-        home.configure('[agents]\nallow = ["command"]\n')
-        yield home
+        asker = root / "asker"
+        asker.mkdir()
+        with McpHttpServer(era="new", tasks=str(asker)) as server:
+            home.configure(CONFIG.format(url=server.url))
+            yield home
 
 
 @pytest.mark.timeout(KILLS * 6 + 240)
@@ -73,8 +90,8 @@ def test_every_request_is_answered_once(home: Home, capsys: pytest.CaptureFixtur
         print(f"\nrelay kill test: seed {SEED}")
     chance = random.Random(SEED)
     home.start()
-    # What is submitted stays, so that the machine's time goes to the messages.
-    home.client.call("omnid/gate.pause", {"executor": "*"})
+    # What is submitted stays, so that the machine's time goes to the messages; but for the tasks that ask.
+    home.client.call("omnid/gate.pause", {"executor": "command"})
     home.process, daemon = None, home.process
     peers = [Peer(home, name, modern=modern) for name, modern in PEERS.items()]
     loads = [Load(peer, random.Random(f"{SEED} {peer.name}")) for peer in peers]
@@ -92,17 +109,20 @@ def test_every_request_is_answered_once(home: Home, capsys: pytest.CaptureFixtur
             load.stopping.set()
             load.join()
         settle(peers)
+        empty_inboxes(loads)
         assert_notifications_go_on(home, loads)
         settle(peers)
+        ends = {task: home.wait(task) for load in loads for task, _ in load.answered.values()}
     finally:
         codes = [peer.close() for peer in peers]
         assert daemon is not None
         daemon.wait()
-    judged = judge(home, loads)
+    judged = judge(home, loads, ends)
     with capsys.disabled():
         print(
             f"{killer.kills} kills, {sum(len(peer.asked) for peer in peers)} requests, {len(judged['unanswered'])} "
-            f"unanswered, {len(judged['answered twice'])} answered twice, {len(judged['tasks twice'])} tasks twice"
+            f"unanswered, {len(judged['answered twice'])} answered twice, {len(judged['tasks twice'])} tasks twice; "
+            f"{counted(loads)}"
         )
     assert not any(judged.values()), judged
     assert codes == [0] * len(peers)
@@ -113,6 +133,20 @@ def settle(peers: list[Peer]) -> None:
     deadline_s = time.monotonic() + END_S
     while any(left(peer) for peer in peers) and time.monotonic() < deadline_s:
         time.sleep(0.05)
+
+
+def empty_inboxes(loads: list[Load]) -> None:
+    """Reads on until each inbox is empty."""
+    for load in loads:
+        while load.peer.result(one := load.read_inbox())["result"]["structuredContent"]["tasks"]:
+            assert load.page(one)["next"]
+
+
+def counted(loads: list[Load]) -> str:
+    """Says how much was changed, so that a load that does nothing shows."""
+    changes = [action for load in loads for done in load.changes.values() for _, action, _ in done]
+    answers, pages = sum(len(load.answered) for load in loads), sum(len(load.pages) for load in loads)
+    return f"{len(changes)} changes ({changes.count('cancel')} cancels), {answers} answers, {pages} pages of inboxes"
 
 
 def left(peer: Peer) -> list[int]:
@@ -158,7 +192,7 @@ def progressed(peer: Peer, mark: int) -> bool:
     return any(message["params"].get("progressToken") == "last" for message in peer.heard[mark:])
 
 
-def judge(home: Home, loads: list[Load]) -> dict[str, list[str]]:
+def judge(home: Home, loads: list[Load], ends: dict[str, Any]) -> dict[str, list[str]]:
     """Compares what was asked with what was answered, and with the tasks that there are."""
     found: dict[str, list[str]] = {
         "unanswered": [],
@@ -167,8 +201,12 @@ def judge(home: Home, loads: list[Load]) -> dict[str, list[str]]:
         "refused": [],
         "tasks twice": [],
         "tasks lost": [],
+        "changes lost": [],
+        "not in the inbox": [],
+        "answers lost": [task for task, view in ends.items() if "Ada" not in (view["attempts"][-1]["output"] or "")],
     }
-    titles = Counter(title.split()[1] for title in stored(home))
+    tasks = {id: (state, priority) for id, state, priority in stored(home, "SELECT id, state, priority FROM task")}
+    titles = Counter(label for (label,) in stored(home, "SELECT label FROM label"))
     found["tasks twice"] = [title for title, count in titles.items() if count > 1]
     for load in loads:
         peer = load.peer
@@ -183,10 +221,23 @@ def judge(home: Home, loads: list[Load]) -> dict[str, list[str]]:
                 found["refused"].append(f"{peer.name} {peer.asked[one]}: {answer['result']['content']}")
         acknowledged = [title for one, title in load.titles.items() if "result" in peer.results.get(one, {})]
         found["tasks lost"] += [title for title in acknowledged if title not in titles]
+        found["changes lost"] += changes_lost(load, tasks)
+        read = {task["id"] for one in load.pages for task in load.page(one).get("tasks", ())}
+        cancelled = {task for task, done in load.changes.items() if done and done[-1][1] == "cancel"}
+        found["not in the inbox"] += cancelled - read
     return found
 
 
-def stored(home: Home) -> list[str]:
-    """Gives the titles of all tasks."""
+def changes_lost(load: Load, tasks: dict[str, tuple[str, int]]) -> Iterator[str]:
+    """Gives the tasks that are not as the last change that was answered has them."""
+    for task, changes in load.changes.items():
+        done = {action: value for one, action, value in changes if "result" in load.peer.results.get(one, {})}
+        state, priority = tasks[task]
+        if ("cancel" in done) != (state == "cancelled") or priority != done.get("priority", 0):
+            yield f"{load.peer.name} {task} {state} {priority}: {changes}"
+
+
+def stored(home: Home, query: str) -> list[Any]:
+    """Gives rows of the journal."""
     with contextlib.closing(sqlite3.connect(home.state / "journal.db")) as journal:
-        return [title for (title,) in journal.execute("SELECT title FROM task")]
+        return journal.execute(query).fetchall()

@@ -12,6 +12,7 @@ from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_wo
 from omnid.api.methods import METHODS
 from omnid.api.shapes_asks import FieldView, QuestionView
 from omnid.api.shapes_routing import RouteExplained, RuleView
+from omnid.api.shapes_runners import RunnerList, RunnerView
 from omnid.ctl.context import World
 from omnid.ctl.main import run
 from omnid.model import Problem, Route, TurnedDown
@@ -110,6 +111,21 @@ def status(**fields):
     return shapes.Status(**{**base, **fields})
 
 
+RUNNER = RunnerView(
+    name="gpu-1",
+    link="cable",
+    state="lost",
+    since_ms=NOW_MS - 1000,
+    version="1",
+    slots=4,
+    running=2,
+    load=0.5,
+    executors={"command": 4},
+    labels=["gpu"],
+    heard_at_ms=NOW_MS - 60_000,
+    attempts=2,
+)
+RUNNERS = RunnerList([RUNNER], "home", NOW_MS)
 SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
 CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
 MODE = shapes_mode.ModeShown(

@@ -33,6 +33,8 @@ PLAIN += (
     "binary",
     "slow",
     "nan",
+    "confirm",
+    "held",
 )
 ODD: list[Any] = [
     {"name": "no_schema"},
@@ -244,6 +246,31 @@ def do_ask(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
         send({"id": f"q{number}", "method": method, "params": params})
         ANSWERS[f"q{number}"].wait(5)
     return text("asked")
+
+
+TOGETHER: dict[str, threading.Barrier] = {}
+"""Where calls wait for each other before they ask."""
+
+
+def do_confirm(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    """Asks in the middle of the call, as servers of the older era do: the question names no call."""
+    if "together" in given:
+        TOGETHER.setdefault("barrier", threading.Barrier(given["together"])).wait()
+    id = f"confirm {request}"
+    ANSWERS[id] = threading.Event()
+    send({"id": id, "method": "elicitation/create", "params": {"message": given["what"], "requestedSchema": WHO}})
+    tell(given)
+    ANSWERS[id].wait()
+    if ANSWERED[id] is None:
+        return text("it was not asked", isError=True)
+    return text(json.dumps(ANSWERED[id]))
+
+
+def do_held(request: Any, given: dict[str, Any], token: Any) -> dict[str, Any]:
+    """Waits until somebody writes to a FIFO."""
+    tell(given)
+    with open(given["until"]) as file:
+        return text(file.read())
 
 
 WHO = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}

@@ -54,9 +54,11 @@ async def test_a_submit_of_2026_is_a_task_that_outlives_its_session(home: Home, 
             jsonschema.validate(ended["result"]["structuredContent"], TOOLS["task_submit"].output_schema())
             assert ended["result"]["structuredContent"]["attempts"][0]["output"] == "done"
             assert 7 * 86_400_000 <= ended["ttlMs"] < 8 * 86_400_000
-            assert await other.ask("tasks/cancel", taskId=made["taskId"]) != {}
+            refused = await other.ask("tasks/cancel", taskId=made["taskId"])
+            assert (refused["code"], refused["data"]["code"]) == (-32602, "other_origin")
+        async with talk(daemon, modern=True) as one:
             for method in ("tasks/cancel", "tasks/update"):
-                acked = await other.ask(method, taskId=made["taskId"].upper(), inputResponses={"x": {}})
+                acked = await one.ask(method, taskId=made["taskId"].upper(), inputResponses={"x": {}})
                 assert acked["resultType"] == "complete"
                 assert acked.keys() <= {"resultType", "_meta"}
 
