@@ -26,6 +26,7 @@ from omnid.errors import OmnidError, Rejected
 from omnid.executor.interface import Executor
 from omnid.flow.answers import Announcer
 from omnid.flow.awake import Awake
+from omnid.flow.checks import Checks
 from omnid.flow.commands import runner_of
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
@@ -113,6 +114,7 @@ class Daemon:
         self.gates = Gates(self.context)
         self.mender = Mender(self.context, self._parts.gateway)
         self.mode = ModeKeeper(self.context, self._parts.shared, secrets, network.changes)
+        self.checks = Checks(self.context, self._parts.shared, secrets)
         self.snapshots = Snapshots(self.context)
         self._results = Results(self.context, self.gates)
         self._places = self._parts.places()
@@ -210,6 +212,7 @@ class Daemon:
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work, self._link)))
         work.start_soon(self._kept("probe", partial(self._probe, _commands(context.config))))
+        work.start_soon(self._kept("channels", self.checks.run))
         dispatcher = Dispatcher(context, self.gates, self._link)
         work.start_soon(self._kept("dispatcher", dispatcher.run))
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
@@ -333,6 +336,7 @@ class Daemon:
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
         work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
+        self.checks.look()
         context.wake()
         self.lines.configure()
         self.drain.ring_all()

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import anyio
 from msgspec.structs import replace
 
 from omnid.api.shapes import Empty, Finding
@@ -20,7 +19,7 @@ from omnid.api.shapes_mode import (
     Rehearsed,
     SnapshotView,
 )
-from omnid.channels import absent, keys_of, models_of
+from omnid.channels import keys_of, models_of
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.route.catalog import ChannelFacts, Facts, KeyFacts
@@ -90,32 +89,8 @@ class ModeViews:
         return ChannelsChecked(await self._checks())
 
     async def _checks(self) -> list[ChannelChecked]:
-        asked = [(channel, key) for channel in self._context.config.channel for key in keys_of(channel)]
-        found: dict[int, list[ChannelChecked]] = {}
-        async with anyio.create_task_group() as group:
-
-            async def ask(place: int, channel: Channel, key: str) -> None:
-                found[place] = await self._check(channel, key)
-
-            for place, (channel, key) in enumerate(asked):
-                group.start_soon(ask, place, channel, key)
-        return [one for place in range(len(asked)) for one in found[place]]
-
-    async def _check(self, channel: Channel, key: str) -> list[ChannelChecked]:
-        """Asks a channel with one key, also which models it has; each that it hasn't got is a finding of its own."""
-        kind, detail = await self._context.modes.probe(channel, key)
-        if kind is not None:
-            return [ChannelChecked(channel.name, key, False, detail, _do(kind, channel, key))]
-        listed = await self._context.modes.listing(channel, key)
-        if isinstance(listed, str):
-            detail = f"it is well; whether it has the models isn't known, as its list of models can't be read: {listed}"
-            return [ChannelChecked(channel.name, key, True, detail, "")]
-        found: list[ChannelChecked] = []
-        for name, near in absent(channel, listed):
-            hint = f" (did you mean {near}?)" if near else ""
-            do = f"Correct channel.{channel.name}.models in the config{hint}."
-            found.append(ChannelChecked(channel.name, key, False, f"it has no model {name}", do))
-        return found or [ChannelChecked(channel.name, key, True, "", "")]
+        checked = await self._context.modes.check_channels()
+        return [ChannelChecked(one.channel.name, one.key, one.kind is None, one.detail, one.do) for one in checked]
 
     async def findings(self) -> list[Finding]:
         """Gives what `check` found as findings of `doctor`, and what stands in the way of the local model."""
@@ -163,16 +138,3 @@ def _unnamed(channel: ChannelState) -> ChannelState:
 
 def _later(at_ms: int | None, now_ms: int) -> int | None:
     return at_ms if at_ms is not None and at_ms > now_ms else None
-
-
-def _do(kind: str, channel: Channel, key: str) -> str:
-    """Says what to do about a channel that didn't answer well."""
-    match kind:
-        case "secret":
-            return f"Provide {key}, or correct the reference in the config."
-        case "key" | "credit":
-            return f"Look at the account of {channel.name}, and at the key that {key} names."
-        case "cloud" | "silent":
-            return f"See that {channel.base_url} can be reached: the network, or the program that serves it."
-        case _:
-            return f"See that {channel.base_url} is the start of the provider's address, as its documentation has it."

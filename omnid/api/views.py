@@ -237,6 +237,7 @@ class Views:
         )
         found = [
             *context.damage,
+            *(context.channel_problems if caller.role == "person" else ()),
             *(context.preset_problems if caller.rights.sees_all else ()),
             *(gate.problem for gate in gates if gate.problem is not None),
             *(gate.problem for gate in self._gates.refused_links() if gate.problem is not None),

@@ -176,6 +176,8 @@ class Context:
         """Attempts of an earlier daemon of which nobody can tell yet what became, and why."""
         self.damage: list[Problem] = []
         """What a check of the database found at the start, a table each."""
+        self.channel_problems: list[Problem] = []
+        """What was wrong with channels when they were last asked."""
         self.preset_problems: list[Problem] = []
         """Presets of the config that could not be taken, because a schedule has their name."""
         self._cancel_asked: dict[str, None] = {}

@@ -19,7 +19,6 @@ from omnid.executor.direct import Direct
 from omnid.executor.gateway import Gateway
 from omnid.executor.local_model import Plan
 from omnid.executor.model import ModelExecutor
-from omnid.executor.model_errors import Failure
 from omnid.executor.model_wire import Answer, Ask, Message
 from omnid.flow import notify, outages
 from omnid.flow.context import Context
@@ -79,8 +78,6 @@ class ModeKeeper:
         self._turned, self._settled = anyio.Event(), anyio.Event()
         """The mode may have changed; the gates are as the mode is."""
         context.modes.hold_at = self.hold
-        context.modes.probe = self.probe
-        context.modes.listing = self.listing
         context.modes.local_model = self._local_model
         context.modes.wake_local = self._wake
         context.modes.plan_local = self._plan_local
@@ -170,30 +167,6 @@ class ModeKeeper:
                 settled, self._settled = self._settled, anyio.Event()
                 settled.set()
             await self._turned.wait()
-
-    async def probe(self, channel: Channel, reference: str) -> tuple[str | None, str]:
-        """See `Modes.probe`; the kind of what is wrong is one of `Failure`'s, or ``secret``."""
-        shared = self._shared()
-        if shared is None:
-            return "gateway", "the config was just changed"
-        try:
-            key = await self._secrets.resolve(reference) if reference else ""
-        except OmnidError as error:
-            return "secret", error.what.rstrip(".")
-        failure = await shared.direct.probe(channel, key, self._context.config.models.connect_timeout_s)
-        return (None, "") if failure is None else (failure.kind, failure.detail)
-
-    async def listing(self, channel: Channel, reference: str) -> frozenset[str] | str:
-        """See `Modes.listing`."""
-        shared = self._shared()
-        if shared is None:
-            return "the config was just changed"
-        try:
-            key = await self._secrets.resolve(reference) if reference else ""
-        except OmnidError as error:
-            return error.what.rstrip(".")
-        said = await shared.direct.listing(channel, key, self._context.config.models.connect_timeout_s)
-        return said.detail if isinstance(said, Failure) else said
 
     async def _doubt(self, *, sure: bool) -> None:
         """Looks whether the cloud is gone; an idle daemon looks as often as calls would have failed.

@@ -1,8 +1,8 @@
 """The mode, as far as it is known now: calls tell what they saw, and `flow.mode` acts on it."""
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anyio
 
@@ -13,8 +13,11 @@ from omnid.link.beats import Beats
 from omnid.model import Problem
 from omnid.route.catalog import Facts
 from omnid.route.modes import Health, Mode, mode_of
-from omnid.settings import Channel, Config
+from omnid.settings import Config
 from omnid.store.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from omnid.flow.checks import Checked
 
 Hold = Literal["auto", "normal", "brainstem"]
 SLEPT_S = 5.0
@@ -54,12 +57,8 @@ async def _no_rehearsal() -> Rehearsal:
     return Rehearsal("there is no local model", 0.0, None)
 
 
-async def _unprobed(_: Channel, __: str) -> tuple[str | None, str]:
-    return "gateway", "nobody can ask it yet"
-
-
-async def _unlisted(_: Channel, __: str) -> str:
-    return "nobody can ask it yet"
+async def _unchecked() -> "Sequence[Checked]":
+    return ()
 
 
 class Modes:
@@ -77,10 +76,8 @@ class Modes:
         """What a person holds it at."""
         self.hold_at: Callable[[Hold], Awaitable[None]] = _nothing
         """Holds it; `flow.mode` sets it."""
-        self.probe: Callable[[Channel, str], Awaitable[tuple[str | None, str]]] = _unprobed
-        """Asks a channel, with a key by its reference, what costs nothing; gives what is wrong, and in words."""
-        self.listing: Callable[[Channel, str], Awaitable[frozenset[str] | str]] = _unlisted
-        """Asks a channel which models it has, as `probe` asks; gives their names, or why they can't be had."""
+        self.check_channels: Callable[[], Awaitable[Sequence[Checked]]] = _unchecked
+        """Asks every channel with every key what costs nothing; `flow.checks` sets it."""
         self.facts: Callable[[int], Facts] = Facts
         """Gives what is known of keys and channels; `flow.model_calls` sets it."""
         self.local_model: Callable[[], BrainstemState] = lambda: BrainstemState("none")

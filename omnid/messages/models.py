@@ -23,6 +23,11 @@ MODELS: dict[str, Message] = {
         "The most that a call can cost is reserved before it is made, and the lid has no room for it.",
         "Raise the cap, or wait for its next window.",
     ),
+    "channel_unwell": Message(
+        "The channel {channel} can't be used with {key}: {detail}.",
+        "It was asked something that costs nothing, as at each start and after each change of the config.",
+        "{do}",
+    ),
     "unknown_model": Message(
         "No channel has a model {model}{hint}.",
         "These are known: {known}.",

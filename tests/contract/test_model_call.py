@@ -198,7 +198,7 @@ async def test_a_probe_spends_nothing(mode: str, kind: Kind | None) -> None:
                 channel(fake.base_url(mode, wire), wire), KEY, PATIENT_S if kind != "silent" else 0.3
             )
             assert (None if found is None else found.kind) == kind
-            assert fake.seen[-1].body == {}
+            assert (fake.seen, fake.looked[-1].body) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ async def test_a_list_of_the_models_spends_nothing(mode: str, kind: Kind | None)
             place = channel(fake.base_url(mode, wire), wire)
             found = await way.listing(place, KEY, PATIENT_S if kind != "silent" else 0.3)
             assert found == {"fake-1"} if kind is None else isinstance(found, Failure) and found.kind == kind
-            assert fake.seen[-1].body == {}
-            assert fake.seen[-1].path.partition("?")[0].endswith("/v1/models")
+            assert (fake.seen, fake.looked[-1].body) == ([], {})
+            assert fake.looked[-1].path.partition("?")[0].endswith("/v1/models")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ ELSEWHERE = {
     "pull_no_room": "tests/unit/test_pull.py::test_no_room_is_seen_before_anything_is_fetched",
     "cache_busy": "tests/unit/test_pull.py::test_two_at_once_do_not_meet",
     "cache_unwritable": "tests/unit/test_pull.py::test_a_cache_that_can_not_be_written_is_said",
+    "channel_unwell": "tests/e2e/test_models.py::test_a_start_says_what_is_wrong_with_channels_until_it_is_right",
     "cloud_gone": "tests/e2e/test_models.py::test_offline_fail_fails_where_nothing_can_be_reached",
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
     "body_too_large": "tests/unit/test_bad_input.py::test_a_message_that_is_too_large_is_told_so",

@@ -339,7 +339,30 @@ def test_a_live_check_names_the_models_that_a_channel_does_not_have(planted: Hom
     assert "its list of models can't be read" in checks[1]["detail"]
     checked = planted.ctl("config", "check", "--live")
     assert (checked.code, "no model fake-2" in checked.out, "can't be read" in checked.out) == (1, True, True)
-    assert not [seen for seen in fake.seen if seen.body]
+    assert fake.looked
+    assert not fake.seen
+
+
+def test_a_start_says_what_is_wrong_with_channels_until_it_is_right(planted: Home, fake: Cloud) -> None:
+    good = channel("p1", fake.base_url("ok"), "P1_KEY")
+    planted.configure(good + channel("p2", fake.base_url("key_refused"), "P2_KEY"))
+    planted.start()
+    until(lambda: planted.client.status()["problems"], "the problem")
+    (problem,) = planted.client.status()["problems"]
+    assert (problem["code"], "env:P2_KEY" in problem["what"]) == ("channel_unwell", True)
+    assert problem["do"] == "Look at the account of p2, and at the key that env:P2_KEY names."
+    assert problem["do"] in " ".join(planted.ctl("status").out.split())
+    assert "channel_unwell" in (planted.state / "omnid.log").read_text()
+    with contextlib.closing(planted.agent("agent")) as agent:
+        assert agent.call("omnid/status", {})["problems"] == [], "an agent isn't told where keys lie"
+    planted.configure(good)
+    planted.client.call("omnid/config.reload", {})
+    until(lambda: not planted.client.status()["problems"], "that it is right")
+    assert fake.looked
+    assert not fake.seen
+    assert not [line for line in planted.processes().values() if "worker/gateway.py" in line], (
+        "no child is started for it"
+    )
 
 
 def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: Cloud) -> None:

@@ -363,6 +363,9 @@ class Cloud:
     def __init__(self, port: int, modes: dict[str, str]) -> None:
         self.port = port
         self.seen: list[Seen] = []
+        """The calls."""
+        self.looked: list[Seen] = []
+        """What was asked that costs nothing."""
         self.answered: list[Seen] = []
         """What was answered well and to its end; whether anybody has read it is another matter."""
         self.modes = modes
@@ -384,7 +387,7 @@ class Cloud:
             async with stream:
                 while True:
                     seen = await client.request()
-                    self.seen.append(seen)
+                    (self.seen if seen.body else self.looked).append(seen)
                     self.on_request()
                     mode = self.modes.get(seen.mode, seen.mode)
                     try:
