@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -49,7 +49,7 @@ async def test_a_row_that_is_read_before_the_fleet_hears_of_it_is_sent(
     fleet.configure([Remote(name="r1", link="cable", executors=("command",))])
     fleet.link_up("cable")
     context: Any = SimpleNamespace(fleet=fleet, store=Journal(fleet, ended_at_ms))
-    commands = Commands(context, SimpleNamespace(), "r1", lambda _: messenger)  # type: ignore[arg-type]
+    commands = Commands(context, cast("Any", SimpleNamespace()), "r1", lambda _: messenger)
     row = Delivery(1, "d1", "runner/r1", "command", "a1", msgspec.to_builtins(command(1)), 0)
     await commands.send([row])
-    assert [one.attempt_id for one in messenger.messages] == sent  # type: ignore[union-attr]
+    assert [one.attempt_id for one in cast("Any", messenger.messages)] == sent
