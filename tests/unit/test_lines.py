@@ -317,6 +317,7 @@ async def test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_tim
         again = await bench.task(task)
         assert (again.state, again.reason, again.failures) == ("waiting", "backoff", 0)
         assert again.problem is not None
+        assert again.problem.code == "runner_refused"
         assert again.problem.what == "Runner a gave t1 back: Executor command can't be used: not here."
         assert bench.context.fleet.seats().rooms() == {"safe": 8}
 
