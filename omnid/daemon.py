@@ -53,7 +53,7 @@ from omnid.link.embedded import EmbeddedLink
 from omnid.link.message import RESULTS
 from omnid.log import Logger
 from omnid.model import Problem
-from omnid.parts import Parts, dial
+from omnid.parts import End, Parts, dial
 from omnid.process import run_logged, say
 from omnid.route.rules import remarks
 from omnid.route.ways import way_of
@@ -116,7 +116,8 @@ class Daemon:
         self._results = Results(self.context, self.gates)
         self._places = self._parts.places()
         self.drain = Drain(self.context, self._destination)
-        self.lines = Lines(self.context, self.gates, self._results, self._connect, self.drain.ring)
+        self.lines = Lines(self.context, self.gates, self._results, self._connect, self.drain)
+        self.drain.caught_up = self.lines.caught_up
         self.cancelling = Cancelling(self.context)
         self.schedules = Schedules(self.context, self.cancelling)
         self.store.rung = self._rung
@@ -242,10 +243,10 @@ class Daemon:
         runner = runner_of(queue)
         return self._places.open(queue) if runner is None else self.lines.open(runner)
 
-    def _connect(self, section: Link, changed: Callable[[], None]) -> Connection:
+    def _connect(self, section: Link, changed: Callable[[], None], back: Callable[[float], None]) -> Connection:
         """Makes the daemon's end of a link."""
-        made = dial(section, self.context.end_name, RESULTS, self._secrets, self._log)
-        return Connection(section, made, self._clock, self._log, changed)
+        made = dial(section, End(self.context.end_name, RESULTS, self.store.node), self._secrets, self._log)
+        return Connection(section, made, self._clock, self._log, changed, back)
 
     async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
         """Gives the states of those tasks that the journal knows."""

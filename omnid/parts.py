@@ -1,6 +1,8 @@
 """Chooses implementations: makes the executors and the destinations of a config, and what they are made of."""
 
 import importlib.util
+import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ from omnid.link.apprise import AppriseDestination
 from omnid.link.command import CommandDestination
 from omnid.link.desktop import VARIABLES, DesktopDestination, find_desktop
 from omnid.link.destination import Destination
-from omnid.link.endpoint import Endpoint
+from omnid.link.endpoint import Endpoint, Holder
 from omnid.link.interface import Link, Message
 from omnid.link.message import Codec
 from omnid.link.openclaw import OpenClawDestination
@@ -45,25 +47,41 @@ from omnid.settings import McpExecutor as McpSection
 from omnid.settings import ModelExecutor as ModelSection
 from omnid.settings_links import Link as LinkSection
 
+LEASE_PINGS = 3
+"""How many pings in a row may fail before the name of an end is free."""
 _OF_PROGRAMS = frozenset({*BASE_ENVIRONMENT, *VARIABLES})
 """What of the daemon's environment goes to the programs that deliver answers and notices."""
 
 
-def dial(
-    section: LinkSection, name: str, takes: Mapping[str, type[Message]], secrets: Secrets, log: Logger
-) -> Callable[[], Awaitable[Link]]:
-    """Gives what makes the end `name` of a link, with its secrets as they are when it is dialled."""
+class End(NamedTuple):
+    """One end of a link, as the program has it: its name, and what it takes."""
+
+    name: str
+    takes: Mapping[str, type[Message]]
+    journal: str
+    """The id of the journal or the ledger behind it."""
+    held_max: int = 0
+    """How many messages it takes before it acknowledges them."""
+
+
+def dial(section: LinkSection, end: End, secrets: Secrets, log: Logger) -> Callable[[], Awaitable[Link]]:
+    """Gives what makes an end of a link, with its secrets as they are when it is dialled."""
+    holder = Holder(end.journal, f"{socket.gethostname()}, process {os.getpid()}")
+    lease_s = LEASE_PINGS * section.ping_every_s + section.timeout_s
 
     async def made() -> Link:
         password, key = [await secrets.resolve(one) if one else "" for one in (section.password, section.key)]
         endpoint = Endpoint(
-            Codec(section.name, name, takes, key),
+            Codec(section.name, end.name, end.takes, key),
             section.url,
             section.user,
             password,
             section.ca,
             section.timeout_s,
             section.batch_max,
+            holder,
+            lease_s,
+            end.held_max,
         )
         kind = RedisLink if section.url.startswith("redis") else RabbitLink
         return kind(endpoint, log)

@@ -19,15 +19,16 @@ from omnid.clock import Clock, SystemClock
 from omnid.daemon import EXECUTOR_CLOSE_S, store_settings
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.interface import Executor
+from omnid.flow.comeback import Comeback
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
-from omnid.flow.remote import Place, Remote
+from omnid.flow.remote import HELD_MAX, Place, Remote
 from omnid.link.connection import Connection
 from omnid.link.message import COMMANDS
 from omnid.log import Logger
-from omnid.parts import Parts, dial
+from omnid.parts import End, Parts, dial
 from omnid.process import run_logged, say
 from omnid.secrets import Secrets
 from omnid.settings import Config, State
@@ -105,11 +106,13 @@ class RunnerProcess:
         )
         self._parts.context = self.context
         name = wanted.runner.name
-        made = dial(section, name, COMMANDS, secrets, log)
-        self._connection = Connection(section, made, clock, log, self._changed)
+        made = dial(section, End(name, COMMANDS, self.store.node, HELD_MAX), secrets, log)
+        self._connection = Connection(section, made, clock, log, self._changed, self._back)
+        self._comeback = Comeback(section.name, clock, log)
         place = Place(wanted.daemon.slots_max, wanted.runner.labels, wanted.runner.beat_s)
         self._remote = Remote(self.context, self._ledger, self._connection, place)
         self._drain = Drain(self.context, self._remote.owed.to)
+        self._drain.caught_up = self._comeback.caught_up
         self.store.rung = self._drain.ring
 
     async def serve(self, *, task_status: TaskStatus["RunnerProcess"] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -185,8 +188,16 @@ class RunnerProcess:
         """The link has gone up or down: what is owed may go out now."""
         if self._connection.problem is not None:
             self._remote.link_down()
+            self._comeback.gone(self._behind())
         self._drain.ring_all()
         self._health.ring()
+
+    def _back(self, down_s: float) -> None:
+        self._comeback.back(down_s, self._behind())
+
+    def _behind(self) -> dict[str, int]:
+        """Gives the daemons whose results could not be sent."""
+        return self._drain.behind(self._drain.queues())
 
     async def _tell_health(self) -> None:
         """Writes the health line, regularly and whenever the link changes."""

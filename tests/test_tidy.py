@@ -193,7 +193,9 @@ def test_every_setting_is_in_the_shipped_config_with_a_comment_and_nothing_else_
 
 def error_calls() -> Iterator[tuple[str, str | None, set[str | None]]]:
     """Place, code and fields of everything that fills in a message of the catalogue."""
-    kinds = {"OmnidError", "Problem.make", "LinkDown"} | {kind.__name__ for kind in OmnidError.__subclasses__()}
+    kinds = {"OmnidError", "Problem.make", "LinkDown", "LinkFull"} | {
+        kind.__name__ for kind in OmnidError.__subclasses__()
+    }
     for path in SOURCE:
         for name, node in calls(path):
             if name.removeprefix("errors.").removeprefix("model.") in kinds:

@@ -32,11 +32,13 @@ class Completions:
         ref, argument = params.ref, params.argument
         if isinstance(ref, types.PromptReference):
             if ref.name not in PROMPTS:
-                raise MCPError(types.INVALID_PARAMS, f"There is no prompt {ref.name[:100]}.")
+                raise MCPError(
+                    types.INVALID_PARAMS, f"There is no prompt {ref.name[:100]}.", {"prompts": list(PROMPTS)}
+                )
             # What waits is what one asks about.
             found = await self._tasks(context, argument.value, OPEN) if argument.name == "task" else []
-        elif ref.uri not in {template.uri_template for template in TEMPLATES}:
-            raise MCPError(types.INVALID_PARAMS, f"There is no template {ref.uri[:100]}.")
+        elif ref.uri not in (templates := [template.uri_template for template in TEMPLATES]):
+            raise MCPError(types.INVALID_PARAMS, f"There is no template {ref.uri[:100]}.", {"templates": templates})
         else:
             found = await self._tasks(context, argument.value, ()) if argument.name == "id" else []
         more = len(found) > VALUES_MAX

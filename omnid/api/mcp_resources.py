@@ -107,11 +107,12 @@ class Resources:
         uri = str(params.uri)
         asked = _operation(uri)
         if asked is None:
-            raise _not_found(context, uri, "there is no such resource")
+            known = [str(one.uri) for one in RESOURCES] + [one.uri_template for one in TEMPLATES]
+            raise _not_found(context, uri, "there is no such resource", resources=known)
         try:
             found = await self._calls.do(context, *asked)
         except Rejected as error:
-            raise _not_found(context, uri, str(error)) from error
+            raise _not_found(context, uri, str(error), **error.as_dict()) from error
         if isinstance(found, LogPart):
             kind, text = _TEXT, found.text
         else:
@@ -140,7 +141,10 @@ class Resources:
         given = params.arguments or {}
         missing = prompt.arguments.keys() - given.keys()
         if missing:
-            raise MCPError(types.INVALID_PARAMS, f"The prompt {params.name} needs {', '.join(sorted(missing))}.")
+            needs = sorted(missing)
+            raise MCPError(
+                types.INVALID_PARAMS, f"The prompt {params.name} needs {', '.join(needs)}.", {"missing": needs}
+            )
         text = prompt.text
         for name in prompt.arguments:
             text = text.replace(f"{{{name}}}", given[name])
@@ -161,7 +165,7 @@ def _operation(uri: str) -> tuple[str, Struct] | None:
     return ("task.log", Log(task=match[1])) if match[2] else ("task.get", Get(task=match[1]))
 
 
-def _not_found(context: Context, uri: str, detail: str) -> MCPError:
+def _not_found(context: Context, uri: str, detail: str, **more: object) -> MCPError:
     modern = context.protocol_version in MODERN_PROTOCOL_VERSIONS
     code = types.INVALID_PARAMS if modern else NOT_FOUND_OF_OLD
-    return MCPError(code, f"Resource not found: {detail}", {"uri": uri[:500]})
+    return MCPError(code, f"Resource not found: {detail}", {"uri": uri[:500], **more})

@@ -39,10 +39,15 @@ class Subscriptions:
         try:
             now = await self._follow.look(context, uri)
         except Rejected as error:
-            raise MCPError(NOT_FOUND_OF_OLD, f"Resource not found: {error}", {"uri": uri[:500]}) from error
+            data = {"uri": uri[:500], **error.as_dict()}
+            raise MCPError(NOT_FOUND_OF_OLD, f"Resource not found: {error}", data) from error
         if uri not in scopes:
             if len(scopes) >= SUBSCRIBED_MAX:
-                raise MCPError(types.INVALID_PARAMS, f"A connection subscribes to at most {SUBSCRIBED_MAX} resources.")
+                raise MCPError(
+                    types.INVALID_PARAMS,
+                    f"A connection subscribes to at most {SUBSCRIBED_MAX} resources.",
+                    {"limit": SUBSCRIBED_MAX, "do": "Unsubscribe from others (resources/unsubscribe)."},
+                )
             scopes[uri] = scope = CancelScope()
             context.lifespan_context.group.start_soon(self._tell, context, uri, now, scope)
         return types.EmptyResult()

@@ -22,8 +22,9 @@ from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 from pydantic import Field
 
 from omnid.api.mcp_asks import Asks, read_responses, requests_of
-from omnid.api.mcp_calls import Calls, Context, invalid, is_modern, say
+from omnid.api.mcp_calls import Calls, Context, Notice, invalid, is_modern, say
 from omnid.api.mcp_follow import Follow, Look
+from omnid.api.mcp_looks import Looks, Seen
 from omnid.api.mcp_task_shapes import call_result, detailed, task_fields
 from omnid.api.methods import Api
 from omnid.api.schedule_views import SCHEDULED
@@ -39,6 +40,7 @@ IMMEDIATE_RESPONSE = "io.modelcontextprotocol/model-immediate-response"
 ERA_OF_TASKS = "2025-11-25"
 """The one version whose tasks are part of the protocol."""
 
+TOLD = "notifications/tasks"
 TOOL = "task_submit"
 """The tool whose calls may become tasks."""
 
@@ -48,6 +50,7 @@ LISTENED_MAX = 100
 PROGRESS_S = 5.0
 """How often a wait for a result reports progress to a client that asked for it."""
 
+DO_RESPOND = "Answer each with an `action` (accept, decline, cancel), and with `content` where it accepts a form."
 INSTEAD = {
     "tasks/result": "tasks/get has the result once the task has ended.",
     "tasks/list": "The tool task_search lists tasks.",
@@ -72,10 +75,11 @@ class UpdateParams(TaskParams):
 class Tasks:
     """The methods of tasks on the SDK's server, in both eras."""
 
-    def __init__(self, api: Api, calls: Calls, asks: Asks, follow: Follow, clock: Clock) -> None:
+    def __init__(self, api: Api, calls: Calls, asks: Asks, looks: Looks, follow: Follow, clock: Clock) -> None:
         self._api = api
         self._calls = calls
         self._asks = asks
+        self._looks = looks
         self._resources = follow
         self._clock = clock
 
@@ -126,8 +130,8 @@ class Tasks:
         """Takes answers to a task's questions; those to questions that aren't open are to be ignored."""
         if not _allowed(context) or not self._calls.offers(context, "task_control"):
             raise _no_method(context)
+        view = await self._view(context, params.task_id)
         try:
-            view = await self._view(context, params.task_id)
             while given := read_responses(params.input_responses, view):
                 try:
                     # As with any mutation: what has begun is brought to its end whatever becomes of the client.
@@ -140,7 +144,8 @@ class Tasks:
                         raise
                 view = await self._view(context, params.task_id)
         except msgspec.ValidationError as error:
-            raise MCPError(types.INVALID_PARAMS, f"inputResponses: {error}") from error
+            data = {"questions": [one.key for one in view.questions or ()], "do": DO_RESPOND}
+            raise MCPError(types.INVALID_PARAMS, f"inputResponses: {error}", data) from error
         except Rejected as error:
             raise invalid(error) from error
         return {}
@@ -202,7 +207,7 @@ class Tasks:
         await say(context, "notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta})
         async with anyio.create_task_group() as group:
             for task_id in known:
-                group.start_soon(self._follow, context, task_id, meta)
+                group.start_soon(self._follow, context, task_id.lower(), meta)
             for uri, now in read.items():
                 told = partial(say, context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
                 group.start_soon(self._resources.tell, context, uri, now, told)
@@ -218,18 +223,26 @@ class Tasks:
 
     async def _follow(self, context: Context, task_id: str, meta: dict[str, Any]) -> None:
         """Tells of a task's changes, with the task."""
-        said: dict[str, Any] | None = None
+        said: Notice | None = None
         while True:
             with self._api.change_of(task_id) as changed:
                 try:
-                    view = await self._view(context, task_id)
-                except MCPError:
+                    seen = await self._looks.look(context, task_id, changed, output=True, fresh=said is None)
+                except Rejected:
                     return  # It was deleted.
-                now = self._detailed(context, view)
-                if now != said:
-                    await say(context, "notifications/tasks", {**now, "_meta": meta})
+                now = self._notice(context, seen)
+                if said is None or now.params != said.params:
+                    await now.tell(context, meta)
                 said = now
                 await changed.wait()
+
+    def _notice(self, context: Context, seen: Seen) -> Notice:
+        """Gives what is said of a task; where it asks nothing, that is the same for all who see it."""
+        if seen.view.questions:
+            return Notice(TOLD, self._detailed(context, seen.view))
+        if seen.notice is None:
+            seen.notice = Notice(TOLD, self._detailed(context, seen.view))
+        return seen.notice
 
     async def _around(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         """Says at 2025-11-25 that there are tasks, and makes a task of a call that asks for it."""
@@ -248,15 +261,18 @@ class Tasks:
     async def _called(self, context: Context, call_next: CallNext) -> dict[str, Any]:
         name = (context.params or {}).get("name")
         if name != TOOL:
-            raise MCPError(types.METHOD_NOT_FOUND, f"{str(name)[:100]} is answered at once, so it makes no task.")
+            said = f"{str(name)[:100]} is answered at once, so it makes no task."
+            raise MCPError(types.METHOD_NOT_FOUND, said, {"tools": [TOOL], "do": "Call it without `task`."})
         answer = cast("dict[str, Any]", await call_next(context))
         made = answer.get("structuredContent")
         if answer.get("isError") or made is None:
             text = " ".join(part.get("text", "") for part in answer.get("content", ()))
-            raise MCPError(types.INVALID_PARAMS, text)
+            raise MCPError(types.INVALID_PARAMS, text, {"tool": TOOL, "do": "Correct the arguments: no task was made."})
         if made["state"] == SCHEDULED:
             raise MCPError(
-                types.INVALID_PARAMS, f"{made['name']} is a schedule and no task: ask for it without `task`."
+                types.INVALID_PARAMS,
+                f"{made['name']} is a schedule and no task: ask for it without `task`.",
+                {"schedule": made["name"], "do": "Nothing more: it is there, and runs at its times."},
             )
         view = await self._view(context, made["id"])
         said = f"The task {made['name']} is on the disk and goes on by itself; ask for it with task_get."
@@ -312,10 +328,12 @@ def _asked(context: Context, params: types.SubscriptionsListenRequestParams) -> 
         return ()
     require_client_extension(context, EXTENSION)
     if not isinstance(asked, list) or not all(isinstance(one, str) for one in cast("list[Any]", asked)):
-        raise MCPError(types.INVALID_PARAMS, "taskIds is a list of the UUIDs of tasks.")
+        raise MCPError(types.INVALID_PARAMS, "taskIds is a list of the UUIDs of tasks.", {"limit": LISTENED_MAX})
     ids = list(dict.fromkeys(cast("list[str]", asked)))
     if len(ids) > LISTENED_MAX:
-        raise MCPError(types.INVALID_PARAMS, f"A subscription follows at most {LISTENED_MAX} tasks.")
+        raise MCPError(
+            types.INVALID_PARAMS, f"A subscription follows at most {LISTENED_MAX} tasks.", {"limit": LISTENED_MAX}
+        )
     return ids
 
 

@@ -3,7 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Hashable, Mapping
 from functools import partial, wraps
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -126,6 +126,11 @@ class Api:
     def _entitled(self, caller: Caller) -> Caller:
         return entitled(caller, self._context.config)
 
+    def sight(self, caller: Caller) -> Hashable:
+        """Gives what decides on what a caller sees of tasks: it is equal for those who see the same."""
+        rights = self._entitled(caller).rights
+        return None if rights.sees_all else rights
+
     def begin(
         self,
         caller: Caller,
@@ -190,14 +195,15 @@ class Api:
         An agent waits no longer either when its task asks something.
         """
         store = self._context.store
-        task = await store.read(lambda reader: find_task(reader, params.task, caller))
-        timed_out = False
-        if params.wait_s and task.state not in TERMINAL:
-            with anyio.move_on_after(params.wait_s) as scope:
-                await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
-            timed_out = scope.cancelled_caught
-        by_id = shapes.Get(task=task.id, output=params.output)
-        view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
+        timed_out, asked = False, params
+        if params.wait_s:
+            task = await store.peek(lambda reader: find_task(reader, params.task, caller))
+            asked = shapes.Get(task=task.id, output=params.output)
+            if task.state not in TERMINAL:
+                with anyio.move_on_after(params.wait_s) as scope:
+                    await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
+                timed_out = scope.cancelled_caught
+        view = await store.peek(lambda reader: self._views.view(reader, caller, asked, timed_out=timed_out))
         return self.workspaces.shown(view)
 
     def kept_ms(self) -> int:

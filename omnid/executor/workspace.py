@@ -151,9 +151,9 @@ class Workspaces:
         if all(state in TERMINAL for state in states.values()):
             await self._make_room("the next task")
 
-    def of(self, task_id: str) -> Record | None:
-        """Gives the record of a task's workspace."""
-        return self.records.of(task_id)
+    def of(self, task_id: str, task: str | None = None) -> Record | None:
+        """Gives the record of a task's workspace; see `Records.of`."""
+        return self.records.of(task_id, task)
 
     def named(self, name: str) -> Record | None:
         """Finds a workspace by its task's short name or id, also where the journal has forgotten the task."""

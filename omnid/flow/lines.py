@@ -7,12 +7,15 @@ import anyio
 from anyio.abc import TaskGroup
 from msgspec import structs
 
-from omnid.errors import Rejected
+from omnid.errors import Rejected, Retryable
+from omnid.flow import outages
+from omnid.flow.comeback import CameBack, Comeback
 from omnid.flow.commands import Commands, recall
 from omnid.flow.context import Bell, Context
+from omnid.flow.drain import Drain
 from omnid.flow.explain import span
 from omnid.flow.fleet import MISSING_LEASES, Peer, queue_of
-from omnid.flow.gates import Gates
+from omnid.flow.gates import LINK, Gates
 from omnid.flow.guard import guard
 from omnid.flow.keep import keep
 from omnid.flow.results import Results
@@ -32,16 +35,17 @@ NAP_S_MAX = 3600.0
 STALL_S = 5.0
 """By how much later than it should this may wake before it takes itself for the one who was away."""
 
-Connect = Callable[[Section, Callable[[], None]], Connection]
-"""Makes the daemon's end of a link, which isn't dialled yet; the function is called when it goes up or down."""
+Connect = Callable[[Section, Callable[[], None], Callable[[float], None]], Connection]
+"""Makes the daemon's end of a link, which isn't dialled yet; see `Connection` for the functions that it calls."""
 
 
 class Line:
     """One link with what runs on it."""
 
-    def __init__(self, section: Section, connection: Connection) -> None:
+    def __init__(self, section: Section, connection: Connection, comeback: Comeback) -> None:
         self.section = section
         self.connection = connection
+        self.comeback = comeback
         self.scope = anyio.CancelScope()
         self.tried = False
         """Whether it has been up or down yet."""
@@ -52,19 +56,18 @@ class Line:
 class Lines:
     """All of them, as the config has them."""
 
-    def __init__(
-        self, context: Context, gates: Gates, results: Results, connect: Connect, ring: Callable[[str], None]
-    ) -> None:
-        """`ring` is what the store calls for the outbox: see `Drain.ring`."""
+    def __init__(self, context: Context, gates: Gates, results: Results, connect: Connect, drain: Drain) -> None:
         self._context = context
         self._gates = gates
         self._results = results
         self._connect = connect
-        self._ring = ring
+        self._drain = drain
         self._lines: dict[str, Line] = {}
         context.fleet.next_try = self._next_try_at_ms
         self._configured = Bell()
         self._bell = Bell()
+        self._came_back: list[CameBack] = []
+        """Comebacks that have yet to be written into their outages."""
 
     def configure(self) -> None:
         """Takes a changed config over: a link whose section changed is dialled anew."""
@@ -92,8 +95,9 @@ class Lines:
                 self._context.fleet.link_down(name)
         for name, section in sections.items():
             if name not in self._lines:
-                line = Line(section, self._connect(section, partial(self._changed, name)))
-                self._lines[name] = line
+                connection = self._connect(section, partial(self._changed, name), partial(self._back, name))
+                comeback = Comeback(name, self._context.clock, self._context.log, self._told)
+                line = self._lines[name] = Line(section, connection, comeback)
                 group.start_soon(self._keep_open, line)
         self._bell.ring()
 
@@ -111,13 +115,32 @@ class Lines:
             return
         line.tried = True
         fleet = self._context.fleet
-        if line.connection.problem is None:
+        if line.connection.trouble is None:
             fleet.link_up(name)
             for peer in fleet.on_link(name):
-                self._ring(queue_of(peer.name))
+                self._drain.ring(queue_of(peer.name))
         else:
             fleet.link_down(name)
+            line.comeback.gone(self._behind(name))
         self._context.dispatch.ring()
+        self._bell.ring()
+
+    def _back(self, name: str, down_s: float) -> None:
+        """A link is up again after an outage; its queues haven't been rung yet."""
+        line = self._lines.get(name)
+        if line is not None:
+            line.comeback.back(down_s, self._behind(name))
+
+    def _behind(self, name: str) -> dict[str, int]:
+        return self._drain.behind(queue_of(peer.name) for peer in self._context.fleet.on_link(name))
+
+    def caught_up(self, queue: str, sent: int) -> None:
+        """See `drain.CaughtUp`."""
+        for line in self._lines.values():
+            line.comeback.caught_up(queue, sent)
+
+    def _told(self, came_back: CameBack) -> None:
+        self._came_back.append(came_back)
         self._bell.ring()
 
     def open(self, runner: str) -> Destination:
@@ -202,6 +225,7 @@ class Lines:
         clock = self._context.clock
         while True:
             await self._keep_gates()
+            await self._write_comebacks()
             await self._watch()
             await self._look_at_leases()
             await self._look_for_missing()
@@ -217,11 +241,24 @@ class Lines:
             if link not in self._lines:
                 await self._gates.link_up(link)
         for name, line in tuple(self._lines.items()):
-            problem = line.connection.problem
+            problem = line.connection.trouble
             if problem is None:
                 await self._gates.link_up(name)
             elif line.tried:
                 await self._gates.link_down(name, problem)
+
+    async def _write_comebacks(self) -> None:
+        """Writes into the outages that are over what was sent after them."""
+        while self._came_back:
+            one = self._came_back[0]
+
+            def write(tx: Tx, one: CameBack = one) -> None:
+                left = sum(row[0] for queue in one.left if (row := tx.one("outbox_count", queue)) is not None)
+                parked = one.sent + left
+                outages.came_back(tx, LINK, one.link, since_ms=one.up_at_ms, parked=parked, sent=one.sent)
+
+            await self._context.store.write(write)
+            self._came_back.pop(0)
 
     async def _watch(self) -> None:
         now_s = self._context.clock.monotonic_s()
@@ -233,8 +270,8 @@ class Lines:
             peer.unanswered += 1
             try:
                 await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
-            except LinkDown as error:
-                self._context.log.debug("watch_failed", detail=error.what)  # It is asked when the link is back.
+            except Retryable as error:
+                self._context.log.debug("watch_failed", detail=error.what)  # It is asked again.
 
     def _nap_s(self) -> float:
         fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()

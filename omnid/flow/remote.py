@@ -26,7 +26,7 @@ from omnid.store.ledger import Begun, Ledger
 Args = TypeVarTuple("Args")
 
 HELD_MAX = 1_024
-"""How many commands may wait for a slot in memory; the rest waits at the broker."""
+"""How many messages may wait for a slot in memory; the rest waits at the broker, cancels too."""
 TOLD_MAX = 1_024
 """How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
@@ -144,7 +144,7 @@ class Remote:
     async def take(self) -> None:
         """Takes what comes; ends when it is cancelled."""
         while True:
-            while len(self._held) >= HELD_MAX:
+            while sum(len(held.came) for held in self._held.values()) >= HELD_MAX:
                 self._room = anyio.Event()
                 await self._room.wait()
             done: list[Received] = []
@@ -312,3 +312,5 @@ class Remote:
                 await self._messenger.send(daemon, [self.heartbeat()])
             except LinkDown:
                 return  # Each of them asks again.
+            except Retryable as error:
+                self._context.log.debug("beat_failed", daemon=daemon, detail=error.what)

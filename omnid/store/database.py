@@ -34,6 +34,8 @@ SWEEP_S = 1.0
 COPY_S_MAX = 120.0
 CHECKPOINT_MS = 500
 """How long a checkpoint of the whole WAL waits for readers, while writers wait for it."""
+PEEK_STEPS, PEEK_TURNS_MAX = 1_000, 50
+"""How much a look on the event loop may take: turns of so many of SQLite's own steps, a millisecond or two in all."""
 DATABASE_NAME = "journal.db"
 TALLY_KEYS = (*STATES, *(tally_key("waiting", reason) for reason in REASONS))
 
@@ -92,6 +94,7 @@ class SqliteStore:
         """Connections that read now, and since when."""
         self._interrupted = False
         self._checkpointer: apsw.Connection | None = None
+        self._peeker: Peeker | None = None
         self._reading = anyio.CapacityLimiter(READERS_MAX)
 
     @property
@@ -150,6 +153,17 @@ class SqliteStore:
         if self._settings.inline:
             return self._copy(path, bytes_max, lambda: None)
         return await anyio.to_thread.run_sync(self._copy, path, bytes_max, anyio.from_thread.check_cancelled)
+
+    async def peek(self, fn: Callable[[Reader], T]) -> T:
+        """See `interface.Store.peek`."""
+        if not self._settings.inline:
+            try:
+                if self._peeker is None:
+                    self._peeker = Peeker(self._open(readonly=True))
+                return self._peeker.run(fn)
+            except (apsw.Error, Retryable):
+                pass  # It takes longer, or can't be had at once: a thread has the time, and says what is wrong.
+        return await self.read(fn)
 
     async def booted_since(self, boot_id: str) -> bool:
         """Tells whether the machine was started anew since `remember_boot`."""
@@ -214,6 +228,8 @@ class SqliteStore:
             reader.close()
         if self._checkpointer is not None:
             self._checkpointer.close()
+        if self._peeker is not None:
+            self._peeker.close()
         self._connection.close()
 
     def _read(self, fn: Callable[[Reader], Any]) -> Any:
@@ -261,6 +277,35 @@ class SqliteStore:
 
 def _no_copy(path: Path, detail: str) -> Retryable:
     return Retryable("no_snapshot", path=path.parent, detail=detail)
+
+
+class Peeker:
+    """A reading connection for the event loop: it waits for nobody, and breaks off what takes too many steps."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._reader = SqliteReader(connection)
+        self._turns = 0
+        connection.set_busy_timeout(0)
+        connection.set_progress_handler(self._has_had_enough, PEEK_STEPS)
+
+    def run(self, fn: Callable[[Reader], T]) -> T:
+        """Runs `fn` against one committed state; raises apsw.Error where it can't be had at once."""
+        self._turns = 0
+        self._connection.execute("BEGIN")
+        try:
+            return fn(self._reader)
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.close()
+
+    def _has_had_enough(self) -> bool:
+        self._turns += 1
+        return self._turns > PEEK_TURNS_MAX
 
 
 def _start(connection: apsw.Connection, clock: Clock) -> tuple[LogClock, str]:

@@ -347,3 +347,10 @@ class Store(Protocol):
         Raises Retryable(`no_snapshot`) where it can't be done now, or would take more than `bytes_max`.
         """
         ...
+
+    async def peek(self, fn: Callable[[Reader], T]) -> T:
+        """Does what `read` does on the event loop, for a few look-ups by key: a thread would cost more than they do.
+
+        Where there turns out to be more to do, it is done on a thread after all: `fn` may run twice.
+        """
+        ...

@@ -1,6 +1,7 @@
 """Where errors are provoked that need more than one call or a file: code -> the test that meets it."""
 
 ELSEWHERE = {
+    "demo_needs": "tests/e2e/test_demo_links.py::test_without_a_broker_it_says_what_is_missing",
     "rule_unusable": "tests/e2e/test_route.py::test_a_sentence_is_a_prompt_and_goes_to_the_agent",
     "rule_unknown_executor": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
     "rule_unreachable": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
@@ -80,6 +81,8 @@ ELSEWHERE = {
     "::test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_time",
     "runner_silent": "tests/unit/test_lines.py::test_what_the_broker_lost_is_settled_as_lost",
     "link_down": "tests/contract/test_link_outage.py::test_a_killed_broker_is_noticed_at_once_and_its_return_too",
+    "link_full": "tests/contract/test_link.py::test_a_full_broker_takes_nothing_and_still_gives_what_it_has",
+    "name_taken": "tests/contract/test_link.py::test_a_name_is_taken_by_one_alone_and_free_when_he_says_goodbye",
     "link_refused": "tests/contract/test_link.py::test_a_link_that_can_not_be_used_says_why",
     "message_refused": "tests/contract/test_link.py::test_what_is_no_message_for_this_end_is_set_aside",
     "http_refused": "tests/unit/test_http.py::test_without_the_token_nobody_comes_in",

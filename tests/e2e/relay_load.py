@@ -32,7 +32,7 @@ RELAY = (sys.executable, "-m", "omnid", "mcp")
 class Peer:
     """A client at the other end of a relay of its own: `ask` and forget; what comes back is counted."""
 
-    def __init__(self, home: Home, name: str, *, modern: bool) -> None:
+    def __init__(self, home: Home, name: str, *options: str, modern: bool) -> None:
         self.name = name
         self.modern = modern
         self.asked: dict[int, str] = {}
@@ -45,7 +45,12 @@ class Peer:
         self._writing = threading.Lock()
         with open(home.root / f"{name}.err", "wb") as err:
             self._relay = subprocess.Popen(
-                RELAY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, env=home.environ, cwd=home.root
+                (*RELAY, *options),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                env=home.environ,
+                cwd=home.root,
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -221,3 +221,35 @@ def test_cancels_and_deadlines_reach_a_runner(fleet: Fleet) -> None:
     assert fleet.problem(slow) == "attempt_timeout"
     late = fleet.sh("exec sleep 60", deadline_ms=now_ms() + 1500)
     assert fleet.problem(late) == "deadline_passed"
+
+
+@only_redis
+def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) -> None:
+    local = '[[executor]]\nname = "here"\nkind = "command"\nargv = ["echo"]\n'
+    presets = "".join(
+        f'[[preset]]\nname = "{name}"\non = ["link.{name}:cable"]\ntask = {{ executor = "here", argv = ["{name}"] }}\n'
+        for name in ("down", "up")
+    )
+    fleet.link(more=local + presets)
+    fleet.start()
+    fleet.run()
+    running = fleet.sh("echo x >> begun; exec sleep 60")
+    fleet.file("begun")
+    fleet.kit.broker.kill()
+    until(lambda: fleet.client.status()["gates"], "the gate of the link")
+    fleet.client.control(running, "cancel")  # It lies in the outbox.
+    (open_one,) = fleet.client.call("omnid/outage.list", {})["outages"]
+    assert (open_one["cause"], open_one["subject"], open_one["ended_at_ms"]) == ("link", "cable", None)
+    fleet.kit.broker.start()
+    assert fleet.wait(running)["task"]["state"] == "cancelled"
+    until(lambda: fleet.client.call("omnid/outage.list", {})["outages"][0]["resumed"] == 1, "the row of the outage")
+    (outage,) = fleet.client.call("omnid/outage.list", {})["outages"]
+    assert (outage["parked"], outage["ended_at_ms"] > outage["began_at_ms"]) == (1, True)
+    assert "is down" in outage["problem"]["what"]
+    assert len(fleet.logged("link_down")) == 1
+    first, second = fleet.logged("link_up")
+    assert (first["down_s"], second["sent"]) == (None, 1)
+    assert second["down_s"] > 0
+    for name in ("down", "up"):
+        schedule = next(one for one in fleet.client.call("omnid/schedule.list", {})["schedules"] if one["name"] == name)
+        assert schedule["runs"] == 1

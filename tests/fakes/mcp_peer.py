@@ -123,6 +123,7 @@ class Connection:
         self.parent: str | None = None
         self.above: tuple[str, ...] = ()
         self.tools: frozenset[str] | None = None
+        self.read_only = False
 
 
 Do = Callable[[str, Struct], Awaitable[Struct]]

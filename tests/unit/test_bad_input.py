@@ -46,6 +46,18 @@ def of_method(data: Any) -> bool:
     return {"method", "protocolVersion", "do"} == data.keys()
 
 
+def helps(data: Any) -> bool:
+    return bool(data)
+
+
+def prompt(name: str) -> dict[str, Any]:
+    return {"ref": {"type": "ref/prompt", "name": name}, "argument": {"name": "task", "value": "t"}}
+
+
+def template(uri: str) -> dict[str, Any]:
+    return {"ref": {"type": "ref/resource", "uri": uri}, "argument": {"name": "id", "value": "t"}}
+
+
 TASK, LOG = "omnid://task/{theirs}", "omnid://task/{theirs}/log"
 TABLE = [
     Bad("new old", "open", "tasks/get", {"taskId": NOBODY}, -32602, says("unknown_task")),
@@ -64,11 +76,42 @@ TABLE = [
     Bad("old", "open", "tasks/update", {"taskId": "{theirs}"}, -32601, of_method),
     Bad("new", "open", "tasks/get", {"taskId": "{theirs}"}, -32021, MISSING.__eq__, declared=False),
     Bad("new", "open", "tasks/cancel", {"taskId": "{theirs}"}, -32021, MISSING.__eq__, declared=False),
-    Bad("new", "bounded", "resources/read", {"uri": TASK}, -32602, lambda data: "uri" in data),
-    Bad("old", "bounded", "resources/read", {"uri": LOG}, -32002, lambda data: "uri" in data),
+    Bad("new", "bounded", "resources/read", {"uri": TASK}, -32602, says("unknown_task")),
+    Bad("old", "bounded", "resources/read", {"uri": LOG}, -32002, says("unknown_task")),
     Bad("new old", "open", "prompts/get", {"name": "x"}, -32602, lambda data: "away" in data["prompts"]),
     Bad("new old", "open", "tools/call", {"name": "x"}, -32602, lambda data: "status" in data["tools"]),
     Bad("new old", "open", "tools/nothing", {}, -32601, lambda data: data == "tools/nothing"),
+    Bad(
+        "new", "open", "resources/read", {"uri": "omnid://x"}, -32602, lambda data: "omnid://inbox" in data["resources"]
+    ),
+    Bad("new old", "open", "prompts/get", {"name": "queue_plan"}, -32602, lambda data: data == {"missing": ["plan"]}),
+    Bad("new old", "open", "completion/complete", prompt("x"), -32602, lambda data: "away" in data["prompts"]),
+    Bad("new old", "open", "completion/complete", template("x://"), -32602, lambda data: len(data["templates"]) == 2),
+    Bad("new", "open", "resources/subscribe", {"uri": "omnid://status"}, -32601, helps),
+    Bad("old", "open", "subscriptions/listen", {"notifications": {"taskIds": ["{theirs}"]}}, -32601, helps),
+    Bad("new", "open", "subscriptions/listen", {"notifications": {"taskIds": "t1"}}, -32602, helps),
+    Bad(
+        "new",
+        "open",
+        "subscriptions/listen",
+        {"notifications": {"taskIds": [str(n) for n in range(101)]}},
+        -32602,
+        helps,
+    ),
+    Bad(
+        "new",
+        "open",
+        "subscriptions/listen",
+        {"notifications": {"taskIds": []}},
+        -32021,
+        MISSING.__eq__,
+        declared=False,
+    ),
+    Bad("old", "bounded", "resources/subscribe", {"uri": TASK}, -32002, says("unknown_task")),
+    Bad("old", "open", "tools/call", {"name": "status", "arguments": {}, "task": {}}, -32601, helps),
+    Bad("old", "open", "tools/call", {"name": "task_submit", "arguments": {}, "task": {}}, -32602, helps),
+    Bad("new old", "open", "tasks/get", {"taskId": 7}, -32602, lambda data: data["faults"][0]["where"] == "taskId"),
+    Bad("new old", "open", "resources/read", {}, -32602, lambda data: "uri" in data["faults"][0]["where"]),
 ]
 
 
@@ -150,7 +193,7 @@ async def served(home: Home) -> AsyncIterator[tuple[Daemon, str]]:
     written = home.file.read_text()
     Work(home)
     home.file.write_text(written + home.file.read_text())
-    async with home.daemon() as daemon:
+    async with home.daemon(limit_s=60) as daemon:
         async with talk(daemon, modern=False, name="theirs") as one:
             made = await one.submit()
         theirs = made["structuredContent"]["id"]
@@ -199,7 +242,18 @@ async def test_each_wrong_request_has_its_error_with_what_helps_and_changes_noth
 
 
 def filled(params: dict[str, Any], theirs: str) -> dict[str, Any]:
-    return {name: value.replace("{theirs}", theirs) for name, value in params.items()}
+    return json.loads(json.dumps(params).replace("{theirs}", theirs))
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["tools/list", "tasks/get"])
+async def test_a_request_before_its_session_is_told_how_one_begins(home: Home, method: str) -> None:
+    async with home.daemon() as daemon, await anyio.connect_unix(daemon.context.config.socket.path) as stream:
+        error = await Talk(stream, modern=False).ask(method, taskId=NOBODY)
+        assert error["code"] == -32602
+        assert error["data"]["method"] == method
+        assert "initialize" in error["data"]["do"]
 
 
 @ON_ASYNCIO

@@ -89,6 +89,7 @@ async def test_the_task_of_2026_carries_what_it_asks_and_takes_the_answers(home:
             refused = await one.ask("tasks/update", taskId=task_id, inputResponses=responses)
             assert refused["code"] == -32602
             assert detail in refused["message"]
+            assert refused["data"]["do"]
         assert (await one.ask("tasks/get", taskId=task_id))["inputRequests"].keys() == {"q1", "q2"}
         acked = await one.ask("tasks/update", taskId=task_id, inputResponses={"q2": answer, "q9": {}})
         assert (acked["resultType"], "status" in acked) == ("complete", False)

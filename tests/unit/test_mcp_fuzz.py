@@ -1,33 +1,36 @@
 """MCP messages in any order and any shape, in both eras, from several clients of a daemon in this process.
 
+The clients are of two origins whose rights show neither anything of the other's. Tasks end, hang, or ask; who is asked
+answers at once, late, wrongly, or not at all, and the other origin tries to.
+
 `OMNID_FUZZ` says how many runs there are.
 """
 
 import contextlib
+import http.client
 import json
 import os
-import socket
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from omnid.model import InputRequest
+from tests.fakes.executor import InProcessExecutor, asks
 from tests.fakes.home import Home
-from tests.fakes.mcp_talk import EXTENSION
+from tests.unit.mcp_fuzz_kit import ANSWER_S, ORIGINS, Client, assert_no_leak, meta_of
 
 RUNS = int(os.environ.get("OMNID_FUZZ", "20"))
 STEPS = 30
-ANSWER_S = 15.0
 CLIENTS_MAX = 5
 LINE_BYTES_MAX = 64 << 10
-ORIGINS = ("amber", "blue")
 TOOLS = ("task_submit", "task_get", "task_search", "task_control", "status", "", "eat")
 METHODS = (
     *("tools/list", "prompts/list", "resources/list", "resources/templates/list", "ping", "server/discover"),
@@ -35,8 +38,60 @@ METHODS = (
     *("resources/read", "prompts/get", "completion/complete", "logging/setLevel", "subscriptions/listen"),
     *("resources/subscribe", "resources/unsubscribe", "initialize", "omnid/hello", "omnid/task.purge", "no/such"),
 )
-ENDLESS = frozenset({"subscriptions/listen", "tasks/result"})
-"""What may be answered late, or never."""
+KINDS = ("done", "hang", "ask")
+"""How a task goes."""
+FORM = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+CONFIG = f"""
+[agents]
+allow = ["mine"]
+[[executor]]
+name = "mine"
+kind = "command"
+[[origin]]
+name = "amber"
+token = "env:AMBER"
+labels = []
+[[origin]]
+name = "blue"
+token = "env:BLUE"
+labels = []
+[socket]
+message_bytes_max = {LINE_BYTES_MAX}
+[limits]
+waiting_tasks_max = 100000
+[daemon]
+slots_max = 100000
+[http]
+listen = "127.0.0.1:0"
+"""
+
+TOKENS = {"amber": "a" * 32, "blue": "b" * 32}
+RESPONSES = st.one_of(
+    st.just("fits"),
+    st.sampled_from(({"action": "decline"}, {"action": "cancel"}, {"action": "accept"}, {"action": 7}, {}, None)),
+)
+"""Answers to a question, most of which don't fit it."""
+
+
+def _tool(name: str, **arguments: Any) -> tuple[str, dict[str, Any]]:
+    return "tools/call", {"name": name, "arguments": arguments}
+
+
+OTHERS: dict[str, Callable[[str, str], tuple[str, dict[str, Any]]]] = {
+    "tasks/get": lambda task, _: ("tasks/get", {"taskId": task}),
+    "tasks/cancel": lambda task, _: ("tasks/cancel", {"taskId": task}),
+    "tasks/result": lambda task, _: ("tasks/result", {"taskId": task}),
+    "tasks/update": lambda task, mark: (
+        "tasks/update",
+        {"taskId": task, "inputResponses": {"q1": {"action": "accept", "content": {"name": mark}}}},
+    ),
+    "resources/read": lambda task, _: ("resources/read", {"uri": f"omnid://task/{task}"}),
+    "log": lambda task, _: ("resources/read", {"uri": f"omnid://task/{task}/log"}),
+    "task_get": lambda task, _: _tool("task_get", task=task),
+    "cancel": lambda task, _: _tool("task_control", task=task, action="cancel"),
+    "answer": lambda task, mark: _tool("task_control", task=task, action="answer", text=mark),
+}
+"""What is done to a task, by its UUID; who doesn't see it is refused."""
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
@@ -57,124 +112,28 @@ JUNK = st.one_of(
 )
 
 
-class Client:
-    """A client's end of a connection: what it asked, and what it was told."""
+class Work:
+    """What tasks do, and by whose word those that asked went on."""
 
-    def __init__(self, path: str, origin: str, number: int, *, modern: bool) -> None:
-        self.origin = origin
-        self.modern = modern
-        self.mark = f"{origin}-{number}-"
-        self.asked: Counter[Any] = Counter()
-        self.methods: dict[Any, str] = {}
-        self.answers: Counter[Any] = Counter()
-        self.results: dict[Any, dict[str, Any]] = {}
-        self.cancelled: set[Any] = set()
-        self.ended = False
-        self._buffer = b""
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(ANSWER_S)
-        self._socket.connect(path)
-        # An agent's connection, as a relay opens it: otherwise omnid's own methods are a person's here.
-        self.put({"jsonrpc": "2.0", "id": "hello", "method": "omnid/hello", "params": {"role": "agent"}})
-        self.answer("hello")
-        if not modern:
-            info = {"name": origin, "version": "1"}
-            hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}
-            self.answer(self.ask("initialize", hello))
-            self.put({"jsonrpc": "2.0", "method": "notifications/initialized"})
+    def __init__(self) -> None:
+        self.answers: list[tuple[str, Any]] = []
 
-    def ask(self, method: str, params: Any, request_id: Any = None) -> Any:
-        """Sends a request and gives its id: one that was never used, unless another one is given."""
-        if request_id is None:
-            request_id = f"{self.mark}{len(self.asked)}"
-        if self.modern and isinstance(params, dict):
-            params = {
-                "_meta": {
-                    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-                    "io.modelcontextprotocol/clientInfo": {"name": self.origin, "version": "1"},
-                    "io.modelcontextprotocol/clientCapabilities": {"extensions": {EXTENSION: {}}},
-                },
-                **params,
-            }
-        self.methods[request_id] = method
-        self.put({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
-        return request_id
-
-    def put(self, message: dict[str, Any] | bytes) -> None:
-        """Sends a line; a daemon that has hung up is to have said why."""
-        if isinstance(message, dict):
-            if "method" in message and "id" in message:
-                self.asked[message["id"]] += 1
-            message = json.dumps(message).encode()
-        elif b'"id":1}' in message:
-            self.asked[1] += 1  # It is no request, and yet it gets its id back.
-        try:
-            self._socket.sendall(message + b"\n")
-        except OSError:
-            self.ended = True
-
-    def read(self, limit_s: float) -> bool:
-        """Takes what comes within the limit; tells whether something came."""
-        self._socket.settimeout(limit_s)
-        try:
-            data = self._socket.recv(1 << 16)
-        except (TimeoutError, BlockingIOError):
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            self.ended = True
-            return False
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        for line in lines:
-            self._take(line)
-        return True
-
-    def answer(self, request_id: Any) -> dict[str, Any]:
-        """Waits for the answer to a request; gives nothing where the connection has ended."""
-        until_s = time.monotonic() + ANSWER_S
-        while request_id not in self.results and not self.ended:
-            assert time.monotonic() < until_s, f"{self.methods.get(request_id)} hangs"
-            self.read(until_s - time.monotonic() + 0.01)
-        return self.results.get(request_id, {})
-
-    def owed(self) -> list[Any]:
-        """Gives the requests that must have been answered by now."""
-        return [
-            one
-            for one, method in self.methods.items()
-            if not self.answers[one] and one not in self.cancelled and method not in ENDLESS
-        ]
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _take(self, line: bytes) -> None:
-        for other in ORIGINS:
-            assert other == self.origin or f"{other}-".encode() not in line, f"{self.origin} was told {line!r}"
-        message = json.loads(line)
-        assert message["jsonrpc"] == "2.0", line
-        if "method" in message:
-            assert "id" not in message, f"nothing is asked of a client: {line!r}"
-            return
-        assert ("result" in message) != ("error" in message), line
-        if "error" in message:
-            assert isinstance(message["error"]["code"], int), line
-            assert message["error"]["message"], line
-        request_id = message["id"]
-        if request_id is None:
-            return
-        self.answers[request_id] += 1
-        self.results[request_id] = message
-        assert self.answers[request_id] <= self.asked[request_id], f"answered unasked: {line!r}"
-        text = str(message.get("result", message.get("error")))
-        assert "failed inside" not in text, f"{self.methods[request_id]}: {text}"
+    async def __call__(self, argv: tuple[str, ...]) -> Any:
+        mark, kind = argv
+        if kind == "hang":
+            await anyio.sleep_forever()
+        if kind == "ask":
+            question = InputRequest("elicitation/create", {"message": f"{mark}?", "requestedSchema": FORM})
+            answer = (await asks.get()({"who": question}))["who"]
+            self.answers.append((mark, answer.content))
+        return "success", mark.encode()
 
 
 class Machine(RuleBasedStateMachine):
     """Clients of two origins, of which neither may see or move what is the other's."""
 
     path = ""
+    port = 0
     numbers: Iterator[int]
     owners: dict[str, str]
     """Task -> the origin that submitted it, of all runs."""
@@ -216,15 +175,18 @@ class Machine(RuleBasedStateMachine):
         self.clients.append(Client(self.path, origin, next(self.numbers), modern=modern))
 
     @precondition(lambda self: self.clients)
-    @rule(pick=PICKS)
-    def submits(self, pick: int) -> None:
-        client = self._one(pick)
-        arguments = {"argv": [client.mark], "executor": "mine"}
+    @rule(pick=PICKS, kind=st.sampled_from(KINDS))
+    def submits(self, pick: int, kind: str) -> None:
+        self._submit(self._one(pick), kind)
+
+    def _submit(self, client: Client, kind: str) -> str | None:
+        arguments = {"argv": [client.mark, kind], "executor": "mine"}
         answer = client.answer(client.ask("tools/call", {"name": "task_submit", "arguments": arguments}))
         made = answer.get("result", {})
         task = made.get("taskId") or made.get("structuredContent", {}).get("id")
         if task:
             self.tasks[task] = self.owners[task] = client.origin
+        return task
 
     @precondition(lambda self: self.clients)
     @rule(pick=PICKS, method=st.sampled_from(METHODS), params=PARAMS | VALUES, own=st.booleans(), ref=REFS | VALUES)
@@ -242,17 +204,16 @@ class Machine(RuleBasedStateMachine):
         for name in ("argv", "wait_s"):
             arguments.pop(name, None)
         if tool == "task_search":
-            # Whoever searches sees the tasks of all.
-            arguments = {"origin": client.origin, "inbox": arguments.get("inbox", own)}
-        if tool != "status":
-            client.ask("tools/call", {"name": tool, "arguments": arguments})
+            arguments = {"inbox": arguments.get("inbox", own)}
+        if tool == "status":
+            arguments = {}
+        client.ask("tools/call", {"name": tool, "arguments": arguments})
 
     @precondition(lambda self: self.clients)
     @rule(pick=PICKS, wait_s=st.sampled_from((0, 0.05, 50.5, -1, "x", None)))
     def waits(self, pick: int, wait_s: Any) -> None:
         client = self._one(pick)
-        # With the origin before it: the bare name may be the only one of the other, which everybody may read.
-        arguments = {"task": self._ref(client, pick, f"{client.origin}/t1"), "wait_s": wait_s}
+        arguments = {"task": self._ref(client, pick, "t1"), "wait_s": wait_s}
         client.ask("tools/call", {"name": "task_get", "arguments": arguments})
 
     @precondition(lambda self: self.clients)
@@ -264,20 +225,93 @@ class Machine(RuleBasedStateMachine):
             assert self.owners.get(task["taskId"], client.origin) == client.origin
 
     @precondition(lambda self: self.clients)
-    @rule(pick=PICKS, tasks=st.booleans())
-    def can_not_move_another_s(self, pick: int, *, tasks: bool) -> None:
+    @rule(pick=PICKS, how=st.sampled_from([*OTHERS]))
+    def another_s_is_not_there(self, pick: int, how: str) -> None:
         client = self._one(pick)
         others = [task for task, origin in self.tasks.items() if origin != client.origin]
         if not others:
             return
         task = others[pick % len(others)]
-        if tasks:
-            answer = client.answer(client.ask("tasks/cancel", {"taskId": task}))
-            assert "error" in answer or client.ended, answer
+        if how in ("tasks/update", "tasks/result"):
+            # Each belongs to one era; the other one has no such method.
+            how = "tasks/update" if client.modern else "tasks/result"
+        method, params = OTHERS[how](task, client.mark)
+        answer = client.answer(client.ask(method, params))
+        refused = "error" in answer or answer.get("result", {"isError": True}).get("isError")
+        assert refused or client.ended, answer
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=PICKS, response=RESPONSES, by_tool=st.booleans())
+    def answers(self, pick: int, response: Any, *, by_tool: bool) -> None:
+        """Answers what one of its own tasks may ask; the server tells whether that fits."""
+        client = self._one(pick)
+        task = self._ref(client, pick, "t1")
+        if response == "fits":
+            response = {"action": "accept", "content": {"name": client.mark}}
+        if by_tool:
+            arguments = {"task": task, "action": "answer", "text": client.mark}
+            client.ask("tools/call", {"name": "task_control", "arguments": arguments})
         else:
-            arguments = {"task": task, "action": "cancel"}
-            answer = client.answer(client.ask("tools/call", {"name": "task_control", "arguments": arguments}))
-            assert answer.get("result", {"isError": True}).get("isError"), answer
+            client.ask("tasks/update", {"taskId": task, "inputResponses": {"q1": response}})
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=PICKS, by=PICKS)
+    def is_asked_and_answers(self, pick: int, by: int) -> None:
+        """Has a task ask, and answers once any client has tried to, which counts where it is of the same origin."""
+        client, other = self._one(pick), self._one(by)
+        task = self._submit(client, "ask")
+        until_s = time.monotonic() + ANSWER_S
+        while task is not None and not client.ended:
+            assert time.monotonic() < until_s, "it doesn't ask"
+            method, params = OTHERS["task_get"](task, "")
+            view = client.answer(client.ask(method, params)).get("result", {}).get("structuredContent", {})
+            if view.get("questions"):
+                break
+        done = False
+        for one in (other, client):
+            method, params = OTHERS["answer"](str(task), one.mark)
+            refused = one.answer(one.ask(method, params)).get("result", {"isError": True}).get("isError", False)
+            own = one.origin == client.origin
+            assert one.ended or refused is (done or not own)
+            done |= own and not one.ended
+
+    @precondition(lambda self: self.clients)
+    @rule(pick=PICKS, response=RESPONSES)
+    def replies(self, pick: int, response: Any) -> None:
+        """Answers what the server has asked, at once or long after."""
+        client = self._one(pick)
+        client.read(0.01)
+        if not client.questions:
+            return
+        request_id = [*client.questions][pick % len(client.questions)]
+        del client.questions[request_id]
+        if response == "fits":
+            response = {"action": "accept", "content": {"name": client.mark}}
+        client.put({"jsonrpc": "2.0", "id": request_id, "result": response})
+
+    @rule(origin=st.sampled_from(ORIGINS), pick=PICKS, how=st.sampled_from([*OTHERS, "task_search", "status"]))
+    def over_http(self, origin: str, pick: int, how: str) -> None:
+        """Asks once with the token of an origin, about any task."""
+        task = [*self.tasks][pick % len(self.tasks)] if self.tasks else "t1"
+        search = ("tools/call", {"name": how, "arguments": {}})
+        method, params = OTHERS[how](task, f"{origin}-0-") if how in OTHERS else search
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {"_meta": meta_of(origin), **params}}
+        headers = {
+            "authorization": f"Bearer {TOKENS[origin]}",
+            "content-type": "application/json",
+            "accept": "application/json, text/event-stream",
+            "mcp-protocol-version": "2026-07-28",
+            "mcp-method": method,
+        }
+        if "name" in params:
+            headers["mcp-name"] = params["name"]
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)) as connection:
+            connection.request("POST", "/mcp", json.dumps(body), headers)
+            said = connection.getresponse().read()
+        assert_no_leak(origin, said)
+        assert b'"jsonrpc":"2.0"' in said.replace(b" ", b""), said
+        if self.tasks.get(task, origin) != origin:
+            assert b'"error"' in said or b'"isError":true' in said or how not in OTHERS, said
 
     @precondition(lambda self: self.clients)
     @rule(pick=PICKS, other=VALUES, known=st.booleans())
@@ -332,34 +366,35 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     home = Home(tmp_path)
-    home.file.write_text(
-        f'[agents]\nallow = ["mine"]\n[[executor]]\nname = "mine"\nkind = "command"\n'
-        f"[socket]\nmessage_bytes_max = {LINE_BYTES_MAX}\n[limits]\nwaiting_tasks_max = 100000\n"
-    )
+    home.environ |= {origin.upper(): token for origin, token in TOKENS.items()}
+    home.file.write_text(CONFIG)
     return home
 
 
 @pytest.mark.timeout(60 + RUNS * 5)
 def test_no_message_breaks_the_server_or_reaches_another(home: Home) -> None:
+    work = Work()
+    home.executors = {"mine": InProcessExecutor("mine", work)}
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(home.daemon(limit_s=60 + RUNS * 5)) as daemon,
     ):
         Machine.path = daemon.context.config.socket.path
+        assert daemon.http is not None
+        Machine.port = daemon.http.port
         Machine.numbers, Machine.owners = iter(range(1 << 30)), {}
-        with contextlib.closing(socket.socket(socket.AF_UNIX)) as person:
-            person.connect(Machine.path)
-            person.sendall(b'{"jsonrpc":"2.0","id":1,"method":"omnid/gate.pause","params":{"executor":"mine"}}\n')
-            assert b'"result"' in person.recv(1 << 16)
-            run_state_machine_as_test(
-                Machine,
-                settings=settings(
-                    max_examples=RUNS,
-                    stateful_step_count=STEPS,
-                    deadline=None,
-                    database=None,
-                    phases=(Phase.generate,),
-                    suppress_health_check=list(HealthCheck),
-                ),
-            )
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=RUNS,
+                stateful_step_count=STEPS,
+                deadline=None,
+                database=None,
+                phases=(Phase.generate,),
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    for mark, content in work.answers:
+        assert content is None or content["name"].split("-")[0] == mark.split("-")[0], "another origin has answered"
+    assert work.answers, "nothing was asked"
     assert '"level":"error"' not in home.logged.getvalue(), home.logged.getvalue()[-3000:]
