@@ -35,7 +35,7 @@ def main() -> int:
         from omnid import daemon
 
         return daemon.config_without_daemon(rest[0])
-    if verb == "worker" and rest[:1] in (["brainstem"], ["gateway"]):
+    if verb == "worker" and rest[:1] in (["brainstem"], ["gateway"], ["supervisor"]):
         return _work(*rest)
     if verb in {"--version", "-V"}:
         from omnid import __version__
@@ -52,6 +52,11 @@ def main() -> int:
 
 def _work(name: str, *argv: str) -> int:
     """Runs what the daemon starts; a worker has no interpreter of its own where omnid is one binary."""
+    if name == "supervisor":
+        from omnid.worker import supervisor
+
+        supervisor.main(list(argv))
+        return 0
     if name == "brainstem":
         from omnid.worker import brainstem
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from omnid import channels, platform, servers
-from omnid.config_problems import bad, hint, money, presets, rights, runners, unknown
+from omnid.config_problems import bad, hint, money, presets, remotes, rights, runners, unknown
 from omnid.errors import Rejected
 from omnid.patterns import said
 from omnid.secrets import is_reference, looks_plain
@@ -38,13 +38,13 @@ from omnid.settings import (
     Rule,
 )
 from omnid.settings import Origin as OriginSection
-from omnid.settings_links import Link
+from omnid.settings_links import Link, Remote
 
 Origin = Literal["default", "file", "env"]
 
 CONFIG_BYTES_MAX = MIB
 SLOTS_MIN = 4
-AT_START = ("state.", "socket.", "http.", "store.", "log.", "workspace.dir", "brainstem.dir")
+AT_START = ("daemon.name", "state.", "socket.", "http.", "store.", "log.", "workspace.dir", "brainstem.dir")
 """The settings that are read when the daemon starts: a reload that changes them is refused, except for `LIVE`."""
 LIVE = frozenset({"store.free_bytes_min"})
 
@@ -58,6 +58,7 @@ _LISTS: dict[str, type[Any]] = {
     "destination": Destination,
     "channel": Channel,
     "link": Link,
+    "remote": Remote,
     "preset": Preset,
 }
 """The lists of sections beside `executor`: ``[[rule]]`` and the like, each with a name of its own."""
@@ -168,6 +169,7 @@ def _read(environ: Mapping[str, str], path: str) -> tuple[Loaded, list[Rejected]
     reader.problems += money(executors, lists["cap"])
     reader.problems += rights(executors, lists["origin"])
     reader.problems += runners(sections["runner"], lists["link"], executors)
+    reader.problems += remotes(lists["remote"], lists["link"], executors)
     reader.problems += presets(lists["preset"])
     places = platform.paths(environ, settings)
     for variable, key in (("OMNID_STATE", "state.dir"), ("OMNID_SOCKET", "socket.path")):

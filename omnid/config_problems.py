@@ -11,7 +11,7 @@ from omnid.model import AGENT_ORIGIN, USER_ORIGIN
 from omnid.secrets import is_reference, looks_plain
 from omnid.settings import EVERY_OTHER, Cap, Executor, Preset
 from omnid.settings import Origin as OriginSection
-from omnid.settings_links import Link
+from omnid.settings_links import Link, Remote
 
 SHOWN_CHARS_MAX = 200
 
@@ -97,3 +97,20 @@ def runners(runner: dict[str, Any], given: tuple[Link, ...], executors: tuple[Ex
         if name not in offerable:
             detail = f"a runner offers executors of commands and MCP servers{hint(name, offerable)}"
             yield bad("runner.executors", name, detail)
+
+
+def remotes(given: tuple[Remote, ...], known: tuple[Link, ...], executors: tuple[Executor, ...]) -> Iterator[Rejected]:
+    """Checks the runners that the daemon sends to: each has a link that is there, and executors for it to run."""
+    names = [link.name for link in known]
+    offerable = [executor.name for executor in executors if links.may_be_offered(executor)]
+    for remote in given:
+        where = f"remote.{remote.name}"
+        if remote.link not in names:
+            detail = f"there is no link of that name{hint(remote.link, names)}"
+            yield bad(f"{where}.link", remote.link, detail)
+        if not remote.executors:
+            yield bad(f"{where}.executors", [], "without an executor nothing would be sent to it")
+        for name in remote.executors:
+            if name not in offerable:
+                detail = f"a runner offers executors of commands and MCP servers{hint(name, offerable)}"
+                yield bad(f"{where}.executors", name, detail)

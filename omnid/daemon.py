@@ -4,17 +4,17 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 from msgspec import Struct
 
-from omnid import __version__, config, platform
+from omnid import __version__, config, links, platform
 from omnid.api.handler import SocketHandler
 from omnid.api.http import HttpServer
 from omnid.api.mcp_server import McpServer
@@ -22,10 +22,11 @@ from omnid.api.methods import Api
 from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
 from omnid.api.socket import SocketServer
 from omnid.clock import Clock, SystemClock
-from omnid.errors import Fatal, OmnidError, Rejected
+from omnid.errors import OmnidError, Rejected
 from omnid.executor.interface import Executor
 from omnid.flow.answers import Announcer
 from omnid.flow.awake import Awake
+from omnid.flow.commands import runner_of
 from omnid.flow.context import Context
 from omnid.flow.control import Cancelling
 from omnid.flow.daily import Daily
@@ -33,25 +34,33 @@ from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.drain import Drain
 from omnid.flow.failover import Failover
 from omnid.flow.gates import PROBE_S_MAX, Gates
-from omnid.flow.guard import first, guard
+from omnid.flow.guard import guard
 from omnid.flow.keep import keep
+from omnid.flow.lines import Lines
+from omnid.flow.mending import Mender
 from omnid.flow.mode import ModeKeeper
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.retention import Retention
 from omnid.flow.runner import Runner
 from omnid.flow.schedules import Schedules
+from omnid.flow.snapshots import Snapshots
 from omnid.flow.wakeup import Wakeup
 from omnid.link import network
+from omnid.link.connection import Connection
+from omnid.link.destination import Destination
 from omnid.link.embedded import EmbeddedLink
-from omnid.log import Log, Logger
+from omnid.link.message import RESULTS
+from omnid.log import Logger
 from omnid.model import Problem
-from omnid.parts import Parts
+from omnid.parts import End, Parts, dial
+from omnid.process import run_logged, say
 from omnid.route.rules import remarks
 from omnid.route.ways import way_of
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as CommandSection
 from omnid.settings import Config
+from omnid.settings_links import Link
 from omnid.store import journal
 from omnid.store.calls import set_zone
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
@@ -101,8 +110,14 @@ class Daemon:
         )
         self._parts.context = self.context
         self.gates = Gates(self.context)
+        self.mender = Mender(self.context, self._parts.gateway)
         self.mode = ModeKeeper(self.context, self._parts.shared, secrets, network.changes)
-        self.drain = Drain(self.context, self._parts.places().open)
+        self.snapshots = Snapshots(self.context)
+        self._results = Results(self.context, self.gates)
+        self._places = self._parts.places()
+        self.drain = Drain(self.context, self._destination)
+        self.lines = Lines(self.context, self.gates, self._results, self._connect, self.drain)
+        self.drain.caught_up = self.lines.caught_up
         self.cancelling = Cancelling(self.context)
         self.schedules = Schedules(self.context, self.cancelling)
         self.store.rung = self._rung
@@ -187,9 +202,8 @@ class Daemon:
             work.start_soon(self._kept("check", self._check_database))
         else:
             await self.store.remember_boot(platform.boot_id())
-        results = Results(context, self.gates)
-        runner = Runner(context, self.gates, results)
-        recovery = Recovery(context, runner, results)
+        runner = Runner(context, self.gates, self._results)
+        recovery = Recovery(context, runner, self._results)
         recovered = await recovery.run(work)
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work, self._link)))
@@ -198,11 +212,14 @@ class Daemon:
         work.start_soon(self._kept("dispatcher", dispatcher.run))
         work.start_soon(self._kept("failover", Failover(context, dispatcher.room).run))
         work.start_soon(self._kept("wakeup", Wakeup(context, self.gates, self.cancelling).run))
+        work.start_soon(self._kept("links", self.lines.run))
+        work.start_soon(self._kept("runners", self.lines.tend))
         work.start_soon(self._kept("drain", partial(self.drain.run, work)))
-        work.start_soon(self._kept("mode_gateway", self.mode.watch_gateway))
+        work.start_soon(self._kept("mode_gateway", self.mender.watch))
         work.start_soon(self._kept("mode_cloud", self.mode.watch_cloud))
         work.start_soon(self._kept("mode_links", self.mode.watch_links))
         work.start_soon(self._kept("mode_local", self.mode.watch_local))
+        work.start_soon(self._kept("snapshots", self.snapshots.run))
         work.start_soon(self._kept("awake", Awake(context).run))
         work.start_soon(self._kept("retention", partial(self._clean_up, recovery, Retention(context))))
         work.start_soon(self._kept("workspaces", self.workspaces.run))
@@ -220,6 +237,16 @@ class Daemon:
             self.schedules.look()
         else:
             self.drain.ring(name)
+
+    def _destination(self, queue: str) -> Destination | None:
+        """Gives the destination of a queue: a runner, or a place for answers and notices."""
+        runner = runner_of(queue)
+        return self._places.open(queue) if runner is None else self.lines.open(runner)
+
+    def _connect(self, section: Link, changed: Callable[[], None], back: Callable[[float], None]) -> Connection:
+        """Makes the daemon's end of a link."""
+        made = dial(section, End(self.context.end_name, RESULTS, self.store.node), self._secrets, self._log)
+        return Connection(section, made, self._clock, self._log, changed, back)
 
     async def _states(self, task_ids: Sequence[str]) -> dict[str, str]:
         """Gives the states of those tasks that the journal knows."""
@@ -288,7 +315,9 @@ class Daemon:
         if work is None:
             return
         before, after = context.config.executors(), loaded.config.executors()
-        kept = {name: context.executors[name] for name in before if before[name] == after.get(name)}
+        moved = links.given_away(context.config.remote) ^ links.given_away(loaded.config.remote)
+        same = {name for name in before if before[name] == after.get(name) and name not in moved}
+        kept = {name: context.executors[name] for name in same}
         gone = {name: context.executors[name] for name in before if name not in kept and name not in self._given}
         executors = {**self._parts.executors(loaded.config, work, kept), **self._given}
         self._parts.configure(loaded.config)
@@ -301,6 +330,7 @@ class Daemon:
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
         work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
         context.wake()
+        self.lines.configure()
         self.drain.ring_all()
         self._daily.look()
         self.schedules.look()
@@ -437,46 +467,3 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
         await _serve_with_signals(loaded, environ, clock, log, secrets)
 
     return run_logged(serve, loaded.config, "omnid.log", clock, secrets)
-
-
-def run_logged(
-    serve: Callable[[Logger], Awaitable[None]], settings: Config, file: str, clock: Clock, secrets: Secrets
-) -> int:
-    """Runs a process of omnid to its end, with its log in a file of the state directory; raises OmnidError."""
-    log = Log(
-        clock,
-        secrets.redact,
-        level=settings.log.level,
-        path=str(Path(settings.state.dir) / file),
-        bytes_max=settings.log.bytes_max,
-        files_max=settings.log.files_max,
-        stream=terminal(),
-    )
-    with log:
-        try:
-            anyio.run(serve, log.logger())
-        except BaseExceptionGroup as group:
-            error = of_omnid(first(group))
-            log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)
-            raise error from None
-    return 0
-
-
-def of_omnid(error: BaseException) -> OmnidError:
-    """Gives an error of omnid's as it is; any other is a fault in omnid."""
-    return error if isinstance(error, OmnidError) else Fatal("internal", detail=f"{type(error).__name__}: {error}")
-
-
-def terminal() -> TextIO | None:
-    """Gives standard error where it is a terminal; it may be closed altogether."""
-    stream = cast("TextIO | None", sys.stderr)
-    return stream if stream is not None and stream.isatty() else None
-
-
-def say(error: OmnidError) -> int:
-    """Tells a person of an error on standard error; gives the exit code."""
-    stream = cast("TextIO | None", sys.stderr)
-    if stream is None:
-        return 1
-    stream.write(f"omnid: {error.what}\n  why: {error.why}\n  do:  {error.do}\n")
-    return 1

@@ -1,12 +1,12 @@
 """Links and runners as the config has them: what is wrong with them, and what a runner may offer. Pure."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 from omnid import patterns, platform
 from omnid.settings import CommandExecutor, Executor, McpExecutor
-from omnid.settings_links import Link
+from omnid.settings_links import Link, Remote
 
 END_NAME = re.compile(patterns.NAME)
 """What the ends of links may be called: daemons and runners."""
@@ -40,3 +40,8 @@ def may_be_offered(executor: Executor) -> bool:
     if isinstance(executor, CommandExecutor):
         return executor.profile in (None, "none") and executor.workspace in (None, "none")
     return isinstance(executor, McpExecutor)
+
+
+def given_away(remotes: Iterable[Remote]) -> frozenset[str]:
+    """Gives the executors that work on runners on other hosts, and not in the daemon."""
+    return frozenset(name for remote in remotes for name in remote.executors)

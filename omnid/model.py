@@ -215,6 +215,8 @@ class Route(Struct, frozen=True, omit_defaults=True):
     rule: str | None = None
     """The rule that decided; None: there was nothing to choose from."""
     turned_down: tuple[TurnedDown, ...] = ()
+    runner: str | None = None
+    """Of an attempt: the runner elsewhere that got its command; None: it ran in the daemon."""
 
 
 def short_name(origin: str, number: int) -> str:
@@ -377,6 +379,8 @@ class Heartbeat(Struct, frozen=True):
     labels: tuple[str, ...] = ()
     leaving: bool = False
     """Whether it takes nothing new, because it is about to end."""
+    attempts: tuple[str, ...] | None = None
+    """Those that run there or wait for a slot; None: they are too many to be told."""
 
 
 Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]
@@ -419,7 +423,7 @@ class Delivery(Struct, frozen=True):
     id: str
     destination: str
     kind: str
-    """What it is: ``answer`` or ``notice``."""
+    """What it is: ``answer``, ``notice``; to a runner ``command`` or ``cancel``."""
     subject: str | None
     """What it is about: the id of a task, the name of an executor."""
     body: dict[str, Any]

@@ -1,19 +1,22 @@
 """Chooses implementations: makes the executors and the destinations of a config, and what they are made of."""
 
 import importlib.util
+import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anyio.abc import TaskGroup
 
-from omnid import platform
+from omnid import links, platform
 from omnid.channels import BRAINSTEM
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
 from omnid.executor.brainstem import Brainstem, Surroundings
 from omnid.executor.command import CommandExecutor
 from omnid.executor.direct import Direct
+from omnid.executor.elsewhere import Elsewhere
 from omnid.executor.environment import BASE_ENVIRONMENT
 from omnid.executor.gateway import Gateway
 from omnid.executor.interface import Executor
@@ -29,7 +32,7 @@ from omnid.link.apprise import AppriseDestination
 from omnid.link.command import CommandDestination
 from omnid.link.desktop import VARIABLES, DesktopDestination, find_desktop
 from omnid.link.destination import Destination
-from omnid.link.endpoint import Endpoint
+from omnid.link.endpoint import Endpoint, Holder
 from omnid.link.interface import Link, Message
 from omnid.link.message import Codec
 from omnid.link.openclaw import OpenClawDestination
@@ -44,25 +47,41 @@ from omnid.settings import McpExecutor as McpSection
 from omnid.settings import ModelExecutor as ModelSection
 from omnid.settings_links import Link as LinkSection
 
+LEASE_PINGS = 3
+"""How many pings in a row may fail before the name of an end is free."""
 _OF_PROGRAMS = frozenset({*BASE_ENVIRONMENT, *VARIABLES})
 """What of the daemon's environment goes to the programs that deliver answers and notices."""
 
 
-def dial(
-    section: LinkSection, name: str, takes: Mapping[str, type[Message]], secrets: Secrets, log: Logger
-) -> Callable[[], Awaitable[Link]]:
-    """Gives what makes the end `name` of a link, with its secrets as they are when it is dialled."""
+class End(NamedTuple):
+    """One end of a link, as the program has it: its name, and what it takes."""
+
+    name: str
+    takes: Mapping[str, type[Message]]
+    journal: str
+    """The id of the journal or the ledger behind it."""
+    held_max: int = 0
+    """How many messages it takes before it acknowledges them."""
+
+
+def dial(section: LinkSection, end: End, secrets: Secrets, log: Logger) -> Callable[[], Awaitable[Link]]:
+    """Gives what makes an end of a link, with its secrets as they are when it is dialled."""
+    holder = Holder(end.journal, f"{socket.gethostname()}, process {os.getpid()}")
+    lease_s = LEASE_PINGS * section.ping_every_s + section.timeout_s
 
     async def made() -> Link:
         password, key = [await secrets.resolve(one) if one else "" for one in (section.password, section.key)]
         endpoint = Endpoint(
-            Codec(section.name, name, takes, key),
+            Codec(section.name, end.name, end.takes, key),
             section.url,
             section.user,
             password,
             section.ca,
             section.timeout_s,
             section.batch_max,
+            holder,
+            lease_s,
+            end.held_max,
         )
         kind = RedisLink if section.url.startswith("redis") else RabbitLink
         return kind(endpoint, log)
@@ -94,7 +113,8 @@ class Parts:
         self._of_programs = {name: value for name, value in environ.items() if name in _OF_PROGRAMS}
         self._models: Models | None = None
         self._state = Path(wanted.state.dir)
-        self.supervised = Supervised(self._state / "spool", clock, wanted.limits, wanted.task.kill_grace_s)
+        spool, grace_s = self._state / "spool", wanted.task.kill_grace_s
+        self.supervised = Supervised(spool, clock, wanted.limits, grace_s, redact=secrets.redact)
 
     def places(self) -> Places:
         """Makes the places that answers and notices go to."""
@@ -126,6 +146,10 @@ class Parts:
         """Gives what model executors share, where there are any."""
         return None if self._models is None else Shared(*self._models[:3])
 
+    def gateway(self) -> Gateway | None:
+        """Gives the gateway, where there are model executors."""
+        return None if self._models is None else self._models.gateway
+
     async def aclose(self) -> None:
         """Ends what the executors shared."""
         if self._models is not None:
@@ -136,6 +160,7 @@ class Parts:
     def executors(self, wanted: Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
         """Makes the executors of a config; those in `kept` are unchanged and go on."""
         made: dict[str, Executor] = {}
+        away = links.given_away(wanted.remote)
         for name, section in wanted.executors().items():
             if name in kept:
                 made[name] = kept[name]
@@ -161,6 +186,8 @@ class Parts:
                     zone=lambda: self.context.zone,
                     workspaces=self.workspaces,
                 )
+            if name in away and name not in kept:
+                made[name] = Elsewhere(made[name])
         return made
 
     def _model(self, section: ModelSection, wanted: Config, work: TaskGroup) -> ModelExecutor:

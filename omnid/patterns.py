@@ -10,6 +10,7 @@ HOURS = rf"^{_TIME}-{_TIME}$"
 HOURS_OR_NONE = rf"^({_TIME}-{_TIME})?$"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NAME_OR_NONE = r"^([a-z0-9][a-z0-9._-]{0,63})?$"
+LABEL = r"^[a-z0-9][a-z0-9._:-]{0,63}$"
 WORDS = r"^[^*\s]([^*]*[^*\s])?\*?$"
 _HERE = r"(127\.0\.0\.1|localhost|\[::1\])"
 LOCAL_URL = rf"^http://{_HERE}:\d{{1,5}}(/[\w.-]+)*$"
@@ -28,6 +29,7 @@ SAID: Mapping[str, str] = {
     HOURS_OR_NONE: "hours like 23:00-07:00",
     NAME: "a name of at most 64 of a-z, 0-9, `.`, `_` and `-`, which begins with a letter or a digit",
     NAME_OR_NONE: "a name of at most 64 of a-z, 0-9, `.`, `_` and `-`, which begins with a letter or a digit",
+    LABEL: "a word of at most 64 of a-z, 0-9, `.`, `_`, `:` and `-`, which begins with a letter or a digit",
     WORDS: "words with no `*` but at their end",
     LOCAL_URL: "an address on this machine with its port, like http://127.0.0.1:8642/v1",
     SAFE_URL: "an address with https:// (or http:// on this machine), without password, query or fragment",

@@ -16,17 +16,20 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from omnid import __version__, config, links, patterns
 from omnid.clock import Clock, SystemClock
-from omnid.daemon import EXECUTOR_CLOSE_S, run_logged, say, store_settings
+from omnid.daemon import EXECUTOR_CLOSE_S, store_settings
 from omnid.errors import OmnidError, Rejected
+from omnid.executor.interface import Executor
+from omnid.flow.comeback import Comeback
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
-from omnid.flow.remote import Place, Remote
+from omnid.flow.remote import HELD_MAX, Place, Remote
 from omnid.link.connection import Connection
 from omnid.link.message import COMMANDS
 from omnid.log import Logger
-from omnid.parts import Parts, dial
+from omnid.parts import End, Parts, dial
+from omnid.process import run_logged, say
 from omnid.secrets import Secrets
 from omnid.settings import Config, State
 from omnid.settings_links import Link
@@ -84,6 +87,8 @@ class RunnerProcess:
         self._clock = clock
         self._log = log
         self._stop = anyio.Event()
+        self._made: dict[str, Executor] = {}
+        """The executors of the config, offered or not."""
         self._health = Bell()
         self._state = Path(wanted.state.dir)
         self.store = SqliteStore(self._state / DATABASE_NAME, clock, store_settings(wanted))
@@ -101,11 +106,13 @@ class RunnerProcess:
         )
         self._parts.context = self.context
         name = wanted.runner.name
-        made = dial(section, name, COMMANDS, secrets, log)
-        self._connection = Connection(section, made, clock, log, self._changed)
+        made = dial(section, End(name, COMMANDS, self.store.node, HELD_MAX), secrets, log)
+        self._connection = Connection(section, made, clock, log, self._changed, self._back)
+        self._comeback = Comeback(section.name, clock, log)
         place = Place(wanted.daemon.slots_max, wanted.runner.labels, wanted.runner.beat_s)
         self._remote = Remote(self.context, self._ledger, self._connection, place)
         self._drain = Drain(self.context, self._remote.owed.to)
+        self._drain.caught_up = self._comeback.caught_up
         self.store.rung = self._drain.ring
 
     async def serve(self, *, task_status: TaskStatus["RunnerProcess"] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -120,7 +127,7 @@ class RunnerProcess:
                     await self._leave()
                     work.cancel_scope.cancel()
                 with anyio.move_on_after(EXECUTOR_CLOSE_S, shield=True):
-                    for executor in self.context.executors.values():
+                    for executor in self._made.values():
                         await executor.aclose()
                     await self._parts.aclose()
                 root.cancel_scope.cancel()
@@ -134,18 +141,12 @@ class RunnerProcess:
         self._stop.set()
 
     async def _open(self, work: TaskGroup) -> None:
-        made = self._parts.executors(self._wanted, work, {})
-        offered = self._wanted.runner.executors
-        sections = self._wanted.executors()
-        self.context.take_executors(
-            {
-                name: executor
-                for name, executor in made.items()
-                if links.may_be_offered(sections[name]) and (not offered or name in offered)
-            }
-        )
+        self._made = self._parts.executors(self._wanted, work, {})
+        # All of them: what runs on one that isn't offered any more is looked after to its end.
+        self.context.take_executors(self._made)
         remote = self._remote
         recovered = await remote.recover(work)
+        self.context.take_executors(self._offered())
         recovery = Recovery(self.context, remote.runner, remote.owed)
         for name, loop in (
             ("take", remote.take),
@@ -167,6 +168,15 @@ class RunnerProcess:
             recovered=recovered,
         )
 
+    def _offered(self) -> dict[str, Executor]:
+        """Gives the executors that new commands may name."""
+        offered, sections = self._wanted.runner.executors, self._wanted.executors()
+        return {
+            name: executor
+            for name, executor in self._made.items()
+            if links.may_be_offered(sections[name]) and (not offered or name in offered)
+        }
+
     async def _leave(self) -> None:
         """Takes nothing new, says so, and lets out what is owed; commands go on under their supervisors."""
         self._remote.leaving = True
@@ -178,8 +188,16 @@ class RunnerProcess:
         """The link has gone up or down: what is owed may go out now."""
         if self._connection.problem is not None:
             self._remote.link_down()
+            self._comeback.gone(self._behind())
         self._drain.ring_all()
         self._health.ring()
+
+    def _back(self, down_s: float) -> None:
+        self._comeback.back(down_s, self._behind())
+
+    def _behind(self) -> dict[str, int]:
+        """Gives the daemons whose results could not be sent."""
+        return self._drain.behind(self._drain.queues())
 
     async def _tell_health(self) -> None:
         """Writes the health line, regularly and whenever the link changes."""
@@ -242,6 +260,7 @@ def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
             state=State(dir=directory),
             socket=msgspec.structs.replace(wanted.socket, path=f"{directory}/omnid.sock"),
             runner=msgspec.structs.replace(wanted.runner, name=name),
+            remote=(),  # Those of the daemon that may share this config.
         ),
         section,
     )

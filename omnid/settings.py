@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from omnid.patterns import LOCAL_URL, ORIGIN_OR_ALL, SAFE_URL, TIME_OR_NONE, WEIGHTS_NAME
-from omnid.settings_links import Link, Runner
+from omnid.patterns import LOCAL_URL, NAME_OR_NONE, ORIGIN_OR_ALL, SAFE_URL, TIME_OR_NONE, WEIGHTS_NAME
+from omnid.settings_links import Link, Remote, Runner
 from omnid.settings_types import GIB, KIB, MIB, Bytes, Count, ExitCode, Hours, Name, Seconds, Section, Usd, Words
 
 COMMAND = "command"
@@ -36,6 +36,7 @@ class State(Section, frozen=True, kw_only=True):
 class Daemon(Section, frozen=True, kw_only=True):
     """The daemon as a whole."""
 
+    name: Annotated[str, Meta(pattern=NAME_OR_NONE)] = ""
     slots_max: Annotated[int, Meta(ge=0)] = 0
     stop_grace_s: Seconds = 10.0
     zone: str = ""
@@ -178,7 +179,7 @@ class Gateway(Section, frozen=True, kw_only=True):
 
 
 class Mode(Section, frozen=True, kw_only=True):
-    """When the gateway and the cloud count as gone and as back, and who mends the gateway."""
+    """When the gateway and the cloud count as gone and as back, who mends the gateway, and what is kept of outages."""
 
     gateway_failures_max: Count = 2
     gateway_good_min: Count = 2
@@ -190,6 +191,8 @@ class Mode(Section, frozen=True, kw_only=True):
     cloud_good_min: Count = 2
     cloud_probe_every_s: Seconds = 30.0
     wake_grace_s: Seconds = 30.0
+    snapshots_max: Annotated[int, Meta(ge=0, le=100)] = 3
+    snapshots_bytes_max: Bytes = 4 * GIB
 
 
 class Brainstem(Section, frozen=True, kw_only=True):
@@ -467,6 +470,7 @@ class Config(Section, frozen=True, kw_only=True):
     destination: tuple[Destination, ...] = ()
     channel: tuple[Channel, ...] = ()
     link: tuple[Link, ...] = ()
+    remote: tuple[Remote, ...] = ()
     preset: tuple[Preset, ...] = ()
 
     def executors(self) -> dict[str, Executor]:

@@ -4,8 +4,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from omnid.patterns import NAME_OR_NONE
-from omnid.settings_types import Name, Seconds, Section
+from omnid.patterns import LABEL, NAME_OR_NONE
+from omnid.settings_types import Count, Name, Seconds, Section
+
+Label = Annotated[str, Meta(pattern=LABEL)]
+"""What a runner can do that others can't: ``gpu``, ``repo:x``."""
 
 
 class Link(Section, frozen=True, kw_only=True):
@@ -33,5 +36,16 @@ class Runner(Section, frozen=True, kw_only=True):
     link: str = ""
     name: Annotated[str, Meta(pattern=NAME_OR_NONE)] = ""
     executors: tuple[str, ...] = ()
-    labels: tuple[Name, ...] = ()
+    labels: tuple[Label, ...] = ()
     beat_s: Seconds = 5.0
+
+
+class Remote(Section, frozen=True, kw_only=True):
+    """A runner elsewhere that the daemon sends commands to; what it names as executors runs on such runners alone."""
+
+    name: Name
+    link: Name
+    executors: tuple[str, ...]
+    labels: tuple[Label, ...] = ()
+    window_max: Count = 256
+    lease_s: Seconds = 60.0

@@ -154,6 +154,15 @@ def test_workers_load_what_is_no_standard_library_when_they_need_it() -> None:
         assert top <= sys.stdlib_module_names, name_of(path)
 
 
+def test_the_supervisor_of_every_command_starts_with_little() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'omnid' / 'worker')!r}); import supervisor; print(*sys.modules)"
+    argv = [sys.executable, "-I", "-S", "-c", code]
+    loaded = subprocess.run(argv, capture_output=True, check=True, text=True, timeout=60).stdout.split()
+    assert {"supervisor", "json"} <= set(loaded)
+    # Each takes as long to load as half of all the rest.
+    assert {"typing", "subprocess", "pathlib", "logging"} & set(loaded) == set()
+
+
 @pytest.mark.parametrize(
     ("module", "own"),
     [
@@ -184,7 +193,9 @@ def test_every_setting_is_in_the_shipped_config_with_a_comment_and_nothing_else_
 
 def error_calls() -> Iterator[tuple[str, str | None, set[str | None]]]:
     """Place, code and fields of everything that fills in a message of the catalogue."""
-    kinds = {"OmnidError", "Problem.make", "LinkDown"} | {kind.__name__ for kind in OmnidError.__subclasses__()}
+    kinds = {"OmnidError", "Problem.make", "LinkDown", "LinkFull"} | {
+        kind.__name__ for kind in OmnidError.__subclasses__()
+    }
     for path in SOURCE:
         for name, node in calls(path):
             if name.removeprefix("errors.").removeprefix("model.") in kinds:

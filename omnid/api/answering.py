@@ -8,18 +8,18 @@ import anyio.to_thread
 
 from omnid.api.shapes import Control, Controlled
 from omnid.api.shapes_asks import Answer, FieldView, QuestionView
-from omnid.errors import OmnidError, Rejected
+from omnid.errors import Rejected
 from omnid.flow import asking, forms
 from omnid.flow.asking import Request
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.forms import Given
-from omnid.flow.once import kept, once
+from omnid.flow.once import once
 from omnid.model import InputResponse, Task
 from omnid.store.interface import Reader, Tx
 
 METHOD, CONTROL, ANSWER = "task.answer", "task.control", "answer"
-"""The operation, and the other one with the action that does the same."""
+"""The operation, the other one, and the action of that which does the same."""
 
 
 class Open(NamedTuple):
@@ -41,16 +41,13 @@ class Answering:
 
     async def answer(self, caller: Caller, params: Answer) -> Controlled:
         """Answers what a running task asks. Agents answer for their own tasks, but for those that a person approved."""
-        try:
-            responses = await self._responses(caller, params)
-        except OmnidError:
-            # A repeat finds its question answered, by itself.
-            before = await self._context.store.read(lambda reader: kept(reader, caller, METHOD, params, Controlled))
-            if before is None:
-                raise
-            return before
+        return await self._answer(caller, params, METHOD, params)
+
+    async def _answer(self, caller: Caller, params: Answer, method: str, asked: Answer | Control) -> Controlled:
+        """Writes the answer in the name of the operation that was asked for, so that its repeat is found."""
+        responses = await self._responses(caller, params)
         write = partial(self._write, caller=caller, ref=params.task, responses=responses)
-        done = await self._context.store.write(once(caller, METHOD, params, write, Controlled))
+        done = await self._context.store.write(once(caller, method, asked, write, Controlled))
         self._context.watch.tell([done.task.id])
         return done
 
@@ -58,26 +55,18 @@ class Answering:
         """Does the action `answer` of `task_control`, or a `reply` to a task that asks; None where it asks nothing."""
         if params.action == ANSWER:
             action = params.response or "accept"
-            return await self.answer(
-                caller,
-                Answer(task=params.task, key=params.key, action=action, value=params.text, content=params.content),
-            )
+            given = Answer(task=params.task, key=params.key, action=action, value=params.text, content=params.content)
+            return await self._answer(caller, given, CONTROL, params)
         if params.action != "reply" or params.text is None:
             return None
 
-        reply = Answer(task=params.task, value=params.text)
-
         def asks(reader: Reader) -> bool:
-            # A repeat goes where the first one went, whatever the task asks by now.
-            if _was_done(reader, caller, METHOD, reply):
-                return True
-            task = find_task(reader, params.task, caller)
-            return bool(asking.open_requests(reader, task)) and not _was_done(reader, caller, CONTROL, params)
+            return bool(asking.open_requests(reader, find_task(reader, params.task, caller)))
 
         # What asks nothing may have an approval to be passed on, which is no business of this.
         if not await self._context.store.read(asks):
             return None
-        return await self.answer(caller, reply)
+        return await self._answer(caller, Answer(task=params.task, value=params.text), CONTROL, params)
 
     async def _responses(self, caller: Caller, params: Answer) -> dict[str, InputResponse]:
         """Looks for the questions and holds the answers against their forms."""
@@ -101,14 +90,6 @@ class Answering:
         for key, response in responses.items():
             task = asking.respond(tx, task, key, response, caller.origin)
         return self._controlled(tx, caller, task.id)
-
-
-def _was_done(reader: Reader, caller: Caller, method: str, params: object) -> bool:
-    """Tells whether the same request of the same session has done just that before."""
-    try:
-        return kept(reader, caller, method, params, Controlled) is not None
-    except Rejected:
-        return False  # It did something else; whoever does this now says so.
 
 
 def question_views(reader: Reader, task: Task, answer_timeout_s: float) -> list[QuestionView]:

@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import mcp_types as types
+import msgspec
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
@@ -47,6 +48,27 @@ async def say(context: Context, method: str, params: dict[str, Any]) -> None:
     """Sends a notification that belongs to the request."""
     said = cast("types.ServerNotification", Said(method=method, params=params))
     await context.session.send_notification(said, related_request_id=context.request_id)
+
+
+class Notice:
+    """A notification that goes to many: it is encoded once, and each gets it with the `_meta` of its own request."""
+
+    def __init__(self, method: str, params: dict[str, Any]) -> None:
+        """`params` are not empty, and without `_meta`."""
+        self.params = params
+        self._method = method
+        self._begun = b""
+
+    async def tell(self, context: Context, meta: dict[str, Any]) -> None:
+        """Sends it as belonging to the request."""
+        tell = context.lifespan_context.tell
+        if tell is None:
+            await say(context, self._method, {**self.params, "_meta": meta})
+            return
+        if not self._begun:
+            message = {"jsonrpc": "2.0", "method": self._method, "params": self.params}
+            self._begun = msgspec.json.encode(message).removesuffix(b"}}") + b',"_meta":'
+        await tell(b"%b%b}}\n" % (self._begun, msgspec.json.encode(meta)))
 
 
 def is_modern(context: Context) -> bool:

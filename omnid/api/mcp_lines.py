@@ -3,6 +3,7 @@
 Imported with `mcp_session`, in a thread.
 """
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
@@ -21,6 +22,9 @@ from omnid import wire
 from omnid.errors import Fatal, Rejected, Retryable
 
 Send = Callable[[bytes], Awaitable[None]]
+
+AHEAD_MAX = 8
+"""How many messages before the first request are kept."""
 
 
 class Client(Protocol):
@@ -79,6 +83,8 @@ class Session:
         self.group: TaskGroup
         """Where what outlasts a request lives: subscriptions."""
         self.fatal: Fatal | None = None
+        self.tell: Send | None = None
+        """Sends a line that answers nothing; None: notifications are not lines here, and the SDK sends them."""
 
 
 class _Envelope(Struct):
@@ -97,9 +103,30 @@ class Lines:
         self._session = session
         self._lines = lines
         self._send = send
+        self._ahead: deque[SessionMessage] = deque()
+        """What was looked at and is still to be received."""
+
+    async def opening(self) -> types.JSONRPCRequest | None:
+        """Waits for the client's first request, which it leaves there to be received; None: it went without one.
+
+        Of what comes before, which means nothing yet, the SDK keeps as much.
+        """
+        while True:
+            try:
+                message = await self._next()
+            except anyio.EndOfStream:
+                return None
+            if isinstance(message.message, types.JSONRPCRequest):
+                self._ahead.append(message)
+                return message.message
+            if len(self._ahead) < AHEAD_MAX:
+                self._ahead.append(message)
 
     async def receive(self) -> SessionMessage | Exception:
         """Waits for the next message; raises EndOfStream when the client has gone."""
+        return self._ahead.popleft() if self._ahead else await self._next()
+
+    async def _next(self) -> SessionMessage:
         while True:
             line = await self._lines.receive()
             message = parsed(line)
@@ -144,6 +171,11 @@ class Answers:
     def __init__(self, session: Session, send: Send) -> None:
         self._session = session
         self._send = send
+        session.tell = self._tell
+
+    async def _tell(self, line: bytes) -> None:
+        if self._session.fatal is None:
+            await self._send(line)
 
     async def send(self, item: SessionMessage) -> None:
         """Sends a message, and waits until the client has taken it."""
@@ -153,7 +185,7 @@ class Answers:
             # So the SDK answers what a stop interrupts. A relay would take it for the answer, and not ask again.
             return
         try:
-            await self._send(message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+            await self._send(_line(message))
         finally:
             if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
                 self._session.requests_open -= 1
@@ -168,6 +200,13 @@ class Answers:
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _line(message: types.JSONRPCMessage) -> bytes:
+    if isinstance(message, types.JSONRPCResponse):
+        # Its result is made of JSON's own types by now.
+        return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (id_json(message.id), msgspec.json.encode(message.result))
+    return message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
 
 
 def parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:

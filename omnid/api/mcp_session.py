@@ -16,19 +16,19 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
-from mcp.server.runner import serve_dual_era_loop
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.runner import serve_dual_era_loop, serve_loop
 from mcp.shared.exceptions import MCPError
 from msgspec import Struct
 from pydantic import ValidationError
 
 from omnid.api.http_gate import App, Guest, guest_of
 from omnid.api.mcp_asks import Asks
-from omnid.api.mcp_calls import Calls, unfit
+from omnid.api.mcp_calls import Calls, is_modern, unfit
 from omnid.api.mcp_completions import Completions
 from omnid.api.mcp_follow import Follow
-from omnid.api.mcp_http import bound
+from omnid.api.mcp_http import serving
 from omnid.api.mcp_lines import Answers, Lines, Send, Session, Stranger, id_json
+from omnid.api.mcp_looks import Looks
 from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_subscriptions import Subscriptions
 from omnid.api.mcp_tasks import Tasks
@@ -60,6 +60,7 @@ CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = {
 }
 BEGIN = "Send initialize first, or say the version in the request's _meta (2026-07-28)."
 ORIGIN_CHARS_MAX = 100
+OTHER_ERA = "This connection was opened without the _meta of 2026-07-28, so that no request on it may carry it."
 
 
 Context = ServerRequestContext[Session, Any]
@@ -82,9 +83,12 @@ class ToolServer(Calls):
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
         )
+        # The SDK's own makes a span of each request, for which nobody here collects any.
+        self.server.middleware[:] = [self._keep_to_era]
         self._asks = Asks(api, self, log)
-        follow = Follow(api, self)
-        self._tasks = Tasks(api, self, self._asks, follow, clock)
+        looks = Looks(api, self)
+        follow = Follow(api, self, looks)
+        self._tasks = Tasks(api, self, self._asks, looks, follow, clock)
         self._tasks.install(self.server)
         Resources(self).install(self.server)
         Completions(self).install(self.server)
@@ -96,7 +100,12 @@ class ToolServer(Calls):
         reading, writing = Lines(session, lines, send), Answers(session, send)
         with session.scope:
             async with anyio.create_task_group() as session.group:
-                await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
+                opening = await reading.opening()
+                if opening is None or _is_legacy(opening):
+                    # The loop for both eras would hand each message through one more stream and task.
+                    await serve_loop(self.server, reading, writing, lifespan_state=session)
+                else:
+                    await serve_dual_era_loop(self.server, reading, writing, lifespan_state=session)
                 session.group.cancel_scope.cancel()
         if session.fatal is not None:
             raise session.fatal
@@ -111,20 +120,24 @@ class ToolServer(Calls):
             yield session
 
         self.server.lifespan = lifespan
-        manager = StreamableHTTPSessionManager(
-            self.server,
-            session_idle_timeout=settings.session_idle_s,
-            max_request_body_size=settings.body_bytes_max,
-            max_sessions=settings.sessions_max,
-        )
-
         with session.scope:
             async with anyio.create_task_group() as session.group:
-                async with manager.run():
-                    yield bound(cast("App", manager.asgi_app))
+                async with serving(self.server, settings) as app:
+                    yield app
                 session.group.cancel_scope.cancel()
         if session.fatal is not None:
             raise session.fatal
+
+    async def _keep_to_era(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        """Refuses a request of the later era on a connection that was opened in the earlier one.
+
+        The SDK does so where it finds out the era by itself; over HTTP each request says it.
+        """
+        if ctx.request is None and not is_modern(ctx) and _has_envelope(ctx.params) and ctx.method != "initialize":
+            raise MCPError(
+                types.INVALID_REQUEST, OTHER_ERA, {"method": ctx.method, "do": "Open another connection for it."}
+            )
+        return await call_next(ctx)
 
     async def _greet(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         """Says at the greeting what ended while the client was away, and of a request what is wrong with it."""
@@ -206,8 +219,9 @@ class ToolServer(Calls):
             self._log.error("mcp_call_failed", tool=tool.name, exc_info=error)
             return _failed(Rejected("internal", detail=f"{tool.name} broke off ({type(error).__name__})"))
         # The text is for clients that know no structured content.
-        text = types.TextContent(type="text", text=msgspec.json.encode(result).decode())
-        return types.CallToolResult(content=[text], structured_content=result)
+        text = {"type": "text", "text": msgspec.json.encode(result).decode()}
+        told = {"resultType": "complete", "content": [text], "structuredContent": result, "isError": False}
+        return cast("types.CallToolResult", told)
 
     async def _do(self, context: Context, tool: Tool, params: Struct) -> Struct:
         if tool.read_only:
@@ -249,6 +263,16 @@ class ToolServer(Calls):
             if not view.timed_out or not says or waited_s >= params.wait_s:
                 return view
             await context.session.report_progress(waited_s, params.wait_s, f"{view.task.name} is {view.task.state}")
+
+
+def _is_legacy(opening: types.JSONRPCRequest) -> bool:
+    """Tells whether a connection begins as those before 2026-07-28 do: see `serve_dual_era_loop`."""
+    return opening.method == "initialize" or not _has_envelope(opening.params)
+
+
+def _has_envelope(params: Mapping[str, Any] | None) -> bool:
+    meta: Any = (params or {}).get("_meta")
+    return isinstance(meta, dict) and types.PROTOCOL_VERSION_META_KEY in meta
 
 
 def _listed(tool: Tool) -> types.Tool:

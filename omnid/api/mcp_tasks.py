@@ -22,8 +22,9 @@ from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 from pydantic import Field
 
 from omnid.api.mcp_asks import Asks, read_responses, requests_of
-from omnid.api.mcp_calls import Calls, Context, invalid, is_modern, say
+from omnid.api.mcp_calls import Calls, Context, Notice, invalid, is_modern, say
 from omnid.api.mcp_follow import Follow, Look
+from omnid.api.mcp_looks import Looks, Seen
 from omnid.api.mcp_task_shapes import call_result, detailed, task_fields
 from omnid.api.methods import Api
 from omnid.api.schedule_views import SCHEDULED
@@ -39,6 +40,7 @@ IMMEDIATE_RESPONSE = "io.modelcontextprotocol/model-immediate-response"
 ERA_OF_TASKS = "2025-11-25"
 """The one version whose tasks are part of the protocol."""
 
+TOLD = "notifications/tasks"
 TOOL = "task_submit"
 """The tool whose calls may become tasks."""
 
@@ -73,10 +75,11 @@ class UpdateParams(TaskParams):
 class Tasks:
     """The methods of tasks on the SDK's server, in both eras."""
 
-    def __init__(self, api: Api, calls: Calls, asks: Asks, follow: Follow, clock: Clock) -> None:
+    def __init__(self, api: Api, calls: Calls, asks: Asks, looks: Looks, follow: Follow, clock: Clock) -> None:
         self._api = api
         self._calls = calls
         self._asks = asks
+        self._looks = looks
         self._resources = follow
         self._clock = clock
 
@@ -204,7 +207,7 @@ class Tasks:
         await say(context, "notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta})
         async with anyio.create_task_group() as group:
             for task_id in known:
-                group.start_soon(self._follow, context, task_id, meta)
+                group.start_soon(self._follow, context, task_id.lower(), meta)
             for uri, now in read.items():
                 told = partial(say, context, "notifications/resources/updated", {"uri": uri, "_meta": meta})
                 group.start_soon(self._resources.tell, context, uri, now, told)
@@ -220,18 +223,26 @@ class Tasks:
 
     async def _follow(self, context: Context, task_id: str, meta: dict[str, Any]) -> None:
         """Tells of a task's changes, with the task."""
-        said: dict[str, Any] | None = None
+        said: Notice | None = None
         while True:
             with self._api.change_of(task_id) as changed:
                 try:
-                    view = await self._view(context, task_id)
-                except MCPError:
+                    seen = await self._looks.look(context, task_id, changed, output=True, fresh=said is None)
+                except Rejected:
                     return  # It was deleted.
-                now = self._detailed(context, view)
-                if now != said:
-                    await say(context, "notifications/tasks", {**now, "_meta": meta})
+                now = self._notice(context, seen)
+                if said is None or now.params != said.params:
+                    await now.tell(context, meta)
                 said = now
                 await changed.wait()
+
+    def _notice(self, context: Context, seen: Seen) -> Notice:
+        """Gives what is said of a task; where it asks nothing, that is the same for all who see it."""
+        if seen.view.questions:
+            return Notice(TOLD, self._detailed(context, seen.view))
+        if seen.notice is None:
+            seen.notice = Notice(TOLD, self._detailed(context, seen.view))
+        return seen.notice
 
     async def _around(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         """Says at 2025-11-25 that there are tasks, and makes a task of a call that asks for it."""

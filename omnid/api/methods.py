@@ -3,7 +3,7 @@
 The socket's methods and the MCP tools come from it; later the HTTP routes do too.
 """
 
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Hashable, Mapping
 from functools import partial, wraps
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -22,9 +22,12 @@ from omnid.api.journal_views import JournalViews
 from omnid.api.mode_views import ModeViews
 from omnid.api.night import Night
 from omnid.api.outbox_views import OutboxViews
+from omnid.api.repeats import Repeats
 from omnid.api.routing import Routing
+from omnid.api.runner_views import RunnerViews
 from omnid.api.schedule_views import ScheduleViews
 from omnid.api.shapes_routing import RouteExplain, RouteExplained
+from omnid.api.shapes_runners import RunnerList
 from omnid.api.status_views import StatusViews
 from omnid.api.views import Views
 from omnid.api.waiting import Waiting
@@ -38,7 +41,7 @@ from omnid.flow.control import Cancelling, Effect
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.doctor import Doctor
 from omnid.flow.gates import Gates
-from omnid.flow.once import kept, once
+from omnid.flow.once import once
 from omnid.flow.retention import promised_ms
 from omnid.flow.schedules import Schedules
 from omnid.model import Submit, Submitted
@@ -46,7 +49,6 @@ from omnid.route.router import unknown_executor
 from omnid.states import TERMINAL
 from omnid.store.interface import Outcome, Reader, Tx
 
-T = TypeVar("T")
 P = TypeVar("P")
 
 FOLLOW_UP_S = 10.0
@@ -97,7 +99,8 @@ class Api:
         self._routing = Routing(context)
         self.outbox = OutboxViews(context)
         self.inbox = InboxViews(context, self._views)
-        self._status = StatusViews(context, host, self._views, self.outbox, self.inbox)
+        self.runners = RunnerViews(context)
+        self._status = StatusViews(context, host, self._views, self.outbox, self.inbox, self.runners)
         self._waiting = Waiting(context, gates)
         self.change_of = self._waiting.change_of
         self.modes = ModeViews(context)
@@ -106,6 +109,7 @@ class Api:
         self.night = Night(context, gates, self._views)
         self.schedules = ScheduleViews(context, schedules or Schedules(context, cancelling))
         self.answering = Answering(context, self._controlled_now)
+        self._repeats = Repeats(context)
         self._room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
@@ -116,10 +120,16 @@ class Api:
         caller = self._entitled(caller)
         if method.all_origins and not caller.rights.sees_all:
             raise Rejected("shows_all", method=name, origin=caller.origin)
-        return await method.handler(self, caller, params)
+        do = partial(method.handler, self, caller, params)
+        return await self._repeats.answered(caller, name, params, method.result, do)
 
     def _entitled(self, caller: Caller) -> Caller:
         return entitled(caller, self._context.config)
+
+    def sight(self, caller: Caller) -> Hashable:
+        """Gives what decides on what a caller sees of tasks: it is equal for those who see the same."""
+        rights = self._entitled(caller).rights
+        return None if rights.sees_all else rights
 
     def begin(
         self,
@@ -162,53 +172,18 @@ class Api:
 
     async def submit(self, caller: Caller, params: Submit) -> Submitted:
         """Takes one task; returns after it is synced to the disk."""
-        try:
-            fn, then = self.begin_submit(caller, params)
-        except OmnidError:
-            before = await self._answered(caller, "task.submit", params, (params,), lambda found: found[0], Submitted)
-            if before is None:
-                raise
-            return before
+        fn, then = self.begin_submit(caller, params)
         return await self._context.store.write(fn, then=then)
 
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
-        name, answer = "task.submit_batch", shapes.SubmittedBatch
-        try:
-            write = self._plan(caller, params.tasks)
-        except OmnidError:
-            before = await self._answered(caller, name, params, params.tasks, answer, answer)
-            if before is None:
-                raise
-            return before
-        fn = once(caller, name, params, lambda tx: answer(write(tx)), answer)
+        answer = shapes.SubmittedBatch
+        self._room.check(self._context.config.store.free_bytes_min)
+        write = intake.plan(self._context, caller, params.tasks)
+        fn = once(caller, "task.submit_batch", params, lambda tx: answer(write(tx)), answer)
         bulk = len(params.tasks) > BULK_TASKS
         timed = any(task.not_before_ms is not None or task.deadline_ms is not None for task in params.tasks)
         return await self._context.store.write(fn, bulk=bulk, then=self._timed if timed else None)
-
-    def _plan(self, caller: Caller, asked: Sequence[Submit]) -> Callable[[Tx], list[Submitted]]:
-        self._room.check(self._context.config.store.free_bytes_min)
-        return intake.plan(self._context, caller, asked)
-
-    async def _answered(
-        self,
-        caller: Caller,
-        name: str,
-        params: Struct,
-        asked: Sequence[Submit],
-        make: Callable[[list[Submitted]], T],
-        answer: type[T],
-    ) -> T | None:
-        """Gives the answer to a repeat of what was done before, though it couldn't be taken now; None: it is new."""
-
-        def find(reader: Reader) -> T | None:
-            before = kept(reader, caller, name, params, answer)
-            if before is not None:
-                return before
-            found = intake.known(reader, caller, asked)
-            return None if found is None else make(found)
-
-        return await self._context.store.read(find)
 
     def _timed(self, _written: object) -> None:
         """Wakes the timer where a new task has a time of its own."""
@@ -220,14 +195,15 @@ class Api:
         An agent waits no longer either when its task asks something.
         """
         store = self._context.store
-        task = await store.read(lambda reader: find_task(reader, params.task, caller))
-        timed_out = False
-        if params.wait_s and task.state not in TERMINAL:
-            with anyio.move_on_after(params.wait_s) as scope:
-                await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
-            timed_out = scope.cancelled_caught
-        by_id = shapes.Get(task=task.id, output=params.output)
-        view = await store.read(lambda reader: self._views.view(reader, caller, by_id, timed_out=timed_out))
+        timed_out, asked = False, params
+        if params.wait_s:
+            task = await store.peek(lambda reader: find_task(reader, params.task, caller))
+            asked = shapes.Get(task=task.id, output=params.output)
+            if task.state not in TERMINAL:
+                with anyio.move_on_after(params.wait_s) as scope:
+                    await self._waiting.settled(task.id, asks=caller.role == "agent" and task.origin == caller.origin)
+                timed_out = scope.cancelled_caught
+        view = await store.peek(lambda reader: self._views.view(reader, caller, asked, timed_out=timed_out))
         return self.workspaces.shown(view)
 
     def kept_ms(self) -> int:
@@ -384,6 +360,7 @@ _NIGHT: Callable[[Api], Night] = attrgetter("night")
 _DEAD: Callable[[Api], OutboxViews] = attrgetter("outbox")
 _PLACES: Callable[[Api], WorkspaceViews] = attrgetter("workspaces")
 _MODES: Callable[[Api], ModeViews] = attrgetter("modes")
+_RUNNERS: Callable[[Api], RunnerViews] = attrgetter("runners")
 _ACCOUNT: Callable[[Api], Account] = attrgetter("account")
 _PERSON = frozenset({"person"})
 _ALL = frozenset({"person", "agent"})
@@ -446,6 +423,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method("replay", shapes.Replay, shapes.Replayed, Api.replay, _PERSON, waits=True),
         Method("doctor", shapes.Empty, shapes.Doctor, Api.doctor, _PERSON, waits=True),
+        Method("runner.list", shapes.Empty, RunnerList, _by(_RUNNERS, RunnerViews.list), _PERSON),
         Method("dead.list", shapes_outbox.DeadList, shapes_outbox.DeadPage, _by(_DEAD, OutboxViews.list), _PERSON),
         Method("dead.show", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.show), _PERSON),
         Method("dead.retry", shapes_outbox.DeadRef, shapes_outbox.DeadView, _by(_DEAD, OutboxViews.retry), _PERSON),

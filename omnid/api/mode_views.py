@@ -18,6 +18,7 @@ from omnid.api.shapes_mode import (
     Outages,
     OutageView,
     Rehearsed,
+    SnapshotView,
 )
 from omnid.channels import absent, keys_of, models_of
 from omnid.flow.caller import Caller
@@ -54,6 +55,8 @@ class ModeViews:
             cloud_gone=modes.cloud.is_gone,
             channels=[_channel(one, facts, away.get(one.name, 0)) for one in context.config.channel],
             local_model=self._local_model(),
+            snapshots=[SnapshotView(*one) for one in modes.snapshots],
+            no_snapshot=modes.no_snapshot,
         )
 
     def _local_model(self) -> LocalModel:
@@ -73,8 +76,12 @@ class ModeViews:
     def outages(self, reader: Reader, params: OutageList) -> Outages:
         """Gives the outages since a time."""
         rows = reader.all("outages_newest", params.since_ms, params.limit)
+        kept = {("cloud", one.at_ms): one.path for one in self._context.modes.snapshots}
         found = [
-            OutageView(row[0], row[1], row[2], row[3], row[4] or 0, row[5] or 0, problem_of(row[6])) for row in rows
+            OutageView(
+                row[0], row[1], row[2], row[3], row[4] or 0, row[5] or 0, problem_of(row[6]), kept.get((row[0], row[2]))
+            )
+            for row in rows
         ]
         return Outages(found, self._context.clock.wall_ms())
 

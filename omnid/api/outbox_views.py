@@ -6,6 +6,7 @@ from omnid.api.shapes_outbox import DeadList, DeadPage, DeadRef, DeadView, Outbo
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
 from omnid.flow.inbox import QUEUE as INBOX
+from omnid.flow.once import once
 from omnid.model import Delivery
 from omnid.store import outbox
 from omnid.store.interface import Reader
@@ -31,13 +32,15 @@ class OutboxViews:
         """Gives one dead delivery; raises Rejected(`unknown_delivery`)."""
         return _dead(await self._context.store.read(partial(outbox.need_dead, id=params.id)))
 
-    async def retry(self, _caller: Caller, params: DeadRef) -> DeadView:
+    async def retry(self, caller: Caller, params: DeadRef) -> DeadView:
         """Has a dead delivery tried again."""
-        return _dead(await self._context.store.write(partial(outbox.revive, id=params.id)))
+        fn = once(caller, "dead.retry", params, lambda tx: _dead(outbox.revive(tx, params.id)), DeadView)
+        return await self._context.store.write(fn)
 
-    async def drop(self, _caller: Caller, params: DeadRef) -> DeadView:
+    async def drop(self, caller: Caller, params: DeadRef) -> DeadView:
         """Forgets a dead delivery."""
-        return _dead(await self._context.store.write(partial(outbox.drop, id=params.id)))
+        fn = once(caller, "dead.drop", params, lambda tx: _dead(outbox.drop(tx, params.id)), DeadView)
+        return await self._context.store.write(fn)
 
 
 def _queue(one: outbox.Waiting) -> OutboxView:

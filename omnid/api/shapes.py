@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 from omnid.api.shapes_asks import AnswerAction, Content, Key, QuestionView
 from omnid.api.shapes_money import TaskMoney, Today
 from omnid.api.shapes_outbox import OutboxView
+from omnid.api.shapes_runners import RunnerView
 from omnid.model import Millis, Name, Ordinal, Params, Priority, Problem, Submit, Submitted
 
 TaskRef = Annotated[str, Meta(min_length=1, max_length=200, description="UUID, t7, or origin/t7")]
@@ -292,6 +293,8 @@ class Status(Struct, frozen=True):
     """Why the changed config on disk was not taken over, if so."""
     outbox: list[OutboxView] = []
     """What waits to be delivered, and what was given up."""
+    runners: list[RunnerView] = []
+    """The runners on other hosts."""
     today: Today | None = None
     """What today has cost, where there is a cap or a cost."""
     inbox: str | None = None

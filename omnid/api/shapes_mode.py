@@ -52,6 +52,15 @@ class LocalModel(Struct, frozen=True):
     """What the last one held when it was killed."""
 
 
+class SnapshotView(Struct, frozen=True):
+    """A snapshot of the journal."""
+
+    path: str
+    at_ms: int
+    """When the outage began that it was made for."""
+    size_bytes: int
+
+
 class ModeShown(Struct, frozen=True):
     """The mode, since when, and what is known of each channel."""
 
@@ -64,6 +73,10 @@ class ModeShown(Struct, frozen=True):
     cloud_gone: bool
     channels: list[ChannelState]
     local_model: LocalModel
+    snapshots: list[SnapshotView]
+    """The newest first."""
+    no_snapshot: Problem | None
+    """Why there is none of the last outage."""
 
 
 class OutageList(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +97,8 @@ class OutageView(Struct, frozen=True):
     """Attempts that it parked."""
     resumed: int
     problem: Problem | None
+    snapshot: str | None
+    """The path of the journal's snapshot that was made for it, where that is still there."""
 
 
 class Outages(Struct, frozen=True):

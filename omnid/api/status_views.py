@@ -6,6 +6,7 @@ from omnid import __version__
 from omnid.api.host import Host
 from omnid.api.inbox_views import InboxViews
 from omnid.api.outbox_views import OutboxViews
+from omnid.api.runner_views import RunnerViews
 from omnid.api.shapes import GateView, Status
 from omnid.api.views import Views, by_reason, by_state, next_wake
 from omnid.flow.caller import Caller
@@ -19,12 +20,21 @@ COUNTED_MAX = 10_000
 class StatusViews:
     """Puts together what `status` shows."""
 
-    def __init__(self, context: Context, host: Host, views: Views, outbox: OutboxViews, inbox: InboxViews) -> None:
+    def __init__(
+        self,
+        context: Context,
+        host: Host,
+        views: Views,
+        outbox: OutboxViews,
+        inbox: InboxViews,
+        runners: RunnerViews,
+    ) -> None:
         self._context = context
         self._host = host
         self._views = views
         self._outbox = outbox
         self._inbox = inbox
+        self._runners = runners
 
     async def status(self, caller: Caller) -> Status:
         """Says how omnid is doing; who sees some tasks only is told what its own origin has."""
@@ -53,6 +63,7 @@ class StatusViews:
             problems=views.problems(caller),
             config_problem=host.config_problem(),
             outbox=await context.store.read(self._outbox.waiting) if everything else [],
+            runners=self._runners.all() if everything else [],
             inbox=await self._inbox.line(caller.origin) if caller.role == "agent" else None,
         )
 

@@ -24,7 +24,7 @@ from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.explain import Situation, calls_text, gate_text, why
-from omnid.flow.gates import Gates
+from omnid.flow.gates import LINK, Gates
 from omnid.flow.present import is_present
 from omnid.model import Attempt, Gate, Problem, Task, Work, short_name
 from omnid.route.router import said
@@ -32,6 +32,7 @@ from omnid.settings import MODEL
 from omnid.states import STATES, TERMINAL
 from omnid.store import journal
 from omnid.store.interface import Reader, Row
+from omnid.store.outbox import is_queued
 
 ATTEMPTS_MAX = 20
 NEEDS_YOU_MAX = 20
@@ -142,12 +143,15 @@ class Views:
                 open_before=tuple(_seen(caller, row) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
                 zone=context.zone,
+                no_seat=context.fleet.waits(task.executor, task.labels),
+                unsent=last is not None and last.ended_at_ms is None and is_queued(reader, last.id),
                 lane_holder=None if holder is None or holder[0] == task.id else _seen(caller, holder[1:]),
                 executor_known=executor is not None,
                 executor_full=executor is not None
                 and executor.concurrency is not None
                 and running[task.executor] >= executor.concurrency,
-                slots_full=len(context.running) >= context.config.daemon.slots_max,
+                slots_full=not context.fleet.serves(task.executor)
+                and len(context.running) >= context.config.daemon.slots_max,
                 running=len(context.running),
                 cost=self.money.sentence(reader, task),
                 asks=tuple(open_requests(reader, task)),
@@ -227,12 +231,15 @@ class Views:
         gates = (
             gate
             for gate in self._gates.all()
-            if gate.cause != "login" and self._gates.login(gate.subject) is gate and caller.rights.opens(gate.subject)
+            if gate.cause not in ("login", LINK)
+            and self._gates.login(gate.subject) is gate
+            and caller.rights.opens(gate.subject)
         )
         found = [
             *context.damage,
             *(context.preset_problems if caller.rights.sees_all else ()),
             *(gate.problem for gate in gates if gate.problem is not None),
+            *(gate.problem for gate in self._gates.refused_links() if gate.problem is not None),
         ]
         local = context.modes.local_model()
         if context.modes.mode == "brainstem" and local.why and local.cause != "idle":

@@ -32,7 +32,7 @@ class Waiting:
         """Waits until the task has ended, or only a key or a login helps it on; with `asks` also until it asks."""
         while True:
             with self.change_of(task_id) as changed:
-                task = await self._context.store.read(lambda reader: journal.need_task(reader, task_id))
+                task = await self._context.store.peek(lambda reader: journal.need_task(reader, task_id))
                 if task.state in TERMINAL or (task.state == "idle" and self._gates.login(task.executor)):
                     return
                 if asks and task.state == "input_required":

@@ -73,7 +73,7 @@ class WorkspaceViews:
 
     def shown(self, view: TaskView) -> TaskView:
         """Adds to a task where its work lies."""
-        record = None if self._workspaces is None else self._workspaces.of(view.task.id)
+        record = None if self._workspaces is None else self._workspaces.of(view.task.id, view.task.name)
         return view if record is None else msgspec.structs.replace(view, workspace=_brief(record))
 
     def told(self, answer: WhyAnswer, task_id: str) -> WhyAnswer:

@@ -106,12 +106,7 @@ class Daemon:
 
     def wait_for_supervisors(self) -> None:
         """Waits for the end of what runs under the supervisors of this daemon, after its own end."""
-        until_s = time.monotonic() + END_S
-        for path in glob.glob(os.path.join(glob.escape(self.state_dir), "spool", "*", "lock")):
-            while _held(path):
-                if time.monotonic() >= until_s:
-                    raise Retryable("demo_failed", detail=f"the supervisor that holds {path} doesn't end")
-                time.sleep(_LOOK_S)
+        wait_for_supervisors(self.state_dir)
 
 
 class Place(ABC):
@@ -228,6 +223,16 @@ class Teller:
         for line in said.getvalue().splitlines():
             screen.put("  ", line)
         self._context.world.stdout.flush()
+
+
+def wait_for_supervisors(state_dir: str) -> None:
+    """Waits for the end of what runs under the supervisors of a state directory."""
+    until_s = time.monotonic() + END_S
+    for path in glob.glob(os.path.join(glob.escape(state_dir), "spool", "*", "lock")):
+        while _held(path):
+            if time.monotonic() >= until_s:
+                raise Retryable("demo_failed", detail=f"the supervisor that holds {path} doesn't end")
+            time.sleep(_LOOK_S)
 
 
 def _variables(directory: str) -> dict[str, str]:

@@ -64,6 +64,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "diff": ("workspace", "Show what a task has changed in its workspace"),
     "merge": ("workspace", "Take over what a task has changed, into the branch that is checked out"),
     "workspaces": ("workspace", "List where agents work, or remove such a place"),
+    "runners": ("runners", "Show the runners on other hosts"),
     "operations": ("history", "Show the log of all changes"),
     "replay": ("history", "Show the state as it was at a time, read-only"),
     "doctor": ("doctor", "Check the journal, the executors and the disk"),

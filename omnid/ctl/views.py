@@ -10,6 +10,7 @@ from omnid.money import dollars, micro
 from omnid.states import RUNNING
 
 HEADER = ("TASK", "STATE", "WHEN", "EXECUTOR", "TITLE")
+NO_TASKS = "No tasks."
 
 _STATE_STYLES = {
     "dispatching": "cyan",
@@ -58,7 +59,7 @@ def table(screen: Screen, tasks: Iterable[Mapping[str, Any]], now_ms: int) -> No
     if rows:
         screen.table(HEADER, rows)
     else:
-        screen.tell("No tasks.")
+        screen.tell(NO_TASKS)
 
 
 def counts(numbers: Mapping[str, int]) -> str:

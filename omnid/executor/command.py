@@ -20,7 +20,8 @@ from omnid.executor.reading import Reading
 from omnid.executor.records import Spec
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
-from omnid.executor.workspace import Workspaces, uses
+from omnid.executor.workspace import Workspaces
+from omnid.executor.workspace_kind import uses
 from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section

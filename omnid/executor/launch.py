@@ -5,7 +5,6 @@ import errno
 import fcntl
 import os
 import subprocess
-import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -15,9 +14,10 @@ import msgspec
 from omnid.errors import Retryable
 from omnid.executor.records import Spec, read_trace
 from omnid.executor.spool import CONTROL, ERRORS, LIFE, LOCK, make_directory
+from omnid.executor.workers import argv_of
 from omnid.worker import supervisor
 
-SUPERVISOR = (sys.executable, "-I", "-S", "-X", "utf8", supervisor.__file__)
+SUPERVISOR = argv_of(supervisor, site=False)
 REAP_S_MAX, REAP_PAUSE_S = 10.0, 0.002
 
 

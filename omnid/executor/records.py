@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -152,7 +153,7 @@ def read_trace(directory: Path) -> Trace:
     return Trace(began=began is not None, ran=ran is not None, exit=exit_record)
 
 
-def read_started(directory: Path) -> supervisor.Record | None:
+def read_started(directory: Path) -> dict[str, Any] | None:
     """Reads who was started in the directory; None where nobody was, or in another format."""
     try:
         return supervisor.read_record(supervisor.STARTED, str(directory))

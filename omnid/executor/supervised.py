@@ -6,7 +6,7 @@ free its records are final. `docs/supervisor.md` tells what survives what.
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -23,6 +23,7 @@ from omnid.settings import Limits
 from omnid.worker import supervisor
 
 SERVER_LOG_BYTES_MAX = 1 << 20
+SECRET_BYTES_MAX = 8192
 SLACK_S = 10.0
 """What a supervisor gets beyond the times of its spec, before it counts as stuck and is ended itself."""
 DETAIL_BYTES_MAX = 500
@@ -107,16 +108,28 @@ class Server:
             self._stdout = _close(self._stdout)
 
     async def log_tail(self, max_bytes: int = 4096) -> str:
-        """Gives the end of what the server wrote to its standard error."""
-        return await anyio.to_thread.run_sync(_log_tail, self._directory, max_bytes)
+        """Gives the end of what the server wrote to its standard error, without the secrets that omnid knows."""
+        # More than is given, or a secret that is cut in two would not be known.
+        tail = await anyio.to_thread.run_sync(_log_tail, self._directory, max_bytes + SECRET_BYTES_MAX)
+        return self._owner.redact(tail)[-max_bytes:]
 
 
 class Supervised:
     """Starts, adopts and ends supervised processes; each has a directory in the spool."""
 
-    def __init__(self, spool_dir: Path, clock: Clock, limits: Limits, kill_grace_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        spool_dir: Path,
+        clock: Clock,
+        limits: Limits,
+        kill_grace_s: float = 5.0,
+        *,
+        redact: Callable[[str], str] = str,
+    ) -> None:
+        """`redact` takes known secrets out of what servers said last, as it goes into errors."""
         self.spool = Spool(spool_dir, limits)
         self.kill_grace_s = kill_grace_s
+        self.redact = redact
         self._clock = clock
         self._children: dict[str, Spawned] = {}
 

@@ -27,6 +27,8 @@ SUFFIX, LOCKED = ".json", ".lock"
 NAME_CHARS_MAX = 40
 SHORT_CHARS = 8
 """How much of a task's id stands in names: 32 bits of its random part."""
+KEY_CHARS = (SHORT_CHARS, 16, 32)
+"""As much stands there where the shorter names are another's already."""
 LOCK_S_MAX = 120.0
 LOCK_LOOK_S, LOCK_LOOK_S_MAX = 0.01, 0.5
 NOTES_MAX = 8
@@ -91,10 +93,18 @@ class Records:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
 
-    def of(self, task_id: str) -> Record | None:
-        """Finds the record of a task: its name ends with the end of the task's id, so that few are read."""
-        ending = f"{task_id.replace('-', '')[-SHORT_CHARS:]}{SUFFIX}"
-        found = (self._read(name) for name in self._names() if name.endswith(ending))
+    def of(self, task_id: str, task: str | None = None) -> Record | None:
+        """Finds the record of a task: its name ends with the end of the task's id, so that few are read.
+
+        Where the task's short name is given too, nothing has to be searched.
+        """
+        if task is None:
+            ending = f"{task_id.replace('-', '')[-SHORT_CHARS:]}{SUFFIX}"
+            names = [name for name in self._names() if name.endswith(ending)]
+        else:
+            keys = (key_of(task, task_id, chars) for chars in KEY_CHARS)
+            names = [f"{key}{SUFFIX}" for key in keys if os.path.exists(f"{self.root}/{key}{SUFFIX}")]
+        found = (self._read(name) for name in names)
         return next((record for record in found if record is not None and record.task_id == task_id), None)
 
     def all(self) -> list[Record]:
@@ -104,7 +114,7 @@ class Records:
 
     def free_key(self, task: str, task_id: str) -> str:
         """Gives a name that no other workspace has, longer where the ids of two tasks end alike."""
-        keys = [key_of(task, task_id, chars) for chars in (SHORT_CHARS, 16, 32)]
+        keys = [key_of(task, task_id, chars) for chars in KEY_CHARS]
         return next(
             (key for key in keys if not (self.root / key).exists() and self._read(key + SUFFIX) is None), keys[-1]
         )

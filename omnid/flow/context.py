@@ -10,6 +10,7 @@ import anyio
 from omnid import platform
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
+from omnid.flow.fleet import Fleet
 from omnid.flow.modes import Modes
 from omnid.flow.turned import Turned
 from omnid.log import Logger
@@ -147,6 +148,8 @@ class Context:
         self.clock = clock
         self.log = log
         self.config = config
+        self.fleet = Fleet(clock)
+        """The runners on other hosts."""
         self.take_executors(executors)
         self.shut: Callable[[], Mapping[str, Gate]] = lambda: MappingProxyType({})
         """Gives the closed gates by what they close; `Gates` sets it."""
@@ -183,6 +186,7 @@ class Context:
     def take_executors(self, executors: Mapping[str, Executor]) -> None:
         """Sets the executors that new attempts get, and what follows from them and the config."""
         self.executors = executors
+        self.fleet.configure(self.config.remote)
         sections = self.config.executors()
         self.ways = {name: way_of(executor.kind, sections.get(name)) for name, executor in executors.items()}
         self.rules = Rules.made(self.config.rule, models=bool(self.config.channel))
@@ -195,6 +199,11 @@ class Context:
         if self._budget is None or self._budget.config is not self.config:
             self._budget = Budget(self.config, {name: executor.kind for name, executor in self.executors.items()})
         return self._budget
+
+    @property
+    def end_name(self) -> str:
+        """What this daemon is called on links: a name that stays, and that no other daemon on a broker has."""
+        return self.config.daemon.name or f"omnid-{self.store.node.rpartition('-')[2]}"
 
     def facts(self) -> Facts:
         """Gives what the router decides on now."""
@@ -242,8 +251,8 @@ class Context:
                 unused.set()
 
     def running_by_executor(self) -> Counter[str]:
-        """Counts the open attempts by executor."""
-        return Counter(self.running.values())
+        """Counts the open attempts by executor, those on runners elsewhere too."""
+        return Counter(self.running.values()) + self.fleet.running_by_executor()
 
     def trouble(self) -> Problem | None:
         """Gives why nothing can be written just now; what is tried again and again keeps this up to date."""

@@ -10,6 +10,7 @@ from omnid.errors import Rejected
 from omnid.flow import loops
 from omnid.flow.answers import action_of, read_answer, take_code
 from omnid.flow.caller import Caller, find_task
+from omnid.flow.commands import recall
 from omnid.flow.context import Context
 from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
 from omnid.flow.intake import granted, needs_approval, permit_id, title_of
@@ -68,9 +69,15 @@ class Cancelling:
         self._context = context
 
     async def end_attempt(self, attempt_id: str) -> None:
-        """Asks the executor to end an open attempt; its result comes by the usual way."""
-        self._context.ask_cancel(attempt_id)
-        executor = self._context.active.get(attempt_id)
+        """Asks the executor, or the runner, to end an open attempt; its result comes by the usual way."""
+        context = self._context
+        runner = context.fleet.where(attempt_id)
+        if runner is not None:
+            context.fleet.withdraw(attempt_id)
+            await context.store.write(lambda tx: recall(tx, runner, attempt_id))
+            return
+        context.ask_cancel(attempt_id)
+        executor = context.active.get(attempt_id)
         if executor is not None:
             await executor.cancel(attempt_id)
 

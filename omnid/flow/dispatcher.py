@@ -1,7 +1,8 @@
 """Starts what may start: claims tasks in the order of priority and submission, and hands them on as commands."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -11,6 +12,7 @@ from omnid.executor.interface import Executor
 from omnid.flow import money
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_wait
+from omnid.flow.fleet import queue_of
 from omnid.flow.gates import Gates
 from omnid.flow.intake import still_granted
 from omnid.flow.limits import doors
@@ -21,15 +23,36 @@ from omnid.money import MICRO
 from omnid.route.admission import Load, first, room
 from omnid.route.budget import Budget
 from omnid.route.router import written
+from omnid.route.runners import Seats
 from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
+from omnid.store.outbox import put
+
+SENT_MAX = 48
+"""How many commands for runners elsewhere one transaction writes at most, so that others have their turn."""
+LOOK_MAX = 256
+"""How many tasks of an executor are looked at for those that a runner can take, where not all take all."""
+COMMANDS_MAX = 1 << 30
+"""The outbox of a runner has no limit but its window: a command in it is an attempt in the journal."""
+
+
+class Sent(NamedTuple):
+    """An attempt that was given to a runner elsewhere."""
+
+    attempt_id: str
+    task_id: str
+    executor: str
+    runner: str
 
 
 class Claimed(NamedTuple):
     """What one transaction claimed."""
 
     commands: list[Command]
+    """For the runner in the daemon."""
+    sent: list[Sent]
+    """For runners on other hosts: they are in their outboxes."""
     more: bool
     """Whether there may be more that fits: something that was looked at couldn't start."""
     turned: Turned
@@ -61,7 +84,7 @@ class Dispatcher:
     async def start_some(self) -> bool:
         """Starts what fits now; tells whether there may be more."""
         await self._send()
-        if not self._room()[0]:
+        if not self.room():
             return False
         claimed = await self._context.store.write(self._claim, then=self._take)
         await self._send()
@@ -69,10 +92,10 @@ class Dispatcher:
 
     def room(self) -> dict[str, int]:
         """Gives how many tasks may start on each executor now; none of those whose gates are closed."""
-        return self._room()[0]
+        return {**self._room()[0], **self._seats().rooms()}
 
     def _room(self, begun: Iterable[str] = (), ended: Iterable[str] = ()) -> tuple[dict[str, int], int]:
-        """Gives how many tasks may start on each executor and in all.
+        """Gives how many tasks may start on each executor in the daemon, and in all.
 
         `begun` (their executors) and `ended` are attempts of a transaction that isn't committed yet.
         """
@@ -80,22 +103,35 @@ class Dispatcher:
         if context.paused_starts:
             return {}, 0
         running = Counter(context.running.values())
-        running.update(begun)
+        serves = context.fleet.serves
+        running.update(name for name in begun if not serves(name))
         running.subtract(context.running[id] for id in ended if id in context.running)
-        loads = {name: Load(running[name], executor.concurrency) for name, executor in context.executors.items()}
+        loads = {
+            name: Load(running[name], executor.concurrency)
+            for name, executor in context.executors.items()
+            if not serves(name)
+        }
         slots_free = context.config.daemon.slots_max - running.total()
         return room(loads, self._gates.closed(), slots_free), slots_free
+
+    def _seats(self, ended: Iterable[str] = ()) -> Seats:
+        """Gives what runners elsewhere can take."""
+        if self._context.paused_starts:
+            return Seats()
+        return self._context.fleet.seats(self._gates.closed(), ended)
 
     def _claim(self, tx: Tx) -> Claimed:
         """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds."""
         context = self._context
         free, slots_free = self._room(tx.begun, tx.ended)
-        claimed = Claimed([], more=False, turned=Turned.nothing())
-        if free:
+        seats = self._seats(tx.ended)
+        claimed = Claimed([], [], more=False, turned=Turned.nothing())
+        if free or seats.rooms():
             claimed = claim(
                 tx,
                 free=free,
                 slots_free=slots_free,
+                seats=seats,
                 executors=context.executors,
                 config=context.config,
                 clock=context.clock,
@@ -112,6 +148,9 @@ class Dispatcher:
             if self._claimed or not self._link.offer(command):
                 self._claimed.append(command)
             context.watch.tell((command.task_id,))
+        for sent in claimed.sent:
+            context.fleet.took(sent.attempt_id, sent.runner, sent.executor, unsent=True)
+            context.watch.tell((sent.task_id,))
         self._gates.took(claimed.turned)
         if claimed.more or self._claimed:
             context.dispatch.ring()
@@ -133,24 +172,18 @@ def claim(
     config: Config,
     clock: Clock,
     budget: Budget,
+    seats: Seats | None = None,
 ) -> Claimed:
     """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction.
 
-    Where a cap on money keeps a task from its start, a gate closes or the task waits: `Claimed.turned` has that.
+    `free` and `slots_free` are what may start in the daemon, `seats` what runners elsewhere can take. Where a cap on
+    money keeps a task from its start, a gate closes or the task waits: `Claimed.turned` has that.
     """
-    # A gate that was closed while this waited for its turn holds too.
-    closed, ajar = doors(tx)
-    candidates: list[Task] = []
-    for (executor,) in tx.all("ready_executors"):
-        if executor not in free or (closed and not closed.isdisjoint(("*", executor))):
-            continue
-        most = 1 if executor in ajar else free[executor]
-        candidates += [journal.task_of(row) for row in tx.all("ready_tasks", executor, most)]
-    commands: list[Command] = []
-    turned = Turned.nothing()
+    seats = seats or Seats()
+    chosen, cut = _chosen(tx, free, slots_free, seats)
+    claimed = Claimed([], [], False, Turned.nothing())
     held = False
     lanes: set[str] = set()
-    chosen = first(candidates, slots_free)
     for task in chosen:
         if task.lane is not None:
             if task.lane in lanes:
@@ -162,16 +195,64 @@ def claim(
         if _held_back(tx, task, executor):
             held = True
             continue
-        reserved = None
-        if task.executor in budget.paid and task.executor not in budget.by_call:
-            if f"{money.GATE}:{task.executor}" in turned.closed:
-                continue
-            reserved = money.admit(tx, budget, task, turned)
-            if reserved is None:
-                continue
-        commands.append(_start(tx, task, executor, clock.uuid(), config, reserved))
+        is_free, reserved = _admit(tx, budget, task, claimed.turned)
+        if is_free:
+            start = partial(_start, tx, task, executor, clock.uuid(), config, reserved_microusd=reserved)
+            _hand_on(tx, task, start, seats if task.executor not in free else None, claimed)
     # Whoever was passed over had a slot that another may take; but those who stay where they are come again next time.
-    return Claimed(commands, held or any(turned) or 0 < len(commands) < len(chosen), turned)
+    count = len(claimed.commands) + len(claimed.sent)
+    more = held or any(claimed.turned) or 0 < count < len(chosen) or (cut and count > 0)
+    return claimed._replace(more=more)
+
+
+def _admit(tx: Tx, budget: Budget, task: Task, turned: Turned) -> tuple[bool, int | None]:
+    """Tells whether caps on money let a task start, and what is reserved for it."""
+    if task.executor not in budget.paid or task.executor in budget.by_call:
+        return True, None
+    if f"{money.GATE}:{task.executor}" in turned.closed:
+        return False, None
+    reserved = money.admit(tx, budget, task, turned)
+    return reserved is not None, reserved
+
+
+def _hand_on(tx: Tx, task: Task, start: Callable[..., Command], seats: Seats | None, claimed: Claimed) -> None:
+    """Starts a task in the daemon, or by way of the outbox of a runner elsewhere, where one has a seat for it."""
+    if seats is None:
+        claimed.commands.append(start())
+        return
+    runner = seats.take(task.executor, task.labels) if len(claimed.sent) < SENT_MAX else None
+    if runner is None:
+        return
+    command = start(runner=runner)
+    put(tx, queue_of(runner), "command", command.attempt_id, command, rows_max=COMMANDS_MAX)
+    claimed.sent.append(Sent(command.attempt_id, command.task_id, command.executor, runner))
+
+
+def _chosen(tx: Tx, free: Mapping[str, int], slots_free: int, seats: Seats) -> tuple[list[Task], bool]:
+    """Gives the tasks to start, in order, and whether there may be more for runners elsewhere."""
+    # A gate that was closed while this waited for its turn holds too.
+    closed, ajar = doors(tx)
+    elsewhere = seats.rooms()
+    here: list[Task] = []
+    there: list[Task] = []
+    cut = False
+    for (executor,) in tx.all("ready_executors"):
+        if closed and not closed.isdisjoint(("*", executor)):
+            continue
+        if executor in free:
+            most = 1 if executor in ajar else free[executor]
+            here += [journal.task_of(row) for row in tx.all("ready_tasks", executor, most)]
+        elif executor in elsewhere:
+            most = 1 if executor in ajar else min(SENT_MAX, elsewhere[executor])
+            rows = tx.all("ready_tasks", executor, most)
+            fit = [task for task in map(journal.task_of, rows) if seats.could(executor, task.labels)]
+            if len(fit) < len(rows) == most and executor not in ajar:
+                # Whoever waits for another runner holds up nobody behind it.
+                rows = tx.all("ready_tasks", executor, LOOK_MAX)
+                fit = [task for task in map(journal.task_of, rows) if seats.could(executor, task.labels)]
+            there += fit
+            cut = cut or len(rows) >= most
+    return first([*first(here, slots_free), *first(there, LOOK_MAX)], len(here) + len(there)), cut
 
 
 def _held_back(tx: Tx, task: Task, executor: Executor) -> bool:
@@ -184,13 +265,20 @@ def _held_back(tx: Tx, task: Task, executor: Executor) -> bool:
 
 
 def _start(
-    tx: Tx, task: Task, executor: Executor, attempt_id: str, config: Config, reserved_microusd: int | None
+    tx: Tx,
+    task: Task,
+    executor: Executor,
+    attempt_id: str,
+    config: Config,
+    *,
+    reserved_microusd: int | None,
+    runner: str | None = None,
 ) -> Command:
     """Writes the attempt and what it reserves, and gives its command."""
     safe = executor.idempotent
     before = earlier(tx, task, task.attempt + 1) if task.attempt else NOTHING_EARLIER
     started = journal.start_attempt(
-        tx, task, attempt_id, idempotent=safe, route=written(task), reserved_microusd=reserved_microusd
+        tx, task, attempt_id, idempotent=safe, route=written(task, runner), reserved_microusd=reserved_microusd
     )
     if reserved_microusd is None:
         return command_of(started, attempt_id, config, idempotent=safe, before=before)

@@ -4,7 +4,7 @@ Each destination has a carrier of its own, so that a dead one blocks nobody. A c
 sends, and forgets what was confirmed; it sleeps until something is put into the queue or the one timer wakes it.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 import anyio
@@ -22,8 +22,14 @@ from omnid.store import outbox
 
 DAY_MS = 86_400_000
 
+CaughtUp = Callable[[str, int], None]
+"""Hears that a queue is empty again which could not be sent for a while, and how many were sent since."""
 Open = Callable[[str], Destination | None]
 """Gives the destination of a queue as the config has it now; None where it has none."""
+
+
+def _ignored(_queue: str, _sent: int) -> None:
+    """Nobody wants to hear of it."""
 
 
 class Drain:
@@ -32,6 +38,8 @@ class Drain:
     def __init__(self, context: Context, open: Open) -> None:
         self._context = context
         self._open = open
+        self.caught_up: CaughtUp = _ignored
+        """Set by whoever wants to hear of it."""
         self._carriers: dict[str, Carrier] = {}
         self._rung: dict[str, None] = {}
         self._bell = Bell()
@@ -52,6 +60,18 @@ class Drain:
         for carrier in self._carriers.values():
             carrier.bell.ring()
 
+    def _catches_up(self, queue: str, sent: int) -> None:
+        self.caught_up(queue, sent)
+
+    def behind(self, queues: Iterable[str]) -> dict[str, int]:
+        """Gives those of the queues that could not be sent and have yet to catch up, and what was sent since."""
+        held = {queue: self._carriers[queue] for queue in queues if queue in self._carriers}
+        return {queue: carrier.sent_since for queue, carrier in held.items() if carrier.sent_since is not None}
+
+    def queues(self) -> list[str]:
+        """Gives the queues that have carriers."""
+        return list(self._carriers)
+
     async def run(self, group: TaskGroup) -> None:
         """Starts a carrier in the group for each queue that holds something, now or later; ends when cancelled."""
         for queue in await self._context.store.read(outbox.destinations):
@@ -67,7 +87,7 @@ class Drain:
         if queue in self._carriers:
             self._carriers[queue].bell.ring()
             return
-        carrier = self._carriers[queue] = Carrier(self._context, self._open, queue)
+        carrier = self._carriers[queue] = Carrier(self._context, self._open, queue, self._catches_up)
         loop = partial(keep, f"drain {queue}", carrier.run, clock=self._context.clock, log=self._context.log)
         group.start_soon(loop)
 
@@ -83,13 +103,16 @@ class Drain:
 class Carrier:
     """Carries one queue to its destination."""
 
-    def __init__(self, context: Context, open: Open, queue: str) -> None:
+    def __init__(self, context: Context, open: Open, queue: str, caught_up: CaughtUp = _ignored) -> None:
         self.bell = Bell()
         self.sending = anyio.Lock()
         self.stopping = False
         self._context = context
         self._open = open
         self._queue = queue
+        self._caught_up = caught_up
+        self.sent_since: int | None = None
+        """How many were sent since its destination was away, until nothing is left; None: it has caught up."""
         self._failures = 0
         """Of the destination in a row: what is behind the head needn't find out anew that it is down."""
         self._not_before_ms = 0
@@ -114,6 +137,9 @@ class Carrier:
         destination = self._open(self._queue)
         limit = 1 if destination is None or self._single else destination.batch_max
         batch = await context.store.read(lambda reader: outbox.peek(reader, self._queue, limit))
+        if not batch and self.sent_since is not None:
+            sent, self.sent_since = self.sent_since, None
+            self._caught_up(self._queue, sent)
         if not batch or self.stopping:
             return False
         if destination is None:
@@ -145,12 +171,15 @@ class Carrier:
             await self._delivered(batch)
             return True
         if destination.rings:
+            self.sent_since = self.sent_since or 0
             return False
         await self._failed(batch[0], failure)
         return True
 
     async def _delivered(self, batch: Sequence[Delivery]) -> None:
         ids = [delivery.id for delivery in batch]
+        if self.sent_since is not None:
+            self.sent_since += len(batch)
         await self._write_down(lambda: self._context.store.write(lambda tx: outbox.confirm(tx, ids)))
         if self._failures:
             self._context.log.info("destination_back", destination=self._queue, after=self._failures)

@@ -26,6 +26,10 @@ class Situation(NamedTuple):
     executor_full: bool
     slots_full: bool
     running: int
+    no_seat: str | None = None
+    """Why no runner on another host takes it now, where its executor works on those."""
+    unsent: bool = False
+    """Whether its command waits to be sent to the runner that its attempt was given to."""
     trouble: Problem | None = None
     """Why nothing can be written now."""
     unclear: Problem | None = None
@@ -62,6 +66,10 @@ def gate_text(gate: Gate, now_ms: int, zone: ZoneInfo) -> str:
         return f"{_limited(gate, now_ms, zone)}."
     if gate.cause in ("hours", "budget") and gate.problem is not None:
         return f"{_inside(gate.problem.what)}; it goes on {_when(gate.wake_at_ms, now_ms)}."
+    if gate.cause == "link" and gate.problem is not None:
+        return f"{_inside(gate.problem.what)}; it is dialled again {_when(gate.wake_at_ms, now_ms)}."
+    if gate.problem is not None and gate.problem.code == "no_runner":
+        return f"{_inside(gate.problem.what)}; it goes on when one is there."
     reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
     if gate.cause == "cloud":
         return f"{what} waits for the cloud{reason}; all channels are probed again and again, and it goes on by itself."
@@ -161,6 +169,8 @@ def _gated(task: Task, facts: Situation) -> str:
         return f"because the config has no executor {task.executor} any more; add it, or `omnictl assign {task.name}`"
     if facts.lane_holder is not None:
         return f"for its lane {task.lane}, where {facts.lane_holder} runs; it is next by priority and order"
+    if facts.no_seat is not None:
+        return f"for a runner on another host ({facts.no_seat}); it is next by priority and order"
     if facts.slots_full:
         return f"for a free slot: {facts.running} tasks run, which is the most that daemon.slots_max lets run at once"
     if facts.executor_full:
@@ -181,6 +191,9 @@ def _behind(task: Task, gate: Gate, facts: Situation) -> str:
         return f"because its executor is outside its hours ({_inside(gate.problem.what)}); it goes on {again}"
     if gate.cause == "budget" and gate.problem is not None:
         return f"for money: {_inside(gate.problem.what)}; {_money_next(gate.wake_at_ms, gate.problem, facts)}"
+    away = _away(gate, facts)
+    if away:
+        return away
     reason = f" ({_inside(gate.problem.what)})" if gate.problem else ""
     if gate.cause == "cloud":
         return f"for the cloud{reason}; all channels are probed again and again, and it goes on when one answers"
@@ -189,6 +202,16 @@ def _behind(task: Task, gate: Gate, facts: Situation) -> str:
         needs = f"because executor {gate.subject} needs a key or a login{reason}"
         return f"{needs}; provide it: {again}, or at once by `omnictl doctor`"
     return f"because executor {gate.subject} is down{reason}; {again}"
+
+
+def _away(gate: Gate, facts: Situation) -> str:
+    """Says what of runners on other hosts keeps a task from its start; empty where it is something else."""
+    if gate.problem is None:
+        return ""
+    reason = _inside(gate.problem.what)
+    if gate.cause == "link":
+        return f"for the link {gate.subject} ({reason}); it is dialled again {_in(gate.wake_at_ms, facts)}"
+    return f"for a runner ({reason}); it starts when one is there" if gate.problem.code == "no_runner" else ""
 
 
 def _money_next(wake_at_ms: int | None, problem: Problem, facts: Situation) -> str:
@@ -245,7 +268,12 @@ def _running(task: Task, facts: Situation) -> str:
             f"it can't be told yet: {_inside(facts.unclear.what)}; that is looked at again by itself."
         )
     begun = _ago(facts.last.started_at_ms if facts.last else None, facts)
-    text = f"{task.name} runs on {task.executor} (attempt {task.attempt}, started{begun})"
+    runner = None if facts.last is None else (facts.last.route or {}).get("runner")
+    if facts.unsent:
+        way = f"{task.name} is on its way to runner {runner} (attempt {task.attempt}, given to it{begun})"
+        return f"{way}; its command goes out as soon as the link is up."
+    where = task.executor if runner is None else f"{task.executor} at runner {runner}"
+    text = f"{task.name} runs on {where} (attempt {task.attempt}, started{begun})"
     if task.cancel:
         return f"{text}; a cancel was asked for, and it ends as soon as its executor lets go."
     if facts.asks:

@@ -5,6 +5,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec import structs
 
 from omnid.errors import OmnidError, Retryable
 from omnid.executor.interface import Executor
@@ -21,6 +22,8 @@ from omnid.store.interface import Reader, Tx
 
 PROBE_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
 PROBE_S_MAX = 60.0
+LINK = "link"
+"""The cause of gates whose subject is a link: it keeps the tasks of all executors whose runners are behind it."""
 LOGIN_CODES = frozenset({"secret_missing"})
 """Errors of an executor that a person ends, with a key or a login: the tasks behind its gate wait for `login`."""
 
@@ -44,29 +47,46 @@ class Gates:
 
     def all(self) -> list[Gate]:
         """Gives the closed gates, the oldest first."""
-        gates = [*self._closed.values(), *self._hours.closed().values()]
+        away = (gate for gate in self._away().values() if gate.cause != LINK)
+        gates = [*map(self._dated, self._closed.values()), *self._hours.closed().values(), *away]
         return sorted(gates, key=lambda gate: (gate.closed_at_ms, gate.id))
+
+    def _dated(self, gate: Gate) -> Gate:
+        """Gives a gate with the time of its next try: a link's changes with each dial, and isn't written down."""
+        if gate.cause != LINK:
+            return gate
+        return structs.replace(gate, wake_at_ms=self._context.fleet.next_try(gate.subject))
 
     def closed(self) -> frozenset[str]:
         """Gives the executors on which nothing starts, `*` being all of them; a limit that is due lets one task try."""
         hours, stored = self._hours.closed(), frozenset[str]()
         if self._closed:
             now_ms = self._context.clock.wall_ms()
-            stored = frozenset(gate.subject for gate in self._closed.values() if not is_ajar(gate, now_ms))
+            # What a link closes, the runners behind it say.
+            shut = (gate for gate in self._closed.values() if gate.cause != LINK and not is_ajar(gate, now_ms))
+            stored = frozenset(gate.subject for gate in shut)
         return stored.union(hours) if hours else stored
 
     def shut(self) -> Mapping[str, Gate]:
         """Gives the closed gates by what they close, a pause before all others."""
-        stored = self._closed
-        if not stored:
+        stored, away = self._closed, self._away()
+        if not stored and not away:
             return self._hours.closed()
         last = sorted(stored.values(), key=lambda gate: gate.cause == "paused")
-        return {**self._hours.closed(), **{gate.subject: gate for gate in last}}
+        return {**self._hours.closed(), **away, **{gate.subject: gate for gate in last if gate.cause != LINK}}
+
+    def _away(self) -> dict[str, Gate]:
+        """Gives the gates of executors that no runner takes now, by executor."""
+        fleet = self._context.fleet
+        links = {gate.subject: gate for gate in self._closed.values() if gate.cause == LINK}
+        return {name: gate for name in fleet.executors if (gate := fleet.gate(name, links)) is not None}
 
     def of(self, executor: str) -> Gate | None:
         """Gives the gate that keeps this executor's tasks from their start: a pause first, or None."""
-        found = [gate for gate in self._closed.values() if gate.subject in ("*", executor)]
-        found += [gate for gate in (self._hours.closed().get(executor),) if gate is not None]
+        closed = self._closed.values()
+        found = [gate for gate in closed if gate.subject in ("*", executor) and gate.cause != LINK]
+        others = (self._hours.closed().get(executor), self._away().get(executor))
+        found += [gate for gate in others if gate is not None]
         return min(found, key=lambda gate: (gate.cause != "paused", gate.id)) if found else None
 
     def login(self, executor: str) -> Gate | None:
@@ -128,6 +148,27 @@ class Gates:
             turned = Turned.nothing()
             look = partial(_look_at_budget, budget=self._context.budget, turned=turned, release=release)
             more = await self._context.store.write(look, bulk=release, then=lambda _, turned=turned: self.took(turned))
+
+    async def link_down(self, link: str, problem: Problem) -> None:
+        """Closes a link's gate with the reason, until it is up."""
+        known = self._closed.get(f"{LINK}:{link}")
+        if known is None or known.problem is None or known.problem.what != problem.what:
+            since_ms = self._context.clock.wall_ms() if known is None else known.closed_at_ms
+            await self._close(Gate(f"{LINK}:{link}", LINK, link, since_ms, None, problem))
+
+    async def link_up(self, link: str) -> None:
+        """Opens a link's gate."""
+        if f"{LINK}:{link}" in self._closed:
+            await self._open(f"{LINK}:{link}")
+
+    def links_down(self) -> list[str]:
+        """Gives the links whose gates are closed."""
+        return [gate.subject for gate in self._closed.values() if gate.cause == LINK]
+
+    def refused_links(self) -> list[Gate]:
+        """Gives the gates of links that a person must mend: a password, a certificate, the config."""
+        closed = self._closed.values()
+        return [gate for gate in closed if gate.cause == LINK and gate.problem and gate.problem.code == "link_refused"]
 
     def executor_worked(self, executor: str) -> None:
         """Forgets an executor's failures: it has brought an attempt to its end."""

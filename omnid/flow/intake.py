@@ -12,7 +12,7 @@ from msgspec import Raw, Struct, structs
 
 from omnid.errors import Rejected, Retryable
 from omnid.executor.profiles.plan import has_own_words
-from omnid.executor.workspace import uses
+from omnid.executor.workspace_kind import uses
 from omnid.flow import loops
 from omnid.flow.caller import Caller, find_task
 from omnid.flow.context import Context

@@ -35,6 +35,8 @@ def doors(tx: Tx) -> Doors:
     due: dict[str, int] = {}
     for row in tx.all("gates"):
         gate = journal.gate_of(row)
+        if gate.cause == "link":
+            continue  # It closes no executor of its own.
         if is_ajar(gate, tx.now_ms):
             due[gate.subject] = max(due.get(gate.subject, 0), row[8])
         else:

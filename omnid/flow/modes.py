@@ -9,9 +9,11 @@ import anyio
 from omnid.clock import Clock
 from omnid.executor.brainstem import BrainstemState, Rehearsal
 from omnid.executor.local_model import Plan
+from omnid.model import Problem
 from omnid.route.catalog import Facts
 from omnid.route.modes import Health, Mode, mode_of
 from omnid.settings import Channel, Config
+from omnid.store.snapshots import Snapshot
 
 Hold = Literal["auto", "normal", "brainstem"]
 SLEPT_S = 5.0
@@ -90,6 +92,12 @@ class Modes:
         """Wakes the local model for a look."""
         self.say_locally: Callable[[Saying], Awaitable[Said]] = _nothing_said
         """Has a model on this machine answer."""
+        self.cloud_lost: Callable[[int], None] = lambda _: None
+        """Hears when the cloud has gone, and when that began; `flow.snapshots` sets it."""
+        self.snapshots: tuple[Snapshot, ...] = ()
+        """Of the journal, each named by the outage that it was made for; the newest first."""
+        self.no_snapshot: Problem | None = None
+        """Why there is none of the last outage."""
         self.local_changed = anyio.Event()
         self.gateway_changed = anyio.Event()
         self.cloud_suspect = anyio.Event()

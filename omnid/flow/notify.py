@@ -28,7 +28,9 @@ QUEUE = "notice/"
 """What the names of the queues of notices begin with; the name of the place follows."""
 BATCH_MAX = 500
 LINES_MAX = 10
-BESIDE = frozenset({"gateway_back", "repair", "unmended", "asleep", "released"})
+BESIDE = frozenset(
+    {"gateway_back", "repair", "unmended", "unmended_still", "unasked", "asleep", "no_snapshot", "released"}
+)
 """What is told of the mode and neither begins nor ends one that people wait for."""
 HOUR_MS = 3_600_000
 FIELD_CHARS_MAX = 300

@@ -41,6 +41,13 @@ def over(tx: Tx, cause: str, subject: str) -> None:
         fire(tx, f"{cause}.up", f"{cause}.up:{subject}")
 
 
+def came_back(tx: Tx, cause: str, subject: str, *, since_ms: int, parked: int, sent: int) -> None:
+    """Writes into an outage that was over after a time what had waited for its end, and what was sent after it."""
+    row = tx.one("last_outage", cause, subject)
+    if row is not None and row[4] is not None and row[4] >= since_ms:
+        _edit(tx, row, {"parked": parked, "resumed": sent})
+
+
 def _open(tx: Tx, cause: str, subject: str) -> Row | None:
     return tx.one("open_outage", cause, subject)
 

@@ -5,6 +5,7 @@ from functools import partial
 from anyio.abc import TaskGroup
 
 from omnid.errors import OmnidError
+from omnid.flow.commands import recall
 from omnid.flow.context import Context
 from omnid.flow.dispatcher import Earlier, command_of, earlier
 from omnid.flow.runner import Runner, Settles, lost
@@ -37,6 +38,10 @@ class Recovery:
 
     async def _one(self, group: TaskGroup, task: Task, attempt: Attempt, before: Earlier) -> None:
         context = self._context
+        runner = (attempt.route or {}).get("runner")
+        if runner is not None:
+            await self._elsewhere(task, attempt, runner)
+            return
         command = command_of(
             task,
             attempt.id,
@@ -55,6 +60,13 @@ class Recovery:
         if task.cancel:
             context.ask_cancel(attempt.id)
         self._runner.begin(group, command, name)
+
+    async def _elsewhere(self, task: Task, attempt: Attempt, runner: str) -> None:
+        """Counts an attempt that a runner has, or is about to get out of its outbox; its result comes from there."""
+        context = self._context
+        context.fleet.took(attempt.id, runner, attempt.executor)
+        if task.cancel:
+            await context.store.write(lambda tx: recall(tx, runner, attempt.id))
 
     async def _settle_lost(self, command: Command) -> None:
         await self._results.settle(lost(command))

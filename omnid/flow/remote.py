@@ -5,8 +5,8 @@ A command is acknowledged once the ledger has it, and started only then; what wa
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVarTuple
 
 import anyio
 import msgspec
@@ -15,15 +15,20 @@ from anyio.abc import TaskGroup
 from omnid import __version__
 from omnid.errors import Retryable
 from omnid.flow.context import Bell, Context
+from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
-from omnid.flow.runner import Runner, lost
+from omnid.flow.runner import Runner, lost, unbegun
 from omnid.link.interface import LinkDown, Messenger, Received
 from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch
 from omnid.store.ledger import Begun, Ledger
 
+Args = TypeVarTuple("Args")
+
 HELD_MAX = 1_024
-"""How many commands may wait for a slot in memory; the rest waits at the broker."""
+"""How many messages may wait for a slot in memory; the rest waits at the broker, cancels too."""
+TOLD_MAX = 1_024
+"""How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
 WATCHERS_MAX = 64
 WATCH_S_MAX = 3_600.0
@@ -95,6 +100,13 @@ class Place(NamedTuple):
     beat_s: float
 
 
+class Held(NamedTuple):
+    """A command that waits for a slot, and the messages that brought it: it may have come more than once."""
+
+    begun: Begun
+    came: list[Received]
+
+
 class Remote:
     """Holds what has come and waits for a slot, and tells daemons that ask how the runner is."""
 
@@ -106,8 +118,8 @@ class Remote:
         self.owed = Owed(context, ledger, messenger)
         self.standings = Standings(context)
         self.runner = Runner(context, self.standings, self.owed)
-        self._held: dict[str, list[Received]] = {}
-        """Commands without a slot, by attempt, each as often as it came."""
+        self._held: dict[str, Held] = {}
+        """Commands without a slot, by attempt."""
         self._room = anyio.Event()
         self._watchers: dict[str, float] = {}
         """The daemons that are told how it is, and until when."""
@@ -116,26 +128,29 @@ class Remote:
 
     async def recover(self, group: TaskGroup) -> int:
         """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many."""
-        begun = await self._ledger.open()
-        for one in begun:
-            command = msgspec.structs.replace(one.command, recover=True)
+        left = await self._ledger.open()
+        for one in left:
+            command = msgspec.structs.replace(one.begun.command, recover=True)
+            if one.cancelled:
+                self._context.ask_cancel(command.attempt_id)
             name = executor_for(self._context, command)
             if name is None:
                 self._context.log.warning("executor_gone", executor=command.executor, task=command.name)
                 group.start_soon(self.owed.settle, lost(command))
             else:
                 self._start(group, command, name)
-        return len(begun)
+        return len(left)
 
     async def take(self) -> None:
         """Takes what comes; ends when it is cancelled."""
         while True:
-            while len(self._held) >= HELD_MAX:
+            while sum(len(held.came) for held in self._held.values()) >= HELD_MAX:
                 self._room = anyio.Event()
                 await self._room.wait()
             done: list[Received] = []
             for received in await self._messenger.receive():
-                await self._one(received, done)
+                # What one fails with is none of the others' business; it comes again at the next connection.
+                await guard(f"message of {received.sender}", self._one, received, done, log=self._context.log)
             await self._ack(done)
             self._context.activity.ring()
 
@@ -145,12 +160,13 @@ class Remote:
                 if command.attempt_id in self._context.running:
                     done.append(received)
                 elif (why := self._wrong(command)) is None:
-                    self._held.setdefault(command.attempt_id, []).append(received)
+                    held = Held(Begun(received.sender, command), [])
+                    self._held.setdefault(command.attempt_id, held).came.append(received)
                 else:
                     await self._refuse(received, command, why)
             case Cancel(attempt_id):
-                await self._cancel(attempt_id)
-                done.append(received)
+                if await self._cancel(attempt_id, done):
+                    done.append(received)
             case Watch(for_s):
                 self._watch(received.sender, min(for_s, WATCH_S_MAX))
                 done.append(received)
@@ -169,23 +185,41 @@ class Remote:
         """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
         problem = Problem.make("executor_down", executor=command.executor, detail=why)
         result = command.ended("unstarted", problem)
-        await insist(
-            self._context,
-            lambda: self._ledger.answer(received.sender, result),
-            "result_waits",
-            attempt=command.attempt_id,
-        )
+        if not await self._written("result_waits", command.attempt_id, self._ledger.answer, received.sender, result):
+            return
         try:
             await self._messenger.refuse(received, why)
         except LinkDown:
             return  # It comes again, and so does its answer.
 
-    async def _cancel(self, attempt_id: str) -> None:
-        """Passes a cancel on; for an attempt that has not begun it is remembered."""
-        self._context.ask_cancel(attempt_id)
-        executor = self._context.active.get(attempt_id)
+    async def _cancel(self, attempt_id: str, done: list[Received]) -> bool:
+        """Has an attempt end, or never begin where it has no slot yet; tells whether that is written down."""
+        context = self._context
+        context.ask_cancel(attempt_id)
+        executor = context.active.get(attempt_id)
         if executor is not None:
-            await executor.cancel(attempt_id)
+            await guard(f"cancel {attempt_id}", executor.cancel, attempt_id, log=context.log)
+        held = self._held.get(attempt_id)
+        if held is not None:
+            result = unbegun(held.begun.command)
+            if not await self._written("cancel_waits", attempt_id, self._ledger.withdraw, held.begun, result):
+                return False
+            done += held.came
+            self._held.pop(attempt_id, None)
+            self._room.set()
+        # Where it has begun at this very moment, that goes for it.
+        return await self._written("cancel_waits", attempt_id, self._ledger.cancel, attempt_id)
+
+    async def _written(
+        self, waits: str, attempt_id: str, write: Callable[[*Args], Awaitable[object]], *args: *Args
+    ) -> bool:
+        """Insists on writing to the ledger; False where it was closed, so that nothing may be acknowledged."""
+
+        async def insisted() -> bool:
+            await write(*args)
+            return True
+
+        return bool(await insist(self._context, insisted, waits, attempt=attempt_id))
 
     def _watch(self, daemon: str, for_s: float) -> None:
         if daemon in self._watchers or len(self._watchers) < WATCHERS_MAX:
@@ -195,35 +229,32 @@ class Remote:
     async def start(self, group: TaskGroup) -> None:
         """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
         while True:
-            while chosen := self._fitting():
-                begun = [Begun(one.sender, one.message) for one in chosen if isinstance(one.message, Command)]
+            while begun := self._fitting():
                 known = {one.command.attempt_id for one in begun}
                 for fresh in await self._ledger.begin(begun):
                     known.discard(fresh.command.attempt_id)
                     self._start(group, fresh.command)
                 if known:
                     self._context.log.info("known_commands_dropped", attempts=sorted(known))
-                came = [again for one in begun for again in self._held.pop(one.command.attempt_id, ())]
+                held = [self._held.pop(one.command.attempt_id, None) for one in begun]
                 self._room.set()
-                await self._ack(came)
+                await self._ack([received for one in held if one is not None for received in one.came])
             await self._context.activity.wait()
 
-    def _fitting(self) -> list[Received]:
+    def _fitting(self) -> list[Begun]:
         """Gives those of the commands held that have a slot now, in the order in which they came."""
-        context, chosen = self._context, list[Received]()
+        context, chosen = self._context, list[Begun]()
         if self.leaving:
             return chosen
         running = Counter(context.running.values())
-        for received, *_ in self._held.values():
+        for begun, _ in self._held.values():
             if running.total() >= self._place.slots:
                 break
-            command = received.message
-            if not isinstance(command, Command):
-                continue
-            most = context.executors[command.executor].concurrency
-            if most is None or running[command.executor] < most:
-                running[command.executor] += 1
-                chosen.append(received)
+            executor = begun.command.executor
+            most = context.executors[executor].concurrency
+            if most is None or running[executor] < most:
+                running[executor] += 1
+                chosen.append(begun)
         return chosen
 
     def _start(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
@@ -252,6 +283,7 @@ class Remote:
             for name, executor in context.executors.items()
             if not self.standings.is_down(name)
         }
+        there = (*context.running, *self._held)
         return Heartbeat(
             version=__version__,
             incarnation=context.store.incarnation,
@@ -261,6 +293,7 @@ class Remote:
             executors=offered,
             labels=self._place.labels,
             leaving=self.leaving,
+            attempts=there if len(there) <= TOLD_MAX else None,
         )
 
     async def beat(self) -> None:
@@ -279,3 +312,5 @@ class Remote:
                 await self._messenger.send(daemon, [self.heartbeat()])
             except LinkDown:
                 return  # Each of them asks again.
+            except Retryable as error:
+                self._context.log.debug("beat_failed", daemon=daemon, detail=error.what)

@@ -26,6 +26,8 @@ Chance = Callable[[float, float], float]
 
 SETTLE_BACKOFF = Backoff(base_s=0.5, max_s=30.0)
 UNSTARTED_WAIT_S = 1.0
+ALONE = ("workspace_full", "workspace_down", "runner_refused")
+"""Why an attempt may not have begun while nothing keeps the others of its executor."""
 WITHOUT_RESULT = frozenset({"unstarted", "lost"})
 
 
@@ -86,8 +88,8 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
     A crash is no failure of the task, so it isn't counted; but after each it waits longer than after the one before.
     """
     if result.outcome == "unstarted":
-        # Most of them closed the gate that they wait behind; for want of a workspace a task may wait alone.
-        alone = result.problem is not None and result.problem.code in ("workspace_full", "workspace_down")
+        # Most of them closed the gate that they wait behind; others may wait alone, for want of a workspace, say.
+        alone = result.problem is not None and result.problem.code in ALONE
         return Verdict(
             "again", task.failures, max(again_s, UNSTARTED_WAIT_S) if alone else UNSTARTED_WAIT_S, result.problem
         )
@@ -104,9 +106,13 @@ class Results:
         self._gates = gates
 
     async def settle(self, result: Result) -> bool:
+        """Writes a result; tells whether it counted: a late or double result doesn't."""
+        return bool(await self.write_down(result))
+
+    async def write_down(self, result: Result) -> list[str] | None:
         """Writes a result; while the store can't take it (a full disk), it is kept and tried again.
 
-        Tells whether it counted: a late or double result doesn't.
+        Gives the tasks that changed, none where it was late or came before; None where the store was closed.
         """
         context = self._context
         failures = 0
@@ -118,7 +124,7 @@ class Results:
                 break
             except Retryable as error:
                 if error.code == "store_closed":
-                    return False  # The next start recovers it: its exit record or its open attempt is still there.
+                    return None  # The next start recovers it: its exit record or its open attempt is still there.
                 failures += 1
                 context.unwritten[result.attempt_id] = Problem.of(error)
                 if failures == 1:
@@ -129,11 +135,11 @@ class Results:
             context.log.info("result_written", attempt=result.attempt_id, tries=failures + 1)
         if not touched:
             context.log.warning("late_result_refused", attempt=result.attempt_id, outcome=result.outcome)
-            return False
+            return touched
         context.watch.tell(touched)
         if result.outcome != "success" or len(touched) > 1:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
-        return True
+        return touched
 
     def _finish(self, tx: Tx, *, result: Result) -> tuple[list[str], Turned]:
         context = self._context
@@ -151,7 +157,7 @@ class Results:
     def _free(self, attempt_id: str, done: tuple[list[str], Turned]) -> None:
         """The slot goes with the commit: the dispatcher has looked in that transaction, and counted on it."""
         touched, turned = done
-        if touched:
+        if touched and not self._context.fleet.let_go(attempt_id):
             self._context.running.pop(attempt_id, None)
         self._gates.took(turned)
 

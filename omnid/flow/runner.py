@@ -162,8 +162,7 @@ class Runner:
             if recovered is not None:
                 return recovered
             if self._context.cancel_was_asked(command.attempt_id):
-                problem = Problem.make("cancelled", detail="It had not begun.")
-                return command.ended("cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
+                return unbegun(command)
             return await executor.run(command, self._ports)
         except Retryable as error:
             await self._close_gate(command, error)
@@ -213,6 +212,12 @@ class Runner:
 def failed(command: Command, problem: Problem) -> Result:
     """Makes a failure: whatever happened may have had an effect, so only idempotent work may run again."""
     return command.ended("failure" if command.idempotent else "lost", problem)
+
+
+def unbegun(command: Command) -> Result:
+    """Makes the result of an attempt that was cancelled before it began: it had no effect, and cost nothing."""
+    problem = Problem.make("cancelled", detail="It had not begun.")
+    return command.ended("cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
 
 
 def lost(command: Command) -> Result:

@@ -53,10 +53,12 @@ class Wakeup:
 
     async def _go_on(self, probes: TaskGroup) -> None:
         while True:
+            # What becomes due while this looks, at a store that may be slow, is what the next look is for.
+            since_ms, gate_ms = self._context.clock.wall_ms(), self._gates.next_wake_at_ms()
             await self.work_off()
             # A probe may take a minute, and nothing else waits for it.
             self._gates.probe_due(probes)
-            with anyio.move_on_after(await self.nap_s()):
+            with anyio.move_on_after(await self.nap_s(since_ms, gate_ms)):
                 await self._context.timer.wait()
 
     async def work_off(self) -> None:
@@ -101,14 +103,18 @@ class Wakeup:
         clock = self._context.clock
         return clock.wall_ms() - 1000 * clock.monotonic_s()
 
-    async def nap_s(self) -> float:
-        """Gives how long nothing is due."""
-        now_ms = self._context.clock.wall_ms()
-        times = await self._context.store.read(partial(_next_times, now_ms=now_ms))
-        gate_ms = self._gates.next_wake_at_ms()
-        others = (gate_ms, self._context.alarms.next_ms())
+    async def nap_s(self, since_ms: int | None = None, gate_ms: int | None = None) -> float:
+        """Gives how long nothing is due.
+
+        It is 0 where something became due since a look at `since_ms`, when the next gate was due at `gate_ms`.
+        """
+        clock = self._context.clock
+        since_ms = clock.wall_ms() if since_ms is None else since_ms
+        times = await self._context.store.read(partial(_next_times, now_ms=since_ms))
+        others = (gate_ms, self._gates.next_wake_at_ms(), self._context.alarms.next_ms())
         due_ms = min((time for time in (*times, *others) if time is not None), default=None)
-        return NAP_S_MAX if due_ms is None else min(NAP_S_MAX, max(0.0, (due_ms - now_ms) / 1000))
+        # The time after the read counts: a slow one would make the nap too long by as much.
+        return NAP_S_MAX if due_ms is None else min(NAP_S_MAX, max(0.0, (due_ms - clock.wall_ms()) / 1000))
 
 
 def _next_times(reader: Reader, *, now_ms: int) -> tuple[int | None, int | None]:

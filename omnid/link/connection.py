@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 
 from omnid.clock import Clock
-from omnid.errors import Rejected
-from omnid.link.interface import Link, LinkDown, Message, Received
+from omnid.errors import Rejected, Retryable
+from omnid.link.beats import Beats, Quality
+from omnid.link.interface import Link, LinkDown, LinkFull, Message, Received
 from omnid.log import Logger
 from omnid.model import Problem
 from omnid.retry import Backoff
@@ -25,25 +26,40 @@ REFUSED_TRIES = 64
 class Connection:
     """See `interface.Messenger`: it sends and receives over one link after the other, while `run` runs.
 
-    `changed` is called when it goes up, when it goes down, and when it becomes slow or quick.
+    `back` hears for how long it was down, in the place of the log: whoever knows what goes out now says more.
+    `changed` is called when it goes up, when it goes down, and when it becomes slow or quick, full or not.
     """
 
-    def __init__(self, section: Section, dial: Dial, clock: Clock, log: Logger, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        section: Section,
+        dial: Dial,
+        clock: Clock,
+        log: Logger,
+        changed: Callable[[], None],
+        back: Callable[[float], None] | None = None,
+    ) -> None:
         self._section = section
         self._dial = dial
         self._clock = clock
         self._log = log
         self._changed = changed
+        self._back = back
         self._link: Link | None = None
         self._broken = anyio.Event()
         self._error: LinkDown | Rejected = LinkDown("link_down", link=section.name, detail="it hasn't been dialled yet")
         self._down_at_s: float | None = None
         """Since when it is down; None while it is up, and before the first dial."""
+        self._full: LinkFull | None = None
+        self._refusing: set[str] = set()
+        """The destinations that can't take what is sent to them although it is up; they are tried with each ping."""
         self._received: list[Received] = []
         self._arrived = anyio.Event()
         self._taken = anyio.Event()
-        self.latency_s: float | None = None
-        """How long the last ping took; None before the first, and while it is down."""
+        self.beats = Beats(section.slow_s)
+        """What its pings and dials have shown."""
+        self.next_try_at_ms: int | None = None
+        """When it is dialled again (wall time); None while it is up or being dialled."""
 
     @property
     def problem(self) -> Problem | None:
@@ -51,9 +67,26 @@ class Connection:
         return None if self._link is not None else Problem.of(self._error)
 
     @property
-    def slow(self) -> bool:
-        """Whether it is up, and its broker answers late."""
-        return self.latency_s is not None and self.latency_s > self._section.slow_s
+    def full(self) -> Problem | None:
+        """Why it takes nothing now although it is up; None where it does."""
+        return None if self._full is None else Problem.of(self._full)
+
+    @property
+    def trouble(self) -> Problem | None:
+        """Why nothing can be sent now: it is down, or full."""
+        return self.problem or self.full
+
+    @property
+    def quality(self) -> Quality:
+        """How it does now."""
+        if self._link is None:
+            return "down"
+        return "degraded" if self._full is not None or self.beats.is_slow or self.beats.is_lossy else "up"
+
+    @property
+    def down_since_s(self) -> float | None:
+        """Since when it is down (monotonic); None while it is up, and before the first dial has failed."""
+        return self._down_at_s
 
     async def run(self) -> None:
         """Keeps it open until it is cancelled."""
@@ -64,7 +97,10 @@ class Connection:
             failures = 1 if up_s >= section.stable_s else failures + 1
             # What only a person can mend needn't be tried often, but isn't given up either.
             tries = failures if isinstance(self._error, LinkDown) else REFUSED_TRIES
-            await anyio.sleep(backoff.delay_s(tries, self._clock.uniform))
+            wait_s = backoff.delay_s(tries, self._clock.uniform)
+            self.next_try_at_ms = self._clock.wall_ms() + round(1000 * wait_s)
+            await anyio.sleep(wait_s)
+            self.next_try_at_ms = None
 
     async def _once(self) -> float:
         """Dials and lets messages through until that fails; gives for how long it was up."""
@@ -82,7 +118,10 @@ class Connection:
 
     def _went_up(self, link: Link, now_s: float) -> None:
         down_s = None if self._down_at_s is None else round(now_s - self._down_at_s, 3)
-        self._log.info("link_up", link=self._section.name, down_s=down_s)
+        if down_s is None or self._back is None:
+            self._log.info("link_up", link=self._section.name, down_s=down_s)
+        else:
+            self._back(down_s)
         self._down_at_s = None
         self._broken = anyio.Event()
         self._link = link
@@ -90,6 +129,7 @@ class Connection:
 
     def _went_down(self, error: LinkDown | Rejected) -> None:
         self._error = error
+        self.beats.look(self._clock.wall_ms(), "down")
         if self._down_at_s is None:
             self._down_at_s = self._clock.monotonic_s()
             self._log.warning("link_down", link=self._section.name, **error.as_dict())
@@ -106,7 +146,8 @@ class Connection:
         finally:
             self._link = None
             self._received = []  # They come again.
-            self.latency_s = None
+            self._full = None
+            self._refusing.clear()
 
     async def _breaks(self, link: Link, loop: Callable[[Link], Awaitable[None]]) -> None:
         try:
@@ -123,14 +164,36 @@ class Connection:
     async def _pings(self, link: Link) -> None:
         """Pings on and on: no answer in time is a frozen broker, a late one is a slow one."""
         while True:
-            began_s = self._clock.monotonic_s()
-            await link.ping()
-            was_slow = self.slow
-            self.latency_s = self._clock.monotonic_s() - began_s
-            if self.slow != was_slow:
-                self._log.info("link_slow" if self.slow else "link_quick", link=self._section.name, s=self.latency_s)
+            began_s, was_slow = self._clock.monotonic_s(), self.beats.is_slow
+            full: LinkFull | None = None
+            try:
+                await link.ping()
+            except LinkFull as error:
+                full = error
+            except LinkDown:
+                self.beats.ping(self._clock.wall_ms(), None)
+                raise
+            latency_s = self._clock.monotonic_s() - began_s
+            self.beats.ping(self._clock.wall_ms(), latency_s)
+            if full is not None:
+                self.beats.look(self._clock.wall_ms(), "degraded")
+            if self.beats.is_slow != was_slow:
+                self._log.info("link_quick" if was_slow else "link_slow", link=self._section.name, s=latency_s)
+            if self._fills(link, full) or self.beats.is_slow != was_slow or self._refusing:
                 self._changed()
             await anyio.sleep(self._section.ping_every_s)
+
+    def _fills(self, link: Link, full: LinkFull | None) -> bool:
+        """Takes that the other side has no room for more, or has some again; tells whether that is news."""
+        was_full, is_full = self._full is not None, full is not None
+        if link is not self._link or was_full == is_full:
+            return False
+        self._full = full
+        if full is not None:
+            self._log.warning("link_full", link=self._section.name, **full.as_dict())
+        else:
+            self._log.info("link_has_room", link=self._section.name)
+        return True
 
     async def _receives(self, link: Link) -> None:
         """Hands on what comes, and takes no more before that is taken."""
@@ -141,8 +204,19 @@ class Connection:
             await self._taken.wait()
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
-        """See `Messenger.send`; raises LinkDown at once while it is down."""
-        await self._through(lambda link: link.send(to, batch))
+        """See `Messenger.send`; raises LinkDown at once while it is down, and LinkFull while it is full."""
+        if self._full is not None:
+            raise LinkFull("link_full", link=self._section.name, detail=self._full.fields["detail"])
+        try:
+            await self._through(lambda link: link.send(to, batch))
+        except LinkDown:
+            raise
+        except Retryable as error:
+            if to not in self._refusing:
+                self._log.warning("destination_down", link=self._section.name, destination=to, **error.as_dict())
+            self._refusing.add(to)
+            raise
+        self._refusing.discard(to)
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`; waits while it is down. It may be cancelled."""
@@ -172,6 +246,10 @@ class Connection:
             raise LinkDown("link_down", link=self._section.name, detail=self._reason)
         try:
             await call(link)
+        except LinkFull as error:
+            if self._fills(link, error):
+                self._changed()
+            raise
         except LinkDown as error:
             self._break(link, error)
             raise

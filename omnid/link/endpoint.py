@@ -8,12 +8,15 @@ from urllib.parse import unquote, urlsplit
 
 import anyio
 
-from omnid.errors import Rejected
-from omnid.link.interface import LinkDown
+from omnid.errors import Rejected, Retryable
+from omnid.link.interface import LinkDown, LinkFull
 from omnid.link.message import Codec
 
 CLOSE_S_MAX = 1.0
 """How long a goodbye to a broker may take: one that is frozen takes none."""
+
+
+HOLDER_BYTES_MAX = 500
 
 
 class Address(NamedTuple):
@@ -24,6 +27,26 @@ class Address(NamedTuple):
     path: str
     """Without its slash; "" where there is none."""
     tls: bool
+
+
+class Holder(NamedTuple):
+    """Who has the name of an end."""
+
+    id: str
+    """Of its journal or ledger, without spaces: what comes back with the same one may take its name at once."""
+    said: str
+    """Where it is, for people."""
+
+    @property
+    def line(self) -> str:
+        """Gives how it is written down at the broker."""
+        return f"{self.id} {self.said}"
+
+    @staticmethod
+    def read(line: bytes) -> "Holder":
+        """Reads what another has written down, which need not be an omnid."""
+        id, _, said = line[:HOLDER_BYTES_MAX].decode(errors="replace").partition(" ")
+        return Holder(id, said if said.isprintable() and said else "somebody else")
 
 
 class Endpoint(NamedTuple):
@@ -39,6 +62,11 @@ class Endpoint(NamedTuple):
     """Of the dial, and of each request."""
     batch_max: int = 256
     """How many messages are on their way to this end at once."""
+    holder: Holder = Holder("", "")
+    lease_s: float = 30.0
+    """For how long it has its name after its last sign, where the broker doesn't notice by itself that it is gone."""
+    held_max: int = 0
+    """How many more this end may have taken and not acknowledged yet: behind them it still gets what comes."""
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} of {self.link}>"  # The password is nobody's to see.
@@ -84,6 +112,18 @@ class Endpoint(NamedTuple):
     def down(self, detail: object) -> LinkDown:
         """Makes the error of a link that is down."""
         return LinkDown("link_down", link=self.link, detail=str(detail).rstrip(".") or type(detail).__name__)
+
+    def full(self, detail: str) -> LinkFull:
+        """Makes the error of a link that takes nothing now."""
+        return LinkFull("link_full", link=self.link, detail=detail.rstrip("."))
+
+    def undelivered(self, to: str, detail: str) -> Retryable:
+        """Makes the error of one destination that can't take what is sent to it."""
+        return Retryable("delivery_failed", destination=to, detail=detail.rstrip("."))
+
+    def taken(self, holder: Holder) -> LinkDown:
+        """Makes the error of a name that another has."""
+        return LinkDown("name_taken", name=self.name, link=self.link, holder=holder.said)
 
     @contextmanager
     def deadline(self) -> Generator[None]:

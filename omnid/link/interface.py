@@ -18,6 +18,10 @@ class LinkDown(Retryable):
     """Nothing gets through now. What was not confirmed may have arrived or not: it is sent again, and dropped twice."""
 
 
+class LinkFull(LinkDown):
+    """It is there and takes nothing now, as a broker without memory or disk; what comes can still be acknowledged."""
+
+
 class Received(NamedTuple):
     """A message that has come and isn't acknowledged yet."""
 
@@ -38,7 +42,8 @@ class Messenger(Protocol):
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         """Returns when the other side has all of them durably, in this order, whether `to` is there now or not.
 
-        Raises LinkDown, and Rejected(`message_refused`) where one of them can never be sent: none of them was then.
+        Raises LinkDown and LinkFull; Retryable(`delivery_failed`) where this one destination can't take them now; and
+        Rejected(`message_refused`) where one of them can never be sent: none of them was then.
         """
         ...
 
@@ -63,7 +68,10 @@ class Link(Messenger, Protocol):
     """
 
     async def __aenter__(self) -> Self:
-        """Connects. Raises LinkDown(`link_down`) and Rejected(`link_refused`): only a person can change that."""
+        """Connects, and takes the name of this end, which only one may have.
+
+        Raises LinkDown (`link_down`, `name_taken`) and Rejected(`link_refused`): only a person can change that.
+        """
         ...
 
     async def __aexit__(
@@ -73,7 +81,7 @@ class Link(Messenger, Protocol):
         ...
 
     async def ping(self) -> None:
-        """Returns when the other side has answered; raises LinkDown."""
+        """Returns when the other side has answered; raises LinkDown, and LinkFull where it has and takes nothing."""
         ...
 
 

@@ -2,14 +2,15 @@
 
 aio-pika is imported by the first dial.
 ``omnid.NAME`` holds what was sent to the end NAME, ``omnid.NAME.dead`` what it set aside, by way of the exchange
-``omnid.dead``. Publishing has a connection of its own: a broker that has run out of memory or disk stops reading from
-those that publish, and what has come must still be acknowledged then.
+``omnid.dead``. Who has the name NAME holds ``omnid.NAME.lock``, which goes with its connection, and has written into
+``omnid.NAME.holder`` who it is. Publishing has a connection of its own: a broker that has run out of memory or disk
+stops reading from those that publish, and what has come must still be acknowledged then.
 """
 
 import logging
 from collections import deque
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +19,7 @@ import anyio
 import anyio.to_thread
 
 from omnid.errors import OmnidError, Rejected
-from omnid.link.endpoint import CLOSE_S_MAX, Endpoint
+from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
 from omnid.link.interface import LinkDown, Message, Received
 from omnid.log import Logger
 
@@ -28,15 +29,24 @@ VERSION_MIN = (3, 10)
 DEAD = "omnid.dead"
 DEAD_MAX = 10_000
 HEARTBEAT_S = 10
-"""How often each side says that it is there; after three of them in silence the broker gives the queue to the next."""
+"""How often each side says that it is there; after three of them in silence the broker gives its name to the next."""
+NOTE_S_MAX = 1.0
+"""How long it may take to write down who has the name: a broker that is full doesn't take that."""
+NOBODY = "omnid.nobody"
+"""Where to an empty message is sent that shows whether the broker takes any; it confirms it and drops it."""
 REFUSED = (
     "AuthenticationError",
     "ProbableAuthenticationError",
     "IncompatibleProtocolError",
     "ConnectionNotAllowed",
+    "ConnectionNotImplemented",
+    "ChannelAccessRefused",
     "ChannelPreconditionFailed",
 )
 """The library's errors that only a person can mend; any other may pass."""
+
+
+LOCKED = "ChannelLockedResource"
 
 
 def queue_of(name: str) -> str:
@@ -70,7 +80,8 @@ class RabbitLink:
                 self._receiving: Any = await receiving.channel()
                 for channel in (self._sending, self._receiving):
                     channel.close_callbacks.add(self._closed)
-                await self._receiving.set_qos(prefetch_count=endpoint.batch_max)
+                await self._take_name(receiving)
+                await self._receiving.set_qos(prefetch_count=endpoint.held_max + endpoint.batch_max)
                 queue = await self._declare(self._receiving, endpoint.name)
                 await queue.consume(self._came)
         except BaseException:
@@ -89,7 +100,7 @@ class RabbitLink:
             virtualhost=address.path or "/",
             ssl=address.tls,
             ssl_context=endpoint.tls() if address.tls else None,
-            client_properties={"connection_name": f"omnid-{endpoint.name}"},
+            client_properties={"connection_name": f"omnid-{endpoint.name} ({endpoint.holder.said})"},
             timeout=endpoint.timeout_s,
             heartbeat=HEARTBEAT_S,
         )
@@ -99,6 +110,25 @@ class RabbitLink:
             wanted = ".".join(map(str, VERSION_MIN))
             raise endpoint.refused(f"it is RabbitMQ {version or 'of an unknown version'}, and {wanted} is needed")
         return connection
+
+    async def _take_name(self, connection: Any) -> None:
+        """Locks this end's name, and writes down who has it; raises LinkDown(`name_taken`) where another has.
+
+        Quorum queues know no exclusive consumers, so a queue of its own is the lock: it goes when its connection does.
+        """
+        name = queue_of(self._endpoint.name)
+        locking = await connection.channel()
+        try:
+            await locking.declare_queue(f"{name}.lock", exclusive=True)
+        except self._library.exceptions.ChannelClosed as error:
+            if type(error).__name__ != LOCKED:
+                raise
+            asking = await connection.channel()
+            said = await (await asking.declare_queue(**_holder_queue(name))).get(fail=False)
+            raise self._endpoint.taken(Holder.read(b"" if said is None else said.body)) from error
+        with anyio.move_on_after(NOTE_S_MAX):
+            await self._sending.declare_queue(**_holder_queue(name))
+            await self._publish_to(f"{name}.holder", self._endpoint.holder.line.encode())
 
     async def _declare(self, channel: Any, name: str) -> Any:
         """Makes the queues of an end, whichever end comes first."""
@@ -112,7 +142,7 @@ class RabbitLink:
             durable=True,
             arguments={
                 "x-queue-type": "quorum",
-                # A second program of this name stands by, and the order holds.
+                # Whoever has lost its lock and doesn't know yet stands by, and the order holds.
                 "x-single-active-consumer": True,
                 "x-dead-letter-exchange": DEAD,
                 "x-dead-letter-routing-key": name,
@@ -150,9 +180,13 @@ class RabbitLink:
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         """See `Messenger.send`."""
         bodies = self._codec.encode(to, batch)
+        async with self._room():
+            await self._send(to, bodies)
+
+    async def _send(self, to: str, bodies: Sequence[bytes]) -> None:
         with self._mapped(), self._endpoint.deadline():
             if to not in self._known:
-                await self._declare(self._sending, to)
+                await self._declare_for(to)
                 self._known.add(to)
             errors: list[Exception] = []
             # All of them at once: they go out in this order, and their confirmations come as they come.
@@ -161,12 +195,29 @@ class RabbitLink:
                     group.start_soon(self._publish, to, body, errors)
             if errors:
                 self._known.discard(to)
+                if isinstance(errors[0], self._library.exceptions.DeliveryError):
+                    raise self._endpoint.undelivered(to, f"RabbitMQ says: {errors[0]}") from errors[0]
                 raise errors[0]
 
-    async def _publish(self, to: str, body: bytes, errors: list[Exception]) -> None:
-        message = self._library.Message(body, delivery_mode=self._library.DeliveryMode.PERSISTENT)
+    async def _declare_for(self, to: str) -> None:
+        """Makes the queues of another end, on a channel of its own: a refusal ends it."""
+        exceptions = self._library.exceptions
+        declaring = await self._connections[0].channel()
         try:
-            await self._sending.default_exchange.publish(message, queue_of(to))
+            await self._declare(declaring, to)
+        except exceptions.ChannelClosed as error:
+            if type(error).__name__ not in REFUSED:
+                raise
+            raise self._endpoint.undelivered(to, f"RabbitMQ says: {error}") from error
+        await declaring.close()
+
+    async def _publish_to(self, queue: str, body: bytes, *, mandatory: bool = True) -> None:
+        message = self._library.Message(body, delivery_mode=self._library.DeliveryMode.PERSISTENT)
+        await self._sending.default_exchange.publish(message, queue, mandatory=mandatory)
+
+    async def _publish(self, to: str, body: bytes, errors: list[Exception]) -> None:
+        try:
+            await self._publish_to(queue_of(to), body)
         except (*self._failures, OSError) as error:
             errors.append(error)
 
@@ -209,6 +260,27 @@ class RabbitLink:
         """See `Link.ping`: asks for the queue of this end, which also shows whether it is still there."""
         with self._mapped(), self._endpoint.deadline():
             await self._receiving.declare_queue(queue_of(self._endpoint.name), passive=True)
+        async with self._room():
+            # The broker doesn't say that it is full before somebody wants to give it something.
+            with self._mapped(), self._endpoint.deadline():
+                await self._publish_to(NOBODY, b"", mandatory=False)
+
+    @asynccontextmanager
+    async def _room(self) -> AsyncGenerator[None]:
+        """Raises LinkFull where the broker takes nothing, before and after: one that is full just doesn't answer."""
+        await self._check_room()
+        try:
+            yield
+        except LinkDown:
+            await self._check_room()
+            raise
+
+    async def _check_room(self) -> None:
+        sending = self._connections[0].transport.connection
+        with anyio.move_on_after(0) as waited:
+            await sending.ready()
+        if waited.cancelled_caught:
+            raise self._endpoint.full("RabbitMQ has blocked those who publish (an alarm of its memory or disk)")
 
     @property
     def _failures(self) -> tuple[type[Exception], ...]:
@@ -225,11 +297,17 @@ class RabbitLink:
         except (*self._failures, OSError) as error:
             if dialling and isinstance(error, self._library.exceptions.AMQPError):
                 if type(error).__name__ == "InvalidFrameError":
-                    # It has closed the connection where it should have opened the virtual host.
-                    raise self._endpoint.refused("this user has no virtual host of that name") from error
+                    # It has closed the connection where it should have opened the virtual host; why is lost.
+                    detail = "this user can't open its virtual host: there is none of that name, or it may not, or it"
+                    raise self._endpoint.refused(f"{detail} has too many connections or is down") from error
                 if type(error).__name__ in REFUSED:
                     raise self._endpoint.refused(f"RabbitMQ says: {error}") from error
             raise self._endpoint.down(_detail(error)) from error
+
+
+def _holder_queue(name: str) -> dict[str, Any]:
+    """Gives what the queue is declared with in which stands who has a name: its last message, and no other."""
+    return {"name": f"{name}.holder", "durable": True, "arguments": {"x-max-length": 1}}
 
 
 def _detail(error: BaseException | None) -> str:

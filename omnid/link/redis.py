@@ -6,7 +6,7 @@ stream is trimmed behind that alone. With ``appendfsync always`` an answer to XA
 """
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
@@ -15,16 +15,23 @@ import anyio
 import anyio.to_thread
 
 from omnid.errors import Rejected
-from omnid.link.endpoint import CLOSE_S_MAX, Endpoint
-from omnid.link.interface import Message, Received
+from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
+from omnid.link.interface import LinkFull, Message, Received
 from omnid.log import Logger
 
 PORTS = {"redis": 6379, "rediss": 6379}
+VERSION_MIN = "5.0"
+"""The first that has streams."""
 GROUP = "omnid"
 DEAD_MAX = 10_000
 """About how many messages an end keeps that it has set aside."""
-LATER = ("LOADING", "MISCONF", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "EXECABORT", "NOGROUP")
-"""What begins the answers of a server that may take it later; any other error is a person's to mend."""
+FULL = "OOM"
+"""The code of a server that has no memory for more; it still gives what it has, and forgets it."""
+PERSONS = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "MOVED", "ASK", "CROSSSLOT", "ERR"})
+"""Codes of errors that a person has to mend. Any other passes: LOADING, READONLY, MISCONF, CLUSTERDOWN, ..."""
+PIPELINE = "of pipeline caused error: "
+"""What redis-py puts before an error inside a transaction, behind a part of the message itself."""
+OLD = "unknown command"
 
 Entry = tuple[bytes, dict[bytes, bytes] | None]
 """The id and the fields of a message in a stream; None where another program has deleted what was in it."""
@@ -33,6 +40,11 @@ Entry = tuple[bytes, dict[bytes, bytes] | None]
 def stream_of(name: str) -> str:
     """Gives the key of what was sent to an end."""
     return f"omnid:{{{name}}}:in"
+
+
+def lease_of(name: str) -> str:
+    """Gives the key of who has the name of an end, and for how long."""
+    return f"omnid:{{{name}}}:lease"
 
 
 def dead_of(name: str) -> str:
@@ -49,6 +61,8 @@ class RedisLink:
         self._log = log
         self._stream = stream_of(endpoint.name)
         self._dead = dead_of(endpoint.name)
+        self._lease = lease_of(endpoint.name)
+        self._lease_ms = round(1000 * endpoint.lease_s)
         self._unacknowledged: bytes | None = b"0"
         """Behind which entry those are read on that an earlier connection has read; None: all of them were."""
 
@@ -63,16 +77,42 @@ class RedisLink:
         self._reader: Any = self._library.Redis(socket_timeout=None, **options)
         try:
             with self._mapped(dialling=True), endpoint.deadline():
-                try:
-                    await self._client.execute_command("XGROUP", "CREATE", self._stream, GROUP, "0", "MKSTREAM")
-                except self._library.ResponseError as error:
-                    if not str(error).startswith("BUSYGROUP"):
-                        raise
+                await self._take_name()
+                await self._prepare()
                 await self._reader.ping()
         except BaseException:
             await self._close()
             raise
         return self
+
+    async def _take_name(self) -> None:
+        """Takes the lease of this end's name; raises LinkDown(`name_taken`) where another has it."""
+        holder = self._endpoint.holder
+        line = await self._client.get(self._lease)
+        other = None if line is None else Holder.read(line)
+        if other is not None and other.id != holder.id:
+            raise self._endpoint.taken(other)
+        try:
+            if not await self._client.set(self._lease, holder.line, px=self._lease_ms, nx=other is None):
+                raise self._endpoint.taken(Holder.read(await self._client.get(self._lease) or b""))
+        except self._library.ResponseError as error:
+            if _code_of(error) != FULL:
+                raise
+            # Who isn't let in can't take out what fills it. A name that nobody has is taken by a later ping.
+            await self._client.pexpire(self._lease, self._lease_ms)
+
+    async def _prepare(self) -> None:
+        """Makes the stream and its group, and looks whether what is set aside can go where it belongs."""
+        try:
+            await self._client.execute_command("XGROUP", "CREATE", self._stream, GROUP, "0", "MKSTREAM")
+        except self._library.ResponseError as error:
+            is_full = _code_of(error) == FULL
+            if not is_full and not str(error).startswith("BUSYGROUP"):
+                raise
+            if is_full and not await self._client.execute_command("XINFO", "GROUPS", self._stream):
+                raise
+        if (kind := await self._client.type(self._dead)) not in (b"none", b"stream"):
+            raise self._endpoint.refused(f"Redis has a {kind.decode()} of another program under {self._dead}")
 
     def _options(self) -> dict[str, Any]:
         endpoint = self._endpoint
@@ -104,12 +144,17 @@ class RedisLink:
         await self._close()
 
     async def _close(self) -> None:
-        with anyio.move_on_after(CLOSE_S_MAX, shield=True):
-            for client in (self._client, self._reader):
+        for goodbye in (self._let_go, self._client.aclose, self._reader.aclose):
+            with anyio.move_on_after(CLOSE_S_MAX, shield=True):
                 try:
-                    await client.aclose()
+                    await goodbye()
                 except (self._library.RedisError, OSError) as error:
                     self._log.debug("goodbye_failed", link=self._endpoint.link, detail=str(error))
+
+    async def _let_go(self) -> None:
+        """Gives the name back, where it is still this end's."""
+        if await self._client.get(self._lease) == self._endpoint.holder.line.encode():
+            await self._client.delete(self._lease)
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         """See `Messenger.send`."""
@@ -117,7 +162,12 @@ class RedisLink:
         for data in self._codec.encode(to, batch):
             pipeline.execute_command("XADD", stream_of(to), "*", "m", data)
         with self._mapped(), self._endpoint.deadline():
-            await pipeline.execute()
+            try:
+                await pipeline.execute()
+            except self._library.ResponseError as error:
+                if _code_of(error) not in PERSONS:
+                    raise
+                raise self._endpoint.undelivered(to, f"Redis says: {_text_of(error)}") from error
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
@@ -128,7 +178,8 @@ class RedisLink:
                     sender, message = self._codec.decode((entry[1] or {}).get(b"m", b""))
                     received.append(Received(message, entry, sender))
                 except Rejected as error:
-                    await self._set_aside(entry, error.what)
+                    with suppress(LinkFull):  # It stays where it is, and comes again with the next connection.
+                        await self._set_aside(entry, error.what)
             if received:
                 return received
 
@@ -151,34 +202,42 @@ class RedisLink:
         ids = [one.tag[0] for one in received]
         if not ids:
             return
-        pipeline = self._client.pipeline(transaction=True)
-        self._forget(pipeline, ids)
         with self._mapped(), self._endpoint.deadline():
-            await pipeline.execute()
+            await self._forget(ids)
 
     async def refuse(self, received: Received, why: str) -> None:
         """See `Messenger.refuse`."""
         await self._set_aside(received.tag, why)
 
     async def _set_aside(self, entry: Entry, why: str) -> None:
-        """Moves an entry to the dead ones, all of it or nothing."""
+        """Moves an entry to the dead ones; a failure in between leaves it in both places, and not in none."""
         id, fields = entry
-        pipeline = self._client.pipeline(transaction=True)
         what = [part for field in (fields or {}).items() for part in field]
-        pipeline.execute_command("XADD", self._dead, "MAXLEN", "~", DEAD_MAX, "*", *what, "why", why)
-        self._forget(pipeline, [id])
         with self._mapped(), self._endpoint.deadline():
-            await pipeline.execute()
+            await self._client.execute_command("XADD", self._dead, "MAXLEN", "~", DEAD_MAX, "*", *what, "why", why)
+            await self._forget([id])
         self._log.warning("message_set_aside", link=self._endpoint.link, why=why)
 
-    def _forget(self, pipeline: Any, ids: Sequence[bytes]) -> None:
+    async def _forget(self, ids: Sequence[bytes]) -> None:
+        """Forgets entries; not in a transaction, because a server without memory takes none, and needs this."""
+        pipeline = self._client.pipeline(transaction=False)
         pipeline.execute_command("XACK", self._stream, GROUP, *ids)
         pipeline.execute_command("XDEL", self._stream, *ids)
+        await pipeline.execute()
 
     async def ping(self) -> None:
-        """See `Link.ping`."""
+        """See `Link.ping`: also keeps this end's name, and writes nothing as far as the server would let it."""
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.get(self._lease)
+        pipeline.pexpire(self._lease, self._lease_ms)
+        pipeline.execute_command("SETRANGE", f"{self._lease}:probe", 0, "")
         with self._mapped(), self._endpoint.deadline():
-            await self._client.ping()
+            line, _, probed = await pipeline.execute(raise_on_error=False)
+            for error in (line, probed):
+                if isinstance(error, self._library.RedisError):
+                    raise error
+            if line != self._endpoint.holder.line.encode():
+                await self._take_name()
 
     @contextmanager
     def _mapped(self, *, dialling: bool = False) -> Generator[None]:
@@ -187,13 +246,31 @@ class RedisLink:
         try:
             yield
         except library.RedisError as error:
-            text = str(error) or type(error).__name__
-            passing = not isinstance(error, (library.ResponseError, library.AuthenticationError))
-            if dialling and not passing and not text.startswith(LATER):
-                raise endpoint.refused(f"Redis says: {text}") from error
+            code, text = _code_of(error), _text_of(error)
+            if code == FULL:
+                raise (endpoint.down(text) if dialling else endpoint.full(text)) from error
+            stays = isinstance(error, (library.ResponseError, library.AuthenticationError))
+            if dialling and stays and code in PERSONS:
+                hint = f"; Redis {VERSION_MIN} or later is needed" if OLD in text else ""
+                raise endpoint.refused(f"Redis says: {text}{hint}") from error
             raise endpoint.down(text) from error
         except OSError as error:
             raise endpoint.down(error) from error
+
+
+def _code_of(error: Exception) -> str:
+    """Gives the word with which the server's answer began: redis-py takes those off that it knows."""
+    word = _text_of(error).partition(" ")[0]
+    return word if word.isupper() else ""
+
+
+def _text_of(error: Exception) -> str:
+    """Gives what the server said, with its code, and without what redis-py adds of the message."""
+    text = str(error).rpartition(PIPELINE)[2]
+    code = getattr(error, "status_code", None)
+    if text.startswith("("):
+        text = text[1:].strip("'\",)")
+    return text if code is None or text.startswith(code) else f"{code} {text}"
 
 
 def _entries_of(answer: Any) -> list[Entry]:

@@ -63,6 +63,26 @@ ATTEMPTS: dict[str, Message] = {
         "Its probe or its start failed.",
         "It is tried again by itself; `omnictl status` says when.",
     ),
+    "no_runner": Message(
+        "No runner takes executor {executor} now: {detail}.",
+        "It works on runners on other hosts alone, as the config has it.",
+        "Start one of them; `omnictl runners` shows how they are.",
+    ),
+    "runner_refused": Message(
+        "Runner {runner} gave {task} back: {detail}.",
+        "It surely had no effect there.",
+        "It is tried again by itself. If it stays so, look at the config of the runner.",
+    ),
+    "runner_silent": Message(
+        "Runner {runner} has nothing of {task} any more, and no result of it has come for {silent}.",
+        "Its broker has lost the command or the result, so nobody knows how far the task came.",
+        "See docs/links.md for how a broker has to keep what it confirms.",
+    ),
+    "runner_lost": Message(
+        "Runner {runner} was lost while it had {task}: it has been silent for {silent}.",
+        "Its host, its process or its way to the broker is gone; nobody knows how far the task came.",
+        "Start it again: what it did then counts still, unless you have decided otherwise.",
+    ),
     "executor_crashed": Message(
         "{executor} broke off while it worked: {detail}.",
         "It died, or the connection to it ended.",

@@ -58,6 +58,16 @@ CONNECTIONS: dict[str, Message] = {
         "This is how the broker or the config is, and waiting alone doesn't change it.",
         "Correct the broker or the link in the config; it is dialled again by itself.",
     ),
+    "link_full": Message(
+        "The link {link} takes nothing now: {detail}.",
+        "Its broker is short of memory or disk; what is to go over it waits, and what comes is still taken.",
+        "Make room on the broker, or let the ends that are away read what waits for them.",
+    ),
+    "name_taken": Message(
+        "The name {name} on the link {link} is taken by {holder}.",
+        "Two of one name would take each other's messages, and both would do them.",
+        "End the other, or give one of them another name. Once the other is gone, the name is taken over by itself.",
+    ),
     "message_refused": Message(
         "A message on the link {link} is refused: {detail}.",
         "Only messages of this version, to this end, that whoever has the link's key has signed are taken.",

@@ -13,6 +13,11 @@ STORAGE: dict[str, Message] = {
         "store.free_bytes_min keeps room so that what runs can still finish.",
         "Free some space, or lower store.free_bytes_min; then send the task again.",
     ),
+    "no_snapshot": Message(
+        "The journal has no snapshot of the time when the cloud went: {detail}.",
+        "One is made then, so that there is a state to go back to; it takes none of the room of store.free_bytes_min.",
+        "The journal itself is well. See that there is room under {path}; the next outage makes another snapshot.",
+    ),
     "store_busy": Message(
         "The store did not answer within {seconds_s} s.",
         "The writer is behind (a slow disk, or very large transactions).",

@@ -33,6 +33,11 @@ TERMINAL: dict[str, Message] = {
         "It was asked to stop and has not come to an end.",
         "Look into its log in {state_dir}, or ask again; tasks that run go on in any case.",
     ),
+    "demo_needs": Message(
+        "This demo needs a broker: {detail}.",
+        "It starts one of its own in a temporary directory, and brings none along.",
+        "Install it, or take the other one with --link redis or --link rabbitmq.",
+    ),
     "demo_failed": Message(
         "The demo can't go on: {detail}.",
         "It needs a temporary directory, and two daemons of its own that start there.",

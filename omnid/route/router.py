@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from omnid.errors import Rejected
 from omnid.model import Gate, Route, Task, TurnedDown, Work
@@ -191,10 +191,16 @@ def _nobody(sort: Sort, ways: Mapping[str, Way], turned_down: list[TurnedDown]) 
     return Rejected("kind_missing", kind=sort, why=why, remedy=remedy)
 
 
-def written(task: Task) -> Route:
-    """Gives the route of a task as its attempt keeps it: what was decided, or why there was nothing to decide."""
-    if task.route is not None:
-        return task.route
+def written(task: Task, runner: str | None = None) -> Route:
+    """Gives the route of a task as its attempt keeps it: what was decided, or why there was nothing to decide.
+
+    `runner` is the one on another host that gets it.
+    """
+    route = task.route or _undecided(task)
+    return route if runner is None else structs.replace(route, runner=runner)
+
+
+def _undecided(task: Task) -> Route:
     work = task.work
     if task.executor == work.executor or says_nothing(work):
         return Route(task.executor, BY_NAME)

@@ -1,5 +1,6 @@
 """The store on SQLite: one writer, a few short-lived readers, and the facts of this node."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -8,16 +9,18 @@ from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import apsw
 
 from omnid.clock import Clock
-from omnid.errors import Retryable
+from omnid.errors import Fatal, Retryable
 from omnid.model import Problem
 from omnid.states import REASONS, STATES
 from omnid.store.interface import Follow, Outcome, Reader, Trouble, Tx, tally_key
 from omnid.store.migrate import migrate
 from omnid.store.queries import queries
+from omnid.store.snapshots import TooLargeError, copy
 from omnid.store.sqlite import LogClock, SqliteReader, SqliteUnit, lengthen_wal, mapped, open_connection
 from omnid.store.writer import GroupWriter, InlineWriter, Job
 
@@ -28,8 +31,11 @@ READ_S_MAX = 30.0
 READ_PRESSED_S_MAX = 5.0
 """How long a read may take while the WAL is over its limit, which no reader may keep it from going below."""
 SWEEP_S = 1.0
+COPY_S_MAX = 120.0
 CHECKPOINT_MS = 500
 """How long a checkpoint of the whole WAL waits for readers, while writers wait for it."""
+PEEK_STEPS, PEEK_TURNS_MAX = 1_000, 50
+"""How much a look on the event loop may take: turns of so many of SQLite's own steps, a millisecond or two in all."""
 DATABASE_NAME = "journal.db"
 TALLY_KEYS = (*STATES, *(tally_key("waiting", reason) for reason in REASONS))
 
@@ -86,7 +92,9 @@ class SqliteStore:
         self._readers: list[apsw.Connection] = []
         self._busy: dict[apsw.Connection, float] = {}
         """Connections that read now, and since when."""
+        self._interrupted = False
         self._checkpointer: apsw.Connection | None = None
+        self._peeker: Peeker | None = None
         self._reading = anyio.CapacityLimiter(READERS_MAX)
 
     @property
@@ -140,6 +148,23 @@ class SqliteStore:
             return self._read(fn)
         return await anyio.to_thread.run_sync(self._read, fn, limiter=self._reading)
 
+    async def copy(self, path: Path, bytes_max: int) -> int:
+        """See `interface.Store.copy`."""
+        if self._settings.inline:
+            return self._copy(path, bytes_max, lambda: None)
+        return await anyio.to_thread.run_sync(self._copy, path, bytes_max, anyio.from_thread.check_cancelled)
+
+    async def peek(self, fn: Callable[[Reader], T]) -> T:
+        """See `interface.Store.peek`."""
+        if not self._settings.inline:
+            try:
+                if self._peeker is None:
+                    self._peeker = Peeker(self._open(readonly=True))
+                return self._peeker.run(fn)
+            except (apsw.Error, Retryable):
+                pass  # It takes longer, or can't be had at once: a thread has the time, and says what is wrong.
+        return await self.read(fn)
+
     async def booted_since(self, boot_id: str) -> bool:
         """Tells whether the machine was started anew since `remember_boot`."""
         row = await self.read(lambda reader: reader.one("meta_one", "boot_id"))
@@ -156,7 +181,8 @@ class SqliteStore:
             await self._writer.serve()
 
     def interrupt(self) -> None:
-        """Breaks off the reads that are under way, so that a stop needn't wait for them."""
+        """Breaks off the reads and copies that are under way, so that a stop needn't wait for them."""
+        self._interrupted = True
         for connection in tuple(self._busy):
             connection.interrupt()
 
@@ -202,6 +228,8 @@ class SqliteStore:
             reader.close()
         if self._checkpointer is not None:
             self._checkpointer.close()
+        if self._peeker is not None:
+            self._peeker.close()
         self._connection.close()
 
     def _read(self, fn: Callable[[Reader], Any]) -> Any:
@@ -220,6 +248,64 @@ class SqliteStore:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             self._readers.append(connection)
+
+    def _copy(self, path: Path, bytes_max: int, check: Callable[[], None]) -> int:
+        """Copies on a connection of its own; `check` may raise, to break it off."""
+        until_s = self._clock.monotonic_s() + COPY_S_MAX
+
+        def go_on() -> None:
+            check()
+            if self._interrupted:
+                raise _no_copy(path, "omnid is stopping")
+            if self._wal_bytes() > self._settings.wal_bytes_max:
+                raise _no_copy(path, "so much is written just now that it would hold that up")
+            if self._clock.monotonic_s() > until_s:
+                raise _no_copy(path, f"it took more than {COPY_S_MAX:g} s")
+
+        try:
+            with contextlib.closing(self._open(readonly=True)) as source:
+                return copy(source, path, bytes_max, go_on)
+        except TooLargeError as error:
+            detail = f"it takes {error.size_bytes} bytes, and there is room for {max(0, bytes_max)}"
+            raise _no_copy(path, detail) from None
+        except OSError as error:
+            raise _no_copy(path, error.strerror or str(error)) from error
+        except (apsw.Error, Fatal) as error:
+            # Whatever is wrong with the copy: the journal goes on.
+            raise _no_copy(path, str(error) or type(error).__name__) from error
+
+
+def _no_copy(path: Path, detail: str) -> Retryable:
+    return Retryable("no_snapshot", path=path.parent, detail=detail)
+
+
+class Peeker:
+    """A reading connection for the event loop: it waits for nobody, and breaks off what takes too many steps."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._reader = SqliteReader(connection)
+        self._turns = 0
+        connection.set_busy_timeout(0)
+        connection.set_progress_handler(self._has_had_enough, PEEK_STEPS)
+
+    def run(self, fn: Callable[[Reader], T]) -> T:
+        """Runs `fn` against one committed state; raises apsw.Error where it can't be had at once."""
+        self._turns = 0
+        self._connection.execute("BEGIN")
+        try:
+            return fn(self._reader)
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.close()
+
+    def _has_had_enough(self) -> bool:
+        self._turns += 1
+        return self._turns > PEEK_TURNS_MAX
 
 
 def _start(connection: apsw.Connection, clock: Clock) -> tuple[LogClock, str]:

@@ -1,6 +1,7 @@
 """What the rest of omnid knows of the store: transactions are functions, and rows are logged as they change."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from zoneinfo import ZoneInfo
@@ -338,4 +339,18 @@ class Store(Protocol):
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """Runs `fn` against one consistent, committed state; it must be short."""
+        ...
+
+    async def copy(self, path: Path, bytes_max: int) -> int:
+        """Copies one committed state into a new file, for this user only, and gives its size; nothing waits for that.
+
+        Raises Retryable(`no_snapshot`) where it can't be done now, or would take more than `bytes_max`.
+        """
+        ...
+
+    async def peek(self, fn: Callable[[Reader], T]) -> T:
+        """Does what `read` does on the event loop, for a few look-ups by key: a thread would cost more than they do.
+
+        Where there turns out to be more to do, it is done on a thread after all: `fn` may run twice.
+        """
         ...

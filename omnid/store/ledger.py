@@ -5,7 +5,7 @@ for each daemon. An attempt that is known is never begun again, however often it
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,8 @@ from omnid.store.interface import ATTEMPT, NOTE, Reader, Store, Taken, Tx
 
 COMMAND = "command"
 """The kind of the note that keeps a command, and who sent it."""
+CANCEL = "cancel"
+"""The kind of the note that keeps a cancel."""
 OWED_MAX = 100_000
 """How many results wait for one daemon at most; nothing new comes while the broker is away, so it stays far below."""
 NOTES_MAX = 1_000_000
@@ -30,6 +32,14 @@ class Begun(Struct, frozen=True):
     command: Command
 
 
+class Open(NamedTuple):
+    """An attempt that has begun and not ended."""
+
+    begun: Begun
+    cancelled: bool
+    """Whether its daemon wants it to end."""
+
+
 class Ledger:
     """See the module; all that it writes is synced to the disk on return."""
 
@@ -40,13 +50,21 @@ class Ledger:
         """Writes down those that aren't known, and gives them: only they may be started."""
         return await self._store.write(lambda tx: [one for one in batch if _begin(tx, one)])
 
-    async def open(self) -> list[Begun]:
+    async def cancel(self, attempt_id: str) -> None:
+        """Writes down that an attempt is to end; nothing happens where it isn't open."""
+        await self._store.write(lambda tx: _cancel(tx, attempt_id))
+
+    async def withdraw(self, begun: Begun, result: Result) -> bool:
+        """Ends an attempt before it begins, so that it never does, and queues its result; False where it is known."""
+        return await self._store.write(lambda tx: _begin(tx, begun) and _settle(tx, result))
+
+    async def open(self) -> list[Open]:
         """Gives the attempts that have begun and not ended, in the order of their begin."""
-        found: list[Begun] = []
+        found: list[Open] = []
         after = 0
         while page := await self._store.read(lambda reader, after=after: _open(reader, after)):
             after = page[-1][0]
-            found += [begun for _, begun in page]
+            found += [one for _, one in page]
         return found
 
     async def settle(self, result: Result) -> bool:
@@ -87,12 +105,19 @@ def _begin(tx: Tx, begun: Begun) -> bool:
     return True
 
 
-def _open(reader: Reader, after: int) -> list[tuple[int, Begun]]:
-    found: list[tuple[int, Begun]] = []
+def _cancel(tx: Tx, attempt_id: str) -> None:
+    head = tx.one("attempt_head", attempt_id)
+    if head is not None and head[4] is None and not journal.notes(tx, attempt_id, CANCEL):
+        journal.add_note(tx, attempt_id, CANCEL, True, notes_max=NOTES_MAX)
+
+
+def _open(reader: Reader, after: int) -> list[tuple[int, Open]]:
+    found: list[tuple[int, Open]] = []
     for row in reader.all("open_attempts", after, PAGE_MAX):
-        begun = _begun(reader, journal.attempt_of(row).id)
+        attempt_id = journal.attempt_of(row).id
+        begun = _begun(reader, attempt_id)
         if begun is not None:
-            found.append((row[0], begun))
+            found.append((row[0], Open(begun, bool(journal.notes(reader, attempt_id, CANCEL)))))
     return found
 
 

@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from omnid.errors import Rejected
 from omnid.model import Delivery, Problem
@@ -43,7 +44,9 @@ def delivery_of(row: Row) -> Delivery:
     return Delivery(*values)
 
 
-def put(tx: Tx, destination: str, kind: str, subject: str | None, body: Mapping[str, Any], *, rows_max: int) -> str:
+def put(
+    tx: Tx, destination: str, kind: str, subject: str | None, body: Mapping[str, Any] | Struct, *, rows_max: int
+) -> str:
     """Queues something and rings for its destination; beyond `rows_max` the oldest row goes. Gives the row's id."""
     counts: dict[str, int] = tx.memory.setdefault("outbox", {})
     count = counts.get(destination)
@@ -135,6 +138,11 @@ def need_dead(reader: Reader, id: str) -> Delivery:
 def dead(reader: Reader, after: int, limit: int) -> list[Delivery]:
     """Gives dead rows whose `ord` comes after one, in order."""
     return [delivery_of(row) for row in reader.all("outbox_dead", after, limit)]
+
+
+def is_queued(reader: Reader, subject: str) -> bool:
+    """Tells whether something about a subject is still to be delivered."""
+    return reader.one("outbox_of", subject) is not None
 
 
 def destinations(reader: Reader, after: str = "") -> list[str]:

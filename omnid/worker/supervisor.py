@@ -10,6 +10,8 @@ lock, it began and nobody knows how it ended; ``exit``, it ended as that says. A
 leaves ``ran`` in between, so that the check can be run again.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import json
@@ -18,8 +20,16 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+"""Instead of that of `typing`, whose import is a third of what all imports here take."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    Record = dict[str, Any]
+    Reader = Callable[[bytes], None]
+    Streams = tuple[int, int, int]
 
 FORMAT = 1
 """The version of the spec and the records; another one is not read."""
@@ -33,9 +43,6 @@ DRAIN_S = 1.0
 """How long output is still read after the command's end, where something it left holds the pipe open."""
 READ_BYTES, RECORD_BYTES = 65536, 4096
 LOOKS_MAX, LOOK_PAUSE_S, WAIT_S_MAX = 100, 0.02, 3600.0
-
-Record = dict[str, Any]
-Reader = Callable[[bytes], None]
 
 
 class Output:
@@ -97,7 +104,7 @@ class Log:
 class Child:
     """A process in a session of its own, which waits behind a gate before it becomes the program."""
 
-    def __init__(self, argv: list[str], cwd: str, names: list[str], streams: tuple[int, int, int]) -> None:
+    def __init__(self, argv: list[str], cwd: str, names: list[str], streams: Streams) -> None:
         gate, self._gate = os.pipe()
         self.report, report = os.pipe()
         self.no_start: list[Any] | None = None
@@ -114,6 +121,11 @@ class Child:
         """Lets the child become the program; without this it ends, as it does where the supervisor dies."""
         os.write(self._gate, b"g")
         os.close(self._gate)
+
+    def tell(self, data: bytes) -> None:
+        """Takes in why the child could not become the program."""
+        step, number = data.decode().split()
+        self.no_start = [step, int(number)]
 
     def ended(self) -> bool:
         """Tells whether the process has ended; where the system can, it stays a zombie so that its group stays its."""
@@ -150,9 +162,7 @@ class Child:
         }
 
 
-def _become(
-    argv: list[str], cwd: str, environment: dict[str, str], streams: tuple[int, int, int], gate: int, report: int
-) -> NoReturn:
+def _become(argv: list[str], cwd: str, environ: dict[str, str], streams: Streams, gate: int, report: int) -> NoReturn:
     """What the forked child does; it holds the lock too until it has become the program."""
     step = "session"
     try:
@@ -169,7 +179,7 @@ def _become(
             step = "chdir"
             os.chdir(cwd)
             step = "exec"
-            os.execve(_found(argv[0], environment), argv, environment)
+            os.execve(_found(argv[0], environ), argv, environ)
     except (OSError, ValueError) as error:
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
         os.write(report, f"{step} {number}".encode())
@@ -269,7 +279,7 @@ class Supervisor:
 
     def _follow(self, child: Child, readers: dict[int, Reader]) -> Record:
         """Reads the output until the child has ended, and ends it when it is time to; says how it ended, and why."""
-        readers[child.report] = lambda data: _report(child, data)
+        readers[child.report] = child.tell
         ended_by: str | None = None
         drain_until_s: float | None = None
         kill_at_s = 0.0
@@ -379,12 +389,8 @@ def end_remains(attempt: str, started: Record | None, grace_s: float) -> None:
 
 def process_start(pid: int) -> str | None:
     """Tells when a process started, in clock ticks since the boot (proc(5)); None where it can't be told."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            # The name in field 2 may hold spaces and brackets, so the fields are counted from behind it.
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
+    fields = _fields(pid)
+    return fields[19] if fields else None
 
 
 def boot_id() -> str | None:
@@ -409,7 +415,7 @@ def _is_remains(pid: int, attempt: str, started: Record | None) -> bool:
         if os.stat(f"/proc/{pid}").st_uid != os.getuid():
             return False
         if started is not None and (started["pid"], started["start"], started["boot"]) == _identity(pid):
-            return not _is_zombie(pid)
+            return _fields(pid)[:1] not in ([], ["Z"])
         with open(f"/proc/{pid}/environ", "rb") as file:
             return f"{MARK}={attempt}".encode() in file.read().split(b"\0")
     except OSError:
@@ -422,12 +428,14 @@ def _identity(pid: int) -> tuple[int, str | None, str | None]:
     return pid, process_start(pid), boot_id()
 
 
-def _is_zombie(pid: int) -> bool:
+def _fields(pid: int) -> list[str]:
+    """Gives what proc(5) has of a process from its state on; nothing where it has gone."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
+            # The name in field 2 may hold spaces and brackets, so the fields are counted from behind it.
+            return file.read().rpartition(")")[2].split()
     except OSError:
-        return True
+        return []
 
 
 def _signal(pid: int, attempt: str, started: Record | None, number: int) -> None:
@@ -454,19 +462,10 @@ def _macos_remains(attempt: str) -> list[int]:
     """Does it with ps(1) of macOS, which shows environments behind the command; unverified."""
     import subprocess
 
-    listed = subprocess.run(
-        ["/bin/ps", "-E", "-ww", "-U", str(os.getuid()), "-o", "pid=,command="],
-        capture_output=True,
-        check=True,
-        timeout=10,
-    )
+    argv = ["/bin/ps", "-E", "-ww", "-U", str(os.getuid()), "-o", "pid=,command="]
+    listed = subprocess.run(argv, capture_output=True, check=True, timeout=10)
     lines = [line.split() for line in listed.stdout.splitlines()]
     return [pid for line in lines if f"{MARK}={attempt}".encode() in line and (pid := int(line[0])) != os.getpid()]
-
-
-def _report(child: Child, data: bytes) -> None:
-    step, number = data.decode().split()
-    child.no_start = [step, int(number)]
 
 
 def _wake_on_signals(on_term: Callable[[], None]) -> int:

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from omnid.clock import SystemClock
-from omnid.link.endpoint import Endpoint
+from omnid.link.endpoint import Endpoint, Holder
 from omnid.link.interface import Link, Received
 from omnid.link.message import COMMANDS, RESULTS, Codec
 from omnid.link.rabbitmq import RabbitLink
@@ -53,8 +53,13 @@ class Kit:
         return self.end(self.daemon_name, RESULTS, **fields)
 
     def end(self, name: str, takes: Any, *, key: str = "", **fields: Any) -> Link:
+        """An end; those of one kit count as the same that comes back."""
         endpoint = Endpoint(
-            Codec("cable", name, takes, key), self.broker.url, self.broker.user, self.broker.password
+            Codec("cable", name, takes, key),
+            self.broker.url,
+            self.broker.user,
+            self.broker.password,
+            holder=Holder("kit", "this test"),
         )._replace(**fields)
         return KINDS[self.kind][1](endpoint, self.log)
 

@@ -1,6 +1,7 @@
 """One suite for all links: what is sent arrives, in order, and comes again until it is acknowledged."""
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,13 @@ import anyio
 import msgspec
 import pytest
 
-from omnid.errors import OmnidError, Rejected
+from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.link import message, rabbitmq
 from omnid.link.embedded import EmbeddedLink
-from omnid.link.interface import EMBEDDED, Link, LinkDown
+from omnid.link.endpoint import Holder
+from omnid.link.interface import EMBEDDED, Link, LinkDown, LinkFull
 from omnid.link.message import COMMANDS, MESSAGE_BYTES_MAX, Codec
+from omnid.link.redis import lease_of
 from omnid.model import Cancel
 from tests.contract.links import KINDS, WAIT_S, Kit, command, kit_of, names, result, take
 from tests.fakes.brokers import Broker, free_port
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.anyio
 
 KEY = "a key of 16 bytes and more"
 FROZEN_S = 1.0
+LEASE_S = 2.0
 QUEUE_WRITTEN_S = 1.0
 """Until when RabbitMQ 3.10 has written down a queue that is new; one that is killed before can't use that queue."""
 
@@ -170,6 +174,14 @@ async def test_one_that_is_too_large_is_refused_and_nothing_of_its_batch_is_sent
     assert await kit.broker.held(kit.runner_name) == 1
 
 
+async def test_what_waits_unacknowledged_keeps_back_nothing_that_comes_later(kit: Kit) -> None:
+    async with kit.daemon() as daemon, kit.runner(batch_max=4, held_max=20) as runner:
+        await daemon.send(kit.runner_name, [*map(command, range(20)), Cancel("a7")])
+        received = await take(runner, 21)
+        assert received[-1].message == Cancel("a7")
+        await runner.ack(received)
+
+
 async def test_no_more_is_on_its_way_than_the_batch_says(kit: Kit) -> None:
     async with kit.daemon() as daemon, kit.runner(batch_max=10) as runner:
         await daemon.send(kit.runner_name, [command(number) for number in range(35)])
@@ -297,6 +309,101 @@ async def test_a_link_that_can_not_be_used_says_why(kit: Kit) -> None:
     assert isinstance(error, LinkDown)
 
 
+async def test_a_name_is_taken_by_one_alone_and_free_when_he_says_goodbye(kit: Kit) -> None:
+    other = Holder("another-ledger", "gpu.example, process 12")
+    async with kit.daemon() as daemon, kit.runner(holder=other) as first:
+        await daemon.send(kit.runner_name, [command(1)])
+        error = await refused(kit.runner())
+        assert (error.code, isinstance(error, LinkDown)) == ("name_taken", True)
+        assert "gpu.example, process 12" in error.what
+        assert names(await take(first, 1)) == ["a1"]
+        await first.ping()
+    async with kit.runner() as second:
+        assert names(await take(second, 1)) == ["a1"]
+        assert (await refused(kit.runner(holder=other))).code == "name_taken"
+
+
+async def test_who_has_died_finds_his_name_free_at_once_and_others_after_the_lease(kit: Kit) -> None:
+    async with proxied(kit.broker.port) as proxy:
+        ours = {"url": f"{kit.broker.scheme}://127.0.0.1:{proxy.port}", "lease_s": LEASE_S}
+        for process in (1, 2):
+            async with kit.runner(holder=Holder("ledger", f"host, process {process}"), **ours) as runner:
+                await runner.ping()
+                proxy.mute()  # Its goodbye doesn't get through.
+            await proxy.cut()
+        began_s = time.monotonic()
+        with anyio.fail_after(WAIT_S):
+            while (error := await refused_or_none(kit.runner())) is not None:
+                assert error.code == "name_taken"
+                assert "host, process 2" in error.what
+        if kit.kind == "redis":  # RabbitMQ sees the connection end.
+            assert time.monotonic() - began_s > LEASE_S / 2
+
+
+async def refused_or_none(link: Link) -> OmnidError | None:
+    try:
+        async with link:
+            return None
+    except OmnidError as error:
+        return error
+
+
+async def test_who_has_lost_his_name_hears_of_it(brokers: Callable[[str], Broker]) -> None:
+    kit = Kit("redis", brokers("redis"), "lost")
+    async with kit.runner() as runner:
+        with kit.broker.client() as client:
+            client.set(lease_of(kit.runner_name), "another-ledger elsewhere, process 3")
+        with pytest.raises(LinkDown) as caught:
+            await runner.ping()
+        assert "taken by elsewhere, process 3" in caught.value.what
+    with kit.broker.client() as client:
+        assert client.delete(lease_of(kit.runner_name)) == 1  # It is still the other's.
+
+
+async def test_a_full_broker_takes_nothing_and_still_gives_what_it_has(kit: Kit) -> None:
+    async with kit.daemon(timeout_s=FROZEN_S) as daemon:
+        async with kit.runner() as runner:  # It is known there.
+            await runner.ping()
+        await daemon.send(kit.runner_name, [command(1)])
+        await kit.broker.put(kit.runner_name, b"not ours")
+        await daemon.send(kit.runner_name, [command(2)])
+        await anyio.to_thread.run_sync(kit.broker.fill)
+        try:
+            await until_ping(daemon, LinkFull)
+            with pytest.raises(LinkFull):
+                await daemon.send(kit.runner_name, [command(3)])
+            # Who comes now is let in too: what it takes out is what makes room.
+            async with kit.runner(timeout_s=3 * FROZEN_S) as runner:
+                received = await take(runner, 2)
+                await runner.ack(received)
+        finally:
+            await anyio.to_thread.run_sync(kit.broker.clear)
+        await until_ping(daemon, None)
+        await daemon.send(kit.runner_name, [command(4)])
+        async with kit.runner() as runner:
+            while names(received := await take(runner, 1)) != ["a4"]:
+                await runner.ack(received)  # What was on its way when it got full may have come through.
+            await runner.ack(received)
+        assert await dead(kit, 1) == [b"not ours"]
+
+
+async def until_ping(link: Link, kind: type[LinkDown] | None) -> None:
+    """Pings until it says so: a broker finds out in its own time that it is full, or not any more."""
+    with anyio.fail_after(WAIT_S):
+        while (error := await pinged(link)) is None or type(error) is not kind:
+            if error is kind:
+                return
+            assert isinstance(error, LinkFull | None)
+
+
+async def pinged(link: Link) -> LinkDown | None:
+    try:
+        await link.ping()
+    except LinkDown as error:
+        return error
+    return None
+
+
 async def test_what_belongs_to_another_program_is_left_alone(kit: Kit) -> None:
     if kit.kind == "redis":
         with kit.broker.client() as client:
@@ -309,9 +416,11 @@ async def test_what_belongs_to_another_program_is_left_alone(kit: Kit) -> None:
     assert error.code == "link_refused"
     assert "says:" in error.what
     async with kit.runner() as runner:
-        with pytest.raises(LinkDown):  # It waits until somebody has cleared that up.
+        with pytest.raises(Retryable) as caught:  # It waits until somebody has cleared that up, and nothing else does.
             await runner.send(kit.daemon_name, [result(1)])
+        assert (type(caught.value), caught.value.code) == (Retryable, "delivery_failed")
         await runner.ping()
+        await runner.send(f"{kit.daemon_name}-2", [result(1)])
 
 
 async def test_a_key_that_keeps_nobody_out_is_refused() -> None:

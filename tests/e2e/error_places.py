@@ -1,6 +1,7 @@
 """Where errors are provoked that need more than one call or a file: code -> the test that meets it."""
 
 ELSEWHERE = {
+    "demo_needs": "tests/e2e/test_demo_links.py::test_without_a_broker_it_says_what_is_missing",
     "rule_unusable": "tests/e2e/test_route.py::test_a_sentence_is_a_prompt_and_goes_to_the_agent",
     "rule_unknown_executor": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
     "rule_unreachable": "tests/e2e/test_route.py::test_what_is_strange_about_rules_is_told_and_keeps_nothing",
@@ -17,6 +18,7 @@ ELSEWHERE = {
     "daemon_differs": "tests/unit/test_relay_session.py::test_a_daemon_of_another_version_is_named_at_once",
     "disk_full": "tests/e2e/test_faults.py::test_a_full_disk_loses_nothing_and_heals",
     "disk_low": "tests/e2e/test_faults.py::test_new_tasks_are_refused_before_the_disk_is_full",
+    "no_snapshot": "tests/unit/test_snapshots.py::test_where_there_is_no_room_people_are_told_and_the_next_one_is_made",
     "schema_newer": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
     "not_a_database": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
     "already_running": "tests/e2e/test_faults.py::test_a_second_daemon_refuses_and_harms_nothing",
@@ -73,7 +75,14 @@ ELSEWHERE = {
     "cloud_gone": "tests/e2e/test_models.py::test_offline_fail_fails_where_nothing_can_be_reached",
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
     "body_too_large": "tests/unit/test_bad_input.py::test_a_message_that_is_too_large_is_told_so",
+    "no_runner": "tests/e2e/test_links.py::test_a_lost_runner_leaves_a_task_uncertain_until_its_late_result_comes",
+    "runner_lost": "tests/e2e/test_links.py::test_a_lost_runner_leaves_a_task_uncertain_until_its_late_result_comes",
+    "runner_refused": "tests/unit/test_lines.py"
+    "::test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_time",
+    "runner_silent": "tests/unit/test_lines.py::test_what_the_broker_lost_is_settled_as_lost",
     "link_down": "tests/contract/test_link_outage.py::test_a_killed_broker_is_noticed_at_once_and_its_return_too",
+    "link_full": "tests/contract/test_link.py::test_a_full_broker_takes_nothing_and_still_gives_what_it_has",
+    "name_taken": "tests/contract/test_link.py::test_a_name_is_taken_by_one_alone_and_free_when_he_says_goodbye",
     "link_refused": "tests/contract/test_link.py::test_a_link_that_can_not_be_used_says_why",
     "message_refused": "tests/contract/test_link.py::test_what_is_no_message_for_this_end_is_set_aside",
     "http_refused": "tests/unit/test_http.py::test_without_the_token_nobody_comes_in",

@@ -181,6 +181,39 @@ def test_the_cloud_goes_and_comes_back(planted: Home, sky: Callable[[int], Any])
     assert outage[4] == 1
 
 
+def test_each_outage_leaves_a_snapshot_to_go_back_to(planted: Home, fake: Cloud) -> None:
+    planted.configure(channel("p1", fake.base_url("ok"), "P1_KEY") + "[mode]\ncloud_probe_every_s = 0.3\n")
+    planted.start()
+    before = prompt(planted, "say hello")
+    finished(planted, before)
+    planted.client.call("omnid/mode.hold", {"hold": "brainstem"})
+    mode = until(lambda: (found := planted.client.call("omnid/mode.show", {}))["snapshots"] and found, "the snapshot")
+    (snapshot,) = mode["snapshots"]
+    assert mode["no_snapshot"] is None
+    path = Path(snapshot["path"])
+    assert (path.parent, path.stat().st_mode & 0o777) == (planted.state / "snapshots", 0o600)
+    assert path.stat().st_size == snapshot["size_bytes"]
+    assert str(path) in "".join(planted.ctl("mode").out.split())
+    (outage,) = planted.ctl("outages", "--json").json()["outages"]
+    assert outage["snapshot"] == str(path)
+    assert path.name in planted.ctl("outages", environ={"COLUMNS": "200"}).out
+    prompt(planted, "say more")
+    planted.stop()
+    back = planted.root / "back"
+    back.mkdir(mode=0o700)
+    path.rename(back / "journal.db")
+    planted.client.close()
+    planted.use(back)
+    planted.start()
+    findings = planted.client.call("omnid/doctor", {})["findings"]
+    assert {one["name"]: one["ok"] for one in findings if one["name"] in ("database", "log")} == {
+        "database": True,
+        "log": True,
+    }
+    assert [task["id"] for task in planted.client.call("omnid/task.list", {})["tasks"]] == [before]
+    until(lambda: planted.client.status()["mode"] == "normal", "the end of the outage that it was made in")
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

@@ -187,6 +187,40 @@ async def test_a_killed_runner_adopts_what_it_had_begun(kit: Kit, daemon: Link, 
     await acknowledged(kit)
 
 
+@pytest.mark.parametrize("left", ["in the config", "nowhere"])
+async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_all_the_same(
+    brokers: Callable[[str], Broker], host: Host, left: str
+) -> None:
+    kit = Kit("redis", brokers("redis"), "left")
+    other, third = (f'[[executor]]\nname = "{name}"\nkind = "command"\n' for name in ("other", "third"))
+    host.link(kit, other + third)
+    begun, go = host.work / "begun", host.work / "go"
+    os.mkfifo(go)
+    command = sh(1, f"echo x >> {begun}; read line < {go}", host.work, executor="other")
+    async with kit.daemon() as daemon:
+        host.run()
+        await daemon.send(kit.runner_name, [command])
+        await until(begun.exists)
+        host.end(signal.SIGKILL)
+        host.link(kit, third + (other if left == "in the config" else ""))
+        host.config.write_text(host.config.read_text().replace('labels = ["gpu"]', 'executors = ["third"]'))
+        host.run()
+        again = msgspec.structs.replace(command, attempt_id=command.attempt_id[:-1] + "2")
+        await daemon.send(kit.runner_name, [again, Watch(60.0)])
+        heard = await take(daemon, 2)
+        assert {type(one.message) for one in heard} == {Result, Heartbeat}
+        for one in heard:
+            match one.message:
+                case Result(attempt_id, outcome=outcome):
+                    assert (attempt_id, outcome) == (again.attempt_id, "unstarted")
+                case Heartbeat(executors=executors, running=running):
+                    assert (set(executors), running) == ({"third"}, 1)
+        await daemon.ack(heard)
+        await anyio.to_thread.run_sync(go.write_text, "\n")
+        assert [(one.attempt_id, one.outcome) for one in await results(daemon, 1)] == [(command.attempt_id, "success")]
+        await kit.broker.dead(kit.runner_name)
+
+
 async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], Broker], host: Host) -> None:
     kit = Kit("redis", brokers("redis"), "stop")
     host.link(kit)
@@ -250,8 +284,8 @@ async def test_a_cancel_reaches_what_runs_and_what_waits(brokers: Callable[[str]
         await daemon.send(kit.runner_name, [Cancel(waiting.attempt_id), Cancel(running.attempt_id), Cancel("unknown")])
         found = await results(daemon, 2)
     assert [(result.attempt_id, result.outcome) for result in found] == [
-        (running.attempt_id, "cancelled"),
         (waiting.attempt_id, "cancelled"),
+        (running.attempt_id, "cancelled"),
     ]
     assert begun.read_text() == "x\n"
 

@@ -1,7 +1,6 @@
 """Real brokers for tests: started on free ports in a directory of their own, killed, frozen, and ended with them."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,17 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omnid.ctl.demo_broker import epmd, free_port, rabbitmq_environ, rabbitmq_program, redis_argv
+
 START_S = 90.0
 LOOK_S = 0.02
 PASSWORD = "a-password"
-RABBITMQ = Path("/usr/lib/rabbitmq/bin")
-"""Debian's own programs; those in the path change to another user first."""
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def certificate(directory: Path) -> tuple[Path, Path]:
@@ -114,6 +107,14 @@ class Broker:
         """Changes the password, and drops those who are connected."""
         raise NotImplementedError
 
+    def fill(self) -> None:
+        """Has it think that it is full."""
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        """Has it think that there is room again."""
+        raise NotImplementedError
+
     async def put(self, name: str, data: bytes) -> None:
         """Gives an end something as another program would."""
         raise NotImplementedError
@@ -135,8 +136,7 @@ class Redis(Broker):
         return f"rediss://localhost:{self.tls_port}"
 
     def _spawn(self) -> None:
-        argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
-        argv += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--requirepass", self.password]
+        argv = [*redis_argv(str(self.directory), self.port), "--requirepass", self.password]
         argv += ["--tls-port", str(self.tls_port), "--tls-auth-clients", "no", "--tls-ca-cert-file"]
         argv += [str(self.certificate), "--tls-cert-file", str(self.certificate), "--tls-key-file", str(self.key)]
         self._run(argv)
@@ -160,6 +160,14 @@ class Redis(Broker):
             client.config_set("requirepass", password)
             client.client_kill_filter(_type="normal", skipme=True)
         self.password = password
+
+    def fill(self) -> None:
+        with self.client() as client:
+            client.config_set("maxmemory", 1)
+
+    def clear(self) -> None:
+        with self.client() as client:
+            client.config_set("maxmemory", 0)
 
     async def put(self, name: str, data: bytes) -> None:
         with self.client() as client:
@@ -186,41 +194,21 @@ class RabbitMQ(Broker):
         super().__init__(directory)
         self.password = "guest"
         self._epmd: subprocess.Popen[bytes] | None = None
-        epmd_port = free_port()
-        (directory / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
-            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
-            f"ssl_options.cacertfile = {self.certificate}\n"
-            f"ssl_options.certfile = {self.certificate}\n"
-            f"ssl_options.keyfile = {self.key}\n"
-        )
-        (directory / "plugins").write_text("[].\n")
-        self._environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(directory),  # Its cookie is made there.
-            "RABBITMQ_NODENAME": f"omnid-{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": str(free_port()),
-            "ERL_EPMD_PORT": str(epmd_port),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
-            "RABBITMQ_LOG_BASE": str(directory / "log"),
-            "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
-            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
-            "RABBITMQ_PID_FILE": str(directory / "pid"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
-        }
-
-    def _program(self, name: str) -> str:
-        own = RABBITMQ / name
-        return str(own) if own.exists() else shutil.which(name) or name
+        self._environ = rabbitmq_environ(str(directory), self.port, os.environ["PATH"])
+        with (directory / "rabbitmq.conf").open("a") as file:
+            file.write(
+                f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+                f"ssl_options.cacertfile = {self.certificate}\n"
+                f"ssl_options.certfile = {self.certificate}\n"
+                f"ssl_options.keyfile = {self.key}\n"
+            )
 
     def _spawn(self) -> None:
         if self._epmd is None:
             # The server would start one that outlives it.
-            self._epmd = subprocess.Popen([_epmd()], env=self._environ, stdin=subprocess.DEVNULL)
+            self._epmd = subprocess.Popen([epmd() or "epmd"], env=self._environ, stdin=subprocess.DEVNULL)
         (self.directory / "pid").unlink(missing_ok=True)
-        self._run([self._program("rabbitmq-server")], self._environ)
+        self._run([rabbitmq_program("rabbitmq-server") or "rabbitmq-server"], self._environ)
 
     @property
     def pid(self) -> int:
@@ -240,11 +228,19 @@ class RabbitMQ(Broker):
             self._epmd.wait(30)
 
     def set_password(self, password: str) -> None:
-        for argv in (["change_password", self.user, password], ["close_all_connections", "test"]):
-            subprocess.run(
-                [self._program("rabbitmqctl"), *argv], env=self._environ, check=True, capture_output=True, timeout=60
-            )
+        self._control("change_password", self.user, password)
+        self._control("close_all_connections", "test")
         self.password = password
+
+    def fill(self) -> None:
+        self._control("set_disk_free_limit", "900000GB")
+
+    def clear(self) -> None:
+        self._control("set_disk_free_limit", "1MB")
+
+    def _control(self, *argv: str) -> None:
+        program = rabbitmq_program("rabbitmqctl") or "rabbitmqctl"
+        subprocess.run([program, *argv], env=self._environ, check=True, capture_output=True, timeout=60)
 
     async def _channel(self) -> Any:
         import aio_pika
@@ -277,8 +273,3 @@ class RabbitMQ(Broker):
 
 def _stopped(task: Path) -> bool:
     return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
-def _epmd() -> str:
-    found = sorted(Path("/usr/lib/erlang").glob("erts-*/bin/epmd"))
-    return str(found[-1]) if found else shutil.which("epmd") or "epmd"

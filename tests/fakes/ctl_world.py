@@ -12,6 +12,7 @@ from omnid.api import shapes, shapes_mode, shapes_money, shapes_night, shapes_wo
 from omnid.api.methods import METHODS
 from omnid.api.shapes_asks import FieldView, QuestionView
 from omnid.api.shapes_routing import RouteExplained, RuleView
+from omnid.api.shapes_runners import RunnerList, RunnerView
 from omnid.ctl.context import World
 from omnid.ctl.main import run
 from omnid.model import Problem, Route, TurnedDown
@@ -110,6 +111,21 @@ def status(**fields):
     return shapes.Status(**{**base, **fields})
 
 
+RUNNER = RunnerView(
+    name="gpu-1",
+    link="cable",
+    state="lost",
+    since_ms=NOW_MS - 1000,
+    version="1",
+    slots=4,
+    running=2,
+    load=0.5,
+    executors={"command": 4},
+    labels=["gpu"],
+    heard_at_ms=NOW_MS - 60_000,
+    attempts=2,
+)
+RUNNERS = RunnerList([RUNNER], "home", NOW_MS)
 SUBMITTED = shapes.Submitted(ID, "t7", "idle", created=True)
 CONTROLLED = shapes.Controlled(brief(state="cancelled"), "t7 was cancelled.")
 MODE = shapes_mode.ModeShown(
@@ -137,12 +153,14 @@ MODE = shapes_mode.ModeShown(
         )
     ],
     local_model=shapes_mode.LocalModel("asleep", "it needs more memory", None, 4_500_000_000),
+    snapshots=[shapes_mode.SnapshotView("/state/snapshots/journal-1.db", NOW_MS - 60_000, 12_300_000)],
+    no_snapshot=Problem.make("no_snapshot", path="/state/snapshots", detail="no room"),
 )
 ASKED = shapes_mode.Answered(
     "All is well.", "brainstem (default_model)", "", "Two wait.", ["Two wait.", "No more."], []
 )
 REHEARSED = shapes_mode.Rehearsed("", 2.5, 4_500_000_000, MODE.local_model)
-OUTAGE = shapes_mode.OutageView("cloud", "model", NOW_MS - 60_000, None, 2, 0, None)
+OUTAGE = shapes_mode.OutageView("cloud", "model", NOW_MS - 60_000, None, 2, 0, None, "/state/snapshots/journal-1.db")
 CHECKED = shapes_mode.ChannelChecked("p1", "env:A", False, "it refuses", "Look at it.")
 PLACE = shapes_workspaces.WorkspaceView(
     task="t7",

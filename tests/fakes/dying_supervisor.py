@@ -19,7 +19,7 @@ def main(moment: str, arguments: list[str]) -> None:
     write_record, open_gate = supervisor.write_record, supervisor.Child.open_gate
     when, _, name = moment.partition(" ")
 
-    def writing(record: str, content: supervisor.Record) -> None:
+    def writing(record: str, content: dict[str, Any]) -> None:
         if (when, name) == ("before", record):
             die()
         write_record(record, content)

@@ -59,7 +59,8 @@ with open(f"{DIRECTORY}/starts", "a+") as starts:
     starts.seek(0)
     Handler.number = len(starts.readlines())
 if "dies" in BEHAVIOUR:
-    sys.stderr.write("no litellm here\n")
+    # The key of the contract suite, as a library might print it.
+    sys.stderr.write("no litellm here for sk-planted-0123456789abcdef\n")
     sys.exit(3)
 threading.Thread(target=end_with_input, daemon=True).start()
 if "silent" in BEHAVIOUR:

@@ -1,4 +1,4 @@
-"""A cable between a client and a broker that tests cut: at once, or only on the way back."""
+"""A cable between a client and a broker that tests cut: at once, only on the way back, or without a word."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,12 +8,14 @@ from anyio.abc import SocketStream
 
 
 class Proxy:
-    """Passes bytes both ways; `mute` loses all that the broker says from then on."""
+    """Passes bytes both ways; `mute` loses all that the broker says from then on, and `pull` lets nothing through."""
 
     def __init__(self, to_port: int) -> None:
         self._to_port = to_port
         self._muted = False
         self._passed = anyio.Event()
+        self._plugged = anyio.Event()
+        self._plugged.set()
         self._streams: list[SocketStream] = []
         self.port = 0
 
@@ -33,8 +35,21 @@ class Proxy:
             await stream.aclose()
         self._streams.clear()
 
+    async def pull(self) -> None:
+        """Lets nothing through any more, and ends nothing: as a pulled cable, of which neither side is told."""
+        self._plugged = anyio.Event()
+
+    async def plug(self) -> None:
+        """Lets all through again, and what was on its way too."""
+        self._plugged.set()
+
     async def serve(self, near: SocketStream) -> None:
-        far = await anyio.connect_tcp("127.0.0.1", self._to_port)
+        await self._plugged.wait()
+        try:
+            far = await anyio.connect_tcp("127.0.0.1", self._to_port)
+        except OSError:
+            await near.aclose()
+            return
         self._streams += [near, far]
         async with near, far, anyio.create_task_group() as group:
             group.start_soon(self._pass, near, far, True)
@@ -43,6 +58,7 @@ class Proxy:
     async def _pass(self, source: SocketStream, target: SocketStream, forth: bool) -> None:
         try:
             async for data in source:
+                await self._plugged.wait()
                 if forth:
                     await target.send(data)
                     self._passed.set()

@@ -109,6 +109,9 @@ class SimStore:
         finally:
             self.busy -= 1
 
+    async def peek(self, fn: Callable[[Reader], T]) -> T:
+        return await self.read(fn)
+
     async def serve(self) -> None:
         """Does what the real writer does, in its order; raises Fatal when the disk failed."""
         try:

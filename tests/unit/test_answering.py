@@ -23,11 +23,6 @@ ADA = {"name": "Ada"}
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def call(world: World) -> Calls:
     return Calls(world)
 

@@ -39,11 +39,6 @@ OTHER_AGENT = Caller("agent", "mallory")
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def told(world: World) -> World:
     """A world with places to tell."""
     places = (

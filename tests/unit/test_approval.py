@@ -23,11 +23,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def api(world: World) -> Api:
     return Api(world.context, world.gates, Cancelling(world.context), Host())
 

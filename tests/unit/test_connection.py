@@ -8,10 +8,10 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from omnid.errors import Rejected
+from omnid.errors import Rejected, Retryable
 from omnid.link import connection
 from omnid.link.connection import Connection
-from omnid.link.interface import LinkDown, Message, Received
+from omnid.link.interface import LinkDown, LinkFull, Message, Received
 from omnid.log import Log
 from omnid.model import Cancel
 from omnid.settings_links import Link as Section
@@ -37,6 +37,7 @@ class FakeLink:
         self.come: list[Received] = []
         self.filled = anyio.Event()
         self.error: LinkDown | None = None
+        self.full = False
         self.broken = anyio.Event()
 
     async def __aenter__(self) -> Self:
@@ -58,6 +59,10 @@ class FakeLink:
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         await checkpoint()
+        if self.full:
+            raise LinkFull("link_full", link="cable", detail="no memory")
+        if to in self.bench.occupied:
+            raise Retryable("delivery_failed", destination=to, detail="it is another program's")
         if self.error is not None:
             raise self.error
         self.sent += batch
@@ -81,6 +86,8 @@ class FakeLink:
         await checkpoint()
         self.bench.pings += 1
         self.bench.clock.now_s += self.bench.ping_takes_s
+        if self.full:
+            raise LinkFull("link_full", link="cable", detail="no memory")
 
 
 class Bench:
@@ -94,6 +101,7 @@ class Bench:
         self.up: FakeLink | None = None
         self.closed = self.pings = self.changes = 0
         self.ping_takes_s = 0.0
+        self.occupied: set[str] = set()
         self.awake, self.changed = anyio.Event(), anyio.Event()
         log = Log(self.clock, lambda text: text, stream=self.logged).logger()
         self.connection = Connection(SECTION, self._dial, self.clock, log, self._changed)
@@ -233,13 +241,72 @@ async def test_a_broker_that_answers_late_is_slow_and_stays_up(bench: Bench) -> 
     async def do() -> None:
         await bench.link()
         await anyio.wait_all_tasks_blocked()
-        assert (bench.pings, bench.connection.slow) == (1, False)
+        assert (bench.pings, bench.connection.quality) == (1, "up")
         for takes_s, slow in ((0.6, True), (0.7, True), (0.1, False)):
             bench.ping_takes_s = takes_s
             bench.awake.set()
             await anyio.wait_all_tasks_blocked()
-            assert bench.connection.latency_s == pytest.approx(takes_s)
-            assert bench.connection.slow is slow
+            assert bench.connection.beats.latency_s == pytest.approx(takes_s)
+            assert bench.connection.quality == ("degraded" if slow else "up")
         assert (bench.lines("link_slow"), bench.lines("link_quick"), bench.lines("link_down")) == (1, 1, 0)
+
+    await bench.during(do)
+
+
+@pytest.mark.parametrize("found_by", ["send", "ping"])
+async def test_one_that_is_full_stays_up_and_sends_nothing_until_it_has_room(bench: Bench, found_by: str) -> None:
+    one = Received(Cancel("1"))
+
+    async def do() -> None:
+        link = await bench.link()
+        await anyio.wait_all_tasks_blocked()
+        link.full, changes = True, bench.changes
+        if found_by == "send":
+            with pytest.raises(LinkFull):
+                await bench.connection.send("r", [Cancel("a")])
+        else:
+            bench.awake.set()
+            await anyio.wait_all_tasks_blocked()
+        assert (bench.connection.problem, bench.changes) == (None, changes + 1)
+        assert bench.connection.full is not None
+        assert bench.connection.quality == "degraded"
+        assert "no memory" in bench.connection.full.what
+        pings = bench.pings
+        with pytest.raises(LinkFull):
+            await bench.connection.send("r", [Cancel("a")])
+        link.bring(one)
+        await bench.connection.ack(await bench.connection.receive())
+        assert (link.acked, bench.pings) == ([one], pings)
+        for link.full in (True, False):
+            bench.awake.set()
+            await anyio.wait_all_tasks_blocked()
+        assert (bench.connection.full, bench.changes) == (None, changes + 2)
+        await bench.connection.send("r", [Cancel("a")])
+        assert (link.sent, await bench.link()) == ([Cancel("a")], link)
+        assert (bench.lines("link_full"), bench.lines("link_has_room"), bench.lines("link_down")) == (1, 1, 0)
+
+    await bench.during(do)
+
+
+async def test_a_destination_that_can_take_nothing_holds_up_no_other_and_is_tried_again(bench: Bench) -> None:
+    async def do() -> None:
+        link = await bench.link()
+        await anyio.wait_all_tasks_blocked()
+        bench.occupied, changes = {"x"}, bench.changes
+        for _ in range(2):
+            with pytest.raises(Retryable):
+                await bench.connection.send("x", [Cancel("a")])
+        await bench.connection.send("y", [Cancel("b")])
+        assert bench.lines("destination_down") == 1
+        for now in (1, 2):
+            bench.awake.set()
+            await anyio.wait_all_tasks_blocked()
+            assert bench.changes == changes + now
+        bench.occupied = set()
+        await bench.connection.send("x", [Cancel("a")])
+        bench.awake.set()
+        await anyio.wait_all_tasks_blocked()
+        assert bench.changes == changes + 2
+        assert (link.sent, await bench.link()) == ([Cancel("b"), Cancel("a")], link)
 
     await bench.during(do)

@@ -18,11 +18,6 @@ pytestmark = pytest.mark.anyio
 PERSON_ACTIONS = ("complete", "assign", "delete", "approve", "deny", "done", "again", "fail")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def in_state(world: World, state: str) -> Task:
     """Makes one task and brings it into a state."""
     task = await world.add("x", attempts_max=1)
@@ -356,7 +351,6 @@ async def test_a_retry_never_gets_round_an_approval(world: World) -> None:
 # Cancelling what runs.
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_cancel_before_the_executor_knows_the_attempt_is_remembered(world: World) -> None:
     task = await in_state(world, "executing")
     cancelling = Cancelling(world.context)

@@ -32,6 +32,7 @@ from tests.fakes.ctl_world import (
     QUESTION,
     RECEIPT,
     REHEARSED,
+    RUNNERS,
     SPENT,
     SUBMITTED,
     WHY,
@@ -72,6 +73,7 @@ EVERY = {
     "budget t7 2.5": {"task__control": CONTROLLED},
     "spend": {"spend": SPENT},
     "pause": {"gate__pause": shapes.Gates([])},
+    "runners": {"runner__list": RUNNERS},
     "diff t7": {"workspace__diff": places.DiffPart("+x", "0" * 40, None, PLACE)},
     "merge t7": {"workspace__merge": places.WorkspaceMerged("t7", "/r", "main", "omnid/t7-0", 2, ["a"], True, [])},
     "workspaces": {"workspace__list": places.WorkspaceList([PLACE], 9, 50, 99)},
@@ -117,6 +119,8 @@ def test_the_mode_says_what_is_wrong_with_a_channel():
     assert "env:B is refused: no such key" in ran.out
     assert "first text after 1.5 s" in ran.out
     assert "asleep: it needs more memory; the last one returned 4.5 GB" in ran.out
+    assert "12 MB of" in ran.out
+    assert "/state/snapshots/journal-1.db; The journal has no snapshot" in " ".join(ran.out.split())
     assert Ran("mode", "hold", "sometimes", daemon=Daemon()).code == 2
 
 

@@ -13,12 +13,15 @@ OTHER = shapes_outbox.DeadView("2f-ab", "notice/desktop", "notice", "claude", {}
 
 def test_the_dead_are_listed_page_by_page():
     pages = [shapes_outbox.DeadPage([DEAD], 5), shapes_outbox.DeadPage([OTHER], None)]
-    ran = Ran("dead", daemon=Daemon(dead__list=pages), environ={"COLUMNS": "200"})
-    assert [params for _, params in ran.calls] == [{"after": 0}, {"after": 5}]
+    ran = Ran("dead", "--all", daemon=Daemon(dead__list=pages), environ={"COLUMNS": "200"})
+    assert [params for _, params in ran.calls] == [{"limit": 500}, {"limit": 500, "after": 5}]
     assert "1f-ab" in ran.out
     assert "answer t7" in ran.out
     assert PROBLEM.what in ran.out
     assert "notice claude" in ran.out
+    ran = Ran("dead", "--cursor", "4", "--limit", "1", daemon=Daemon(dead__list=pages[0]))
+    assert ran.calls == [("dead.list", {"after": 4, "limit": 1})]
+    assert "the same with --cursor 5, or with --all" in ran.err
     ran = Ran("dead", "list", daemon=Daemon(dead__list=shapes_outbox.DeadPage([], None)))
     assert (ran.code, ran.out, ran.err) == (0, "", "Nothing was given up.\n")
 
@@ -41,6 +44,9 @@ def test_they_are_retried_and_dropped_one_by_one_or_all(action: str, said: str):
     assert said in ran.out
     ran = Ran("dead", action, "all", daemon=Daemon(dead__list=shapes_outbox.DeadPage([DEAD, OTHER], None), **answers))
     assert [params.get("id") for _, params in ran.calls] == [None, "1f-ab", "2f-ab"]
+    pages = [shapes_outbox.DeadPage([DEAD], 5), shapes_outbox.DeadPage([OTHER], None)]
+    ran = Ran("dead", action, "all", daemon=Daemon(dead__list=pages, **answers))
+    assert [params.get("id") for _, params in ran.calls] == [None, None, "1f-ab", "2f-ab"]
 
 
 @pytest.mark.parametrize("words", [("bury",), ("retry",), ("show",)])

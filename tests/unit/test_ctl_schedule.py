@@ -32,9 +32,9 @@ SUBMITTED = Submitted("id", "t8", "idle", True)
 def test_schedules_are_listed_page_by_page():
     off = replace(POLL, name="off", enabled=False, problem=PROBLEM, schedule=Schedule())
     pages = [shapes.SchedulePage([BACKUP, POLL], "poll"), shapes.SchedulePage([off], None)]
-    ran = Ran("schedule", daemon=Daemon(schedule__list=pages), environ={"COLUMNS": "200"})
-    assert [params for _, params in ran.calls] == [{"after": ""}, {"after": "poll"}]
-    backup, poll, disabled = ran.out.splitlines()[1:]
+    ran = Ran("schedule", "--all", daemon=Daemon(schedule__list=pages), environ={"COLUMNS": "200"})
+    assert [params for _, params in ran.calls] == [{"limit": 500}, {"limit": 500, "after": "poll"}]
+    backup, poll, _, disabled = ran.out.splitlines()[1:]
     for part in ("backup", "0 3 * * * Asia/Taipei, on start", "in 1 h", "1 min ago, completed", "7"):
         assert part in backup
     assert "every 5 min, 3 times" in poll
@@ -43,6 +43,8 @@ def test_schedules_are_listed_page_by_page():
     ran = Ran("schedule", "list", daemon=Daemon(schedule__list=shapes.SchedulePage([], None)))
     assert (ran.code, ran.out) == (0, "")
     assert "omnictl schedule add" in ran.err
+    ran = Ran("schedule", "list", daemon=Daemon(schedule__list=pages[0]))
+    assert "the same with --cursor poll, or with --all" in ran.err
     ran = Ran("schedule", "list", "--json", daemon=Daemon(schedule__list=shapes.SchedulePage([BACKUP], None)))
     assert ran.json["result"]["schedules"][0]["name"] == "backup"
 

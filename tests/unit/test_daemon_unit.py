@@ -188,8 +188,8 @@ def test_a_daemon_that_can_not_start_says_what_why_and_what_to_do(
     ("error", "code"), [(Fatal("store_io", path="/", detail="x"), "store_io"), (ValueError("odd"), "internal")]
 )
 def test_what_ends_the_daemon_is_told_as_one_error(error: Exception, code: str) -> None:
-    from omnid.daemon import of_omnid, say
     from omnid.flow.guard import first
+    from omnid.process import of_omnid, say
 
     found = of_omnid(first(ExceptionGroup("", [ExceptionGroup("", [error])])))
     assert isinstance(found, OmnidError)

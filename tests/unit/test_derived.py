@@ -11,11 +11,6 @@ from tests.fakes.world import World
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def found(world: World) -> list[str]:
     return (await Doctor(world.context).examine()).differences
 

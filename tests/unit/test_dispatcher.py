@@ -21,11 +21,6 @@ from tests.fakes.world import AGENT, PERSON, World
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def names(commands: Iterable[Command]) -> list[str]:
     return [command.name for command in commands]
 
@@ -347,7 +342,6 @@ async def test_what_a_full_window_does_not_take_is_sent_later_in_order(world: Wo
     started.link.close()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_the_bell_starts_what_came(world: World) -> None:
     started = Started(world)
     with anyio.fail_after(10):

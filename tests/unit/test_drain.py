@@ -256,16 +256,20 @@ async def test_one_that_rings_is_not_tried_before_it_does_and_nothing_is_given_u
     place = Place(batch_max=2)
     place.rings, place.down = True, DOWN
     await put(world, "1", "2", "3")
+    caught_up: list[tuple[str, int]] = []
     async with draining(world, {"a": place}.get) as drain:
+        drain.caught_up = lambda queue, sent: caught_up.append((queue, sent))
         await place.called(1)
         await anyio.wait_all_tasks_blocked()
         assert len(place.calls) == 1
         assert world.context.alarms.next_ms() is None
+        assert drain.behind(["a", "b"]) == {"a": 0}
         clock.now_ms += 400 * DAY_MS
         place.down = None
         drain.ring_all()
         await place.called(3)
         await anyio.wait_all_tasks_blocked()
+        assert (caught_up, drain.behind(drain.queues())) == ([("a", 3)], {})
     assert place.texts == ["1", "2", "3"]
     assert (await left(world), await dead(world)) == ([], [])
 

@@ -15,11 +15,6 @@ from tests.fakes.world import World
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def down(name: str = "command", detail: str = "gone") -> Retryable:
     return Retryable("executor_down", executor=name, detail=detail)
 

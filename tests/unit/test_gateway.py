@@ -34,7 +34,10 @@ class World:
     def __init__(self, directory: Path, tasks: anyio.abc.TaskGroup) -> None:
         self.directory = directory
         self.tasks = tasks
-        self.supervised = Supervised(directory / "spool", Clock(), Config().limits, 0.3)
+        spool = directory / "spool"
+        self.supervised = Supervised(
+            spool, Clock(), Config().limits, 0.3, redact=lambda text: text.replace(KEY, "[key]")
+        )
         self.gateways: list[Gateway] = []
         for name in ("go", "answer"):
             os.mkfifo(directory / name)
@@ -114,7 +117,7 @@ async def test_a_start_that_nobody_waits_for_any_more_goes_on(world: World) -> N
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "said"), [("dies", "exit code 3"), ("dies", "no litellm here"), ("silent", "within")]
+    ("behaviour", "said"), [("dies", "exit code 3"), ("dies", "no litellm here for [key]"), ("silent", "within")]
 )
 async def test_one_that_does_not_start_says_why(world: World, behaviour: str, said: str) -> None:
     gateway = world.gateway(behaviour, start_timeout_s=WAIT_S if behaviour == "dies" else 1.0)
@@ -122,6 +125,7 @@ async def test_one_that_does_not_start_says_why(world: World, behaviour: str, sa
     assert isinstance(failure, Failure)
     assert failure.kind == "gateway"
     assert said in failure.detail
+    assert KEY not in failure.detail + gateway.last_words
     assert not failure.may_cost
     with pytest.raises(Retryable):
         await gateway.start()

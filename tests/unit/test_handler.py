@@ -30,11 +30,6 @@ pytestmark = pytest.mark.anyio
 SESSION = "019a0000-0000-7000-8000-000000000001"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Mcp:
     def __init__(self) -> None:
         self.preloaded = 0

@@ -17,6 +17,7 @@ from omnid import config, platform
 from omnid.api.http import HttpServer
 from omnid.api.http_gate import Rates
 from omnid.api.mcp_server import McpServer
+from omnid.api.mcp_tools import TOOLS
 from omnid.clock import SystemClock
 from omnid.errors import Rejected
 from omnid.secrets import Secrets
@@ -243,6 +244,34 @@ async def test_the_header_that_requests_are_routed_by_names_the_task_or_is_missi
         ):
             answer = await client.post(url(daemon), json=asked, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
+async def test_only_what_says_nothing_before_its_answer_gets_no_stream(home: Home) -> None:
+    listen(home)
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    listens = {"notifications": {"resourceSubscriptions": ["omnid://status"]}, "_meta": meta}
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": listens}
+    listed = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}}
+    async with bare(home) as (daemon, client):
+        # Before 2026-07-28 no header says what is asked.
+        hello = await client.post(url(daemon), json=HELLO, headers={"Mcp-Method": "tools/list"})
+        session = {"Mcp-Session-Id": hello.headers["mcp-session-id"], "Mcp-Protocol-Version": "2025-11-25"}
+        assert (await client.post(url(daemon), json=PING, headers=session)).status_code == 200
+        client.headers["Mcp-Protocol-Version"] = "2026-07-28"
+        answer = await client.post(url(daemon), json=listed, headers={"Mcp-Method": "tools/list"})
+        assert [tool["name"] for tool in answer.json()["result"]["tools"]] == list(TOOLS)
+        for names in (["tools/list"], ["tools/list", "subscriptions/listen"], ["subscriptions/listen", "tools/list"]):
+            refused = await client.post(url(daemon), json=asked, headers=[("Mcp-Method", name) for name in names])
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, -32020)
+        async with client.stream(
+            "POST", url(daemon), json=asked, headers={"Mcp-Method": "subscriptions/listen"}
+        ) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
 
 
 @ON_ASYNCIO

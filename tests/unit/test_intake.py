@@ -22,11 +22,6 @@ from tests.fakes.world import AGENT, World
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def refused(world: World, code: str, *asked: Submit, caller: Caller | None = None) -> OmnidError:
     """Submits what must be refused, and sees that nothing of it stays."""
     before = await world.rows("SELECT count(*) FROM change")

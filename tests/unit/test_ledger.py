@@ -9,7 +9,7 @@ import pytest
 from omnid.model import Command, Result, Work
 from omnid.store import outbox
 from omnid.store.database import SqliteStore, StoreSettings
-from omnid.store.ledger import Begun, Ledger
+from omnid.store.ledger import Begun, Ledger, Open
 from tests.fakes.clock import FakeClock
 
 pytestmark = pytest.mark.anyio
@@ -56,12 +56,16 @@ def result(number: int) -> Result:
     return Result(f"a{number}", f"i{number}", 1, "success", output="x" * 100_000, value={"n": [1, None]})
 
 
+async def left(book: Book) -> list[Begun]:
+    return [one.begun for one in await book.ledger.open()]
+
+
 async def test_what_is_known_is_not_begun_again_not_even_after_a_restart(book: Book) -> None:
     assert await book.ledger.begin([begun(1), begun(2), begun(1)]) == [begun(1), begun(2)]
     book.store.close()
     book.open()
     assert await book.ledger.begin([begun(2), begun(3), begun(1)]) == [begun(3)]
-    assert await book.ledger.open() == [begun(1), begun(2), begun(3)]
+    assert await left(book) == [begun(1), begun(2), begun(3)]
 
 
 async def test_a_result_ends_its_attempt_and_is_owed_to_whoever_sent_it(book: Book) -> None:
@@ -81,6 +85,25 @@ async def test_a_result_ends_its_attempt_and_is_owed_to_whoever_sent_it(book: Bo
     assert await book.ledger.begin([begun(1)]) == []
 
 
+async def test_a_cancel_of_what_has_begun_is_kept_and_what_has_not_never_begins(book: Book) -> None:
+    await book.ledger.begin([begun(1), begun(2)])
+    for _ in range(2):
+        await book.ledger.cancel("a2")
+    await book.ledger.cancel("a9")
+    assert not await book.ledger.withdraw(begun(1), result(1))
+    assert await book.ledger.withdraw(begun(3), result(3))
+    book.store.close()
+    book.open()
+    assert await book.ledger.open() == [Open(begun(1), False), Open(begun(2), True)]
+    assert await book.owed("home") == ["a3"]
+    assert await book.ledger.begin([begun(3)]) == []
+    await book.ledger.settle(result(2))
+    await book.ledger.cancel("a2")
+    await book.confirm("home")
+    assert sorted(await book.ledger.forget(0, 1)) == ["a2"]
+    assert await book.store.read(lambda reader: reader.one("count_note")) == (2,)
+
+
 async def test_what_ended_long_ago_is_forgotten_but_not_what_is_open_or_owed(book: Book) -> None:
     await book.ledger.begin([begun(1), begun(2), begun(3, "away")])
     for number in (1, 3):
@@ -93,7 +116,7 @@ async def test_what_ended_long_ago_is_forgotten_but_not_what_is_open_or_owed(boo
     await book.confirm("home")
     assert await book.ledger.forget(before_ms, 100) == ["a1"]
     assert await book.ledger.forget(before_ms, 100) == []
-    assert await book.ledger.open() == [begun(2)]
+    assert await left(book) == [begun(2)]
     assert await book.ledger.begin([begun(4), begun(1)]) == [begun(1)]
 
 

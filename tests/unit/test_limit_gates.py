@@ -1,27 +1,31 @@
 """Limits of executors: what an attempt that hits one does to its task, to its gate, and to all other tasks."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omnid.flow.control import Cancelling
 from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.gates import Gates
 from omnid.flow.limits import PROVEN_MS, UNSAID_S, WAIT_S_MAX, moved
+from omnid.flow.wakeup import NAP_S_MAX, Wakeup
 from omnid.link.embedded import EmbeddedLink
 from omnid.model import Command, Gate, Park, Problem
 from omnid.store import journal
+from omnid.store.interface import Reader
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import PERSON, World
 
 pytestmark = pytest.mark.anyio
 
+T = TypeVar("T")
+
 HOUR_MS = 3_600_000
 PROBLEM = Problem.make("agent_limit", executor="safe", said="You've hit your limit.", task="t1")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 async def started(world: World, count: int = 1) -> list[Command]:
@@ -179,6 +183,39 @@ async def test_the_timer_wakes_when_it_is_due_and_not_over_and_over(world: World
     assert world.gates.next_wake_at_ms() == clock.now_ms + HOUR_MS
     clock.now_ms += HOUR_MS
     assert world.gates.next_wake_at_ms() is None
+
+
+async def test_a_limit_that_lifts_while_the_timer_looks_is_seen_at_once(
+    world: World, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (command,) = await started(world)
+    await park(world, command, clock.now_ms + HOUR_MS)
+    looks = 0
+    looked = anyio.Event()
+    bells = (world.context.dispatch, world.context.timer)
+    real = world.store.read
+
+    async def read(look: Callable[[Reader], T]) -> T:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            # The last read before the nap is so slow that the limit lifts meanwhile, and nobody has rung for it.
+            for bell in bells:
+                await bell.wait()
+            clock.now_ms += HOUR_MS
+            looked.set()
+        return await real(look)
+
+    for bell in bells:
+        bell.ring()
+    monkeypatch.setattr(world.store, "read", read)
+    timer = Wakeup(world.context, world.gates, Cancelling(world.context))
+    async with anyio.create_task_group() as group:
+        group.start_soon(timer.run)
+        with anyio.fail_after(NAP_S_MAX / 3):
+            await looked.wait()
+            await world.context.dispatch.wait()
+        group.cancel_scope.cancel()
 
 
 async def test_the_dispatcher_looks_when_it_is_due(world: World, clock: FakeClock) -> None:

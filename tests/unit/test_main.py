@@ -8,7 +8,7 @@ import pytest
 
 import omnid
 from omnid.executor.workers import argv_of
-from omnid.worker import brainstem, gateway
+from omnid.worker import brainstem, gateway, supervisor
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -46,6 +46,11 @@ def test_a_worker_runs_by_its_path_or_as_a_verb_of_the_one_binary(module: Module
     name = module.__name__.rpartition(".")[2]
     assert argv_of(module, frozen=False) == (sys.executable, "-I", "-X", "utf8", module.__file__)
     assert argv_of(module, frozen=True) == (sys.executable, "worker", name)
+
+
+def test_a_supervisor_starts_fast_by_its_path_and_as_a_verb_of_the_one_binary() -> None:
+    assert argv_of(supervisor, site=False, frozen=False)[1:-1] == ("-I", "-S", "-X", "utf8")
+    assert argv_of(supervisor, site=False, frozen=True) == (sys.executable, "worker", "supervisor")
 
 
 def test_the_verb_of_the_gateway_s_worker_serves_the_socket_it_is_given(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from omnid.api.mcp_lines import parsed
+from omnid.api.mcp_lines import AHEAD_MAX, parsed
 from omnid.api.mcp_server import McpServer
+from omnid.api.mcp_session import OTHER_ERA
 from omnid.errors import Fatal, Rejected
 from tests.fakes.mcp_peer import WAIT_S, Api, Clock, Connection, Held, Log, Peer, bounded, served
 
@@ -18,6 +19,8 @@ MODERN = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
 }
+
+HANDSHAKE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "me", "version": "1"}}
 
 
 @pytest.mark.anyio
@@ -57,6 +60,31 @@ async def test_fatal_passes_and_is_no_answer() -> None:
         with anyio.fail_after(WAIT_S), pytest.raises(Fatal):
             await server.serve(Connection(), received, send)
     assert sent == []
+
+
+@pytest.mark.anyio
+async def test_the_first_request_says_the_era_of_the_connection() -> None:
+    async with served(Api()) as peer:
+        for _ in range(AHEAD_MAX + 2):
+            await peer.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+        await peer.call(1, "initialize", {**HANDSHAKE, "_meta": MODERN})
+        assert (await peer.answer())["result"]["protocolVersion"] == "2025-11-25"
+        await peer.call(2, "tools/list", {"_meta": MODERN})
+        refused = (await peer.answer())["error"]
+        assert (refused["code"], refused["message"]) == (-32600, OTHER_ERA)
+        assert refused["data"]["method"] == "tools/list"
+        await peer.call(3, "tools/list", {})
+        assert (await peer.answer())["result"]["tools"]
+    async with served(Api()) as peer:
+        await peer.call(1, "tools/list", {"_meta": MODERN})
+        assert (await peer.answer())["result"]["tools"]
+        await peer.call(2, "initialize", HANDSHAKE)
+        assert (await peer.answer())["error"]["code"] == -32022
+    async with served(Api()) as peer:
+        await peer.call(1, "tools/list", {})
+        assert (await peer.answer())["error"]["code"] == -32602, "without a handshake"
+    async with served(Api()) as peer:
+        await peer.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
 
 @pytest.mark.anyio

@@ -45,11 +45,6 @@ TEXT_CHARS_MAX = 700
 """The longest error that a model has to read."""
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def work(argv: tuple[str, ...]) -> Any:
     match argv[0]:
         case "hang":

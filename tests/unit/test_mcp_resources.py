@@ -117,9 +117,9 @@ async def test_what_others_have_is_not_told(home: Home, monkeypatch: pytest.Monk
     work, look, looked = Work(home), Follow.look, 0
     work.go.set()
 
-    async def counted(self: Follow, context: Any, uri: str) -> Any:
+    async def counted(self: Follow, context: Any, uri: str, *args: Any, **how: Any) -> Any:
         nonlocal looked
-        found = await look(self, context, uri)
+        found = await look(self, context, uri, *args, **how)
         looked += 1
         return found
 

@@ -18,16 +18,10 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def call(world: World) -> Calls:
     return Calls(world)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_get_waits_for_the_end_of_the_task(call: Calls) -> None:
     world = call.world
     task = await world.add("x")
@@ -69,7 +63,6 @@ async def test_log_gives_the_output_in_pieces(call: Calls) -> None:
     assert (await call("task.log", task="t1")).text == "head", "what is in the journal outlives the spool"
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_log_waits_for_more_and_for_the_end(call: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnid.api.journal_views.LOOK_AGAIN_S", 0.001)
     world = call.world
@@ -91,7 +84,6 @@ async def test_log_waits_for_more_and_for_the_end(call: Calls, monkeypatch: pyte
     assert parts == [shapes.LogPart("more", 4, 1, False)]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_task_that_only_a_key_helps_on_is_not_waited_for(call: Calls) -> None:
     world = call.world
     missing = Retryable("secret_missing", reference="env:KEY", detail="it is not set")
@@ -117,7 +109,6 @@ async def test_a_task_that_only_a_key_helps_on_is_not_waited_for(call: Calls) ->
     assert "needs a key or a login (The secret env:KEY can't be had: it is not set)" in view.why
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_who_follows_a_log_is_told_of_its_end_and_the_journal_is_left_alone_until_then(
     call: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,18 +255,3 @@ async def test_the_cloud_is_watched_while_the_local_model_ends(place: Place) -> 
         await place.keeper.hold("brainstem")
     assert await place.shut()
     place.local.ends.set()
-
-
-async def test_a_repair_is_asked_for_once_in_a_while_also_by_the_next_daemon(world: World, clock: FakeClock) -> None:
-    world.set("mode", repair_executor="safe", repair_every_s=3600.0)
-    mender = cast(Any, world.context.executors["safe"])
-    mender.takes_prompts, mender.accepts = True, lambda work: None
-    for _ in range(2):
-        keeper = ModeKeeper(world.context, lambda: None, Secrets({}))
-        await keeper._ask_for_repair("it doesn't start", "")
-        clock.now_ms += 1_800_000
-        await world.restart()
-    assert await world.rows("SELECT count(*) FROM task WHERE kind = 'repair'") == [(1,)]
-    clock.now_ms += 1_800_000
-    await ModeKeeper(world.context, lambda: None, Secrets({}))._ask_for_repair("it doesn't start", "")
-    assert await world.rows("SELECT count(*) FROM task WHERE kind = 'repair'") == [(2,)]

@@ -33,11 +33,6 @@ Told = list[tuple[str, str, dict[str, str]]]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def purse(tmp_path: Any, clock: FakeClock) -> Any:
     made = Purse(tmp_path / "world", clock)
     try:

@@ -37,11 +37,6 @@ FIELDS: dict[Kind, dict[str, str]] = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def notice(kind: Kind, at_ms: int = NOW_MS, subject: str = "claude", **fields: str) -> Delivery:
     body = {"event": kind, **FIELDS[kind], **fields}
     return Delivery(at_ms, f"{at_ms}-{kind}", f"{QUEUE}desktop", "notice", subject, body, at_ms)

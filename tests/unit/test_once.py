@@ -13,11 +13,6 @@ from tests.fakes.world import World
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 ANSWER = Submitted("i", "t1", "idle", True)
 
 

@@ -23,11 +23,6 @@ pytestmark = pytest.mark.anyio
 PROBLEM = Problem.make("delivery_failed", destination="a", detail="no")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def put(tx: Tx, destination: str, text: str, rows_max: int = 100) -> str:
     return outbox.put(tx, destination, "answer", "t", {"text": text}, rows_max=rows_max)
 

@@ -2,15 +2,18 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
 import pytest
 
 from omnid.errors import Retryable
+from omnid.executor.interface import Found, Ports
 from omnid.flow import remote
+from omnid.flow.keep import keep
 from omnid.flow.remote import Place, Remote
 from omnid.link.interface import LinkDown, Message, Received
 from omnid.model import Cancel, Command, Heartbeat, Watch, Work
@@ -70,6 +73,21 @@ def command(number: int, executor: str = "command") -> Command:
     return Command(f"a{number}", f"i{number}", 1, f"t{number}", executor, Work(argv=(str(number),)), 5.0)
 
 
+class Deaf(InProcessExecutor):
+    """An executor that hears no cancel (`deaf`), or fails with it (`broken`); an earlier attempt of it never ran."""
+
+    deaf = broken = False
+
+    async def recover(self, command: Command, ports: Ports) -> Found:
+        return Found.NEVER_RAN
+
+    async def cancel(self, attempt_id: str) -> None:
+        if self.broken:
+            raise OSError("the pipe is gone")
+        if not self.deaf:
+            await super().cancel(attempt_id)
+
+
 class Bench:
     """A runner with two slots, whose commands end when the test says so."""
 
@@ -79,11 +97,17 @@ class Bench:
         self.started: list[str] = []
         self.gates: dict[str, anyio.Event] = {}
         self.down = False
-        executors = {name: InProcessExecutor(name, self._do) for name in ("command", "single")}
+        executors = {name: Deaf(name, self._do) for name in ("command", "single")}
         executors["single"].concurrency = 1
+        self.executor = executors["command"]
         world.context.take_executors(executors)
-        self.ledger = Ledger(world.store)
-        self.remote = Remote(world.context, self.ledger, self.cable, Place(2, ("gpu",), 5.0))
+        self.again()
+
+    def again(self) -> None:
+        """Has the next runner begin where the last has ended."""
+        self.ledger = Ledger(self.world.store)
+        self.cable.acked.clear()
+        self.remote = Remote(self.world.context, self.ledger, self.cable, Place(2, ("gpu",), 5.0))
 
     async def _do(self, argv: tuple[str, ...]) -> Any:
         if self.down:
@@ -99,8 +123,9 @@ class Bench:
     async def runs(self) -> AsyncIterator[None]:
         with anyio.fail_after(10):
             async with anyio.create_task_group() as group:
+                await self.remote.recover(group)
                 for loop in (self.remote.take, lambda: self.remote.start(group), self.remote.beat):
-                    group.start_soon(loop)
+                    group.start_soon(partial(keep, "loop", loop, clock=self.clock, log=self.world.context.log))
                 yield
                 group.cancel_scope.cancel()
 
@@ -191,8 +216,55 @@ async def test_a_cancel_ends_what_runs_and_what_waits_before_it_begins(bench: Be
         bench.cable.bring(Cancel("a2"), Cancel("a0"), Cancel("unknown"))
         await anyio.wait_all_tasks_blocked()
         assert bench.started == ["0", "1"]
-        assert await bench.owed() == [("a0", "cancelled"), ("a2", "cancelled")]
-        assert bench.cable.acked.count("unknown") == 1
+        assert await bench.owed() == [("a2", "cancelled"), ("a0", "cancelled")]
+        assert bench.cable.acked == ["a0", "a1", "a2", "a2", "a0", "unknown"]
+
+
+async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_start(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(3)))
+        await anyio.wait_all_tasks_blocked()
+        bench.executor.deaf = True  # As when it dies before it passes the cancel on.
+        bench.cable.bring(Cancel("a1"), Cancel("a1"), Cancel("a2"))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.acked[2:] == ["a1", "a1", "a2", "a2"]
+    assert [(one.begun.command.attempt_id, one.cancelled) for one in await bench.ledger.open()] == [
+        ("a0", False),
+        ("a1", True),
+    ]
+    bench.again()
+    async with bench.runs():
+        bench.cable.bring(command(2), tag="again")  # As where the acknowledgement didn't get through.
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.acked == ["again"]
+        assert bench.started == ["0", "1", "0"]
+        assert await bench.owed() == [("a2", "cancelled"), ("a1", "cancelled")]
+
+
+async def test_what_can_not_be_kept_is_not_acknowledged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def closed(*_: Any, **__: Any) -> None:
+        raise Retryable("store_closed")
+
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(3)))
+        await anyio.wait_all_tasks_blocked()
+        monkeypatch.setattr(bench.world.store, "write", closed)
+        bench.cable.bring(Cancel("a0"), Cancel("a2"), command(3, "codex"))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.acked == ["a0", "a1"]
+        assert bench.cable.refused == []
+
+
+async def test_what_one_message_fails_with_holds_up_no_other(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(command(0))
+        await anyio.wait_all_tasks_blocked()
+        bench.executor.broken = True
+        bench.cable.bring(Cancel("a0"), Watch(cast("float", "soon")), command(1))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1"]
+        assert sorted(bench.cable.acked) == ["a0", "a0", "a1"]
+        assert bench.world.logged.getvalue().count("guard_ended") == 2
 
 
 async def test_those_who_ask_hear_how_it_is_until_their_time_has_passed(bench: Bench) -> None:

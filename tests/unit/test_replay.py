@@ -13,11 +13,6 @@ from tests.fakes.world import World
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def story(world: World) -> None:
     """A bit of everything that the log can hold."""
     await world.add("x", "y" * 20_000, labels=("a",), lane="l")

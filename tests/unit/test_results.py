@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 PROBLEM = Problem.make("exit_code", code=1, detail="x", task="t1")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def attempt(world: World, command: Command) -> Attempt:
     row = await world.store.read(lambda reader: reader.one("attempt_by_number", command.task_id, command.number))
     assert row is not None
@@ -348,7 +343,6 @@ class Failing:
         return await self.write_now(fn, **how)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_result_is_kept_while_the_disk_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnid.flow.results.SETTLE_BACKOFF", Backoff(0.001, 0.001))
     command = await started(world)
@@ -364,7 +358,6 @@ async def test_a_result_is_kept_while_the_disk_is_full(world: World, monkeypatch
     assert '"tries":3' in world.logged.getvalue().replace(" ", "")
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_while_a_result_waits_for_room_why_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnid.flow.results.SETTLE_BACKOFF", Backoff(0.001, 0.001))
     command = await started(world)

@@ -14,11 +14,6 @@ from tests.fakes.world import World
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def ended(world: World, *argv: str, outcome: str = "success", **fields: object) -> str:
     task = await world.add(*argv, **fields)
     command = next(one for one in await world.claim() if one.task_id == task.id)
@@ -179,7 +174,6 @@ async def test_a_task_that_is_run_again_meanwhile_stays(world: World, clock: Fak
     assert (await world.task(task_id)).state == "idle"
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_rounds_follow_each_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnid.flow.retention.ROUND_S", 0.001)
     rounds: list[int] = []

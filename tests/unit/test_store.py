@@ -148,6 +148,58 @@ async def test_after_a_full_disk_the_store_goes_on(tmp_path: Path) -> None:
         assert "paused:after" in await store.read(ids)
 
 
+async def test_a_peek_is_on_the_loop_and_sees_one_committed_state(tmp_path: Path) -> None:
+    ran_on: list[int] = []
+
+    def look(reader: Any) -> tuple[list[str], list[str]]:
+        ran_on.append(threading.get_ident())
+        before = ids(reader)
+        beside.execute("DELETE FROM gate")
+        return before, ids(reader)
+
+    async with opened(tmp_path) as store:
+        beside = apsw.Connection(str(store.path))
+        await store.write(gate("a"))
+        assert await store.peek(look) == (["paused:a"], ["paused:a"])
+        assert await store.peek(ids) == []
+        assert ran_on == [threading.get_ident()]
+        beside.close()
+
+
+async def test_a_peek_that_takes_long_is_done_on_a_thread(tmp_path: Path) -> None:
+    ran_on: list[int] = []
+    sql = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 100000) SELECT count(*) FROM n"
+
+    def count(reader: Any) -> int:
+        ran_on.append(threading.get_ident())
+        return next(iter(reader.connection.execute(sql)))[0]
+
+    def short(reader: Any) -> None:
+        ran_on.append(threading.get_ident())
+        list(reader.connection.execute(sql.replace("100000", "100")))
+
+    async with opened(tmp_path) as store:
+        assert await store.peek(count) == 100_000
+        assert len(ran_on) == 2
+        assert ran_on[0] == threading.get_ident() != ran_on[1]
+        ran_on.clear()
+        for _ in range(1_000):
+            await store.peek(short)
+        assert set(ran_on) == {threading.get_ident()}, "none of them pays for those before it"
+
+
+async def test_a_peek_says_what_is_wrong_as_a_read_does(tmp_path: Path) -> None:
+    def refuse(_: Any) -> None:
+        raise Rejected("unknown_task", task="t1", hint="")
+
+    async with opened(tmp_path) as store:
+        with pytest.raises(Rejected, match="t1"):
+            await store.peek(refuse)
+        with pytest.raises(Rejected, match="no such table"):
+            await store.peek(lambda reader: list(reader.connection.execute("SELECT * FROM nowhere")))
+        assert await store.peek(ids) == []
+
+
 async def test_what_a_failed_batch_had_taken_of_the_log_is_given_back(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.write(gate("a"))
@@ -251,13 +303,14 @@ def test_a_step_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     connection = frozen_first_schema(tmp_path / "journal.db")
-    connection.execute("PRAGMA user_version = 7")
+    newer = migration.schemas()[-1][0] + 1
+    connection.execute(f"PRAGMA user_version = {newer}")
     connection.close()
     with pytest.raises(Rejected) as caught:
         SqliteStore(tmp_path / "journal.db", SystemClock(), StoreSettings())
     assert caught.value.code == "schema_newer"
-    assert "7" in caught.value.what
-    assert apsw.Connection(str(tmp_path / "journal.db")).pragma("user_version") == 7
+    assert str(newer) in caught.value.what
+    assert apsw.Connection(str(tmp_path / "journal.db")).pragma("user_version") == newer
 
 
 @pytest.mark.parametrize("content", ["database", "text"])

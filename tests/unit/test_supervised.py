@@ -18,6 +18,7 @@ from omnid.executor.command import CommandExecutor
 from omnid.executor.interface import Found
 from omnid.executor.records import Spec, is_held, read_started
 from omnid.executor.spool import ASIDE, ERRORS
+from omnid.executor.workers import argv_of
 from omnid.model import Result, Work
 from omnid.worker import supervisor
 from tests.contract.executors import Ports, command_of, commands
@@ -146,7 +147,7 @@ async def test_killed_around_the_check_repeats_the_check_alone(
         await start(*arguments, **named)
         monkeypatch.setattr(launch, "SUPERVISOR", original)
 
-    original = (sys.executable, "-I", "-S", "-X", "utf8", supervisor.__file__)
+    original = argv_of(supervisor, site=False)
     monkeypatch.setattr(executor._supervised, "start", start_well_again)
     argv, check = (("sh", "-c", EFFECT, str(tmp_path / name)) for name in ("effect", "checked"))
     result = await result_of(executor, argv, check)

@@ -12,11 +12,13 @@ from typing import Any
 import anyio
 import pytest
 
+import omnid
 from omnid.clock import SystemClock
 from omnid.executor import launch
 from omnid.executor import supervised as supervised_module
 from omnid.executor.records import Exit, Spec
 from omnid.executor.supervised import Supervised
+from omnid.executor.workers import argv_of
 from omnid.worker import supervisor
 from tests.contract.executors import KILL_GRACE_S, LIMITS
 from tests.fakes import measured_supervisor
@@ -86,6 +88,18 @@ async def test_environment_is_exactly_what_was_given(supervised: Supervised) -> 
     _, output = await ended(supervised, "env", env={"A": "1", "UMLAUT": "äöü", "PYTHONPATH": "/nowhere"})
     given = {"PATH": os.environ["PATH"], "A": "1", "UMLAUT": "äöü", "PYTHONPATH": "/nowhere", supervisor.MARK: ATTEMPT}
     assert dict(line.partition("=")[::2] for line in output.splitlines()) == given
+
+
+async def test_the_verb_of_the_one_binary_is_a_supervisor_too(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    binary = tmp_path / "omnid"
+    path = Path(omnid.__file__).parents[1]
+    binary.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {sys.executable} -m omnid "$@"\n')
+    binary.chmod(0o700)
+    monkeypatch.setattr(launch, "SUPERVISOR", (str(binary), *argv_of(supervisor, frozen=True)[1:]))
+    done, output = await ended(supervised, "sh", "-c", "echo $PYTHONPATH; cat; exit 3", stdin="said")
+    assert (done.code, output) == (3, "\nsaid")
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """The timer: what is due is released, what is past its deadline fails, and each sleep ends when something is due."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import anyio
 import pytest
 
@@ -7,10 +10,13 @@ from omnid.errors import Retryable
 from omnid.flow.control import Cancelling
 from omnid.flow.wakeup import BATCH_MAX, NAP_S_MAX, Wakeup
 from omnid.model import Submit
+from omnid.store.interface import Reader
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -32,6 +38,30 @@ async def test_a_task_waits_for_its_time_and_no_longer(world: World, clock: Fake
 
 async def test_a_time_in_the_past_is_no_reason_to_wait(world: World, clock: FakeClock) -> None:
     assert (await world.add("now", not_before_ms=clock.now_ms)).state == "idle"
+
+
+async def test_a_slow_read_makes_the_nap_shorter(
+    world: World, clock: FakeClock, timer: Wakeup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.add("later", not_before_ms=clock.now_ms + 5_000)
+    read = world.store.read
+
+    async def slow(look: Callable[[Reader], T]) -> T:
+        clock.now_ms += 1_500
+        return await read(look)
+
+    monkeypatch.setattr(world.store, "read", slow)
+    assert await timer.nap_s() == 3.5
+
+
+async def test_a_deadline_that_passes_while_the_timer_looks_is_due_at_once(
+    world: World, clock: FakeClock, timer: Wakeup
+) -> None:
+    await world.add("late", deadline_ms=clock.now_ms + 2_000)
+    since_ms = clock.now_ms
+    clock.now_ms += 2_000
+    assert await timer.nap_s() == NAP_S_MAX, "whoever looks only now takes it for one that was seen"
+    assert await timer.nap_s(since_ms) == 0.0
 
 
 async def test_with_nothing_due_the_timer_still_looks_now_and_then(world: World, timer: Wakeup) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnid.executor.workspace import kind_for, uses
+from omnid.executor.workspace_kind import kind_for, uses
 from omnid.executor.workspace_record import NAME_CHARS_MAX, key_of
 from omnid.model import Work
 from omnid.settings import CommandExecutor as Section
@@ -147,6 +147,9 @@ async def test_tasks_whose_ids_end_alike_do_not_meet(places: Places, repository:
     two = places.task("t1", id="0199a1b2-0000-7000-8000-1111aaaaaaaa")
     assert await places.enter(one, repository.path) != await places.enter(two, repository.path)
     assert places.record(one).branch != places.record(two).branch
+    for task in (one, two):
+        assert places.workspaces.of(task.task_id, "t1") == places.record(task)
+    assert places.workspaces.of("0199a1b2-0000-7000-8000-2222aaaaaaaa", "t1") is None
 
 
 async def test_no_hook_of_the_repository_runs(places: Places, repository: Repository, tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """``omnictl dead``: what could not be delivered and was given up; and ``omnictl reply``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omnid.ctl import times, views
+from omnid.ctl import pages, times, views
 from omnid.ctl.commands.control import control
 from omnid.ctl.context import Context
-from omnid.ctl.options import Verb
+from omnid.ctl.options import Option, Verb
 from omnid.ctl.render import Cell
 
 _ACTIONS = ("list", "show", "retry", "drop")
@@ -19,7 +19,7 @@ def _dead(context: Context) -> int:
     if action not in _ACTIONS:
         context.given.misuse(f"It takes {', '.join(_ACTIONS)}, not {action}")
     if action == "list":
-        return _list(context)
+        return pages.show(context, _DEAD, {"after": context.given.whole("cursor")})
     if not ids:
         context.given.misuse(f"`dead {action}` needs the ID of a delivery; `omnictl dead list` shows them")
     if action == "show":
@@ -30,41 +30,29 @@ def _dead(context: Context) -> int:
     return 0
 
 
-def _pages(context: Context) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    after: int | None = 0
-    while after is not None:
-        page = context.call("dead.list", after=after)
-        found += page["deliveries"]
-        after = page["next"]
-    return found
-
-
 def _every(context: Context) -> list[str]:
-    return [one["id"] for one in _pages(context)]
+    # All of them before the first is retried or dropped, which changes the list.
+    return [one["id"] for page in pages.pages(context, _DEAD, {}) for one in page[_DEAD.rows]]
 
 
-def _list(context: Context) -> int:
-    found = _pages(context)
-    if context.json:
-        context.give_json({"deliveries": found})
-        return 0
-    if not found:
-        context.screen.tell("Nothing was given up.")
-        return 0
-    now_ms = context.world.now_ms()
-    rows = [
-        (
-            Cell(one["id"], "bold"),
-            Cell(one["destination"]),
-            Cell(f"{one['kind']} {one['body'].get('task') or one['subject'] or ''}"),
-            Cell(times.distance(one["dead_at_ms"], now_ms), "dim"),
-            Cell(one["problem"]["what"] if one["problem"] else "", "red"),
-        )
-        for one in found
-    ]
-    context.screen.table(("ID", "TO", "WHAT", "GIVEN UP", "WHY"), rows)
-    return 0
+def _row(one: Mapping[str, Any], now_ms: int) -> Sequence[Cell]:
+    return (
+        Cell(one["id"], "bold"),
+        Cell(one["destination"]),
+        Cell(f"{one['kind']} {one['body'].get('task') or one['subject'] or ''}"),
+        Cell(times.distance(one["dead_at_ms"], now_ms), "dim"),
+        Cell(one["problem"]["what"] if one["problem"] else "", "red"),
+    )
+
+
+_DEAD = pages.Listing(
+    method="dead.list",
+    rows="deliveries",
+    header=("ID", "TO", "WHAT", "GIVEN UP", "WHY"),
+    row=_row,
+    none="Nothing was given up.",
+    start="after",
+)
 
 
 def _show(context: Context, ids: list[str]) -> int:
@@ -98,7 +86,7 @@ VERBS = {
         _dead,
         "Shows what could not be delivered and was given up, has it tried again, or drops it. `all`: every ID.",
         "[list|show|retry|drop] [ID...]",
-        (),
+        (Option("limit", "N", "At most so many (100; up to 500)"), pages.CURSOR, pages.ALL),
         ("omnictl dead", "omnictl dead retry all"),
     ),
     "reply": Verb(

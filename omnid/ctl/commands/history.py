@@ -1,14 +1,12 @@
 """``omnictl operations`` and ``omnictl replay``: the log of all changes, and the state that it adds up to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omnid.ctl import times, views
+from omnid.ctl import pages, times, views
 from omnid.ctl.context import Context
 from omnid.ctl.options import Option, Verb
 from omnid.ctl.render import Cell
-
-_PAGE_MAX = 1000
 
 
 def _operations(context: Context) -> int:
@@ -19,41 +17,34 @@ def _operations(context: Context) -> int:
         "since": int(since) if since is not None and at_seq else None,
         "since_ms": None if at_seq else given.past_ms("since", context.world.now_ms()),
         "task": given.text("task"),
-        "limit": _PAGE_MAX if given.flag("all") and not given.flag("limit") else given.whole("limit"),
     }
-    while True:
-        page = context.call("operations", **search)
-        if context.json:
-            context.give_json(page)
-        else:
-            _table(context, page["operations"])
-        search["since"] = page["next"]
-        if page["next"] is None or not given.flag("all"):
-            break
-    if page["next"] is not None and not context.json:
-        context.screen.tell(f"There are more: the same with --since {page['next']}, or with --all")
-    return 0
+    return pages.show(context, _OPERATIONS, search)
 
 
-def _table(context: Context, operations: list[dict[str, Any]]) -> None:
-    rows = [
-        (
-            Cell(str(operation["seq"]), "dim"),
-            Cell(times.stamp(operation["at_ms"])),
-            Cell(operation["kind"], {"create": "green", "delete": "red"}.get(operation["kind"], "")),
-            Cell(f"{operation['collection']} {operation['id'][-8:]}"),
-            Cell(_fields(operation["fields"])),
-        )
-        for operation in operations
-    ]
-    if rows:
-        context.screen.table(("SEQ", "TIME", "KIND", "OF", "FIELDS"), rows)
-    else:
-        context.screen.tell("No operations.")
+def _row(operation: Mapping[str, Any], _now_ms: int) -> Sequence[Cell]:
+    return (
+        Cell(str(operation["seq"]), "dim"),
+        Cell(times.stamp(operation["at_ms"])),
+        Cell(operation["kind"], {"create": "green", "delete": "red"}.get(operation["kind"], "")),
+        Cell(f"{operation['collection']} {operation['id'][-8:]}"),
+        Cell(_fields(operation["fields"])),
+    )
 
 
 def _fields(fields: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={views.compact(value)}" for name, value in fields.items())
+
+
+_OPERATIONS = pages.Listing(
+    method="operations",
+    rows="operations",
+    header=("SEQ", "TIME", "KIND", "OF", "FIELDS"),
+    row=_row,
+    none="No operations.",
+    start="since",
+    option="since",
+    page_max=1000,
+)
 
 
 def _replay(context: Context) -> int:
@@ -90,7 +81,7 @@ VERBS = {
             Option("since", "SEQ|TIME", "After this seq, or since a time: 2h (ago), today, ISO 8601"),
             Option("task", "TASK", "Of this task and its attempts"),
             _LIMIT,
-            Option("all", None, "All pages"),
+            pages.ALL,
         ),
         ("omnictl operations --task t7",),
     ),

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from omnid.ctl import views
+from omnid.ctl import pages, views
 from omnid.ctl.context import Context
 from omnid.ctl.options import Option, Verb
 
-_PAGE_MAX = 500
+_TASKS = pages.Listing("task.list", "tasks", views.HEADER, views.row, views.NO_TASKS)
 
 
 def _list(context: Context) -> int:
@@ -15,22 +15,10 @@ def _list(context: Context) -> int:
         "states": given.commas("state"),
         "labels": given.many("label"),
         "since_ms": given.past_ms("since", context.world.now_ms()),
-        "limit": _PAGE_MAX if given.flag("all") and not given.flag("limit") else given.whole("limit"),
         "cursor": given.text("cursor"),
         **{name: given.text(name) for name in ("executor", "origin", "lane", "text")},
     }
-    while True:
-        page = context.call("task.list", **search)
-        if context.json:
-            context.give_json(page)
-        else:
-            views.table(context.screen, page["tasks"], context.world.now_ms())
-        search["cursor"] = page["next"]
-        if page["next"] is None or not given.flag("all"):
-            break
-    if page["next"] is not None and not context.json:
-        context.screen.tell(f"There are more: the same with --cursor {page['next']}, or with --all")
-    return 0
+    return pages.show(context, _TASKS, search)
 
 
 VERBS = {
@@ -48,8 +36,8 @@ VERBS = {
             Option("since", "TIME", "Submitted since: 2h (ago), today, 2026-11-21T08:00"),
             Option("text", "TEXT", "With this in the title"),
             Option("limit", "N", "At most so many (50; up to 500)"),
-            Option("cursor", "CURSOR", "Go on where the page before ended"),
-            Option("all", None, "All pages"),
+            pages.CURSOR,
+            pages.ALL,
         ),
         ("omnictl list --state failed --since today",),
     )

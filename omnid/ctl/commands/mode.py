@@ -1,5 +1,6 @@
 """``omnictl mode`` and ``outages``; and the channels for ``omnictl config check --live``."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ def _mode(context: Context) -> int:
         context.screen.paragraph(one["name"], f"{', '.join(one['models'])}: {_state(one)}", 12, label_style="bold")
     if shown["local_model"]["phase"] != "none":
         context.screen.paragraph("local model", _local(shown["local_model"]), 12, label_style="bold")
+    snapshot = _snapshot(shown)
+    if snapshot:
+        context.screen.paragraph("snapshot", snapshot, 12, label_style="bold")
     if not shown["channels"]:
         context.screen.tell("There are no channels; docs/models.md says how to add one.")
     return 0
@@ -62,6 +66,14 @@ def _local(one: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _snapshot(shown: Mapping[str, Any]) -> str:
+    """Says which snapshot of the journal is the newest, and why there is no newer one."""
+    parts = [f"{size(one['size_bytes'])} of {stamp(one['at_ms'])}: {one['path']}" for one in shown["snapshots"][:1]]
+    if shown["no_snapshot"]:
+        parts.append(f"{shown['no_snapshot']['what']} {shown['no_snapshot']['do']}")
+    return "; ".join(parts)
+
+
 def _outages(context: Context) -> int:
     answer = context.call("outage.list", limit=context.given.whole("limit"))
     if context.json:
@@ -80,10 +92,14 @@ def _outages(context: Context) -> int:
                 Cell(one["subject"]),
                 Cell(str(one["parked"])),
                 Cell(one["problem"]["what"] if one["problem"] else ""),
+                Cell(os.path.basename(one["snapshot"] or "")),
             )
         )
+    # Most outages are of other things, which have none.
+    columns = 7 if any(one["snapshot"] for one in answer["outages"]) else 6
     if rows:
-        context.screen.table(("FROM", "FOR", "CAUSE", "OF", "PARKED", "WHY"), rows)
+        titles = ("FROM", "FOR", "CAUSE", "OF", "PARKED", "WHY", "SNAPSHOT")
+        context.screen.table(titles[:columns], [row[:columns] for row in rows])
     else:
         context.screen.tell("There were no outages.")
     return 0

@@ -1,9 +1,9 @@
 """``omnictl schedule`` and ``run``: tasks that are submitted again and again, and presets of the config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omnid.ctl import times, views
+from omnid.ctl import pages, times, views
 from omnid.ctl.commands.add import TASK, fields_of, given_of, tell_next, work_of
 from omnid.ctl.context import Context
 from omnid.ctl.options import Given, Option, Verb
@@ -22,7 +22,7 @@ def _schedule(context: Context) -> int:
     if action == "list":
         if names:
             context.given.misuse("`schedule list` takes no name; `schedule show NAME` shows one")
-        return _list(context)
+        return pages.show(context, _SCHEDULES, {"after": context.given.text("cursor")})
     if not names:
         context.given.misuse(f"`schedule {action}` needs a NAME; `omnictl schedule list` shows them")
     if action in ("add", "run") and len(names) > 1:
@@ -100,33 +100,25 @@ def _run(context: Context, name: str) -> int:
     return 0
 
 
-def _list(context: Context) -> int:
-    found: list[dict[str, Any]] = []
-    after: str | None = ""
-    while after is not None:
-        page = context.call("schedule.list", after=after)
-        found += page["schedules"]
-        after = page["next"]
-    if context.json:
-        context.give_json({"schedules": found})
-        return 0
-    if not found:
-        context.screen.tell("There are no schedules; `omnictl schedule add` makes one.")
-        return 0
-    now_ms = context.world.now_ms()
-    rows = [
-        (
-            Cell(one["name"], "bold"),
-            Cell(_when(one["schedule"])),
-            Cell(_next(one, now_ms), "" if one["enabled"] else "dim"),
-            Cell(_last(one, now_ms), "red" if one["problem"] or one["last_state"] == "failed" else ""),
-            Cell(str(one["runs"])),
-            Cell(one["title"]),
-        )
-        for one in found
-    ]
-    context.screen.table(("NAME", "WHEN", "NEXT", "LAST", "RUNS", "TITLE"), rows)
-    return 0
+def _row(one: Mapping[str, Any], now_ms: int) -> Sequence[Cell]:
+    return (
+        Cell(one["name"], "bold"),
+        Cell(_when(one["schedule"])),
+        Cell(_next(one, now_ms), "" if one["enabled"] else "dim"),
+        Cell(_last(one, now_ms), "red" if one["problem"] or one["last_state"] == "failed" else ""),
+        Cell(str(one["runs"])),
+        Cell(one["title"]),
+    )
+
+
+_SCHEDULES = pages.Listing(
+    method="schedule.list",
+    rows="schedules",
+    header=("NAME", "WHEN", "NEXT", "LAST", "RUNS", "TITLE"),
+    row=_row,
+    none="There are no schedules; `omnictl schedule add` makes one.",
+    start="after",
+)
 
 
 def _when(schedule: Mapping[str, Any]) -> str:
@@ -196,6 +188,9 @@ VERBS = {
             Option("overlap", "HOW", "Where the run before goes on still: skip (the default), queue, kill"),
             _PARAM,
             *TASK,
+            Option("limit", "N", "Of `list`: at most so many (100; up to 500)"),
+            pages.CURSOR,
+            pages.ALL,
         ),
         (
             "omnictl schedule add backup --cron '0 3 * * *' -- restic backup /home",

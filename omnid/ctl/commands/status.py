@@ -33,6 +33,7 @@ def _status(context: Context) -> int:
     ended = {name: status["tasks"].get(name, 0) for name in _ENDED}
     screen.paragraph("ended", views.counts(ended) or "none", _LABEL_COLUMNS)
     _gates(context, status)
+    _runners(context, status)
     _outbox(context, status)
     if status["today"]:
         screen.paragraph("money", views.today(status["today"]), _LABEL_COLUMNS)
@@ -97,6 +98,17 @@ def _gates(context: Context, status: Mapping[str, Any]) -> None:
         if gate["problem"]:
             text += f". {gate['text'] if gate['cause'] in LIMITS else gate['problem']['what']}"
         context.screen.paragraph("" if number else "gates", text, _LABEL_COLUMNS, "yellow")
+
+
+def _runners(context: Context, status: Mapping[str, Any]) -> None:
+    for number, one in enumerate(status["runners"]):
+        text = f"{one['name']}: {one['state'].replace('_', ' ')}"
+        if one["state"] == "up":
+            text += f", {one['running']} of {one['slots']} slots"
+        elif one["attempts"]:
+            text += f", {one['attempts']} attempts there"
+        style = "" if one["state"] == "up" else "yellow"
+        context.screen.paragraph("" if number else "runners", text, _LABEL_COLUMNS, style)
 
 
 def _outbox(context: Context, status: Mapping[str, Any]) -> None:

@@ -1,0 +1,80 @@
+"""What goes to runners on other hosts: commands and cancels, by way of an outbox for each runner."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from omnid.errors import Rejected
+from omnid.flow.context import Context
+from omnid.flow.fleet import QUEUE, queue_of
+from omnid.flow.runner import Settles, unbegun
+from omnid.link.interface import LinkDown, Messenger
+from omnid.model import Cancel, Command, Delivery, Problem
+from omnid.store import outbox
+from omnid.store.interface import Tx
+
+BATCH_MAX = 256
+SEND_S_MAX = 120.0
+CANCELS_MAX = 1 << 30
+
+Find = Callable[[str], Messenger | None]
+"""Gives the link that leads to a runner; None where there is none."""
+
+
+def recall(tx: Tx, runner: str, attempt_id: str) -> None:
+    """Has a runner told to end an attempt: behind its command, whether that has gone out or not."""
+    outbox.put(tx, queue_of(runner), "cancel", attempt_id, Cancel(attempt_id), rows_max=CANCELS_MAX)
+
+
+class Commands:
+    """The destination of one runner's queue; see `Destination`. The return of its link rings."""
+
+    batch_max = BATCH_MAX
+    timeout_s = SEND_S_MAX
+    rings = True
+
+    def __init__(self, context: Context, settles: Settles, runner: str, find: Find) -> None:
+        self._context = context
+        self._settles = settles
+        self._runner = runner
+        self._find = find
+
+    def due_ms(self, batch: Sequence[Delivery], now_ms: int) -> int:  # noqa: ARG002 - it takes whatever comes.
+        """See `Destination.due_ms`."""
+        return now_ms
+
+    async def send(self, batch: Sequence[Delivery]) -> None:
+        """See `Destination.send`. A command that can never be sent ends its attempt, and needs no place among the dead.
+
+        What was cancelled before it went out ends here; that of an attempt which has ended meanwhile is left out.
+        """
+        messages = [message for delivery in batch if (message := await self._message(delivery)) is not None]
+        messenger = self._find(self._runner)
+        if messenger is None and not any(isinstance(message, Command) for message in messages):
+            return
+        if messenger is None or not self._context.fleet.reaches(self._runner):
+            detail = "the config has no runner of that name any more" if messenger is None else "it is down"
+            raise LinkDown("link_down", link=self._runner, detail=detail)
+        if not messages:
+            return
+        self._context.fleet.sends(message.attempt_id for message in messages)
+        try:
+            await messenger.send(self._runner, messages)
+        except Rejected as error:
+            if len(batch) > 1 or not isinstance(messages[0], Command):
+                raise
+            await self._settles.settle(messages[0].ended("rejected", Problem.of(error)))
+
+    async def _message(self, delivery: Delivery) -> Command | Cancel | None:
+        if delivery.kind == "cancel":
+            return msgspec.convert(delivery.body, Cancel)
+        command = msgspec.convert(delivery.body, Command)
+        fleet = self._context.fleet
+        if fleet.is_withdrawn(command.attempt_id):
+            await self._settles.settle(unbegun(command))
+        return command if fleet.where(command.attempt_id) == self._runner else None
+
+
+def runner_of(queue: str) -> str | None:
+    """Gives the runner whose queue it is; None for any other queue."""
+    return queue.removeprefix(QUEUE) if queue.startswith(QUEUE) else None

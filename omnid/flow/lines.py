@@ -1,0 +1,354 @@
+"""The links to runners on other hosts: kept open, listened to, and answered for while they or the runners are away."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+from msgspec import structs
+
+from omnid.errors import Rejected, Retryable
+from omnid.flow import outages
+from omnid.flow.comeback import CameBack, Comeback
+from omnid.flow.commands import Commands, recall
+from omnid.flow.context import Bell, Context
+from omnid.flow.drain import Drain
+from omnid.flow.explain import span
+from omnid.flow.fleet import MISSING_LEASES, Peer, queue_of
+from omnid.flow.gates import LINK, Gates
+from omnid.flow.guard import guard
+from omnid.flow.keep import keep
+from omnid.flow.results import Results
+from omnid.link.connection import Connection
+from omnid.link.destination import Destination
+from omnid.link.interface import LinkDown, Received
+from omnid.model import Heartbeat, Problem, Result, Watch
+from omnid.settings_links import Link as Section
+from omnid.store import journal
+from omnid.store.interface import Reader, Tx
+
+WATCHES_IN_LEASE = 3
+"""How often in its lease a runner is asked for heartbeats: one that was started anew knows nobody to tell."""
+WATCH_S_MAX = 600.0
+"""How long one that doesn't answer is left in peace at most: what it was asked before still waits for it."""
+NAP_S_MAX = 3600.0
+STALL_S = 5.0
+"""By how much later than it should this may wake before it takes itself for the one who was away."""
+
+Connect = Callable[[Section, Callable[[], None], Callable[[float], None]], Connection]
+"""Makes the daemon's end of a link, which isn't dialled yet; see `Connection` for the functions that it calls."""
+
+
+class Line:
+    """One link with what runs on it."""
+
+    def __init__(self, section: Section, connection: Connection, comeback: Comeback) -> None:
+        self.section = section
+        self.connection = connection
+        self.comeback = comeback
+        self.scope = anyio.CancelScope()
+        self.tried = False
+        """Whether it has been up or down yet."""
+        self.settling = False
+        """Whether results that have come are being written down."""
+
+
+class Lines:
+    """All of them, as the config has them."""
+
+    def __init__(self, context: Context, gates: Gates, results: Results, connect: Connect, drain: Drain) -> None:
+        self._context = context
+        self._gates = gates
+        self._results = results
+        self._connect = connect
+        self._drain = drain
+        self._lines: dict[str, Line] = {}
+        context.fleet.next_try = self._next_try_at_ms
+        self._configured = Bell()
+        self._bell = Bell()
+        self._came_back: list[CameBack] = []
+        """Comebacks that have yet to be written into their outages."""
+
+    def configure(self) -> None:
+        """Takes a changed config over: a link whose section changed is dialled anew."""
+        self._configured.ring()
+        self._bell.ring()
+
+    async def run(self) -> None:
+        """Keeps the links of the config open; ends when it is cancelled."""
+        try:
+            async with anyio.create_task_group() as group:
+                while True:
+                    self._take_config(group)
+                    await self._configured.wait()
+        finally:
+            self._lines = {}
+
+    def _take_config(self, group: TaskGroup) -> None:
+        config = self._context.config
+        used = {remote.link for remote in config.remote}
+        sections = {section.name: section for section in config.link if section.name in used}
+        for name, line in tuple(self._lines.items()):
+            if sections.get(name) != line.section:
+                del self._lines[name]
+                line.scope.cancel()
+                self._context.fleet.link_down(name)
+        for name, section in sections.items():
+            if name not in self._lines:
+                connection = self._connect(section, partial(self._changed, name), partial(self._back, name))
+                comeback = Comeback(name, self._context.clock, self._context.log, self._told)
+                line = self._lines[name] = Line(section, connection, comeback)
+                group.start_soon(self._keep_open, line)
+        self._bell.ring()
+
+    async def _keep_open(self, line: Line) -> None:
+        context, name = self._context, line.section.name
+        with line.scope:
+            async with anyio.create_task_group() as group:
+                for what, loop in (("link", line.connection.run), ("results", partial(self._listen, line))):
+                    group.start_soon(partial(keep, f"{what} {name}", loop, clock=context.clock, log=context.log))
+
+    def _changed(self, name: str) -> None:
+        """A link has gone up or down."""
+        line = self._lines.get(name)
+        if line is None:
+            return
+        line.tried = True
+        fleet = self._context.fleet
+        if line.connection.trouble is None:
+            fleet.link_up(name)
+            for peer in fleet.on_link(name):
+                self._drain.ring(queue_of(peer.name))
+        else:
+            fleet.link_down(name)
+            line.comeback.gone(self._behind(name))
+        self._context.dispatch.ring()
+        self._bell.ring()
+
+    def _back(self, name: str, down_s: float) -> None:
+        """A link is up again after an outage; its queues haven't been rung yet."""
+        line = self._lines.get(name)
+        if line is not None:
+            line.comeback.back(down_s, self._behind(name))
+
+    def _behind(self, name: str) -> dict[str, int]:
+        return self._drain.behind(queue_of(peer.name) for peer in self._context.fleet.on_link(name))
+
+    def caught_up(self, queue: str, sent: int) -> None:
+        """See `drain.CaughtUp`."""
+        for line in self._lines.values():
+            line.comeback.caught_up(queue, sent)
+
+    def _told(self, came_back: CameBack) -> None:
+        self._came_back.append(came_back)
+        self._bell.ring()
+
+    def open(self, runner: str) -> Destination:
+        """Gives the destination of a runner's queue."""
+        return Commands(self._context, self._results, runner, self._messenger)
+
+    def _messenger(self, runner: str) -> Connection | None:
+        peer = self._context.fleet.peers.get(runner)
+        line = None if peer is None else self._lines.get(peer.link or "")
+        return None if line is None else line.connection
+
+    def _next_try_at_ms(self, link: str) -> int | None:
+        line = self._lines.get(link)
+        return None if line is None else line.connection.next_try_at_ms
+
+    async def _listen(self, line: Line) -> None:
+        """Takes what comes from runners, and acknowledges it once it is in the journal."""
+        while True:
+            received = await line.connection.receive()
+            line.settling = True
+            try:
+                await self._take(line, received)
+            finally:
+                line.settling = False
+
+    async def _take(self, line: Line, received: Sequence[Received]) -> None:
+        fleet = self._context.fleet
+        done: list[Received] = []
+        # Side by side, so that they share commits.
+        async with anyio.create_task_group() as group:
+            for one in received:
+                match one.message:
+                    case Heartbeat() as heartbeat:
+                        done.append(one)
+                        if fleet.hear(one.sender, heartbeat):
+                            self._context.dispatch.ring()
+                            self._bell.ring()
+                    case Result() as result:
+                        # What one fails with is none of the others' business; it comes again at the next connection.
+                        settle = partial(self._settle, line, one, result, done)
+                        group.start_soon(partial(guard, f"result from {one.sender}", settle, log=self._context.log))
+                    case _:  # The door lets in nothing else.
+                        done.append(one)
+        try:
+            await line.connection.ack(done)
+        except LinkDown as error:
+            self._context.log.debug("ack_failed", detail=error.what)  # It comes again, and is refused as known.
+
+    async def _settle(self, line: Line, received: Received, result: Result, done: list[Received]) -> None:
+        """Writes a result down; in `done` goes what may be acknowledged, because the journal has it or knows better."""
+        fleet, sender = self._context.fleet, received.sender
+        runner = fleet.where(result.attempt_id)
+        if runner is not None and runner != sender:
+            await self._refuse(line, received, f"its attempt is none of {sender}'s")
+            return
+        fleet.alive(sender)
+        try:
+            if await self._results.write_down(await self._read(sender, result)) is not None:
+                done.append(received)
+        except Rejected as error:
+            await self._refuse(line, received, error.what)
+
+    async def _read(self, runner: str, result: Result) -> Result:
+        """Gives a result as the journal takes it: of what a runner gave back, its own words say why."""
+        if result.outcome != "unstarted":
+            return result
+        context = self._context
+        context.fleet.bounce(result.attempt_id)
+        _, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
+        detail = "it said no more" if result.problem is None else result.problem.what.rstrip(".")
+        problem = Problem.make("runner_refused", runner=runner, task=name, detail=detail)
+        return structs.replace(result, problem=problem)
+
+    async def _refuse(self, line: Line, received: Received, why: str) -> None:
+        try:
+            await line.connection.refuse(received, why)
+        except LinkDown as error:
+            self._context.log.debug("refuse_failed", detail=error.what)
+
+    async def tend(self) -> None:
+        """Keeps the gates of links, asks for heartbeats, and looks after leases; ends when it is cancelled."""
+        clock = self._context.clock
+        while True:
+            await self._keep_gates()
+            await self._write_comebacks()
+            await self._watch()
+            await self._look_at_leases()
+            await self._look_for_missing()
+            nap_s = self._nap_s()
+            until_s = clock.monotonic_s() + nap_s
+            with anyio.move_on_after(nap_s):
+                await self._bell.wait()
+            if clock.monotonic_s() > until_s + STALL_S:
+                self._context.fleet.bear_with()
+
+    async def _keep_gates(self) -> None:
+        for link in self._gates.links_down():
+            if link not in self._lines:
+                await self._gates.link_up(link)
+        for name, line in tuple(self._lines.items()):
+            problem = line.connection.trouble
+            if problem is None:
+                await self._gates.link_up(name)
+            elif line.tried:
+                await self._gates.link_down(name, problem)
+
+    async def _write_comebacks(self) -> None:
+        """Writes into the outages that are over what was sent after them."""
+        while self._came_back:
+            one = self._came_back[0]
+
+            def write(tx: Tx, one: CameBack = one) -> None:
+                left = sum(row[0] for queue in one.left if (row := tx.one("outbox_count", queue)) is not None)
+                parked = one.sent + left
+                outages.came_back(tx, LINK, one.link, since_ms=one.up_at_ms, parked=parked, sent=one.sent)
+
+            await self._context.store.write(write)
+            self._came_back.pop(0)
+
+    async def _watch(self) -> None:
+        now_s = self._context.clock.monotonic_s()
+        for peer in tuple(self._context.fleet.peers.values()):
+            line = self._lines.get(peer.link or "")
+            if line is None or line.connection.problem is not None or _watch_due_s(peer) > now_s:
+                continue
+            peer.watched_s = now_s
+            peer.unanswered += 1
+            try:
+                await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
+            except Retryable as error:
+                self._context.log.debug("watch_failed", detail=error.what)  # It is asked again.
+
+    def _nap_s(self) -> float:
+        fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
+        times = [NAP_S_MAX + now_s]
+        for peer in fleet.peers.values():
+            ends_s = fleet.lease_ends_s(peer)
+            times += [] if ends_s is None else [ends_s]
+            times += [_watch_due_s(peer)] if fleet.is_up(peer.link) else []
+        return max(0.0, min(times) - now_s)
+
+    async def _look_at_leases(self) -> None:
+        fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
+        for peer in tuple(fleet.peers.values()):
+            ends_s = fleet.lease_ends_s(peer)
+            line = self._lines.get(peer.link or "")
+            if ends_s is None or ends_s > now_s:
+                continue
+            if line is not None and line.settling:
+                fleet.bear_with()  # What it said last has come, and is being written down.
+                continue
+            silent_s = peer.lease_s + now_s - ends_s
+            fleet.lose(peer)
+            self._context.log.warning(
+                "runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(peer.open)
+            )
+            await self._lost(peer, list(peer.open), partial(_away, peer.name, span(silent_s)))
+            fleet.forget_gone()
+
+    async def _look_for_missing(self) -> None:
+        """Settles what a runner that lives has nothing of: its broker has lost the command, or the result."""
+        for peer in tuple(self._context.fleet.peers.values()):
+            gone = self._context.fleet.gone(peer)
+            line = self._lines.get(peer.link or "")
+            if gone and line is not None and not line.settling:
+                self._context.log.warning("attempts_missing", runner=peer.name, attempts=gone)
+                silent = span(MISSING_LEASES * peer.lease_s)
+                await self._lost(peer, gone, partial(_silent, peer.name, silent))
+
+    async def _lost(self, peer: Peer, attempts: Sequence[str], said: Callable[[str], Problem]) -> None:
+        """Settles attempts of which nobody knows how far they came: promise 3."""
+        context = self._context
+        owners = await context.store.read(lambda reader: [_owner(reader, id) for id in attempts])
+        results: list[Result] = []
+        for id, (task_id, number, name) in zip(attempts, owners, strict=True):
+            results.append(Result(id, task_id, number, "lost", said(name)))
+        async with anyio.create_task_group() as group:
+            for result in results:
+                group.start_soon(self._results.settle, result)
+        if attempts:
+            await context.store.write(partial(_recall_superseded, runner=peer.name, attempts=attempts))
+        context.dispatch.ring()
+        context.failover.ring()
+
+
+def _away(runner: str, silent: str, task: str) -> Problem:
+    return Problem.make("runner_lost", runner=runner, silent=silent, task=task)
+
+
+def _silent(runner: str, silent: str, task: str) -> Problem:
+    return Problem.make("runner_silent", runner=runner, silent=silent, task=task)
+
+
+def _watch_due_s(peer: Peer) -> float:
+    """Gives when a runner is asked for heartbeats next."""
+    return peer.watched_s + min(WATCH_S_MAX, peer.lease_s / WATCHES_IN_LEASE * 2.0 ** min(peer.unanswered, 10))
+
+
+def _owner(reader: Reader, attempt_id: str) -> tuple[str, int, str]:
+    head = reader.one("attempt_head", attempt_id)
+    task = None if head is None else journal.task_by_id(reader, head[2])
+    return ("", 0, "a task") if head is None or task is None else (task.id, head[3], task.name)
+
+
+def _recall_superseded(tx: Tx, *, runner: str, attempts: Sequence[str]) -> None:
+    """Has a lost runner told, for when it comes back, to end what is done again; an uncertain result may yet count."""
+    for attempt_id in attempts:
+        head = tx.one("attempt_head", attempt_id)
+        task = None if head is None else journal.task_by_id(tx, head[2])
+        if task is not None and task.state != "uncertain":
+            recall(tx, runner, attempt_id)

@@ -1,0 +1,255 @@
+"""A daemon, a real broker, and runners as their own processes: what holds whichever of them is away."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.links import KINDS, WAIT_S, Kit, kit_of
+from tests.e2e.harness import Home, now_ms, until
+from tests.fakes.brokers import Broker
+
+RUNNER = (sys.executable, "-m", "omnid", "runner")
+
+
+class Fleet(Home):
+    """A daemon and its runners on one host: they share a config, and each runner has a directory of its own."""
+
+    def __init__(self, root: Path, kit: Kit) -> None:
+        super().__init__(root)
+        self.kit = kit
+        self.runners: dict[str, subprocess.Popen[bytes]] = {}
+        (root / "password").write_text(kit.broker.password)
+
+    def name(self, number: int) -> str:
+        return f"{self.kit.runner_name}-{number}"
+
+    def link(self, count: int = 1, more: str = "", remote: str = "") -> None:
+        """Writes the config of them all, with that many runners."""
+        self.configure(
+            f'[daemon]\nname = "{self.kit.daemon_name}"\nslots_max = 4\n'
+            f"[runner]\nbeat_s = 0.2\n{more}"
+            f'[[link]]\nname = "cable"\nurl = "{self.kit.broker.url}"\nuser = "{self.kit.broker.user}"\n'
+            f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 0.5\n'
+            + "".join(
+                f'[[remote]]\nname = "{self.name(number)}"\nlink = "cable"\nexecutors = ["command"]\n{remote}'
+                for number in range(count)
+            )
+        )
+
+    def run(self, number: int = 0, **environ: str) -> str:
+        """Starts a runner, and gives its name."""
+        name = self.name(number)
+        directory = self.root / name
+        directory.mkdir(exist_ok=True)
+        with self.said.open("ab") as said:
+            self.runners[name] = subprocess.Popen(
+                (*RUNNER, "--link", "cable", "--name", name),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env={**self.environ, "OMNID_STATE": str(directory), **environ},
+                cwd=self.root,
+            )
+        return name
+
+    def end(self, number: int = 0, how: int = signal.SIGKILL) -> None:
+        """Ends a runner; its commands go on under their supervisors."""
+        process = self.runners.pop(self.name(number))
+        process.send_signal(how)
+        process.wait(WAIT_S)
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (self.state / "omnid.log").read_text().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    def close(self) -> None:
+        for process in self.runners.values():
+            process.kill()
+            process.wait(WAIT_S)
+        super().close()
+
+
+@pytest.fixture(params=KINDS)
+def kit(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Kit:
+    return kit_of(request, brokers)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, kit: Kit) -> Iterator[Fleet]:
+    root = tmp_path / "h"
+    root.mkdir(mode=0o700)
+    made = Fleet(root, kit)
+    yield made
+    made.close()
+    if kit.broker.process is None:
+        kit.broker.start()
+
+
+only_redis = pytest.mark.parametrize("kit", ["redis"], indirect=True)
+
+
+def test_commands_run_on_a_runner_and_their_results_come_back_in_order(fleet: Fleet) -> None:
+    fleet.link()
+    fleet.start()
+    early = fleet.sh("echo early >> order; echo said early")  # There is no runner yet.
+    fleet.run(OMNID_DAEMON__SLOTS_MAX="1")
+    view = fleet.wait(early)
+    assert view["task"]["state"] == "completed", view
+    assert view["attempts"][0]["output"] == "said early\n"
+    with fleet.gate() as gate:
+        first = fleet.sh("echo first >> order; read x < go")
+        until(lambda: fleet.lines("order")[-1:] == ["first"], "the first to begin")
+        second = fleet.sh("echo second >> order")  # In the window behind the first: it has been sent.
+        rest = [fleet.sh(f"echo {number} >> order", priority=number % 3) for number in range(6)]
+        gate.let()
+        for task in (first, second, *rest):
+            assert fleet.wait(task)["task"]["state"] == "completed"
+    assert fleet.lines("order") == ["early", "first", "second", "2", "5", "1", "4", "0", "3"]
+    failed = fleet.wait(fleet.sh("exit 3", attempts_max=1))
+    assert (failed["task"]["state"], failed["attempts"][0]["exit_code"]) == ("failed", 3)
+
+
+@only_redis
+def test_while_the_broker_is_away_tasks_wait_behind_one_gate_and_go_by_priority_when_it_is_back(fleet: Fleet) -> None:
+    fleet.link()
+    fleet.start()
+    fleet.run(OMNID_DAEMON__SLOTS_MAX="1")
+    fleet.wait(fleet.sh("true"))
+    with fleet.gate() as gate:
+        running = fleet.sh("echo x >> begun; read x < go; echo running >> order")
+        fleet.file("begun")
+        fleet.kit.broker.kill()
+        until(lambda: fleet.client.status()["gates"], "the gate of the link")
+        (shut,) = fleet.client.status()["gates"]
+        assert (shut["cause"], shut["subject"]) == ("link", "cable")
+        tasks = [fleet.sh(f"echo {number} >> order", priority=number) for number in range(4)]
+        view = fleet.waiting(tasks[0], "link")
+        assert "for the link cable (The link cable is down" in view["why"]
+        gate.let()
+        until(lambda: fleet.lines("order"), "the end of what runs")
+        assert fleet.states(running, *tasks) == ["executing", *["idle"] * 4]
+        fleet.kit.broker.start()
+        for task in (running, *tasks):
+            assert fleet.wait(task)["task"]["state"] == "completed"
+    assert fleet.lines("order") == ["running", "3", "2", "1", "0"]
+    assert fleet.client.status()["gates"] == []
+
+
+@only_redis
+def test_a_daemon_that_is_killed_finds_its_commands_and_their_results_again(fleet: Fleet) -> None:
+    fleet.link()
+    fleet.start()
+    fleet.run(OMNID_DAEMON__SLOTS_MAX="1")
+    with fleet.gate() as gate:
+        running = fleet.sh("echo x >> running; read x < go")
+        fleet.file("running")
+        queued = [fleet.sh(f"echo {number} >> order") for number in range(5)]
+        fleet.kill()
+        gate.let()
+        fleet.start()
+        for task in (running, *queued):
+            view = fleet.wait(task)
+            assert (view["task"]["state"], len(view["attempts"])) == ("completed", 1)
+    assert fleet.lines("order") == ["0", "1", "2", "3", "4"]
+    assert fleet.lines("running") == ["x"]
+
+
+@only_redis
+def test_a_lost_runner_leaves_a_task_uncertain_until_its_late_result_comes(fleet: Fleet) -> None:
+    fleet.link(remote="lease_s = 1.0\n")
+    fleet.start()
+    fleet.run()
+    with fleet.gate() as gate:
+        task = fleet.sh("echo x >> begun; read x < go")
+        fleet.file("begun")
+        fleet.end()
+        view = fleet.wait(task, "uncertain")
+        assert f"Runner {fleet.name(0)} was lost" in view["why"]
+        late = fleet.sh("true")
+        assert "for a runner (No runner takes executor command" in fleet.waiting(late, "executor")["why"]
+        fleet.run()
+        gate.let()
+        assert fleet.wait(task, "completed")["attempts"][0]["outcome"] == "success"
+        assert fleet.wait(late)["task"]["state"] == "completed"
+    assert fleet.lines("begun") == ["x"]
+
+
+@only_redis
+def test_what_may_be_repeated_goes_from_a_lost_runner_to_another_and_its_late_result_is_refused(fleet: Fleet) -> None:
+    fleet.link(2, '[[executor]]\nname = "safe"\nkind = "command"\nidempotent = true\n', "lease_s = 1.0\n")
+    fleet.config.write_text(fleet.config.read_text().replace('executors = ["command"]', 'executors = ["safe"]'))
+    fleet.start()
+    first = fleet.run(0)
+    with fleet.gate() as gate:
+        task = fleet.sh("echo $OMNID_ATTEMPT >> begun; read x < go", executor="safe")
+        fleet.file("begun")
+        fleet.end(0)
+        fleet.run(1)
+        until(lambda: len(fleet.lines("begun")) == 2, "the second attempt to begin")
+        gate.let(2)
+        view = fleet.wait(task)
+        assert [one["outcome"] for one in view["attempts"]] == ["lost", "success"]
+        fleet.run(0)
+        until(lambda: fleet.logged("late_result_refused"), "the late result")
+    assert fleet.client.get(task)["task"]["state"] == "completed"
+    assert fleet.logged("runner_lost")[0]["runner"] == first
+
+
+@only_redis
+def test_cancels_and_deadlines_reach_a_runner(fleet: Fleet) -> None:
+    fleet.link()
+    fleet.start()
+    fleet.run(OMNID_DAEMON__SLOTS_MAX="1")
+    running = fleet.sh("echo x >> begun; exec sleep 60")
+    fleet.file("begun")
+    queued = fleet.sh("echo y >> begun")
+    waiting = fleet.sh("echo z >> begun")
+    fleet.client.control(waiting, "cancel")
+    assert fleet.states(waiting) == ["cancelled"]
+    for task in (queued, running):
+        fleet.client.control(task, "cancel")
+    for task in (queued, running):
+        assert fleet.wait(task)["task"]["state"] == "cancelled"
+    assert fleet.lines("begun") == ["x"]
+    slow = fleet.sh("exec sleep 60", timeout_s=0.3, attempts_max=1)
+    assert fleet.problem(slow) == "attempt_timeout"
+    late = fleet.sh("exec sleep 60", deadline_ms=now_ms() + 1500)
+    assert fleet.problem(late) == "deadline_passed"
+
+
+@only_redis
+def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) -> None:
+    local = '[[executor]]\nname = "here"\nkind = "command"\nargv = ["echo"]\n'
+    presets = "".join(
+        f'[[preset]]\nname = "{name}"\non = ["link.{name}:cable"]\ntask = {{ executor = "here", argv = ["{name}"] }}\n'
+        for name in ("down", "up")
+    )
+    fleet.link(more=local + presets)
+    fleet.start()
+    fleet.run()
+    running = fleet.sh("echo x >> begun; exec sleep 60")
+    fleet.file("begun")
+    fleet.kit.broker.kill()
+    until(lambda: fleet.client.status()["gates"], "the gate of the link")
+    fleet.client.control(running, "cancel")  # It lies in the outbox.
+    (open_one,) = fleet.client.call("omnid/outage.list", {})["outages"]
+    assert (open_one["cause"], open_one["subject"], open_one["ended_at_ms"]) == ("link", "cable", None)
+    fleet.kit.broker.start()
+    assert fleet.wait(running)["task"]["state"] == "cancelled"
+    until(lambda: fleet.client.call("omnid/outage.list", {})["outages"][0]["resumed"] == 1, "the row of the outage")
+    (outage,) = fleet.client.call("omnid/outage.list", {})["outages"]
+    assert (outage["parked"], outage["ended_at_ms"] > outage["began_at_ms"]) == (1, True)
+    assert "is down" in outage["problem"]["what"]
+    assert len(fleet.logged("link_down")) == 1
+    first, second = fleet.logged("link_up")
+    assert (first["down_s"], second["sent"]) == (None, 1)
+    assert second["down_s"] > 0
+    for name in ("down", "up"):
+        schedule = next(one for one in fleet.client.call("omnid/schedule.list", {})["schedules"] if one["name"] == name)
+        assert schedule["runs"] == 1
