@@ -2,14 +2,16 @@
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
+# Several tests at once: WORKERS="-n 2 --dist worksteal".
+WORKERS ?=
 SEEDS ?= 1000
 KILLS ?= 1000
 # Programs that tests talk to.
 PROGRAMS := curl redis-server rabbitmq-server iproute2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv programs agents suite proxy demo test check format cover kills night-kills model-kills
-.PHONY: relay-kills cable sim conformance bench lock clean
+.PHONY: help setup venv programs agents suite beside demo test check format cover kills night-kills model-kills
+.PHONY: relay-kills cable scenarios sim conformance bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -35,7 +37,7 @@ demo: setup ## twelve real tasks, a killed daemon, and a count of what was lost
 test: venv programs agents suite ## all tests, with the gate on coverage
 	@rm -rf .coverage
 	@mkdir -p .coverage
-	@$(PY) -m coverage run -m pytest
+	@$(PY) -m coverage run -m pytest $(WORKERS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report --format=total >/dev/null || { $(PY) -m coverage report; exit 1; }
 
@@ -53,7 +55,7 @@ format: venv ## lets ruff format and mend what it can
 cover: venv agents suite ## all tests, then what they don't reach
 	@rm -rf .coverage
 	@mkdir -p .coverage
-	@$(PY) -m coverage run -m pytest
+	@$(PY) -m coverage run -m pytest $(WORKERS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 
@@ -75,16 +77,20 @@ relay-kills: KILLS = 500
 relay-kills: venv ## the daemon killed in the middle of what MCP clients ask: KILLS=500
 	@OMNID_RELAY_KILLS=$(KILLS) $(PYTEST) -s -p no:cacheprovider --timeout=7200 tests/e2e/test_relay_kills.py
 
+scenarios: venv programs ## the four ways to be offline on both brokers, 2,000 commands each: SEED=n to repeat
+	@$(PY) -m tests.scenarios $(if $(SEED),--seed $(SEED))
+
 sim: venv ## the simulation: SEEDS=1000, or SEED=n to replay one
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 conformance: venv suite ## the public conformance suite of MCP against /mcp of a daemon
 	@$(PY) -m tests.conformance
 
-proxy: venv
-	@sh scripts/proxy.sh || echo "The bench of models will break off." >&2
+beside: venv
+	@sh scripts/beside.sh proxy || echo "The bench of models will break off." >&2
+	@sh scripts/beside.sh celery || echo "The bench of links will break off." >&2
 
-bench: venv proxy ## the figures of docs/
+bench: venv programs beside ## the figures of docs/
 	@$(PY) -m bench
 
 LOCK := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -104,8 +110,11 @@ lock: ## newest versions into the locks, for all platforms (needs uv)
 	@echo 'litellm[proxy]>=1.106,<2' | uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" - \
 		-o bench/requirements-proxy.txt
+	@echo 'celery[redis]>=5.5,<6' | uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" - \
+		-o bench/requirements-celery.txt
 
 clean: ## removes all that the targets above made
 	rm -rf tests/agents/node_modules tests/conformance/node_modules
-	rm -rf .venv .venv.lock .venv-clients .venv-proxy .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
+	rm -rf .venv .venv.lock .venv-clients .venv-proxy .venv-celery .coverage .hypothesis .import_linter_cache .pytest_cache .ruff_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

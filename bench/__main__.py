@@ -7,7 +7,7 @@ import traceback
 
 from bench.report import Report
 
-NAMES = ("submit", "latency", "throughput", "million", "footprint", "agents", "models", "mcp")
+NAMES = ("submit", "latency", "throughput", "million", "footprint", "agents", "models", "mcp", "links")
 
 
 def main(names: list[str]) -> int:

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 THREADS = 64
-STALL_S = 30.0
+STALL_S = 90.0
 BROKER, STAMPS = os.environ["BENCH_BROKER"], os.environ["BENCH_STAMPS"]
 DURABLE = os.environ.get("BENCH_DURABLE", "")
 

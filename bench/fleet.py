@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from bench.served import NAME, SLOT_BYTES
-from bench.world import Connection, environ, real_daemon, request
+from bench.world import environ, real_daemon, request
 from omnid.ctl.demo_broker import BROKERS, Broker
 
 HERE = Path(__file__).parent.parent
@@ -160,8 +160,3 @@ def batch(slots: range) -> bytes:
     """Makes a batch with one task for each slot."""
     tasks = [{"argv": [str(slot)], "executor": NAME, "key": f"{slot:032x}"} for slot in slots]
     return request("task.submit_batch", {"tasks": tasks})
-
-
-def own_connection(fleet: Fleet) -> Connection:
-    """Connects once more."""
-    return Connection(fleet.socket_path)

@@ -60,22 +60,26 @@ def run(report: Report, provider: str) -> None:
         variables = {**environ(directory), **KEYS, "OMNID_CONFIG": str(directory / "config.toml")}
         channels = (CHANNEL.format(name=name, mode=mode, key=key, url=provider) for name, mode, key in CHANNELS)
         (directory / "config.toml").write_text(CONFIG.format(tokens=OUTPUT_TOKENS) + "".join(channels))
-        with _proxy(directory, provider) as (proxy, proxied), real_daemon(variables) as (daemon, client):
-            calls = (lambda: _task(client, "plain"), lambda: _task(client, "limited"), proxied)
-            whole_ms, failover_ms, proxied_ms = _in_turns(*calls)
+        with _proxy(directory, provider) as (proxy, proxied, streamed), real_daemon(variables) as (daemon, client):
+            calls = (lambda: _task(client, "plain"), lambda: _task(client, "limited"), proxied, streamed)
+            whole_ms, failover_ms, proxied_ms, streamed_ms = _in_turns(*calls)
             report.add("a bare call through LiteLLM's own proxy, p50", proxied_ms, "ms")
             report.add("a prompt as a task, from submit to result, p50", whole_ms, "ms")
             report.add("a prompt as a task, against the bare call", whole_ms / proxied_ms, "x", "<=", 0.65)
-            pids = [daemon.pid, *_gateways(directory / "state")]
-            report.add("processor time of a prompt, daemon and gateway", _cpu_ms(calls[0], pids), "ms")
+            report.add("a streamed call through LiteLLM's own proxy, p50", streamed_ms, "ms")
+            report.add("a prompt as a task, against the streamed call", whole_ms / streamed_ms, "x")
+            report.add("processor time of a prompt, daemon", _cpu_ms(calls[0], [daemon.pid]), "ms")
+            gateways = _gateways(directory / "state")
+            report.add("processor time of a prompt, gateway", _cpu_ms(calls[0], gateways), "ms")
             report.add("processor time of a bare call, proxy", _cpu_ms(proxied, [proxy]), "ms")
+            report.add("processor time of a streamed call, proxy", _cpu_ms(streamed, [proxy]), "ms")
             report.add("failover to a backup key after a 429, added", failover_ms - whole_ms, "ms", "<=", 50)
             _killed(report, client, directory / "state")
 
 
 @contextlib.contextmanager
-def _proxy(directory: Path, provider: str) -> Iterator[tuple[int, Take]]:
-    """Runs LiteLLM's proxy, and gives its pid and a call through it over a connection that is kept."""
+def _proxy(directory: Path, provider: str) -> Iterator[tuple[int, Take, Take]]:
+    """Runs LiteLLM's proxy, and gives its pid and a whole and a streamed call through it, on a kept connection."""
     if not PROXY.exists():
         raise RuntimeError("LiteLLM's proxy is not there: `make bench` installs it")
     key = f"sk-{secrets.token_hex(16)}"
@@ -95,18 +99,28 @@ def _proxy(directory: Path, provider: str) -> Iterator[tuple[int, Take]]:
     with subprocess.Popen(argv, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
         message = {"model": "fake-1", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": OUTPUT_TOKENS}
-        body, headers = json.dumps(message), {"content-type": "application/json", "authorization": f"Bearer {key}"}
+        whole, streamed = json.dumps(message), json.dumps({**message, "stream": True})
+        headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
 
-        def call() -> None:
+        def asked(body: str) -> bytes:
             connection.request("POST", "/v1/chat/completions", body, headers)
             answer = connection.getresponse()
             said = answer.read()
-            if answer.status != 200 or not json.loads(said)["choices"]:
+            if answer.status != 200:
                 raise RuntimeError(f"the proxy answered {answer.status}: {said[:500]!r}")
+            return said
+
+        def call() -> None:
+            if not json.loads(asked(whole))["choices"]:
+                raise RuntimeError("the proxy answered nothing")
+
+        def stream() -> None:
+            if not asked(streamed).rstrip().endswith(b"[DONE]"):
+                raise RuntimeError("the proxy's stream has no end")
 
         try:
             _connect(connection, process)
-            yield process.pid, call
+            yield process.pid, call, stream
         finally:
             connection.close()
             process.terminate()

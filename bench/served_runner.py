@@ -8,16 +8,18 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from bench.served import NAME, NoopExecutor
 from omnid import config, runner
 from omnid.clock import SystemClock
+from omnid.executor.interface import Executor
 from omnid.log import Log
 from omnid.parts import Parts
 from omnid.secrets import Secrets
+from omnid.settings import Config
 from omnid.store.statedir import StateDir
 
 
@@ -26,9 +28,8 @@ class _Parts(Parts):
 
     stamps: mmap.mmap
 
-    def executors(self, *given: Any) -> dict[str, Any]:
-        made: Mapping[str, Any] = super().executors(*given)
-        return {**made, NAME: NoopExecutor(self.stamps)}
+    def executors(self, wanted: Config, work: TaskGroup, kept: Mapping[str, Executor]) -> dict[str, Executor]:
+        return {**super().executors(wanted, work, kept), NAME: NoopExecutor(self.stamps)}
 
 
 def main(stamps_path: str, name: str) -> None:
@@ -43,7 +44,7 @@ def main(stamps_path: str, name: str) -> None:
         mmap.mmap(file.fileno(), 0) as stamps,
     ):
         _Parts.stamps = stamps
-        runner.Parts = _Parts  # type: ignore[misc]
+        runner.Parts = _Parts
 
         async def serve() -> None:
             process = runner.RunnerProcess(wanted, section, os.environ, clock, log.logger(), secrets)

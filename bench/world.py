@@ -35,7 +35,7 @@ def scratch() -> Iterator[Path]:
 
 def environ(directory: Path, **settings: object) -> dict[str, str]:
     """Gives the environment of a daemon and of its clients; `settings` are OMNID_<SECTION>__<KEY>."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "PYTHONPATH") if name in os.environ}
     own = {"HOME": str(directory), "OMNID_STATE": str(directory / "state")}
     return {**kept, **own, **{f"OMNID_{name.upper()}": str(value) for name, value in settings.items()}}
 

@@ -166,7 +166,8 @@ class Relay:
         # What has just been read is written without a turn of its own; a socket that is full says so.
         if self._socket is not None and (self._socket in writable or session.to_daemon):
             self._write_daemon(self._socket)
-        if self._stdout in writable:
+        # The client's descriptor would block, so it is asked first; a turn of its own would take longer.
+        if self._stdout in writable or (session.to_client and select.select([], [self._stdout], [], 0)[1]):
             self._write_client(now_s)
 
     def _read_client(self, now_s: float) -> None:

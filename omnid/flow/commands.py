@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from omnid.errors import Rejected
 from omnid.flow.context import Context
@@ -70,9 +71,16 @@ class Commands:
             return msgspec.convert(delivery.body, Cancel)
         command = msgspec.convert(delivery.body, Command)
         fleet = self._context.fleet
+        # A reader may see a claim that was committed a moment before the fleet is told of it.
+        while fleet.where(command.attempt_id) is None and await self._is_open(command.attempt_id):
+            await checkpoint()
         if fleet.is_withdrawn(command.attempt_id):
             await self._settles.settle(unbegun(command))
         return command if fleet.where(command.attempt_id) == self._runner else None
+
+    async def _is_open(self, attempt_id: str) -> bool:
+        head = await self._context.store.read(lambda reader: reader.one("attempt_head", attempt_id))
+        return head is not None and head[4] is None
 
 
 def runner_of(queue: str) -> str | None:

@@ -39,7 +39,7 @@ from omnid.route.catalog import (
     known_names,
     resolve,
 )
-from omnid.settings import MODEL, Channel
+from omnid.settings import MODEL, Channel, Config
 from omnid.store import journal
 from omnid.store.calls import call_of
 from omnid.store.interface import Tx
@@ -50,6 +50,8 @@ CLOUD_MS = 5_000
 """When one looks again that no channel could be reached for, until the cloud counts as gone."""
 ASLEEP_MS = 30_000
 """When one looks again that no local model can take: whatever is missing doesn't come in seconds."""
+SERVED_S = 5.0
+"""How long it is believed which kinds have an executor: to look for an agent's program reads all of PATH."""
 STALE_MS = 300_000
 """How long a channel that was slow stays behind the others, until it is tried again."""
 OF_THE_CHANNEL: frozenset[Kind] = frozenset({"cloud", "provider", "model", "silent", "cut", "overloaded"})
@@ -71,6 +73,9 @@ class ModelCalls:
         self._channels: defaultdict[str, ChannelFacts] = defaultdict(ChannelFacts)
         self._took_at_ms: dict[str, int] = {}
         self._config = context.config
+        self._served: frozenset[str] = frozenset()
+        self._served_of: Config | None = None
+        self._served_until_s = 0.0
         context.modes.facts = lambda now_ms: self.facts("gateway", now_ms)
 
     def check(self, model: str) -> None:
@@ -86,9 +91,7 @@ class ModelCalls:
         """See `Calls.begin`."""
         if self._context.modes.mode == "brainstem" and command.work.offline == "local":
             self._context.modes.wake_local()
-        # Before the transaction: it looks for programs.
-        served = frozenset(kind for kind in self._context.config.models.hard_kinds if self._has_executor(kind))
-        decided = partial(self._begin, command=command, wanted=wanted, tried=tried, served=served)
+        decided = partial(self._begin, command=command, wanted=wanted, tried=tried, served=self._served_now())
         return await self._context.store.write(decided, then=self._began)
 
     async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
@@ -145,6 +148,14 @@ class ModelCalls:
             modes.gateway_was(good=kind != "gateway")
         if not call.channel.local and kind not in NO_SIGN and said is not CUT:
             modes.channel_was(call.channel.name, away=kind in AWAY)
+
+    def _served_now(self) -> frozenset[str]:
+        """Gives the hard kinds that have an executor. Programs are looked for now and then, not for every call."""
+        now_s, config = self._context.clock.monotonic_s(), self._context.config
+        if self._served_of is not config or now_s >= self._served_until_s:
+            self._served = frozenset(kind for kind in config.models.hard_kinds if self._has_executor(kind))
+            self._served_of, self._served_until_s = config, now_s + SERVED_S
+        return self._served
 
     def _has_executor(self, kind: str) -> bool:
         """Tells whether prompts of a kind have an executor of their own here, which is no model."""

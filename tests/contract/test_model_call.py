@@ -50,6 +50,7 @@ CASES: dict[str, Case] = {
     "broken_stream": Case("cut", may_cost=True),
     "cut_short": Case("cut", may_cost=True),
     "error_in_200": Case("overloaded", ANY, None, (NOW_S + 15) * 1000, says="Overloaded"),
+    "quota_in_200": Case("credit", ANY, None, (NOW_S + 3600) * 1000, says="You have nothing left"),
     "empty_choices": Case("provider", may_cost=True),
     "wrong_json": Case("provider", may_cost=True),
     "huge": Case("provider", may_cost=True),
@@ -133,7 +134,9 @@ async def test_a_good_answer(way_name: str, gateway_path: str) -> None:
             place = channel(fake.base_url("ok", wire), wire)
             answer = await way.call(place, KEY, ask(stream=stream), PATIENT_S, pieces.append)
             assert isinstance(answer, Answer), answer
-            assert (answer.text, tuple(pieces)) == (TEXT, PIECES if stream else (TEXT,)), (wire, stream)
+            assert (answer.text, "".join(pieces)) == (TEXT, TEXT), (wire, stream)
+            if way_name == "direct":
+                assert tuple(pieces) == (PIECES if stream else (TEXT,)), (wire, stream)
             assert answer.finish in {"stop", "end_turn"}
             assert answer.usage == Usage(INPUT_TOKENS, OUTPUT_TOKENS, 123 if wire == "openai" else None)
             assert answer.first_text_s is not None
@@ -149,6 +152,25 @@ async def test_a_good_answer(way_name: str, gateway_path: str) -> None:
                 assert seen.headers["x-api-key"] == KEY
                 assert "Be short." in str(seen.body["system"])
                 assert [message["role"] for message in seen.body["messages"]] == ["user"]
+
+
+async def test_what_has_come_of_a_stream_is_passed_on_before_its_end(way_name: str, gateway_path: str) -> None:
+    async with cloud() as fake, model_ways.way(way_name, Models(), gateway_path) as way:
+        for wire in WIRES:
+            pieces: list[str] = []
+            heard = anyio.Event()
+
+            def hear(text: str, pieces: list[str] = pieces, heard: anyio.Event = heard) -> None:
+                pieces.append(text)
+                heard.set()
+
+            place = channel(fake.base_url("hang_inside", wire), wire)
+            async with anyio.create_task_group() as group:
+                group.start_soon(way.call, place, KEY, ask(stream=True), PATIENT_S, hear)
+                with anyio.fail_after(PATIENT_S):
+                    await heard.wait()
+                group.cancel_scope.cancel()
+            assert TEXT.startswith("".join(pieces))
 
 
 async def test_a_cancelled_call_closes_its_connection(way_name: str, gateway_path: str) -> None:

@@ -263,7 +263,15 @@ async def _wrong_json(client: Client, seen: Seen) -> None:
 
 
 async def _error_in_stream(client: Client, seen: Seen) -> None:
-    said = error(seen.wire, "overloaded_error", "Overloaded", **({} if seen.wire == "anthropic" else {"code": 529}))
+    more = {} if seen.wire == "anthropic" else {"code": 529}
+    await _fails_inside(client, seen, error(seen.wire, "overloaded_error", "Overloaded", **more))
+
+
+async def _quota_in_stream(client: Client, seen: Seen) -> None:
+    await _fails_inside(client, seen, error(seen.wire, "insufficient_quota", "You have nothing left"))
+
+
+async def _fails_inside(client: Client, seen: Seen, said: dict[str, Any]) -> None:
     if not seen.body.get("stream"):
         await client.answer(200, said)
         return
@@ -329,6 +337,7 @@ MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "empty_choices": _empty_choices,
     "wrong_json": _wrong_json,
     "error_in_200": _error_in_stream,
+    "quota_in_200": _quota_in_stream,
     "huge": _huge,
     "echoes_the_key": _echoes_the_key,
     "limit_seconds": _says(429, "rate_limit_error", retry_after=str(LIMIT_S)),

@@ -17,7 +17,7 @@ from omnid.store.sqlite import SqliteUnit
 from tests.sim.run import run
 
 SEEDS = 60
-MUTANT_SEEDS = 240
+MUTANT_SEEDS = 480
 ROOT = Path(__file__).parents[2]
 
 
@@ -152,6 +152,11 @@ def loses_what_a_batch_names(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(intake, "_id_of", lambda tx, draft: draft.id)
 
 
+SEEN_BY = {takes_silence_for_unbegun: 208, forgets_what_began_just_now: 217, loses_what_a_batch_names: 25}
+"""Seeds for what few seeds see. They are looked at first: a change of the flow makes other runs of them."""
+
+
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize(
     "break_it",
     [
@@ -175,4 +180,4 @@ def test_the_model_sees_a_broken_promise(
     break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
-    assert any(run(seed).violations for seed in range(MUTANT_SEEDS))
+    assert any(run(seed).violations for seed in (SEEN_BY.get(break_it, 0), *range(MUTANT_SEEDS)))

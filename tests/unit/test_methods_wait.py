@@ -28,15 +28,15 @@ async def test_get_waits_for_the_end_of_the_task(call: Calls) -> None:
     (command,) = await world.claim()
     views: list[shapes.TaskView] = []
 
-    async def wait(wait_s: float) -> None:
-        views.append(await call("task.get", task="t1", wait_s=wait_s))
+    async def wait(wait_s: float, name: str = "t1") -> None:
+        views.append(await call("task.get", task=name, wait_s=wait_s))
 
     with anyio.fail_after(10):
         await wait(0.001)
         assert (views[0].task.state, views[0].timed_out) == ("executing", True)
         async with anyio.create_task_group() as group:
-            for _ in range(2):
-                group.start_soon(wait, 9)
+            for name in ("t1", task.id):
+                group.start_soon(wait, 9, name)
             await anyio.wait_all_tasks_blocked()
             world.context.watch.tell([task.id])
             await anyio.wait_all_tasks_blocked()

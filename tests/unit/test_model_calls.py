@@ -13,7 +13,7 @@ from omnid.executor.model import CUT as CUT_BY_US
 from omnid.executor.model import Call, NoCall, Tried, Wanted
 from omnid.executor.model_errors import Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
-from omnid.flow.model_calls import ModelCalls
+from omnid.flow.model_calls import SERVED_S, ModelCalls
 from omnid.model import Command, Submit
 from omnid.settings import Channel, ChannelModel, CommandExecutor, Rule
 from tests.fakes.clock import FakeClock
@@ -174,6 +174,29 @@ async def test_a_prompt_of_a_hard_kind_is_hard_where_no_executor_is_there_for_it
     context.take_executors({**context.executors, **agents})
     call = await begun(calls, await started(purse, kind="programming", executor="model"))
     assert call.model.name == model
+
+
+async def test_programs_are_looked_for_now_and_then_and_not_for_each_call(
+    purse: Purse, calls: ModelCalls, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    monkeypatch.setattr(shutil, "which", looks.append)
+    context = purse.context
+    agent = InProcessExecutor("claude-code", nothing)
+    agent.kind = "command"
+    context.config = structs.replace(context.config, executor=(BUILT_IN["claude-code"],))
+    context.take_executors({**context.executors, "claude-code": agent})
+    command = await started(purse)
+    looked: list[int] = []
+    for _ in range(2):
+        await begun(calls, command)
+        await begun(calls, command)
+        looked.append(len(looks))
+        clock.now_s += SERVED_S
+    context.config = structs.replace(context.config)
+    await begun(calls, command)
+    await begun(calls, command)
+    assert [*looked, len(looks)] == [1, 2, 3]
 
 
 async def test_a_call_that_we_cut_ourselves_says_nothing_good_of_the_gateway(purse: Purse) -> None:

@@ -1,10 +1,12 @@
 #!/bin/sh
-# Makes .venv-proxy with LiteLLM's own proxy, which `make bench` compares with; nothing of omnid needs it.
+# Makes .venv-NAME with what `make bench` compares with; nothing of omnid needs it.
+# usage: beside.sh proxy    LiteLLM's own proxy
+#        beside.sh celery   Celery
 set -eu
 cd "$(dirname "$0")/.."
 
-lock=bench/requirements-proxy.txt
-venv=.venv-proxy
+lock=bench/requirements-$1.txt
+venv=.venv-$1
 if cmp -s "$lock" "$venv/lock"; then
     exit 0
 fi
