@@ -134,7 +134,9 @@ class ToolServer(Calls):
         The SDK does so where it finds out the era by itself; over HTTP each request says it.
         """
         if ctx.request is None and not is_modern(ctx) and _has_envelope(ctx.params) and ctx.method != "initialize":
-            raise MCPError(types.INVALID_REQUEST, OTHER_ERA)
+            raise MCPError(
+                types.INVALID_REQUEST, OTHER_ERA, {"method": ctx.method, "do": "Open another connection for it."}
+            )
         return await call_next(ctx)
 
     async def _greet(self, ctx: Context, call_next: CallNext) -> HandlerResult:

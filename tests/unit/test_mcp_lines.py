@@ -70,7 +70,9 @@ async def test_the_first_request_says_the_era_of_the_connection() -> None:
         await peer.call(1, "initialize", {**HANDSHAKE, "_meta": MODERN})
         assert (await peer.answer())["result"]["protocolVersion"] == "2025-11-25"
         await peer.call(2, "tools/list", {"_meta": MODERN})
-        assert (await peer.answer())["error"] == {"code": -32600, "message": OTHER_ERA}
+        refused = (await peer.answer())["error"]
+        assert (refused["code"], refused["message"]) == (-32600, OTHER_ERA)
+        assert refused["data"]["method"] == "tools/list"
         await peer.call(3, "tools/list", {})
         assert (await peer.answer())["result"]["tools"]
     async with served(Api()) as peer:
