@@ -16,15 +16,21 @@ from omnid.store.interface import Tx
 
 BATCH_MAX = 256
 SEND_S_MAX = 120.0
-CANCELS_MAX = 1 << 30
+ROWS_MAX = 1 << 30
+"""A runner's outbox has no limit but its window: what is in it is an attempt in the journal."""
 
 Find = Callable[[str], Messenger | None]
 """Gives the link that leads to a runner; None where there is none."""
 
 
+def hand_over(tx: Tx, runner: str, command: Command) -> None:
+    """Puts a command into the outbox of a runner."""
+    outbox.put(tx, queue_of(runner), "command", command.attempt_id, command, rows_max=ROWS_MAX)
+
+
 def recall(tx: Tx, runner: str, attempt_id: str) -> None:
     """Has a runner told to end an attempt: behind its command, whether that has gone out or not."""
-    outbox.put(tx, queue_of(runner), "cancel", attempt_id, Cancel(attempt_id), rows_max=CANCELS_MAX)
+    outbox.put(tx, queue_of(runner), "cancel", attempt_id, Cancel(attempt_id), rows_max=ROWS_MAX)
 
 
 class Commands:

@@ -10,9 +10,9 @@ import msgspec
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
 from omnid.flow import money
+from omnid.flow.commands import hand_over
 from omnid.flow.context import Context
 from omnid.flow.dependents import settle_wait
-from omnid.flow.fleet import queue_of
 from omnid.flow.gates import Gates
 from omnid.flow.intake import still_granted
 from omnid.flow.limits import doors
@@ -27,14 +27,11 @@ from omnid.route.runners import Seats
 from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
-from omnid.store.outbox import put
 
 SENT_MAX = 48
 """How many commands for runners elsewhere one transaction writes at most, so that others have their turn."""
 LOOK_MAX = 256
 """How many tasks of an executor are looked at for those that a runner can take, where not all take all."""
-COMMANDS_MAX = 1 << 30
-"""The outbox of a runner has no limit but its window: a command in it is an attempt in the journal."""
 
 
 class Sent(NamedTuple):
@@ -224,7 +221,7 @@ def _hand_on(tx: Tx, task: Task, start: Callable[..., Command], seats: Seats | N
     if runner is None:
         return
     command = start(runner=runner)
-    put(tx, queue_of(runner), "command", command.attempt_id, command, rows_max=COMMANDS_MAX)
+    hand_over(tx, runner, command)
     claimed.sent.append(Sent(command.attempt_id, command.task_id, command.executor, runner))
 
 

@@ -75,8 +75,8 @@ ELSEWHERE = {
     "cloud_gone": "tests/e2e/test_models.py::test_offline_fail_fails_where_nothing_can_be_reached",
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
     "body_too_large": "tests/unit/test_bad_input.py::test_a_message_that_is_too_large_is_told_so",
-    "no_runner": "tests/e2e/test_links.py::test_a_lost_runner_leaves_a_task_uncertain_until_its_late_result_comes",
-    "runner_lost": "tests/e2e/test_links.py::test_a_lost_runner_leaves_a_task_uncertain_until_its_late_result_comes",
+    "no_runner": "tests/unit/test_lines.py::test_a_runner_whose_lease_is_over_is_lost",
+    "runner_lost": "tests/unit/test_lines.py::test_a_runner_whose_lease_is_over_is_lost",
     "runner_refused": "tests/unit/test_lines.py"
     "::test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_time",
     "runner_silent": "tests/unit/test_lines.py::test_what_the_broker_lost_is_settled_as_lost",

@@ -37,7 +37,7 @@ class Sent:
     def __init__(self) -> None:
         self.messages: list[Any] = []
 
-    async def send(self, to: str, batch: Sequence[Message]) -> None:
+    async def send(self, _to: str, batch: Sequence[Message]) -> None:
         self.messages += batch
 
 
@@ -45,13 +45,13 @@ class Sent:
 async def test_a_row_that_is_read_before_the_fleet_hears_of_it_is_sent(
     ended_at_ms: int | None, sent: list[str]
 ) -> None:
-    fleet, sender = Fleet(SystemClock()), Sent()
-    messenger: Any = sender
-    settles: Any = None  # Nothing is settled here.
+    fleet, messenger = Fleet(SystemClock()), Sent()
     fleet.configure([Remote(name="r1", link="cable", executors=("command",))])
     fleet.link_up("cable")
     context: Any = SimpleNamespace(fleet=fleet, store=Journal(fleet, ended_at_ms))
-    commands = Commands(context, settles, "r1", lambda _: messenger)
+    settles: Any = None
+    link: Any = messenger
+    commands = Commands(context, settles, "r1", lambda _: link)
     row = Delivery(1, "d1", "runner/r1", "command", "a1", msgspec.to_builtins(command(1)), 0)
     await commands.send([row])
-    assert [one.attempt_id for one in sender.messages] == sent
+    assert [one.attempt_id for one in messenger.messages] == sent

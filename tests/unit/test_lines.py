@@ -37,8 +37,9 @@ DOWN = Problem("link_down", "The link cable is down: no.", "", "")
 class Cable:
     """A connection in the hands of the test; see `link.connection.Connection`."""
 
-    def __init__(self, section: Link, changed: Callable[[], None]) -> None:
+    def __init__(self, section: Link, changed: Callable[[], None], back: Callable[[float], None]) -> None:
         self.section = section
+        self._back = back
         self.sent: list[tuple[str, Message]] = []
         self.acked: list[str] = []
         self.refused: list[str] = []
@@ -56,7 +57,13 @@ class Cable:
     async def run(self) -> None:
         await anyio.sleep_forever()
 
+    @property
+    def trouble(self) -> Problem | None:
+        return self.problem
+
     def turn(self, problem: Problem | None) -> None:
+        if self.problem is not None and problem is None:
+            self._back(1.0)
         self.problem = problem
         self._changed()
 
@@ -142,8 +149,8 @@ class Bench:
     def cable(self) -> Cable:
         return self.cables[-1]
 
-    def _connect(self, section: Link, changed: Callable[[], None]) -> Any:
-        self.cables.append(Cable(section, changed))
+    def _connect(self, section: Link, changed: Callable[[], None], back: Callable[[float], None]) -> Any:
+        self.cables.append(Cable(section, changed, back))
         return self.cables[-1]
 
     @asynccontextmanager
@@ -152,7 +159,8 @@ class Bench:
         context, gates = self.context, self.world.gates
         self.drain = Drain(context, lambda queue: self.lines.open(runner_of(queue) or ""))
         context.store.rung = self.drain.ring
-        self.lines = Lines(context, gates, self.results, self._connect, self.drain.ring)
+        self.lines = Lines(context, gates, self.results, self._connect, self.drain)
+        self.drain.caught_up = self.lines.caught_up
         dispatcher = Dispatcher(context, gates, EmbeddedLink())
         with anyio.fail_after(20):
             async with anyio.create_task_group() as group:
@@ -317,6 +325,7 @@ async def test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_tim
         again = await bench.task(task)
         assert (again.state, again.reason, again.failures) == ("waiting", "backoff", 0)
         assert again.problem is not None
+        assert again.problem.code == "runner_refused"
         assert again.problem.what == "Runner a gave t1 back: Executor command can't be used: not here."
         assert bench.context.fleet.seats().rooms() == {"safe": 8}
 
