@@ -26,7 +26,7 @@ LOOKS = {
     *("task.get", "task.list", "task.log", "task.why", "task.receipt", "away", "route.explain", "mode.show"),
     *("outage.list", "channel.check", "executor.check", "model.rehearse", "state.ask", "status", "spend"),
     *("operations", "replay", "doctor", "dead.list", "dead.show", "config.show", "config.check", "workspace.list"),
-    *("workspace.diff", "schedule.list", "schedule.show", "runner.list"),
+    *("workspace.diff", "schedule.list", "schedule.show", "runner.list", "link.list"),
 }
 IN_MEMORY = {"mode.hold", "config.reload", "daemon.stop"}
 """They change the daemon that runs and nothing that the next one would know."""
