@@ -370,8 +370,9 @@ async def test_a_full_broker_takes_nothing_and_still_gives_what_it_has(kit: Kit)
         await anyio.to_thread.run_sync(kit.broker.fill)
         try:
             await until_ping(daemon, LinkFull)
-            with pytest.raises(LinkFull):
+            with pytest.raises(LinkFull) as refused:
                 await daemon.send(kit.runner_name, [command(3)])
+            assert refused.value.code == "link_full"
             # Who comes now is let in too: what it takes out is what makes room.
             async with kit.runner(timeout_s=3 * FROZEN_S) as runner:
                 received = await take(runner, 2)
