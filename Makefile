@@ -2,8 +2,8 @@
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
-# Several tests at once: WORKERS="-n 2 --dist worksteal".
-WORKERS ?=
+# Two tests at once, as most of them wait for processes; WORKERS= runs one after the other.
+WORKERS ?= -n 2 --dist worksteal
 SEEDS ?= 1000
 KILLS ?= 1000
 # Programs that tests talk to.

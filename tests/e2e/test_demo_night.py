@@ -126,7 +126,7 @@ def test_what_the_ledgers_lack_or_have_twice_is_no_good_end(ground, change, said
 def test_an_unknown_scenario_is_named_with_those_that_there_are(ground):
     code, out = ground.run([*DEMO, "--scenario", "dusk"])
     assert code == 2
-    assert "--scenario is one of day, night, outage, not 'dusk'" in flat(out)
+    assert "--scenario is one of day, night, outage, online, client-away, broker-away, offline, not 'dusk'" in flat(out)
 
 
 @pytest.mark.parametrize(

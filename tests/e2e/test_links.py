@@ -198,7 +198,8 @@ def test_what_may_be_repeated_goes_from_a_lost_runner_to_another_and_its_late_re
         fleet.run(0)
         until(lambda: fleet.logged("late_result_refused"), "the late result")
     assert fleet.client.get(task)["task"]["state"] == "completed"
-    assert fleet.logged("runner_lost")[0]["runner"] == first
+    # The other one may have been awaited for longer than its lease before it was started.
+    assert first in [line["runner"] for line in fleet.logged("runner_lost")]
 
 
 @only_redis

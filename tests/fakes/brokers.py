@@ -245,7 +245,7 @@ class RabbitMQ(Broker):
     async def _channel(self) -> Any:
         import aio_pika
 
-        connection = await aio_pika.connect(self.url, login=self.user, password=self.password)
+        connection = await aio_pika.connect(port=self.port, login=self.user, password=self.password)
         return connection, await connection.channel()
 
     async def put(self, name: str, data: bytes) -> None:

@@ -30,7 +30,7 @@ OPEN_MAX, OPEN_SHARE = 50, 0.05
 """How many commands of each client wait or run at once, and which share of all at most."""
 MORE = 50
 """How many more it submits in each absence of the broker."""
-STALL_S = 120.0
+STALL_S = 60.0
 """How long nothing may be done, outside a fault."""
 LINK = """
 [[executor]]
@@ -269,7 +269,7 @@ def run(
     with contextlib.ExitStack() as stack:
         world = World(root, kit, stack.enter_context(start_blocking_portal()), stack)
         ways = (SocketWay(str(world.home.socket), "by-socket"), HttpWay(world.http_port, TOKEN))
-        open_max = min(OPEN_MAX, round(OPEN_SHARE * commands))
+        open_max = max(1, min(OPEN_MAX, round(OPEN_SHARE * commands)))
         agents = [
             Agent(name, way, commands // 2, random.Random(f"{seed} {name}"), str(world.home.work), open_max)
             for name, way in zip(("socket", "http"), ways, strict=True)
