@@ -30,6 +30,7 @@ from omnid.store.interface import Reader, Tx
 
 SENT_MAX = 48
 """How many commands for runners elsewhere one transaction writes at most, so that others have their turn."""
+NO_SEATS = Seats()
 LOOK_MAX = 256
 """How many tasks of an executor are looked at for those that a runner can take, where not all take all."""
 
@@ -99,22 +100,18 @@ class Dispatcher:
         context = self._context
         if context.paused_starts:
             return {}, 0
-        running = Counter(context.running.values())
-        serves = context.fleet.serves
-        running.update(name for name in begun if not serves(name))
-        running.subtract(context.running[id] for id in ended if id in context.running)
-        loads = {
-            name: Load(running[name], executor.concurrency)
-            for name, executor in context.executors.items()
-            if not serves(name)
-        }
+        running, elsewhere = Counter(context.running.values()), context.fleet.executors
+        running.update([name for name in begun if name not in elsewhere])
+        running.subtract([context.running[id] for id in ended if id in context.running])
+        executors = context.executors.items()
+        loads = {name: Load(running[name], one.concurrency) for name, one in executors if name not in elsewhere}
         slots_free = context.config.daemon.slots_max - running.total()
         return room(loads, self._gates.closed(), slots_free), slots_free
 
     def _seats(self, ended: Iterable[str] = ()) -> Seats:
         """Gives what runners elsewhere can take."""
-        if self._context.paused_starts:
-            return Seats()
+        if self._context.paused_starts or not self._context.fleet.executors:
+            return NO_SEATS
         return self._context.fleet.seats(self._gates.closed(), ended)
 
     def _claim(self, tx: Tx) -> Claimed:
@@ -169,14 +166,13 @@ def claim(
     config: Config,
     clock: Clock,
     budget: Budget,
-    seats: Seats | None = None,
+    seats: Seats = NO_SEATS,
 ) -> Claimed:
     """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction.
 
     `free` and `slots_free` are what may start in the daemon, `seats` what runners elsewhere can take. Where a cap on
     money keeps a task from its start, a gate closes or the task waits: `Claimed.turned` has that.
     """
-    seats = seats or Seats()
     chosen, cut = _chosen(tx, free, slots_free, seats)
     claimed = Claimed([], [], False, Turned.nothing())
     held = False
@@ -249,7 +245,8 @@ def _chosen(tx: Tx, free: Mapping[str, int], slots_free: int, seats: Seats) -> t
                 fit = [task for task in map(journal.task_of, rows) if seats.could(executor, task.labels)]
             there += fit
             cut = cut or len(rows) >= most
-    return first([*first(here, slots_free), *first(there, LOOK_MAX)], len(here) + len(there)), cut
+    chosen = first(here, slots_free)
+    return (first([*chosen, *first(there, LOOK_MAX)], len(chosen) + len(there)) if there else chosen), cut
 
 
 def _held_back(tx: Tx, task: Task, executor: Executor) -> bool:

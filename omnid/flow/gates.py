@@ -78,6 +78,8 @@ class Gates:
     def _away(self) -> dict[str, Gate]:
         """Gives the gates of executors that no runner takes now, by executor."""
         fleet = self._context.fleet
+        if not fleet.executors:
+            return {}
         links = {gate.subject: gate for gate in self._closed.values() if gate.cause == LINK}
         return {name: gate for name in fleet.executors if (gate := fleet.gate(name, links)) is not None}
 
