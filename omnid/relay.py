@@ -18,7 +18,10 @@ REPOSITORY = "@repository"
 AWAY_S = 600.0
 """How long a request waits for a daemon that is away, unless ``OMNID_RELAY_AWAY_S`` says otherwise."""
 
+AWAY_S_MAX = 10_000_000
 LINE_BYTES_MAX = 32 << 20
+"""What is kept of one line; a longer one is passed over, and whoever waits for it is told."""
+
 GREETING_S = 30.0
 HAND_OVER_S = 30.0
 ANSWER_GRACE_S = 1.0
@@ -39,8 +42,8 @@ class Relay:
         self._start = start
         self._stdin = stdin
         self._stdout = stdout
-        self._from_client = wire.LineSplitter(LINE_BYTES_MAX)
-        self._from_daemon = wire.LineSplitter(LINE_BYTES_MAX)
+        self._from_client = wire.LenientSplitter(LINE_BYTES_MAX)
+        self._from_daemon = wire.LenientSplitter(LINE_BYTES_MAX)
         self._socket: socket.socket | None = None
         self._dial_at_s = 0.0
         self._dial_delay_s = _DIAL_S_MIN
@@ -51,10 +54,7 @@ class Relay:
         self._handed_on_at_s: float | None = None
 
     def run(self) -> int:
-        """Relays until stdin ends and what came over it is handed on; gives the exit code.
-
-        Raises Rejected(`message_too_large`) where one side sends a line that can't be kept.
-        """
+        """Relays until stdin ends and what came over it is handed on; gives the exit code."""
         session = self._session
         while True:
             now_s = time.monotonic()
@@ -91,7 +91,7 @@ class Relay:
             self._dial_delay_s = min(self._dial_delay_s * 2, _DIAL_S_MAX)
             return
         self._socket = connection
-        self._from_daemon = wire.LineSplitter(LINE_BYTES_MAX)
+        self._from_daemon = wire.LenientSplitter(LINE_BYTES_MAX)
         self._greet_until_s = now_s + GREETING_S
         self._session.connected()
 
@@ -244,19 +244,20 @@ def main(environ: Mapping[str, str], argv: Sequence[str] = ()) -> int:
     if asked is None:
         note("it takes --readonly, --origin NAME and --expose TOOL,TOOL; nothing else.")
         return 2
+    away_s = _away_s(environ.get("OMNID_RELAY_AWAY_S") or str(AWAY_S))
+    if away_s is None:
+        note(f"OMNID_RELAY_AWAY_S is no number of seconds from 0 to {AWAY_S_MAX}.")
+        return 1
     path = platform.socket_path(environ)
     try:
         length = len(os.fsencode(path))
         if length > platform.SOCKET_PATH_BYTES_MAX:
             raise Rejected("path_too_long", path=path, length=length, limit=platform.SOCKET_PATH_BYTES_MAX)
-        away_s = float(environ.get("OMNID_RELAY_AWAY_S") or AWAY_S)
         attempt = platform.attempt_of(environ)
         session = Session(_session_id(os.urandom(16)), path, away_s, note, time.monotonic(), attempt, asked=asked)
         return Relay(session, path, lambda: _start_daemon(environ)).run()
     except OmnidError as error:
         note(str(error))
-    except ValueError:
-        note("OMNID_RELAY_AWAY_S is no number of seconds.")
     except KeyboardInterrupt:
         return 130
     return 1
@@ -267,6 +268,15 @@ def note(text: str) -> None:
     # Without a stderr there is nobody to tell.
     with contextlib.suppress(OSError):
         os.write(2, f"omnid mcp: {text}\n".encode(errors="replace"))
+
+
+def _away_s(text: str) -> float | None:
+    try:
+        away_s = float(text)
+    except ValueError:
+        return None
+    # No number at all (nan) fails both.
+    return away_s if 0 <= away_s <= AWAY_S_MAX else None
 
 
 def _asked(argv: Sequence[str]) -> dict[str, object] | None:

@@ -131,7 +131,7 @@ class Lines:
             line = await self._lines.receive()
             message = parsed(line)
             if isinstance(message, types.JSONRPCRequest) and self._session.requests_open >= self._session.requests_max:
-                message = wire.error_answer(id_json(message.id), _too_many(self._session.requests_max))
+                message = wire.error_answer(wire.id_json(message.id), _too_many(self._session.requests_max))
             if isinstance(message, bytes):
                 await self._send(message)
             elif isinstance(message, types.JSONRPCRequest):
@@ -205,7 +205,10 @@ class Answers:
 def _line(message: types.JSONRPCMessage) -> bytes:
     if isinstance(message, types.JSONRPCResponse):
         # Its result is made of JSON's own types by now.
-        return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (id_json(message.id), msgspec.json.encode(message.result))
+        return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (
+            wire.id_json(message.id),
+            msgspec.json.encode(message.result),
+        )
     return message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
 
 
@@ -217,7 +220,7 @@ def parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:
         if envelope.result is not UNSET or envelope.error is not UNSET:
             return _answer_to_us(line)
         if envelope.id is not UNSET:
-            own_id = id_json(envelope.id)
+            own_id = wire.id_json(envelope.id)
         message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
     except (msgspec.ValidationError, ValidationError) as error:
         detail = str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "it is no JSON-RPC 2.0"
@@ -247,8 +250,3 @@ def _unreadable(detail: str) -> Rejected:
 
 def _too_many(limit: int) -> Retryable:
     return Retryable("too_many", count=limit + 1, things="open requests", limit=limit, setting="socket.requests_max")
-
-
-def id_json(request_id: int | str | None) -> bytes:
-    """Gives a request's id as JSON: 1 and "1" are two."""
-    return msgspec.json.encode(request_id)

@@ -222,6 +222,53 @@ def test_a_line_that_the_daemon_would_not_take_is_refused_here() -> None:
     assert sent(session) == []
 
 
+def long(**message: Any) -> wire.LongLine:
+    line = wire.line({"jsonrpc": "2.0", **message}).strip()
+    return wire.LongLine(line[: wire.HEAD_BYTES], line[-wire.TAIL_BYTES :])
+
+
+LONG = {"a": "x" * 10_000}
+
+
+def test_a_request_that_is_too_long_to_keep_is_refused_and_the_session_goes_on() -> None:
+    session = up(message_bytes_max=100)
+    session.from_client(long(id=1, method="tools/call", params=LONG), 0.0)
+    session.from_client(long(method="notifications/x", params=LONG), 0.0)
+    assert [(one["id"], one["error"]["data"]["code"]) for one in told(session)] == [
+        (1, "message_too_large"),
+        (None, "message_too_large"),
+    ]
+    client(session, call(1))
+    session.from_client(long(id=1, method="tools/call", params=LONG), 0.0)
+    assert (told(session), sent(session)) == ([], [call(1)])
+
+
+@pytest.mark.parametrize("how", ["kept", "not kept", "no JSON"])
+def test_an_answer_that_is_too_long_tells_whoever_asked(how: str) -> None:
+    session = up(message_bytes_max=5000)
+    session.from_daemon(wire.request(7, "elicitation/create", {}).strip(), 0.0)
+    (asked,) = told(session)
+    if how == "kept":
+        client(session, {"jsonrpc": "2.0", "id": asked["id"], "result": LONG})
+    elif how == "not kept":
+        session.from_client(long(id=asked["id"], result=LONG), 0.0)
+    else:
+        session.from_client(f'{{"jsonrpc":"2.0","id":"{asked["id"]}","result":{{"a":1e999}}}}'.encode(), 0.0)
+    (answered,) = sent(session)
+    expected = "bad_request" if how == "no JSON" else "message_too_large"
+    assert (answered["id"], answered["error"]["data"]["code"]) == (7, expected)
+    assert told(session) == []
+
+
+def test_an_answer_of_the_daemon_that_is_too_long_is_an_error() -> None:
+    session = up()
+    client(session, call(1))
+    session.from_daemon(long(id=1, result=LONG), 0.0)
+    session.from_daemon(long(id=2, result=LONG), 0.0)
+    (message,) = told(session)
+    assert (message["id"], message["error"]["data"]["code"]) == (1, "internal")
+
+
 def test_a_request_that_brings_each_daemon_down_is_given_up() -> None:
     session = up()
     client(session, call(1))
