@@ -139,6 +139,7 @@ class Views:
                 trouble=context.trouble(),
                 unclear=None if last is None else context.unclear.get(last.id),
                 unwritten=None if last is None else context.unwritten.get(last.id),
+                may_ask=last is not None and last.id in context.may_ask,
                 login=self._gates.login(task.executor) is not None,
                 open_before=tuple(_seen(caller, row) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
