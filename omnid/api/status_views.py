@@ -78,5 +78,7 @@ class StatusViews:
 def _own(reader: Reader, *, caller: Caller) -> tuple[dict[str, int], Counter[str]]:
     """Counts the tasks of the caller's own origin, and by executor those that run: others' are none of its business."""
     rows = reader.all("count_of_origin", caller.origin, COUNTED_MAX)
-    running = reader.all("running_of_origin", caller.origin)
-    return {tally_key(state, reason): count for state, reason, count in rows}, Counter(dict(running))
+    running = Counter[str]()
+    for executor, count in reader.all("running_of_origin", caller.origin):
+        running[executor] = count
+    return {tally_key(state, reason): count for state, reason, count in rows}, running
