@@ -152,9 +152,9 @@ class Session:
             return None
         return max(next(iter(self.open.values())).at_s, self._away_since_s) + self._away_s
 
-    def from_client(self, line: bytes | wire.LongLine, now_s: float) -> None:
+    def from_client(self, line: bytes | wire.Glimpse, now_s: float) -> None:
         """Takes a line of the client."""
-        if isinstance(line, wire.LongLine):
+        if isinstance(line, wire.Glimpse):
             self._too_long(line)
             return
         try:
@@ -176,9 +176,9 @@ class Session:
         else:
             self._refuse(None, _unreadable("its id is neither a string nor an integer"), wire.INVALID_REQUEST)
 
-    def from_daemon(self, line: bytes | wire.LongLine, now_s: float) -> None:
+    def from_daemon(self, line: bytes | wire.Glimpse, now_s: float) -> None:
         """Takes a line of the daemon; only what the client waits for, asked for or must know goes on to it."""
-        if isinstance(line, wire.LongLine):
+        if isinstance(line, wire.Glimpse):
             self._note("the daemon sent a line that is too long; it was dropped")
             request_id = line.answered_id
             if request_id is not None and request_id in self.open:
@@ -209,7 +209,7 @@ class Session:
             self.problem = wire.error_from(message.get("error"))
             self._note(f"the daemon reports: {self.problem}")
 
-    def _too_long(self, line: wire.LongLine) -> None:
+    def _too_long(self, line: wire.Glimpse) -> None:
         """Says of a line that nobody could keep that it was dropped, to whoever waits for what it was."""
         if line.answered_id is not None:
             self._reply({"id": line.answered_id, "error": wire.error_object(self._too_large())})

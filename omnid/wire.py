@@ -6,7 +6,7 @@ Standard library only, because the relay and ``omnictl`` import it. Source: the 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 
@@ -19,9 +19,9 @@ OMNID_ERROR = -32000
 """All of omnid's own errors; `data` tells them apart: ``{code, what, why, do, kind}``."""
 
 HEAD_BYTES, TAIL_BYTES = 4096, 1024
-"""How much is kept of the beginning and of the end of a line that is too long."""
+"""How much is looked at of the beginning and of the end of a line that can't be read."""
 
-_ASKS, _ANSWERS = frozenset({"method", "params"}), frozenset({"result", "error"})
+_ANSWERS = frozenset({"result", "error"})
 _DECODER = json.JSONDecoder()
 _OPENS, _NAMES, _ENDS = re.compile(r"\s*\{\s*"), re.compile(r"\s*:\s*"), re.compile(r"\s*[,}]\s*")
 _LAST_ID = re.compile(rb'[,{]\s*"id"\s*:\s*(-?[0-9]+|"(?:[^"\\]|\\.)*")\s*\}\s*\Z')
@@ -35,21 +35,26 @@ _KINDS: dict[str, type[OmnidError]] = {
 }
 
 
-class LongLine(NamedTuple):
-    """What is kept of a line that was too long: enough to tell what it was, and whom to tell."""
+class Glimpse(NamedTuple):
+    """What is seen of a line that is too long or can't be read: enough to tell what it was, and whom to tell."""
 
     head: bytes
     tail: bytes
 
+    @classmethod
+    def of(cls, line: bytes) -> Self:
+        """Looks at a line that is there."""
+        return cls(line[:HEAD_BYTES], line[-TAIL_BYTES:])
+
     @property
     def request_id(self) -> int | str | None:
-        """The id of the request that it was; None where it isn't found, or it was something else."""
+        """The id of the request that it was; None where it isn't found, or it was an answer."""
         members = self._members()
-        return None if _ANSWERS & members.keys() or not _ASKS & members.keys() else self._id(members)
+        return None if _ANSWERS & members.keys() else self._id(members)
 
     @property
     def answered_id(self) -> int | str | None:
-        """The id of the request that it answered; None where it isn't found, or it was something else."""
+        """The id of the request that it answered; None where it isn't found, or it was no answer."""
         members = self._members()
         return self._id(members) if _ANSWERS & members.keys() else None
 
@@ -102,7 +107,7 @@ class LenientSplitter:
         """Whether the line that has begun is too long already."""
         return self._head is not None
 
-    def feed(self, data: bytes) -> Iterator[bytes | LongLine]:
+    def feed(self, data: bytes) -> Iterator[bytes | Glimpse]:
         """Yields the lines that `data` completes, without their newlines; blank ones are skipped.
 
         The iterator must be used up before the next call.
@@ -114,7 +119,7 @@ class LenientSplitter:
             if self._begun or len(line) > self.limit_bytes:
                 self._add(line)
                 if self._head is not None:
-                    yield LongLine(self._head, bytes(self._begun))
+                    yield Glimpse(self._head, bytes(self._begun))
                 whole = b"" if self._head is not None else bytes(self._begun)
                 self._begun.clear()
                 self._head = None
@@ -143,7 +148,7 @@ class LineSplitter:
         The connection has to end then. The iterator must be used up before the next call.
         """
         for line in self._lines.feed(data):
-            if isinstance(line, LongLine):
+            if isinstance(line, Glimpse):
                 raise self._too_large()
             yield line
         if self._lines.passes_over:

@@ -58,7 +58,7 @@ class Connection:
         self.gone: Callable[[], None] | None = None
         """Called when it has gone."""
         self.cut_because: str | None = None
-        self.lines: deque[bytes | wire.LongLine] = deque()
+        self.lines: deque[bytes | wire.Glimpse] = deque()
         """What was read and not begun yet."""
         self.begun = 0
         """How many requests are under way without a task."""

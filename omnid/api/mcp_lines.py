@@ -214,19 +214,17 @@ def _line(message: types.JSONRPCMessage) -> bytes:
 
 def parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:
     """Reads a line: a message, or the line that refuses it, or None where it is an answer that can't be read."""
-    own_id = b"null"
     try:
         envelope = msgspec.json.decode(line, type=_Envelope)
         if envelope.result is not UNSET or envelope.error is not UNSET:
             return _answer_to_us(line)
-        if envelope.id is not UNSET:
-            own_id = wire.id_json(envelope.id)
         message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
     except (msgspec.ValidationError, ValidationError) as error:
         detail = str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "it is no JSON-RPC 2.0"
-        return wire.error_answer(own_id, _unreadable(detail), wire.INVALID_REQUEST)
+        return _refused(line, detail, wire.INVALID_REQUEST)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return wire.error_answer(own_id, _unreadable(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        # A relay, whose JSON is another, may have read it, and waits for an answer with its id.
+        return _refused(line, f"the line is no JSON ({error})", wire.PARSE_ERROR)
     if isinstance(message, types.JSONRPCRequest):
         return message
     if isinstance(message, types.JSONRPCNotification) and envelope.id is UNSET:
@@ -242,6 +240,14 @@ def _answer_to_us(line: bytes) -> types.JSONRPCMessage | None:
     except ValidationError:
         return None
     return message if isinstance(message, types.JSONRPCResponse | types.JSONRPCError) else None
+
+
+def _refused(line: bytes, detail: str, number: int) -> types.JSONRPCMessage | bytes | None:
+    """Refuses a request that can't be read; an answer to us that can't be counts as an error."""
+    seen = wire.Glimpse.of(line)
+    if seen.answered_id is None:
+        return wire.error_answer(wire.id_json(seen.request_id), _unreadable(detail), number)
+    return _answer_to_us(wire.error_answer(wire.id_json(seen.answered_id), _unreadable(detail), number))
 
 
 def _unreadable(detail: str) -> Rejected:

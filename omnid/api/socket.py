@@ -239,9 +239,9 @@ class SocketServer:
         if not connection.begun:
             connection.settle()
 
-    def _begin(self, connection: Connection, line: bytes | wire.LongLine) -> bool:
+    def _begin(self, connection: Connection, line: bytes | wire.Glimpse) -> bool:
         """Begins one request that is a write; tells whether it was one."""
-        if isinstance(line, wire.LongLine):
+        if isinstance(line, wire.Glimpse):
             return False
         if connection.mcp_lines is not None:
             return _passed_on(connection.mcp_lines, line)
@@ -286,9 +286,9 @@ class SocketServer:
             connection.working = False
         connection.settle()
 
-    async def _take(self, connection: Connection, line: bytes | wire.LongLine) -> bytes | None:
+    async def _take(self, connection: Connection, line: bytes | wire.Glimpse) -> bytes | None:
         """Handles one line and gives its answer, if it has one now."""
-        if isinstance(line, wire.LongLine):
+        if isinstance(line, wire.Glimpse):
             return await self._refuse_long(connection, line)
         if connection.mcp_lines is not None:
             await _pass_on(connection, connection.mcp_lines, line)
@@ -296,7 +296,7 @@ class SocketServer:
         try:
             request = self._decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            return _unreadable(error)
+            return _unreadable(line, error)
         if not request.method.startswith(PREFIX):
             await _pass_on(connection, self._start_mcp(connection), line)
             return None
@@ -316,7 +316,7 @@ class SocketServer:
         connection.tasks.start_soon(self._answer_later, connection, request, request_id)
         return None
 
-    async def _refuse_long(self, connection: Connection, line: wire.LongLine) -> bytes | None:
+    async def _refuse_long(self, connection: Connection, line: wire.Glimpse) -> bytes | None:
         """Gives the answer to a request that was too long; of an answer to us it makes an error."""
         problem = Rejected("message_too_large", limit_bytes=self._settings.message_bytes_max)
         if line.answered_id is None:
@@ -387,10 +387,11 @@ def _bad_request(detail: str) -> Rejected:
     return Rejected("bad_request", detail=detail, where="the line")
 
 
-def _unreadable(error: Exception) -> bytes:
+def _unreadable(line: bytes, error: Exception) -> bytes:
+    request_id = wire.id_json(wire.Glimpse.of(line).request_id)
     if not isinstance(error, msgspec.ValidationError):
-        return wire.error_answer(b"null", _bad_request(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        return wire.error_answer(request_id, _bad_request(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
     detail = str(error).replace("`", "")
     if "got array" in detail:
         detail = "batches (arrays) are not taken: send one message a line"
-    return wire.error_answer(b"null", _bad_request(detail), wire.INVALID_REQUEST)
+    return wire.error_answer(request_id, _bad_request(detail), wire.INVALID_REQUEST)

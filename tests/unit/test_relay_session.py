@@ -222,9 +222,9 @@ def test_a_line_that_the_daemon_would_not_take_is_refused_here() -> None:
     assert sent(session) == []
 
 
-def long(**message: Any) -> wire.LongLine:
+def long(**message: Any) -> wire.Glimpse:
     line = wire.line({"jsonrpc": "2.0", **message}).strip()
-    return wire.LongLine(line[: wire.HEAD_BYTES], line[-wire.TAIL_BYTES :])
+    return wire.Glimpse(line[: wire.HEAD_BYTES], line[-wire.TAIL_BYTES :])
 
 
 LONG = {"a": "x" * 10_000}

@@ -53,7 +53,7 @@ def test_a_line_over_the_limit_is_passed_over_and_the_next_is_whole(lines: list[
     splitter = wire.LenientSplitter(20)
     data = b"".join(line + b"\n" for line in lines)
     found = [line for part in cut(data, places) for line in splitter.feed(part)]
-    assert [type(line) for line in found] == [wire.LongLine if len(line) > 20 else bytes for line in lines if line]
+    assert [type(line) for line in found] == [wire.Glimpse if len(line) > 20 else bytes for line in lines if line]
     assert [line for line in found if isinstance(line, bytes)] == [line for line in lines if 0 < len(line) <= 20]
     assert not splitter.passes_over
 
@@ -68,14 +68,14 @@ def test_a_line_without_an_end_takes_no_more_than_the_limit() -> None:
     finally:
         tracemalloc.stop()
     (line,) = splitter.feed(b"y\n")
-    assert isinstance(line, wire.LongLine)
+    assert isinstance(line, wire.Glimpse)
     assert (line.head, line.tail) == (b"x" * wire.HEAD_BYTES, b"x" * (wire.TAIL_BYTES - 1) + b"y")
 
 
-def long_line(text: str) -> wire.LongLine:
+def long_line(text: str) -> wire.Glimpse:
     splitter = wire.LenientSplitter(10_000)
     (line,) = splitter.feed(text.encode() + b"\n")
-    assert isinstance(line, wire.LongLine)
+    assert isinstance(line, wire.Glimpse)
     return line
 
 
@@ -115,7 +115,7 @@ def test_whose_a_line_was_that_is_too_long(text: str, asks: int | str | None, an
 
 @given(head=st.binary(max_size=60), tail=st.binary(max_size=60))
 def test_nothing_in_a_long_line_is_a_fault(head: bytes, tail: bytes) -> None:
-    line = wire.LongLine(b'{"method":"m",' + head, tail + b'"id":5}')
+    line = wire.Glimpse(b'{"method":"m",' + head, tail + b'"id":5}')
     assert line.request_id is None or isinstance(line.request_id, int | str)
 
 
