@@ -155,12 +155,12 @@ class Session:
     def from_client(self, line: bytes | wire.Glimpse, now_s: float) -> None:
         """Takes a line of the client."""
         if isinstance(line, wire.Glimpse):
-            self._too_long(line)
+            self._drop(line, self._too_large())
             return
         try:
             message = _decoded(line)
         except (ValueError, RecursionError) as error:
-            self._refuse(None, _unreadable(f"it is no JSON ({error})"), wire.PARSE_ERROR)
+            self._drop(wire.Glimpse.of(line), _unreadable(f"it is no JSON ({error})"), wire.PARSE_ERROR)
             return
         if not isinstance(message, dict):
             self._refuse(None, _unreadable("it is no object; send one message a line"), wire.INVALID_REQUEST)
@@ -209,12 +209,12 @@ class Session:
             self.problem = wire.error_from(message.get("error"))
             self._note(f"the daemon reports: {self.problem}")
 
-    def _too_long(self, line: wire.Glimpse) -> None:
-        """Says of a line that nobody could keep that it was dropped, to whoever waits for what it was."""
+    def _drop(self, line: wire.Glimpse, problem: OmnidError, number: int | None = None) -> None:
+        """Says of a line that can't be kept or read that it was dropped, to whoever waits for what it was."""
         if line.answered_id is not None:
-            self._reply({"id": line.answered_id, "error": wire.error_object(self._too_large())})
+            self._reply({"jsonrpc": "2.0", "id": line.answered_id, "error": wire.error_object(problem, number)})
         elif (request_id := line.request_id) is None or request_id not in self.open:
-            self._refuse(request_id, self._too_large())
+            self._refuse(request_id, problem, number)
         else:
             self._note_id_in_use(request_id)
 
