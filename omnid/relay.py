@@ -19,6 +19,8 @@ AWAY_S = 600.0
 """How long a request waits for a daemon that is away, unless ``OMNID_RELAY_AWAY_S`` says otherwise."""
 
 AWAY_S_MAX = 10_000_000
+"""What still fits into a wait of select(2)."""
+
 LINE_BYTES_MAX = 32 << 20
 """What is kept of one line; a longer one is passed over, and whoever waits for it is told."""
 
