@@ -17,6 +17,8 @@ INTERNAL_ERROR = -32603
 OMNID_ERROR = -32000
 """All of omnid's own errors; `data` tells them apart: ``{code, what, why, do, kind}``."""
 
+_SHOWN_CHARS = 24
+
 _NUMBERS = {"unknown_method": METHOD_NOT_FOUND, "bad_request": INVALID_PARAMS, "internal": INTERNAL_ERROR}
 _KINDS: dict[str, type[OmnidError]] = {
     "retryable": Retryable,
@@ -60,8 +62,35 @@ def line(message: Mapping[str, Any]) -> bytes:
 
 
 def request(request_id: int | str, method: str, params: Mapping[str, Any]) -> bytes:
-    """Gives the line of a request."""
-    return line({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+    """Gives the line of a request; raises TypeError or ValueError where JSON in UTF-8 can't say it."""
+    return utf8({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}) + b"\n"
+
+
+def utf8(value: Mapping[str, Any]) -> bytes:
+    """Gives a value as JSON in UTF-8, which the daemon can surely read; raises TypeError or ValueError where it can't.
+
+    `line` escapes half a surrogate pair, as Python makes of a file's name that is no UTF-8.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        before = error.object[max(0, error.start - _SHOWN_CHARS) : error.end]
+        raise ValueError(f"what ends with {before!r} is no UTF-8") from error
+
+
+def id_of(line: bytes) -> bytes:
+    """Gives the id, as JSON, of a line that a strict reader has refused; ``null`` where it holds none.
+
+    JavaScript writes half a surrogate pair where a text was cut in the middle of one, and numbers may be beyond all
+    doubles: who asked waits for an answer all the same.
+    """
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return b"null"
+    request_id = _mapping(message).get("id")
+    known = isinstance(request_id, int | str) and not isinstance(request_id, bool)
+    return json.dumps(request_id).encode() if known else b"null"
 
 
 def error_answer(id_json: bytes, error: OmnidError, number: int | None = None) -> bytes:

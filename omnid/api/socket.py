@@ -295,7 +295,7 @@ class SocketServer:
         try:
             request = self._decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            return _unreadable(error)
+            return _unreadable(line, error)
         if not request.method.startswith(PREFIX):
             await _pass_on(connection, self._start_mcp(connection), line)
             return None
@@ -376,10 +376,11 @@ def _bad_request(detail: str) -> Rejected:
     return Rejected("bad_request", detail=detail, where="the line")
 
 
-def _unreadable(error: Exception) -> bytes:
+def _unreadable(line: bytes, error: Exception) -> bytes:
+    own_id = wire.id_of(line)
     if not isinstance(error, msgspec.ValidationError):
-        return wire.error_answer(b"null", _bad_request(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        return wire.error_answer(own_id, _bad_request(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
     detail = str(error).replace("`", "")
     if "got array" in detail:
         detail = "batches (arrays) are not taken: send one message a line"
-    return wire.error_answer(b"null", _bad_request(detail), wire.INVALID_REQUEST)
+    return wire.error_answer(own_id, _bad_request(detail), wire.INVALID_REQUEST)

@@ -201,6 +201,7 @@ async def test_request_ids_of_a_session_keep_their_type() -> None:
         (b"\xff\xfe", -32700, None),
         (b"[" * 100_000, -32600, None),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":' + b"[" * 100_000, -32700, None),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"cut":"\\ud83d"}}', -32700, 1),
         (b"[]", -32600, None),
         (b"3", -32600, None),
         (b'{"jsonrpc":"2.0","id":1}', -32600, 1),

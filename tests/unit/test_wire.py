@@ -95,3 +95,24 @@ def test_what_json_cant_say_is_not_sent() -> None:
     assert wire.request(1, "omnid/status", {}) == b'{"jsonrpc":"2.0","id":1,"method":"omnid/status","params":{}}\n'
     with pytest.raises(ValueError, match="JSON"):
         wire.line({"x": float("nan")})
+    for value in ("cut \ud83d", "caf\udce9"):
+        with pytest.raises(ValueError, match="is no UTF-8"):
+            wire.request(1, "omnid/task.submit", {"argv": ["x", value]})
+
+
+@pytest.mark.parametrize(
+    ("line", "own_id"),
+    [
+        (b'{"id":7,"x":"\\ud83d"}', b"7"),
+        (b'{"id":"a","x":NaN}', b'"a"'),
+        (b'{"id":true}', b"null"),
+        (b'{"id":1.5}', b"null"),
+        (b'{"x":1}', b"null"),
+        (b"[1]", b"null"),
+        (b'{"id":7', b"null"),
+        (b"\xff", b"null"),
+        (b"[" * 100_000, b"null"),
+    ],
+)
+def test_the_id_of_a_line_that_was_refused(line: bytes, own_id: bytes) -> None:
+    assert wire.id_of(line) == own_id
