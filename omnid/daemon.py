@@ -21,6 +21,7 @@ from omnid.api.mcp_server import McpServer
 from omnid.api.methods import Api
 from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
 from omnid.api.socket import SocketServer
+from omnid.api.spawn import LOG_NAME
 from omnid.clock import Clock, SystemClock
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.interface import Executor
@@ -474,4 +475,4 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
     async def serve(log: Logger) -> None:
         await _serve_with_signals(loaded, environ, clock, log, secrets)
 
-    return run_logged(serve, loaded.config, "omnid.log", clock, secrets)
+    return run_logged(serve, loaded.config, LOG_NAME, clock, secrets)

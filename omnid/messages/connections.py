@@ -30,8 +30,8 @@ CONNECTIONS: dict[str, Message] = {
     ),
     "daemon_no_start": Message(
         "The daemon did not start: {detail}.",
-        "The last that it said (in {path}): {said}",
-        "Run `omnid run` in a terminal to see it fail, and correct what it names.",
+        "{why}",
+        "{do}",
     ),
     "http_start": Message(
         "HTTP can't be served at {listen}: {detail}.",

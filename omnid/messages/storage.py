@@ -43,6 +43,12 @@ STORAGE: dict[str, Message] = {
         "The file is of another program, or it is damaged.",
         "Move it away, or restore a backup; nothing in it was changed.",
     ),
+    "journal_damaged": Message(
+        "The journal {path} is damaged: {detail}.",
+        "A disk that fails does that, and so does another program that writes into the file.",
+        "Keep a copy of the state directory, look into the system's log for the disk, and put a backup or a snapshot "
+        "in the journal's place (docs/mode.md says how).",
+    ),
     "database_damaged": Message(
         "The table {table} of the journal is damaged: {detail}.",
         "The check that follows a start of the machine found it; a disk that fails or loses what it wrote does that.",
