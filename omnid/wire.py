@@ -78,12 +78,21 @@ def utf8(value: Mapping[str, Any]) -> bytes:
         raise ValueError(f"what ends with {before!r} is no UTF-8") from error
 
 
-def id_of(line: bytes) -> bytes:
-    """Gives the id, as JSON, of a line that a strict reader has refused; ``null`` where it holds none.
+def unreadable(line: bytes, error: Exception) -> bytes:
+    """Gives the line that answers one which a strict reader has refused; with the request's id, where it holds one.
 
     JavaScript writes half a surrogate pair where a text was cut in the middle of one, and numbers may be beyond all
     doubles: who asked waits for an answer all the same.
     """
+    own_id = id_of(line)
+    detail = f"the line is no JSON ({error})"
+    if own_id != b"null":
+        detail = "the line holds what is neither text nor number: half a surrogate pair, say, as of a text cut short"
+    return error_answer(own_id, Rejected("bad_request", detail=detail, where="the line"), PARSE_ERROR)
+
+
+def id_of(line: bytes) -> bytes:
+    """Gives the id of a request, as JSON, also where only a lenient reader can read it; ``null`` where it has none."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):

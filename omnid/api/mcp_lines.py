@@ -223,7 +223,7 @@ def parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:
         detail = str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "it is no JSON-RPC 2.0"
         return wire.error_answer(own_id, _unreadable(detail), wire.INVALID_REQUEST)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return wire.error_answer(wire.id_of(line), _unreadable(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        return wire.unreadable(line, error)
     if isinstance(message, types.JSONRPCRequest):
         return message
     if isinstance(message, types.JSONRPCNotification) and envelope.id is UNSET:

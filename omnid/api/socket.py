@@ -377,10 +377,9 @@ def _bad_request(detail: str) -> Rejected:
 
 
 def _unreadable(line: bytes, error: Exception) -> bytes:
-    own_id = wire.id_of(line)
     if not isinstance(error, msgspec.ValidationError):
-        return wire.error_answer(own_id, _bad_request(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        return wire.unreadable(line, error)
     detail = str(error).replace("`", "")
     if "got array" in detail:
         detail = "batches (arrays) are not taken: send one message a line"
-    return wire.error_answer(own_id, _bad_request(detail), wire.INVALID_REQUEST)
+    return wire.error_answer(wire.id_of(line), _bad_request(detail), wire.INVALID_REQUEST)

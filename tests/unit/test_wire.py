@@ -116,3 +116,10 @@ def test_what_json_cant_say_is_not_sent() -> None:
 )
 def test_the_id_of_a_line_that_was_refused(line: bytes, own_id: bytes) -> None:
     assert wire.id_of(line) == own_id
+
+
+def test_who_sent_a_line_that_was_refused_is_told_by_its_id() -> None:
+    for sent, own_id, said in ((b'{"id":7,"x":"\\ud83d"}', 7, "half a surrogate pair"), (b'{"id":7', None, "cut off")):
+        answer = json.loads(wire.unreadable(sent, ValueError("cut off")))
+        assert (answer["id"], answer["error"]["code"]) == (own_id, wire.PARSE_ERROR)
+        assert said in answer["error"]["message"]

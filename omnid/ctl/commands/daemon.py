@@ -27,6 +27,7 @@ def _down(context: Context) -> int:
 
     timeout_s = context.given.duration_s("timeout")
     timeout_s = _STOP_S if timeout_s is None else timeout_s
+    context.answer_s = min(context.answer_s, timeout_s)
     try:
         state_dir = context.call("status")["state_dir"]
         stopping = context.call("daemon.stop")
