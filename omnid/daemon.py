@@ -233,6 +233,7 @@ class Daemon:
         api = Api(context, self.gates, self.cancelling, self, self.workspaces, self.schedules)
         self._daily = Daily(context, api.night.line)
         work.start_soon(self._kept("daily", self._daily.run))
+        work.start_soon(self._kept("state", api.room.watch))
         work.start_soon(self._kept("schedules", self.schedules.run))
         work.start_soon(self._kept("presence", self.presence.run))
         await self._listen(work, api)

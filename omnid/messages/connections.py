@@ -26,8 +26,8 @@ CONNECTIONS: dict[str, Message] = {
     "answer_timeout": Message(
         "The daemon did not answer within {seconds_s} s.",
         "It is busy or stopped.",
-        "Send it again with the same idempotency key. If it stays so, look into the daemon's log, or kill the daemon and "
-        "start it again with `omnictl up`: nothing that was accepted is lost by that.",
+        "Send it again with the same idempotency key. If it stays so, look into the daemon's log, or kill the daemon "
+        "and start it again with `omnictl up`: nothing that was accepted is lost by that.",
     ),
     "daemon_no_start": Message(
         "The daemon did not start: {detail}.",

@@ -59,6 +59,11 @@ STORAGE: dict[str, Message] = {
         "One daemon per state directory, or they would run the same tasks.",
         "Use that one (`omnictl status`), stop it (`omnictl down`), or set OMNID_STATE to another directory.",
     ),
+    "state_moved": Message(
+        "The state directory {path} is not the one that this daemon began with.",
+        "It was moved, removed or replaced while the daemon ran, and nobody would find what is written to the old one.",
+        "Put it back if you want its tasks, and start omnid again: `omnictl up`. `omnictl down` comes before a move.",
+    ),
     "state_unwritable": Message(
         "The state directory {path} can't be written: {detail}.",
         "The journal, the spool and the lock live there.",

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "disk_low": "tests/e2e/test_faults.py::test_new_tasks_are_refused_before_the_disk_is_full",
     "no_snapshot": "tests/unit/test_snapshots.py::test_where_there_is_no_room_people_are_told_and_the_next_one_is_made",
     "schema_newer": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
+    "state_moved": "tests/e2e/test_faults.py::test_a_daemon_whose_place_was_taken_accepts_nothing_and_ends",
     "not_a_database": "tests/e2e/test_faults.py::test_a_database_that_is_not_ours_stays_as_it_is",
     "journal_damaged": "tests/e2e/test_faults.py::test_damage_that_ends_a_daemon_is_named_to_who_asks_next",
     "already_running": "tests/e2e/test_faults.py::test_a_second_daemon_refuses_and_harms_nothing",

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -224,6 +225,31 @@ def test_damage_that_ends_a_daemon_is_named_to_who_asks_next(omnid: Home) -> Non
     assert said.code == 3
     assert_says("journal_damaged", said.err)
     assert "The last daemon ended with an error" in said.err
+
+
+def test_a_daemon_whose_place_was_taken_accepts_nothing_and_ends(omnid: Home) -> None:
+    omnid.wait(omnid.sh("true"))
+    process, omnid.process = omnid.process, None
+    assert process is not None
+    aside = omnid.state.with_name("aside")
+    omnid.state.rename(aside)
+    omnid.state.mkdir(mode=0o700)
+
+    def refused() -> bool:
+        try:
+            # As a relay does, over the connection that it has.
+            omnid.client.call("omnid/task.submit", {"argv": ["true"], "cwd": "/", "key": "k"})
+        except Retryable as error:
+            return error.code == "daemon_lost"
+        return False
+
+    until(refused, "the end of the daemon")
+    assert process.wait(WAIT_S) == 1
+    assert_says("state_moved", omnid.said.read_text())
+    shutil.rmtree(omnid.state)
+    aside.rename(omnid.state)
+    omnid.start()
+    assert "t1" in [task["name"] for task in omnid.client.list()["tasks"]]
 
 
 class JumpingClock(SystemClock):
