@@ -70,10 +70,11 @@ class Context:
         from omnid import platform
         from omnid.api.spawn import last_error
 
-        said = last_error(platform.locate(self.world.environ).state_dir)
+        places = platform.locate(self.world.environ)
+        said = last_error(places.state_dir)
         if said is None:
             return error
-        return Retryable("daemon_down", **{**error.fields, "detail": f"The last daemon ended with an error. {said}"})
+        return Retryable("daemon_down", path=places.socket_path, detail=f"The last daemon ended with an error. {said}")
 
     def unheard(self) -> "Holder | None":
         """Gives the daemon that lives although nobody answers at its socket; None where there is none."""
