@@ -252,6 +252,11 @@ def main(environ: Mapping[str, str], argv: Sequence[str] = ()) -> int:
         return 1
     path = platform.socket_path(environ)
     try:
+        away_s = float(environ.get("OMNID_RELAY_AWAY_S") or AWAY_S)
+    except ValueError:
+        note("OMNID_RELAY_AWAY_S is no number of seconds.")
+        return 1
+    try:
         length = len(os.fsencode(path))
         if length > platform.SOCKET_PATH_BYTES_MAX:
             raise Rejected("path_too_long", path=path, length=length, limit=platform.SOCKET_PATH_BYTES_MAX)
@@ -295,6 +300,7 @@ def _asked(argv: Sequence[str]) -> dict[str, object] | None:
         value = value if equals else rest.pop(0)
         if not value:
             return None
+        value = _text(value)
         asked[option[2:]] = value if option == "--origin" else value.split(",")
     if asked.get("origin") == REPOSITORY:
         name = _repository(os.getcwd())
@@ -310,7 +316,12 @@ def _repository(directory: str) -> str:
         directory, below = os.path.dirname(directory), directory
         if directory == below:
             return ""
-    return os.path.basename(directory)
+    return _text(os.path.basename(directory))
+
+
+def _text(name: str) -> str:
+    """Gives a name as text that can be sent, where the system's bytes are no UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _start_daemon(environ: Mapping[str, str]) -> None:

@@ -27,6 +27,8 @@ _OPENS, _NAMES, _ENDS = re.compile(r"\s*\{\s*"), re.compile(r"\s*:\s*"), re.comp
 _LAST_ID = re.compile(rb'[,{]\s*"id"\s*:\s*(-?[0-9]+|"(?:[^"\\]|\\.)*")\s*\}\s*\Z')
 """An id at the end of the line's object: no text of JSON can look like it, as its quotes would have to be escaped."""
 
+_SHOWN_CHARS = 24
+
 _NUMBERS = {"unknown_method": METHOD_NOT_FOUND, "bad_request": INVALID_PARAMS, "internal": INTERNAL_ERROR}
 _KINDS: dict[str, type[OmnidError]] = {
     "retryable": Retryable,
@@ -164,8 +166,33 @@ def line(message: Mapping[str, Any]) -> bytes:
 
 
 def request(request_id: int | str, method: str, params: Mapping[str, Any]) -> bytes:
-    """Gives the line of a request."""
-    return line({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+    """Gives the line of a request; raises TypeError or ValueError where JSON in UTF-8 can't say it."""
+    return utf8({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}) + b"\n"
+
+
+def utf8(value: Mapping[str, Any]) -> bytes:
+    """Gives a value as JSON in UTF-8, which the daemon can surely read; raises TypeError or ValueError where it can't.
+
+    `line` escapes half a surrogate pair, as Python makes of a file's name that is no UTF-8.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        before = error.object[max(0, error.start - _SHOWN_CHARS) : error.end]
+        raise ValueError(f"what ends with {before!r} is no UTF-8") from error
+
+
+def why_unreadable(line: bytes, error: Exception) -> str:
+    """Says why a strict reader has refused a line.
+
+    JavaScript writes half a surrogate pair where a text was cut in the middle of one, and numbers may be beyond all
+    doubles: to a lenient reader both are JSON.
+    """
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return f"the line is no JSON ({error})"
+    return "the line holds what is neither text nor number: half a surrogate pair, say, as of a text cut short"
 
 
 def id_json(request_id: int | str | None) -> bytes:

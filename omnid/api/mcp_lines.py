@@ -224,7 +224,7 @@ def parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:
         return _refused(line, detail, wire.INVALID_REQUEST)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # A relay, whose JSON is another, may have read it, and waits for an answer with its id.
-        return _refused(line, f"the line is no JSON ({error})", wire.PARSE_ERROR)
+        return _refused(line, wire.why_unreadable(line, error), wire.PARSE_ERROR)
     if isinstance(message, types.JSONRPCRequest):
         return message
     if isinstance(message, types.JSONRPCNotification) and envelope.id is UNSET:

@@ -390,7 +390,7 @@ def _bad_request(detail: str) -> Rejected:
 def _unreadable(line: bytes, error: Exception) -> bytes:
     request_id = wire.id_json(wire.Glimpse.of(line).request_id)
     if not isinstance(error, msgspec.ValidationError):
-        return wire.error_answer(request_id, _bad_request(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        return wire.error_answer(request_id, _bad_request(wire.why_unreadable(line, error)), wire.PARSE_ERROR)
     detail = str(error).replace("`", "")
     if "got array" in detail:
         detail = "batches (arrays) are not taken: send one message a line"

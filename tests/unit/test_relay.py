@@ -117,7 +117,7 @@ def no_start(environ):
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         subprocess.Popen([sys.executable, *os.environ["TEST_START"].split()], **quiet)
     else:
-        raise Retryable("daemon_no_start", detail="not in this test", path="/x", said="nothing")
+        raise Retryable("daemon_no_start", detail="not in this test", why="It is so.", do="Wait.")
 
 relay._start_daemon = no_start
 sys.exit(relay.main(os.environ))

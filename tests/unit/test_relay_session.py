@@ -424,6 +424,7 @@ def test_each_request_is_answered_at_most_once_and_none_is_forgotten(trace: list
         ([], {}),
         (["--readonly", "--origin", "night"], {"readonly": True, "origin": "night"}),
         (["--expose=status,task_get", "--origin=night"], {"expose": ["status", "task_get"], "origin": "night"}),
+        (["--origin", "caf\udce9", "--expose=\udce9"], {"origin": "caf\ufffd", "expose": ["\ufffd"]}),
         (["--origin"], None),
         (["--origin="], None),
         (["--readonly=1"], None),
@@ -442,6 +443,8 @@ def test_the_origin_may_be_the_repository(tmp_path: Path, monkeypatch: pytest.Mo
     # In a worktree of git it is a file.
     (tmp_path / "shop" / ".git").write_text("gitdir: /elsewhere")
     assert _asked(["--origin", "@repository"]) == {"origin": "shop"}
+    (tmp_path / "shop").rename(tmp_path / "caf\udce9")
+    assert _asked(["--origin", "@repository"]) == {"origin": "caf\ufffd"}
 
 
 def test_what_was_asked_for_is_in_the_hello() -> None:

@@ -88,6 +88,15 @@ async def test_what_cant_be_read_is_answered_and_the_connection_lives(
         assert (await client.ask("omnid/echo"))["result"] == {}
 
 
+@pytest.mark.parametrize("params", [b'{"text":"cut \\ud83d"}', b"NaN", b'{},"jsonrpc":2'], ids=["cut", "nan", "wrong"])
+async def test_who_asks_what_cant_be_read_is_told_by_the_id(directory: Path, params: bytes) -> None:
+    async with serving(directory) as serve, serve.client() as client:
+        await client.stream.send(b'{"jsonrpc":"2.0","id":"a","method":"omnid/echo","params":%b}\n' % params)
+        answer = await client.answer()
+        assert (answer["id"], answer["error"]["data"]["code"]) == ("a", "bad_request")
+        assert (await client.ask("omnid/echo"))["result"] == {}
+
+
 async def test_batches_are_refused_by_name(directory: Path) -> None:
     async with serving(directory) as serve, serve.client() as client:
         await client.stream.send(b"[]\n")

@@ -170,3 +170,30 @@ def test_what_json_cant_say_is_not_sent() -> None:
     assert wire.request(1, "omnid/status", {}) == b'{"jsonrpc":"2.0","id":1,"method":"omnid/status","params":{}}\n'
     with pytest.raises(ValueError, match="JSON"):
         wire.line({"x": float("nan")})
+    for value in ("cut \ud83d", "caf\udce9"):
+        with pytest.raises(ValueError, match="is no UTF-8"):
+            wire.request(1, "omnid/task.submit", {"argv": ["x", value]})
+
+
+@pytest.mark.parametrize(
+    ("line", "own_id"),
+    [
+        (b'{"id":7,"x":"\\ud83d"}', 7),
+        (b'{"id":"a","x":NaN}', "a"),
+        (b'{"id":true}', None),
+        (b'{"id":1.5}', None),
+        (b'{"x":1}', None),
+        (b"[1]", None),
+        (b"\xff", None),
+        (b"[" * 100_000, None),
+    ],
+)
+def test_the_id_of_a_line_that_was_refused(line: bytes, own_id: int | str | None) -> None:
+    assert wire.Glimpse.of(line).request_id == own_id
+
+
+def test_a_line_that_a_lenient_reader_takes_is_explained_in_plain_words() -> None:
+    for sent in (b'{"id":7,"x":"\\ud83d"}', b"NaN"):
+        assert "half a surrogate pair" in wire.why_unreadable(sent, ValueError("cut off"))
+    for sent in (b'{"id":7', b"[" * 100_000, b"\xff"):
+        assert "cut off" in wire.why_unreadable(sent, ValueError("cut off"))
