@@ -35,8 +35,8 @@ class FirstCall(NamedTuple):
     """By which it was decided."""
 
 
-FirstCalls = Callable[[dict[str, FirstCall], Tx, Task, str], int | None]
-"""See `model_calls.ModelCalls.first`."""
+ReserveFirst = Callable[[dict[str, FirstCall], Tx, Task, str], int | None]
+"""See `model_calls.ModelCalls.reserve_first`."""
 
 
 class Bell:
@@ -168,7 +168,7 @@ class Context:
         """Gives the closed gates by what they close; `Gates` sets it."""
         self.took: Callable[[Turned], None] = lambda _: None
         """Follows what a committed transaction did to gates and tasks; `Gates` sets it."""
-        self.first_call: FirstCalls | None = None
+        self.reserve_first: ReserveFirst | None = None
         """Writes down the first call of an attempt in the transaction that claims it; `ModelCalls` sets it."""
         self.first_calls: dict[str, FirstCall] = {}
         """Those that no executor has asked for yet, by attempt."""

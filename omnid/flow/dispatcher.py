@@ -122,13 +122,7 @@ class Dispatcher:
         seats = self._seats(tx.ended)
         claimed = Claimed([], {}, [], more=False, turned=Turned.nothing())
         if free or seats.rooms():
-            claimed = claim(
-                tx,
-                context,
-                free=free,
-                slots_free=slots_free,
-                seats=seats,
-            )
+            claimed = claim(tx, context, free=free, slots_free=slots_free, seats=seats)
         tx.stirred = False
         return claimed
 
@@ -264,8 +258,8 @@ def _start(
     )
     if reserved_microusd is not None:
         money.reserve(tx, started, attempt_id, reserved_microusd)
-    elif runner is None and context.first_call is not None and task.executor in context.budget.by_call:
-        reserved_microusd = context.first_call(calls, tx, started, attempt_id)
+    elif runner is None and context.reserve_first is not None and task.executor in context.budget.by_call:
+        reserved_microusd = context.reserve_first(calls, tx, started, attempt_id)
     reserved_usd = None if reserved_microusd is None else reserved_microusd / MICRO
     return command_of(started, attempt_id, context.config, idempotent=safe, before=before, reserved_usd=reserved_usd)
 

@@ -89,7 +89,7 @@ class ModelCalls:
         self._served_of: Config | None = None
         self._served_until_s = 0.0
         context.modes.facts = lambda now_ms: self.facts("gateway", now_ms)
-        context.first_call = self.first
+        context.reserve_first = self.reserve_first
 
     def check(self, model: str) -> None:
         """See `Calls.check`."""
@@ -119,7 +119,7 @@ class ModelCalls:
 
         return await context.store.write(decided, then=self._began)
 
-    def first(self, calls: dict[str, FirstCall], tx: Tx, task: Task, attempt_id: str) -> int | None:
+    def reserve_first(self, calls: dict[str, FirstCall], tx: Tx, task: Task, attempt_id: str) -> int | None:
         """Writes down the first call of an attempt in the transaction that claims it, and gives what is reserved.
 
         `calls` are those of the transaction so far, and gets it. None: nothing is written, and `begin` decides.

@@ -31,7 +31,7 @@ def chooses_the_first_call_and_writes_nothing(patch: pytest.MonkeyPatch) -> None
         calls[attempt_id] = FirstCall(call, config)
         return 0
 
-    patch.setattr(ModelCalls, "first", first)
+    patch.setattr(ModelCalls, "reserve_first", first)
 
 
 def takes_a_first_call_for_one_that_never_went_out(patch: pytest.MonkeyPatch) -> None:
