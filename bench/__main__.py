@@ -25,8 +25,6 @@ def main(names: list[str]) -> int:
             importlib.import_module(f"bench.{name}").run(report)
         except Exception:  # noqa: BLE001 - the others are still worth their time.
             broken.append(name)
-            # What it has measured by then is shown, and the results of its last whole run stay.
-            reports.append(report)
             print(" broke off")
             traceback.print_exc()
         else:
