@@ -162,5 +162,5 @@ def memory_mb(pid: int) -> dict[str, float]:
 
 
 def cpu_s(pid: int) -> float:
-    """Gives the processor time of all threads so far."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+    """Gives the processor time so far of all threads, also of those that have ended (clock_getcpuclockid of Linux)."""
+    return time.clock_gettime((~pid << 3) | 2)

@@ -18,7 +18,7 @@ from omnid.clock import Clock
 from omnid.executor.model_errors import BODY_BYTES_MAX, CallFailed, Failure, Signs, classify
 from omnid.executor.model_wire import STREAM, Answer, Ask, HttpRequest, StreamReader, build, read_answer, read_listing
 from omnid.settings import Channel, Models
-from omnid.worker.gateway import trouble_of
+from omnid.worker.gateway_signs import trouble_of
 
 if TYPE_CHECKING:
     import httpcore2

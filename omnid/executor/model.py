@@ -40,6 +40,8 @@ class Call(Struct, frozen=True):
     model: ChannelModel
     way: Way
     output_tokens_max: int
+    most_microusd: int = 0
+    """What is reserved for it."""
 
 
 class NoCall(Struct, frozen=True):
@@ -64,6 +66,11 @@ class Wanted(Struct, frozen=True):
     system: str
     output_tokens_max: int | None
 
+    @classmethod
+    def of(cls, section: Section, work: Work) -> "Wanted":
+        """Gives what a section adds to the prompt of a task."""
+        return cls(work.model or section.model, section.system, section.output_tokens_max)
+
 
 class Calls(Protocol):
     """Decides about calls and writes them down; what it gives is durable on return."""
@@ -73,7 +80,10 @@ class Calls(Protocol):
         ...
 
     async def begin(self, command: Command, wanted: Wanted, tried: Sequence[Tried]) -> Call | NoCall:
-        """Chooses the next call of an attempt, and reserves what it can cost at most; raises Retryable."""
+        """Chooses the next call of an attempt, and reserves what it can cost at most; raises Retryable.
+
+        The first may have been chosen and reserved when the attempt was.
+        """
         ...
 
     async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
@@ -205,8 +215,7 @@ class ModelExecutor:
 
     async def _answered(self, attempt: "_Attempt") -> Result:
         """Makes one call after the other until there is an answer, or no way is left."""
-        command, section = attempt.command, self._section
-        wanted = Wanted(command.work.model or section.model, section.system, section.output_tokens_max)
+        command, wanted = attempt.command, Wanted.of(self._section, attempt.command.work)
         while len(attempt.tried) < CALLS_MAX:
             try:
                 call = await self._calls.begin(command, wanted, attempt.tried)

@@ -3,27 +3,40 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 
 from omnid import platform
 from omnid.clock import Clock
 from omnid.executor.interface import Executor
+from omnid.executor.model import Call
 from omnid.flow.fleet import Fleet
 from omnid.flow.modes import Modes
 from omnid.flow.turned import Turned
 from omnid.log import Logger
-from omnid.model import Gate, Problem
+from omnid.model import Gate, Problem, Task
 from omnid.route.budget import Budget
 from omnid.route.router import Facts
 from omnid.route.rules import Rules
 from omnid.route.ways import way_of
 from omnid.settings import Config
-from omnid.store.interface import Store
+from omnid.store.interface import Store, Tx
 
 CANCELS_MAX = 1_000
 TROUBLE_S_MAX = 60.0
+
+
+class FirstCall(NamedTuple):
+    """A call to a model that was written down with its attempt, before the executor asks for it."""
+
+    call: Call
+    config: Config
+    """By which it was decided."""
+
+
+ReserveFirst = Callable[[dict[str, FirstCall], Tx, Task, str], int | None]
+"""See `model_calls.ModelCalls.reserve_first`."""
 
 
 class Bell:
@@ -155,6 +168,10 @@ class Context:
         """Gives the closed gates by what they close; `Gates` sets it."""
         self.took: Callable[[Turned], None] = lambda _: None
         """Follows what a committed transaction did to gates and tasks; `Gates` sets it."""
+        self.reserve_first: ReserveFirst | None = None
+        """Writes down the first call of an attempt in the transaction that claims it; `ModelCalls` sets it."""
+        self.first_calls: dict[str, FirstCall] = {}
+        """Those that no executor has asked for yet, by attempt."""
         self.spool = spool
         self.set_aside = set_aside
         """Ends an attempt that the journal doesn't know, and moves its files away."""
@@ -233,6 +250,7 @@ class Context:
         self.running.pop(attempt_id, None)
         self.activity.ring()
         self.active.pop(attempt_id, None)
+        self.first_calls.pop(attempt_id, None)
         self.unwritten.pop(attempt_id, None)
         self.unclear.pop(attempt_id, None)
         self.may_ask.discard(attempt_id)

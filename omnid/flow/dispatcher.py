@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from omnid.clock import Clock
 from omnid.executor.interface import Executor
 from omnid.flow import money
 from omnid.flow.commands import hand_over
-from omnid.flow.context import Context
+from omnid.flow.context import Context, FirstCall
 from omnid.flow.dependents import settle_wait
 from omnid.flow.gates import Gates
 from omnid.flow.intake import still_granted
@@ -49,6 +48,8 @@ class Claimed(NamedTuple):
 
     commands: list[Command]
     """For the runner in the daemon."""
+    calls: dict[str, FirstCall]
+    """Their first calls that are written down by now, by attempt."""
     sent: list[Sent]
     """For runners on other hosts: they are in their outboxes."""
     more: bool
@@ -119,24 +120,16 @@ class Dispatcher:
         context = self._context
         free, slots_free = self._room(tx.begun, tx.ended)
         seats = self._seats(tx.ended)
-        claimed = Claimed([], [], more=False, turned=Turned.nothing())
+        claimed = Claimed([], {}, [], more=False, turned=Turned.nothing())
         if free or seats.rooms():
-            claimed = claim(
-                tx,
-                free=free,
-                slots_free=slots_free,
-                seats=seats,
-                executors=context.executors,
-                config=context.config,
-                clock=context.clock,
-                budget=context.budget,
-            )
+            claimed = claim(tx, context, free=free, slots_free=slots_free, seats=seats)
         tx.stirred = False
         return claimed
 
     def _take(self, claimed: Claimed) -> None:
         """What was claimed takes its slots as soon as that is committed, whoever still waits for it."""
         context = self._context
+        context.first_calls.update(claimed.calls)
         for command in claimed.commands:
             context.take_on(command.attempt_id, command.executor)
             if self._claimed or not self._link.offer(command):
@@ -157,24 +150,15 @@ class Dispatcher:
             self._claimed.popleft()
 
 
-def claim(
-    tx: Tx,
-    *,
-    free: Mapping[str, int],
-    slots_free: int,
-    executors: Mapping[str, Executor],
-    config: Config,
-    clock: Clock,
-    budget: Budget,
-    seats: Seats = NO_SEATS,
-) -> Claimed:
+def claim(tx: Tx, context: Context, *, free: Mapping[str, int], slots_free: int, seats: Seats = NO_SEATS) -> Claimed:
     """Claims the first tasks that fit: for each a new attempt and the state executing, in this transaction.
 
     `free` and `slots_free` are what may start in the daemon, `seats` what runners elsewhere can take. Where a cap on
-    money keeps a task from its start, a gate closes or the task waits: `Claimed.turned` has that.
+    money keeps a task from its start, a gate closes or the task waits: `Claimed.turned` has that. Where calls are paid
+    and not attempts, the first of them is written with its attempt, if it can be made now.
     """
     chosen, cut = _chosen(tx, free, slots_free, seats)
-    claimed = Claimed([], [], False, Turned.nothing())
+    claimed = Claimed([], {}, [], False, Turned.nothing())
     held = False
     lanes: set[str] = set()
     for task in chosen:
@@ -184,13 +168,12 @@ def claim(
             lanes.add(task.lane)
         if task.deadline_ms is not None and task.deadline_ms <= tx.now_ms:
             continue
-        executor = executors[task.executor]
-        if _held_back(tx, task, executor):
+        if _held_back(tx, task, context.executors[task.executor]):
             held = True
             continue
-        is_free, reserved = _admit(tx, budget, task, claimed.turned)
+        is_free, reserved = _admit(tx, context.budget, task, claimed.turned)
         if is_free:
-            start = partial(_start, tx, task, executor, clock.uuid(), config, reserved_microusd=reserved)
+            start = partial(_start, tx, context, task, reserved, claimed.calls)
             _hand_on(tx, task, start, seats if task.executor not in free else None, claimed)
     # Whoever was passed over had a slot that another may take; but those who stay where they are come again next time.
     count = len(claimed.commands) + len(claimed.sent)
@@ -260,25 +243,25 @@ def _held_back(tx: Tx, task: Task, executor: Executor) -> bool:
 
 def _start(
     tx: Tx,
+    context: Context,
     task: Task,
-    executor: Executor,
-    attempt_id: str,
-    config: Config,
-    *,
     reserved_microusd: int | None,
+    calls: dict[str, FirstCall],
+    *,
     runner: str | None = None,
 ) -> Command:
     """Writes the attempt and what it reserves, and gives its command."""
-    safe = executor.idempotent
+    attempt_id, safe = context.clock.uuid(), context.executors[task.executor].idempotent
     before = earlier(tx, task, task.attempt + 1) if task.attempt else NOTHING_EARLIER
     started = journal.start_attempt(
         tx, task, attempt_id, idempotent=safe, route=written(task, runner), reserved_microusd=reserved_microusd
     )
-    if reserved_microusd is None:
-        return command_of(started, attempt_id, config, idempotent=safe, before=before)
-    money.reserve(tx, started, attempt_id, reserved_microusd)
-    reserved_usd = reserved_microusd / MICRO
-    return command_of(started, attempt_id, config, idempotent=safe, before=before, reserved_usd=reserved_usd)
+    if reserved_microusd is not None:
+        money.reserve(tx, started, attempt_id, reserved_microusd)
+    elif runner is None and context.reserve_first is not None and task.executor in context.budget.by_call:
+        reserved_microusd = context.reserve_first(calls, tx, started, attempt_id)
+    reserved_usd = None if reserved_microusd is None else reserved_microusd / MICRO
+    return command_of(started, attempt_id, context.config, idempotent=safe, before=before, reserved_usd=reserved_usd)
 
 
 class Earlier(NamedTuple):

@@ -5,10 +5,10 @@ keys and channels is kept in memory: after a restart, a limit that still holds i
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import structs
 
@@ -19,7 +19,7 @@ from omnid.executor.model import CUT, Call, NoCall, Tried, Wanted, Way
 from omnid.executor.model_errors import RULES, Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
 from omnid.flow import money
-from omnid.flow.context import Context
+from omnid.flow.context import Context, FirstCall
 from omnid.flow.explain import clock
 from omnid.flow.present import is_present
 from omnid.flow.turned import Turned
@@ -39,7 +39,7 @@ from omnid.route.catalog import (
     known_names,
     resolve,
 )
-from omnid.settings import MODEL, Channel, Config
+from omnid.settings import MODEL, Channel, Config, ModelExecutor
 from omnid.store import journal
 from omnid.store.calls import call_of
 from omnid.store.interface import Tx
@@ -63,6 +63,18 @@ NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent"})
 """Failures that say nothing of whether the cloud can be reached."""
 
 
+class _Asked(NamedTuple):
+    """What an attempt asks for."""
+
+    attempt_id: str
+    wanted: Wanted
+    tried: Sequence[Tried]
+    served: Collection[str]
+    """The hard kinds that have an executor."""
+    also: Sequence[Call] = ()
+    """Calls that are decided and not committed yet."""
+
+
 class ModelCalls:
     """Implements `executor.model.Calls` on the journal."""
 
@@ -77,6 +89,7 @@ class ModelCalls:
         self._served_of: Config | None = None
         self._served_until_s = 0.0
         context.modes.facts = lambda now_ms: self.facts("gateway", now_ms)
+        context.reserve_first = self.reserve_first
 
     def check(self, model: str) -> None:
         """See `Calls.check`."""
@@ -89,10 +102,40 @@ class ModelCalls:
 
     async def begin(self, command: Command, wanted: Wanted, tried: Sequence[Tried]) -> Call | NoCall:
         """See `Calls.begin`."""
-        if self._context.modes.mode == "brainstem" and command.work.offline == "local":
-            self._context.modes.wake_local()
-        decided = partial(self._begin, command=command, wanted=wanted, tried=tried, served=self._served_now())
-        return await self._context.store.write(decided, then=self._began)
+        context = self._context
+        first = None if tried else context.first_calls.pop(command.attempt_id, None)
+        if first is not None:
+            if first.config is context.config and context.modes.mode != "brainstem":
+                self._began(first.call)
+                return first.call
+            # It was decided for a world that has changed since.
+            await self._write_end(first.call, 0, "unstarted")
+        if context.modes.mode == "brainstem" and command.work.offline == "local":
+            context.modes.wake_local()
+        asked = _Asked(command.attempt_id, wanted, tried, self._served_now())
+
+        def decided(tx: Tx) -> Call | NoCall:
+            return self._decide(tx, journal.need_task(tx, command.task_id), asked)
+
+        return await context.store.write(decided, then=self._began)
+
+    def reserve_first(self, calls: dict[str, FirstCall], tx: Tx, task: Task, attempt_id: str) -> int | None:
+        """Writes down the first call of an attempt in the transaction that claims it, and gives what is reserved.
+
+        `calls` are those of the transaction so far, and gets it. None: nothing is written, and `begin` decides.
+        """
+        context = self._context
+        section = context.config.executors().get(task.executor)
+        if not isinstance(section, ModelExecutor) or context.modes.mode == "brainstem":
+            return None
+        # Who has no kind of those pays for no look at programs, which the transaction would wait for.
+        served = self._served_now() if task.kind in context.config.models.hard_kinds else frozenset[str]()
+        also = [one.call for one in calls.values()]
+        call = self._decide(tx, task, _Asked(attempt_id, Wanted.of(section, task.work), (), served, also))
+        if isinstance(call, NoCall):
+            return None
+        calls[attempt_id] = FirstCall(call, context.config)
+        return call.most_microusd
 
     async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
         """See `Calls.end`; where it can't be written, the end of the attempt settles it."""
@@ -102,12 +145,7 @@ class ModelCalls:
         outcome, detail = "success", ""
         if isinstance(said, Failure):
             outcome, detail = said.kind, said.detail
-            turned = Turned.nothing()
-            try:
-                settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
-                await self._context.store.write(settle, then=lambda _: self._context.took(turned))
-            except Retryable as error:
-                self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
+            await self._write_end(call, cost, outcome)
         self._context.log.info(
             "model_call",
             channel=call.channel.name,
@@ -119,8 +157,16 @@ class ModelCalls:
         )
         return cost
 
-    def facts(self, way: Way, now_ms: int) -> Facts:
-        """Gives what is known of keys and channels now."""
+    async def _write_end(self, call: Call, cost: int | None, outcome: str) -> None:
+        turned = Turned.nothing()
+        try:
+            settle = partial(self._settle, id=call.id, cost=cost, outcome=outcome, turned=turned)
+            await self._context.store.write(settle, then=lambda _: self._context.took(turned))
+        except Retryable as error:
+            self._context.log.warning("call_not_settled", call=call.id, **error.as_dict())
+
+    def facts(self, way: Way, now_ms: int, also: Iterable[Call] = ()) -> Facts:
+        """Gives what is known of keys and channels now; calls that are written down and not begun count as begun."""
         if self._config is not self._context.config:
             self._config = self._context.config
             # A key that was refused may be another one by now.
@@ -131,7 +177,10 @@ class ModelCalls:
                 known = self._channels[name]
                 self._channels[name] = ChannelFacts((), known.closed_until_ms, known.why_closed, known.running)
                 del self._took_at_ms[name]
-        return Facts(now_ms, way, dict(self._keys), dict(self._channels))
+        keys, channels = dict(self._keys), dict(self._channels)
+        for call in (*(first.call for first in self._context.first_calls.values()), *also):
+            _count(keys, channels, call, now_ms)
+        return Facts(now_ms, way, keys, channels)
 
     def busy(self, name: str) -> bool:
         """Tells whether calls to a channel are open."""
@@ -166,11 +215,9 @@ class ModelCalls:
             for name, way in ways
         )
 
-    def _begin(
-        self, tx: Tx, *, command: Command, wanted: Wanted, tried: Sequence[Tried], served: Collection[str]
-    ) -> Call | NoCall:
+    def _decide(self, tx: Tx, task: Task, asked: _Asked) -> Call | NoCall:
         config = self._context.config
-        task = journal.need_task(tx, command.task_id)
+        attempt_id, wanted, tried, served, also = asked
         prompt = Prompt(
             f"{wanted.system}\n{task.work.prompt or ''}",
             wanted.model,
@@ -188,7 +235,7 @@ class ModelCalls:
             if refused_now is not None:
                 return refused_now
             way = "direct"
-        choice = choose(channels, config.models, prompt, self.facts(way, tx.now_ms))
+        choice = choose(channels, config.models, prompt, self.facts(way, tx.now_ms, also))
         refused: list[Refuse] = []
         for candidate in choice.candidates:
             if _was_tried(candidate, tried):
@@ -198,30 +245,16 @@ class ModelCalls:
             if refusal is not None:
                 refused.append(refusal)
                 continue
-            id = money.reserve(
-                tx, task, command.attempt_id, most, channel=candidate.channel, model=candidate.model.name
-            )
+            id = money.reserve(tx, task, attempt_id, most, channel=candidate.channel, model=candidate.model.name)
             body = {"call": id, **_reason(candidate, choice, tried, refused)}
-            journal.add_note(tx, command.attempt_id, "call", body, notes_max=config.limits.notes_max)
+            journal.add_note(tx, attempt_id, "call", body, notes_max=config.limits.notes_max)
             channel = next(one for one in channels if one.name == candidate.channel)
-            return Call(id, channel, candidate.key, candidate.model, candidate.way, candidate.output_tokens_max)
+            return Call(id, channel, candidate.key, candidate.model, candidate.way, candidate.output_tokens_max, most)
         return self._none_left(tx, task, choice, tried, refused)
 
     def _began(self, call: Call | NoCall) -> None:
-        if isinstance(call, NoCall):
-            return
-        now_ms = self._context.clock.wall_ms()
-        key = call.channel.name, call.key
-        known = self._keys[key]
-        recent = tuple(at_ms for at_ms in known.calls_at_ms if at_ms > now_ms - MINUTE_MS)
-        counted = (*recent, now_ms) if call.channel.requests_per_minute_max is not None else ()
-        self._keys[key] = KeyFacts(known.closed_until_ms, known.refused, counted)
-        self._running(call.channel.name, 1)
-
-    def _running(self, name: str, step: int) -> None:
-        known = self._channels[name]
-        running = max(0, known.running + step)
-        self._channels[name] = ChannelFacts(known.latencies_s, known.closed_until_ms, known.why_closed, running)
+        if isinstance(call, Call):
+            _count(self._keys, self._channels, call, self._context.clock.wall_ms())
 
     def _room(self, tx: Tx, task: Task, most_microusd: int) -> Refuse | None:
         """Gives why a call can't be paid for; what costs nothing always can."""
@@ -243,7 +276,7 @@ class ModelCalls:
     def _learn(self, call: Call, said: Answer | Failure, took_s: float) -> None:
         """Takes down what a call has shown of its key and its channel."""
         name, now_ms = call.channel.name, self._context.clock.wall_ms()
-        self._running(name, -1)
+        _run(self._channels, name, -1)
         if isinstance(said, Answer):
             first_s = took_s if said.first_text_s is None else said.first_text_s
             self._channels[name] = self._channels[name].took(first_s)
@@ -290,6 +323,27 @@ class ModelCalls:
             until = "" if one.until_ms is None else f" until {clock(one.until_ms, now_ms, zone)}"
             parts.append(f"{one.channel}: {one.reason}{until}")
         return "; ".join(dict.fromkeys(parts)) or "the config has none"
+
+
+def _count(
+    keys: MutableMapping[tuple[str, str], KeyFacts],
+    channels: MutableMapping[str, ChannelFacts],
+    call: Call,
+    now_ms: int,
+) -> None:
+    """Counts a call that begins."""
+    key = call.channel.name, call.key
+    known = keys.get(key, KeyFacts())
+    recent = tuple(at_ms for at_ms in known.calls_at_ms if at_ms > now_ms - MINUTE_MS)
+    counted = (*recent, now_ms) if call.channel.requests_per_minute_max is not None else ()
+    keys[key] = KeyFacts(known.closed_until_ms, known.refused, counted)
+    _run(channels, call.channel.name, 1)
+
+
+def _run(channels: MutableMapping[str, ChannelFacts], name: str, step: int) -> None:
+    known = channels.get(name, ChannelFacts())
+    running = max(0, known.running + step)
+    channels[name] = ChannelFacts(known.latencies_s, known.closed_until_ms, known.why_closed, running)
 
 
 def cost_of(call: Call, said: Answer | Failure) -> int | None:

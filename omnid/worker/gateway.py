@@ -13,12 +13,12 @@ It is answered with ``{"text": ...}`` for the pieces of a stream, then with ``{"
 was not said before, or with ``{"failed": {...}}``: what was seen of the failure, which the other side classifies.
 ``{"op": "probe"}`` asks how the process is.
 
-Standard library only, and litellm where it is loaded: this file knows nothing of omnid. asyncio, because LiteLLM is.
+Standard library only, and litellm where it is loaded: this file knows nothing of omnid but the one beside it. asyncio,
+because LiteLLM is.
 """
 
 import asyncio  # noqa: TID251 - LiteLLM runs on nothing else, and this process is there for LiteLLM alone.
 import contextlib
-import errno
 import gc
 import json
 import logging
@@ -26,17 +26,22 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING or __package__:
+    from omnid.worker.gateway_signs import Record, answered, signs_of
+else:
+    # Run by its path, and isolated, so that nothing is found beside it unless that is said.
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    from gateway_signs import Record, answered, signs_of
 
 LINE_BYTES_MAX = 32 << 20
-BODY_CHARS_MAX = 64 * 1024
 WARM_S = 10.0
 PIECES_S = 0.05
 """How long pieces of a stream wait for each other: each line that is said wakes the other side."""
 MEMORY_S, END_S = 1.0, 1.0
-LITELLM_OWN = 500
-"""The status of errors to which no provider gave one."""
 SETTINGS = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_MODE": "PRODUCTION",
@@ -44,106 +49,9 @@ SETTINGS = {
 }
 """No price map from the network, no `.env` of whoever happens to own the directory, and OpenAI's wire by the handler of
 LiteLLM's other providers, which takes a fifth less time than the way through OpenAI's own library."""
-HEADERS = ("retry-after", "ratelimit", "request-id")
-"""The parts of names by which the headers are known that are worth passing on."""
+OPENAI = "openai/"
 
-What = Literal[
-    "dns", "refused", "unreachable", "tls", "connect_timeout", "silence", "cut", "garbage", "unsendable", "unknown"
-]
-Record = dict[str, Any]
 Say = Callable[[str], Awaitable[None]]
-
-_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
-_CONNECTING = {"ConnectError", "ClientConnectorError", "ConnectTimeout", "PoolTimeout", "ConnectionTimeoutError"}
-_NAMES: dict[What, frozenset[str]] = {
-    "dns": frozenset({"gaierror", "ClientConnectorDNSError"}),
-    "tls": frozenset({"SSLError", "ClientSSLError"}),
-    "refused": frozenset({"ConnectionRefusedError"}),
-    "connect_timeout": frozenset({"ConnectTimeout", "PoolTimeout", "ConnectionTimeoutError"}),
-    "silence": frozenset({"ReadTimeout", "WriteTimeout", "SocketTimeoutError"}),
-    "garbage": frozenset({"JSONDecodeError", "DecodingError", "UnicodeDecodeError"}),
-    "unsendable": frozenset({"LocalProtocolError", "UnsupportedProtocol", "InvalidURL", "InvalidHeader"}),
-    "cut": frozenset({"ConnectionResetError", "BrokenPipeError", "BrokenResourceError", "ReadError", "WriteError"})
-    | {"RemoteProtocolError", "ServerDisconnectedError", "ClientPayloadError"},
-}
-"""By the names of classes, their bases included, so that no library has to be imported to be known; the first fits."""
-
-
-def trouble_of(error: BaseException) -> tuple[What, bool]:
-    """Says what kind of trouble an error comes from, and whether the request can have been sent before it."""
-    chain = list(chained(error))
-    names = [{kind.__name__ for kind in type(link).__mro__} for link in chain]
-    connecting = any(own & _CONNECTING for own in names)
-    numbers = {link.errno for link in chain if isinstance(link, OSError)}
-    if numbers & _UNREACHABLE and not any("gaierror" in own for own in names):
-        return "unreachable", not connecting
-    if errno.ETIMEDOUT in numbers:
-        # The kernel gave it up: nobody on the other side acknowledges anything.
-        return "unreachable", not connecting
-    for what, known in _NAMES.items():
-        if any(own & known for own in names):
-            return what, not connecting and what not in ("dns", "refused", "unsendable")
-    return "unknown", not connecting
-
-
-def chained(error: BaseException) -> Iterator[BaseException]:
-    """Gives an error, what it was raised from, and the members of groups among them."""
-    waiting, seen = [error], set[int]()
-    while waiting:
-        link = waiting.pop(0)
-        if id(link) not in seen:
-            seen.add(id(link))
-            yield link
-            # LiteLLM keeps some under a name of its own.
-            causes = (link.__cause__, link.__context__, getattr(link, "original_exception", None))
-            members = getattr(link, "exceptions", ())
-            waiting += [cause for cause in (*causes, *members) if isinstance(cause, BaseException)]
-
-
-def signs_of(error: BaseException) -> Record:
-    """Writes down what is seen of an error of LiteLLM, for the other side to classify."""
-    for link in chained(error):
-        # LiteLLM changes statuses and loses headers on its way up; this is the answer as it came.
-        response = getattr(link, "response", None)
-        if type(link).__name__ == "HTTPStatusError" and response is not None:
-            return _answered(response.status_code, dict(response.headers), _body_of(response, error))
-    what, sent = trouble_of(error)
-    if what != "unknown":
-        return {"what": what, "sent": sent, "detail": _system_detail(error)}
-    for link in chained(error):
-        # An error inside a good answer: the SDK keeps its body.
-        body = getattr(link, "body", None)
-        if isinstance(body, dict):
-            return _answered(None, {}, json.dumps({"error": body}))
-    numbers = [getattr(link, "provider_status_code", None) for link in chained(error)]
-    status = next((number for number in numbers if isinstance(number, int)), getattr(error, "status_code", None))
-    if isinstance(status, str):
-        # An error inside a good answer: LiteLLM takes its code for a status.
-        return _answered(None, {}, json.dumps({"error": {"code": status, "message": str(error)}}))
-    headers = getattr(error, "litellm_response_headers", None)
-    if not isinstance(status, int) or (status == LITELLM_OWN and headers is None):
-        # LiteLLM's word for a stream that ends before its end, where nothing else went wrong.
-        what = "cut" if type(error).__name__ == "MidStreamFallbackError" else "unknown"
-        return {"what": what, "sent": True, "detail": "" if what == "cut" else type(error).__name__}
-    return _answered(status, dict(headers or {}), str(error))
-
-
-def _answered(status: int | None, headers: dict[str, str], body: str) -> Record:
-    if status is not None and 300 <= status < 400:
-        return {"what": "redirect", "status": status}
-    kept = {name.lower(): value for name, value in headers.items() if any(part in name.lower() for part in HEADERS)}
-    return {"what": "status", "status": status, "headers": kept, "body": body[:BODY_CHARS_MAX]}
-
-
-def _body_of(response: Any, error: BaseException) -> str:
-    try:
-        return str(response.text)
-    except Exception:  # noqa: BLE001 - A streamed body that was not read; the error says some of it.
-        return str(error)
-
-
-def _system_detail(error: BaseException) -> str:
-    return next((str(link.strerror) for link in chained(error) if isinstance(link, OSError) and link.strerror), "")
 
 
 def memory_bytes() -> int:
@@ -252,6 +160,8 @@ class Gateway:
         self._running = 0
         self._calls = 0
         self._memory, self._memory_at_s = 0, 0.0
+        self.lean = True
+        """Whether LiteLLM has the parts that `_begun_lean` uses; `warm` finds out."""
 
     def state(self) -> Record:
         """Says how the process is."""
@@ -290,6 +200,8 @@ class Gateway:
 
     async def complete(self, ask: Record, say: Say) -> Record:
         """Makes a call by LiteLLM; the pieces of a stream are said, and only its end is given."""
+        if self.lean and ask["stream"] and ask["model"].startswith(OPENAI):
+            return await self._streamed(await self._begun_lean(ask), ask["answer_bytes_max"], say)
         answer = await self._litellm.acompletion(
             model=ask["model"],
             messages=ask["messages"],
@@ -297,7 +209,7 @@ class Gateway:
             # Without one LiteLLM would look for it in the environment.
             api_key=ask["api_key"] or "none",
             stream=ask["stream"],
-            timeout=self._httpx.Timeout(ask["silence_s"], connect=ask["connect_s"]),
+            timeout=self._timeout(ask),
             max_retries=0,
             num_retries=0,
             **ask["extra"],
@@ -309,6 +221,43 @@ class Gateway:
                 raise SeenError(what="too_large")
             return {"text": text, **_beside(answer, None if choice is None else choice.finish_reason, answer)}
         return await self._streamed(answer, ask["answer_bytes_max"], say)
+
+    async def _begun_lean(self, ask: Record) -> Any:
+        """Begins a stream over OpenAI's wire by LiteLLM's translation, without what LiteLLM does around each call.
+
+        That is a record for callbacks, a look into a cache, a thread, a task, and all parameters twice: more than half
+        of a call's time. What is used here is what each provider in LiteLLM is made of.
+        """
+        litellm, model = self._litellm, ask["model"].removeprefix(OPENAI)
+        provider, parts = litellm.LlmProviders.OPENAI, litellm.llms.custom_httpx
+        wire = litellm.utils.ProviderConfigManager.get_provider_chat_config(model=model, provider=provider)
+        extra: Record = {**ask["extra"], "stream": True}
+        beside: Record = extra.pop("extra_body", {})
+        params: Record = wire.map_openai_params(extra, {}, model, False)
+        about: Record = {"model": model, "optional_params": params, "litellm_params": {}}
+        # Without a key LiteLLM would look for it in the environment.
+        place: Record = {"api_key": ask["api_key"] or "none", "api_base": ask["api_base"]}
+        headers: Any = wire.validate_environment({}, messages=ask["messages"], **about, **place)
+        url = wire.get_complete_url(stream=True, **about, **place)
+        body: Record = wire.transform_request(messages=ask["messages"], headers=headers, **about)
+        # It must live as long as the stream: LiteLLM closes its connections with the last reference to it.
+        held = parts.http_handler.get_async_httpx_client(provider)
+        request = held.client.build_request(
+            "POST", url, content=json.dumps(body | beside), headers=headers, timeout=self._timeout(ask)
+        )
+        response = await held.client.send(request, stream=True)
+        if not response.is_success:
+            async with contextlib.aclosing(response):
+                # A status counts, even where the words to it break off.
+                with contextlib.suppress(self._httpx.HTTPError):
+                    await response.aread()
+                response.raise_for_status()
+        lines = parts.sse_lines.aiter_sse_lines(response.aiter_text())
+        stream = wire.get_model_response_iterator(streaming_response=lines, sync_stream=False)
+        return SimpleNamespace(completion_stream=stream, aclose=response.aclose, held=held)
+
+    def _timeout(self, ask: Record) -> Any:
+        return self._httpx.Timeout(ask["silence_s"], connect=ask["connect_s"])
 
     async def _streamed(self, answer: Any, bytes_max: int, say: Say) -> Record:
         pieces, said_bytes = _Pieces(), 0
@@ -323,7 +272,7 @@ class Gateway:
         except Exception as error:
             if not pieces.error():
                 raise
-            raise SeenError(**_answered(None, {}, json.dumps({"error": pieces.error()}))) from error
+            raise SeenError(**answered(None, {}, json.dumps({"error": pieces.error()}))) from error
         finally:
             with contextlib.suppress(Exception):
                 await answer.aclose()
@@ -443,9 +392,11 @@ async def warm(gateway: Gateway) -> None:
     ask["messages"] = [{"role": "user", "content": "warm"}]
     ask["extra"] = {"max_tokens": 1, "stream_options": {"include_usage": True}}
     ask |= {"silence_s": WARM_S, "connect_s": WARM_S, "answer_bytes_max": LINE_BYTES_MAX}
-    # A call that fails here will fail where somebody hears of it.
-    with contextlib.suppress(Exception):
-        await gateway.complete(ask, _nobody)
+    for gateway.lean in (True, False):
+        # One that fails here in both ways will fail where somebody hears of it.
+        with contextlib.suppress(Exception):
+            await gateway.complete(ask, _nobody)
+            break
     server.close()
 
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from omnid.worker.gateway import Connection, Gateway, Say, SeenError, _Pieces
-from tests.fakes.cloud import cloud
+from tests.fakes.cloud import Cloud, cloud
 
 HERE = Path(__file__).parents[2]
 STREAMS = """
@@ -166,3 +166,80 @@ def test_only_an_error_is_taken_for_one(line: Any) -> None:
     pieces = _Pieces()
     pieces._line = line
     assert pieces.error() is None
+
+
+LEAN = """
+import asyncio, json, sys
+from omnid.worker import gateway as worker
+
+async def nobody(text):
+    pass
+
+async def main(given):
+    gateway = worker.Gateway(*worker.load())
+    for part in given["missing"]:
+        place = gateway._litellm
+        *path, last = part.split(".")
+        for name in path:
+            place = getattr(place, name)
+        setattr(place, last, None)
+    await worker.warm(gateway)
+    lean = gateway.lean
+    for ask in given["asks"]:
+        for gateway.lean in given["ways"]:
+            await gateway.complete(ask, nobody)
+    print(lean)
+
+asyncio.run(main(json.load(sys.stdin)))
+"""
+MODELS = (
+    "fake-1",
+    "gpt-4.1-mini",
+    "gpt-5",
+    "o3",
+    "openai/gpt-5-mini",
+    "anthropic/claude-sonnet-4-5",
+    "qwen/qwen3-235b",
+)
+
+
+async def ran(fake: Cloud, *ways: bool, missing: tuple[str, ...] = ()) -> str:
+    """Asks all models in these ways, and gives whether the worker was lean once it was warm."""
+    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Say \u2028 h\u00e9llo."}]
+    asks = [
+        {
+            "model": f"openai/{model}",
+            "api_base": fake.base_url("ok"),
+            "api_key": key,
+            "messages": messages,
+            "stream": True,
+            "extra": {
+                "max_completion_tokens" if "5" in model else "max_tokens": 50,
+                "stream_options": {"include_usage": True},
+                **({"extra_body": {"usage": {"include": True}}} if "/" in model else {}),
+            },
+            "silence_s": 60,
+            "connect_s": 60,
+            "answer_bytes_max": 100_000,
+        }
+        for model, key in zip(MODELS, ("sk-planted", "") * len(MODELS), strict=False)
+    ]
+    given = json.dumps({"asks": asks, "ways": ways, "missing": missing})
+    done = await anyio.run_process([sys.executable, "-c", LEAN], input=given.encode(), cwd=HERE)
+    return done.stdout.decode().strip()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_lean_way_asks_for_the_same_as_litellm_s_own(anyio_backend: str) -> None:
+    async with cloud() as fake:
+        assert await ran(fake, True, False) == "True"
+        asked = [(one.path, one.headers["authorization"], one.body) for one in fake.seen]
+    assert len(asked) == 2 * len(MODELS)
+    assert asked[::2] == asked[1::2]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_litellm_without_the_lean_way_is_used_as_it_comes(anyio_backend: str) -> None:
+    async with cloud() as fake:
+        assert await ran(fake, False, missing=("llms.custom_httpx.sse_lines.aiter_sse_lines",)) == "False"
+        assert len(fake.seen) == len(MODELS)

@@ -101,19 +101,9 @@ class World:
         return await self.store.read(lambda reader: journal.need_task(reader, id))
 
     async def claim(self, slots: int = 8, **free: int) -> list[Command]:
-        executors = self.context.executors
-        limits = free or dict.fromkeys(executors, slots)
-        claimed = await self.write(
-            lambda tx: claim(
-                tx,
-                free=limits,
-                slots_free=slots,
-                executors=executors,
-                config=self.context.config,
-                clock=self.clock,
-                budget=self.context.budget,
-            )
-        )
+        limits = free or dict.fromkeys(self.context.executors, slots)
+        claimed = await self.write(lambda tx: claim(tx, self.context, free=limits, slots_free=slots))
+        self.context.first_calls.update(claimed.calls)
         self.gates.took(claimed.turned)
         return claimed.commands
 

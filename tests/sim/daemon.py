@@ -29,7 +29,7 @@ from omnid.link.embedded import EmbeddedLink
 from omnid.model import Result
 from tests.sim.model import View
 from tests.sim.store import SimStore
-from tests.sim.world import EXECUTORS, SimExecutor, SimSpool
+from tests.sim.world import SimSpool
 
 if TYPE_CHECKING:
     from tests.sim.run import Sim
@@ -81,17 +81,17 @@ class SimDaemon:
         self._link = EmbeddedLink()
         spool = SimSpool(sim)
         log: Any = SimLog(self)
-        self.executors = {name: SimExecutor(name, self) for name in EXECUTORS}
         self.store = SimStore(path, self)
         self.context = Context(
             store=self.store,
             clock=sim.clock,
             log=log,
-            config=settings(path.parent),
-            executors=self.executors,
+            config=sim.settings(path.parent),
+            executors={},
             spool=spool,
             set_aside=spool.set_aside,
         )
+        self.context.take_executors(sim.executors(self))
         self.gates = Gates(self.context)
         self.results = Results(self.context, self.gates)
         self.cancelling = Cancelling(self.context)
@@ -141,7 +141,7 @@ class SimDaemon:
             runner = Runner(context, self.gates, self.results)
             recovery = Recovery(context, runner, self.results)
             async with trio.open_nursery() as work:
-                self._work = work
+                self.work = work
                 group: Any = work
                 await recovery.run(group)
                 context.paused_starts = False
@@ -161,7 +161,7 @@ class SimDaemon:
         """Takes a request; its reply is done when it is answered or the daemon is dead."""
         reply = Reply()
         self._replies.append(reply)
-        self._work.start_soon(self._answer, caller, method, params, reply)
+        self.work.start_soon(self._answer, caller, method, params, reply)
         return reply
 
     async def _answer(self, caller: Caller, method: str, params: Struct, reply: Reply) -> None:
@@ -182,7 +182,7 @@ class SimDaemon:
 
     def hear_again(self, result: Result) -> None:
         """A link brings a result that was given before."""
-        self._work.start_soon(self._hear_again, result)
+        self.work.start_soon(self._hear_again, result)
 
     async def _hear_again(self, result: Result) -> None:
         stale = self.sim.model.is_stale(result.task_id, result.number)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import trio
 import trio.testing
 
+from omnid.executor.interface import Executor
 from omnid.model import Result
+from omnid.settings import Config
 from omnid.store.interface import COLLECTIONS
 from omnid.store.queries import queries
 from omnid.store.replay import Replica, apply_page, compare_page
@@ -21,7 +23,7 @@ from tests.sim.chance import DAY_MS, SimClock, Trace, seed_scheduler
 from tests.sim.clients import RESOLVE, Client
 from tests.sim.daemon import FINISHED_MAX, SLOTS_MAX, SimDaemon, settings
 from tests.sim.model import ENDED, Limits, Model, Row
-from tests.sim.world import EXECUTORS, World
+from tests.sim.world import EXECUTORS, SimExecutor, World
 
 CLIENTS = 3
 ACTIONS_MAX = 13
@@ -93,6 +95,14 @@ class Sim(trio.abc.Instrument):
         self._kill_at = 0
 
     # What the parts ask for.
+
+    def settings(self, directory: Path) -> Config:
+        """Gives the config of a daemon."""
+        return settings(directory)
+
+    def executors(self, daemon: SimDaemon) -> dict[str, Executor]:
+        """Makes the executors of a daemon."""
+        return {name: SimExecutor(name, daemon) for name in EXECUTORS}
 
     def fail(self, what: str, error: BaseException | None = None) -> None:
         """A promise is broken: the run ends."""
@@ -279,6 +289,11 @@ class Sim(trio.abc.Instrument):
 
 def run(seed: int, *, keep_trace: bool = False) -> Outcome:
     """Runs one seed; everything in it follows from the seed."""
+    return run_with(Sim, seed, keep_trace=keep_trace)
+
+
+def run_with(kind: type[Sim], seed: int, *, keep_trace: bool) -> Outcome:
+    """Runs one seed of a kind of simulation."""
     queries()
     seed_scheduler(seed)
     memory = Path("/dev/shm")
@@ -287,7 +302,7 @@ def run(seed: int, *, keep_trace: bool = False) -> Outcome:
 
     async def main() -> None:
         nonlocal sim
-        sim = Sim(seed, directory, keep_trace=keep_trace)
+        sim = kind(seed, directory, keep_trace=keep_trace)
         trio.lowlevel.add_instrument(sim)
         await sim.main()
 
@@ -295,5 +310,6 @@ def run(seed: int, *, keep_trace: bool = False) -> Outcome:
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     finally:
         shutil.rmtree(directory)
-    labels = len(sim.model.created)
-    return Outcome(seed, sim.steps, labels, sim.crashes, sim.trace.digest, sim.violations, sim.trace.lines)
+    return Outcome(
+        seed, sim.steps, len(sim.model.tasks), sim.crashes, sim.trace.digest, sim.violations, sim.trace.lines
+    )

@@ -302,6 +302,9 @@ class SimSpool:
     async def excerpt(self, attempt_id: str, *, check: bool = False) -> str:
         return ""
 
+    async def append_log(self, attempt_id: str, text: str) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def set_aside(self, attempt_id: str) -> None:
         """Sets aside what a deleted task left behind."""
         attempt = self._sim.model.attempts.get(attempt_id)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid.executor.model_errors import LIMIT_S_MAX, RULES, Failure, Signs, What, classify
-from omnid.worker.gateway import trouble_of
+from omnid.worker.gateway_signs import trouble_of
 
 NOW_MS = 1_900_000_000_000
 
