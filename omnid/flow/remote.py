@@ -19,7 +19,7 @@ from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
 from omnid.flow.runner import Runner, lost, unbegun
-from omnid.link.interface import LinkDown, Messenger, Received
+from omnid.link.interface import LinkDown, Messenger, Received, Station
 from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch
 from omnid.store.ledger import Begun, Ledger
 
@@ -110,7 +110,7 @@ class Held(NamedTuple):
 class Remote:
     """Holds what has come and waits for a slot, and tells daemons that ask how the runner is."""
 
-    def __init__(self, context: Context, ledger: Ledger, messenger: Messenger, place: Place) -> None:
+    def __init__(self, context: Context, ledger: Ledger, messenger: Station, place: Place) -> None:
         self._context = context
         self._ledger = ledger
         self._messenger = messenger
@@ -229,7 +229,7 @@ class Remote:
     async def start(self, group: TaskGroup) -> None:
         """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
         while True:
-            while begun := self._fitting():
+            while begun := await self._startable():
                 known = {one.command.attempt_id for one in begun}
                 for fresh in await self._ledger.begin(begun):
                     known.discard(fresh.command.attempt_id)
@@ -240,6 +240,17 @@ class Remote:
                 self._room.set()
                 await self._ack([received for one in held if one is not None for received in one.came])
             await self._context.activity.wait()
+
+    async def _startable(self) -> list[Begun]:
+        """Gives what fits, where this runner surely has its name: else another may have got what it holds."""
+        if not self._fitting():
+            return []
+        try:
+            await self._messenger.keep_name()
+        except LinkDown as error:
+            self._context.log.debug("start_waits", detail=error.what)  # What it holds comes again, or is another's.
+            return []
+        return self._fitting()
 
     def _fitting(self) -> list[Begun]:
         """Gives those of the commands held that have a slot now, in the order in which they came."""

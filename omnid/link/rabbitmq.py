@@ -68,6 +68,9 @@ class RabbitLink:
         self._filled = anyio.Event()
         self._lost: LinkDown | None = None
 
+    name_s = float(HEARTBEAT_S)
+    """See `Link.name_s`: so long at least the broker bears the silence of a connection."""
+
     async def __aenter__(self) -> Self:
         """See `Link.__aenter__`."""
         endpoint = self._endpoint

@@ -66,6 +66,11 @@ class RedisLink:
         self._unacknowledged: bytes | None = b"0"
         """Behind which entry those are read on that an earlier connection has read; None: all of them were."""
 
+    @property
+    def name_s(self) -> float:
+        """See `Link.name_s`."""
+        return self._endpoint.lease_s
+
     async def __aenter__(self) -> Self:
         """See `Link.__aenter__`."""
         endpoint = self._endpoint
@@ -233,11 +238,12 @@ class RedisLink:
         pipeline.execute_command("SETRANGE", f"{self._lease}:probe", 0, "")
         with self._mapped(), self._endpoint.deadline():
             line, _, probed = await pipeline.execute(raise_on_error=False)
-            for error in (line, probed):
-                if isinstance(error, self._library.RedisError):
-                    raise error
+            if isinstance(line, self._library.RedisError):
+                raise line
             if line != self._endpoint.holder.line.encode():
                 await self._take_name()
+            if isinstance(probed, self._library.RedisError):
+                raise probed
 
     @contextmanager
     def _mapped(self, *, dialling: bool = False) -> Generator[None]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import anyio
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 
 from omnid.errors import Retryable
 from omnid.executor.interface import Found, Ports
@@ -33,7 +34,7 @@ class Cable:
         self.sent: list[tuple[str, Message]] = []
         self.acked: list[Any] = []
         self.refused: list[Any] = []
-        self.down = False
+        self.down = self.nameless = False
         self._come: list[Received] = []
         self._filled = anyio.Event()
 
@@ -44,6 +45,11 @@ class Cable:
     def _fail(self) -> None:
         if self.down:
             raise LinkDown("link_down", link="cable", detail="down")
+
+    async def keep_name(self) -> None:
+        await checkpoint()
+        if self.nameless:
+            raise LinkDown("name_taken", name="r", link="cable", holder="elsewhere")
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         self._fail()
@@ -191,6 +197,22 @@ async def test_without_a_link_what_has_begun_goes_on_and_what_has_not_comes_agai
         assert bench.started == ["0", "1"]
         assert await bench.owed() == [("a0", "success")]
         bench.cable.down = False
+        bench.cable.bring(command(2))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1", "2"]
+
+
+async def test_where_another_may_have_its_name_it_begins_nothing(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(3)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.nameless = True  # It was stopped for longer than its lease.
+        bench.let(0)
+        await anyio.wait_all_tasks_blocked()
+        assert await bench.owed() == [("a0", "success")]
+        assert bench.started == ["0", "1"]
+        bench.remote.link_down()
+        bench.cable.nameless = False
         bench.cable.bring(command(2))
         await anyio.wait_all_tasks_blocked()
         assert bench.started == ["0", "1", "2"]
