@@ -100,6 +100,13 @@ class Place(NamedTuple):
     beat_s: float
 
 
+class Watcher(NamedTuple):
+    """A daemon that is told how the runner is: until when (monotonic), and the token of its last watch."""
+
+    until_s: float
+    token: str
+
+
 class Held(NamedTuple):
     """A command that waits for a slot, and the messages that brought it: it may have come more than once."""
 
@@ -121,8 +128,8 @@ class Remote:
         self._held: dict[str, Held] = {}
         """Commands without a slot, by attempt."""
         self._room = anyio.Event()
-        self._watchers: dict[str, float] = {}
-        """The daemons that are told how it is, and until when."""
+        self._watchers: dict[str, Watcher] = {}
+        """The daemons that are told how it is."""
         self._asked = Bell()
         self.leaving = False
 
@@ -167,8 +174,8 @@ class Remote:
             case Cancel(attempt_id):
                 if await self._cancel(attempt_id, done):
                     done.append(received)
-            case Watch(for_s):
-                self._watch(received.sender, min(for_s, WATCH_S_MAX))
+            case Watch(for_s, token):
+                self._watch(received.sender, min(for_s, WATCH_S_MAX), token)
                 done.append(received)
             case _:  # The door lets in nothing else.
                 done.append(received)
@@ -221,9 +228,9 @@ class Remote:
 
         return bool(await insist(self._context, insisted, waits, attempt=attempt_id))
 
-    def _watch(self, daemon: str, for_s: float) -> None:
+    def _watch(self, daemon: str, for_s: float, token: str) -> None:
         if daemon in self._watchers or len(self._watchers) < WATCHERS_MAX:
-            self._watchers[daemon] = self._context.clock.monotonic_s() + for_s
+            self._watchers[daemon] = Watcher(self._context.clock.monotonic_s() + for_s, token)
             self._asked.ring()
 
     async def start(self, group: TaskGroup) -> None:
@@ -286,8 +293,8 @@ class Remote:
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)
 
-    def heartbeat(self) -> Heartbeat:
-        """Says how the runner is."""
+    def heartbeat(self, token: str = "") -> Heartbeat:
+        """Says how the runner is, to whoever asked with that token."""
         context, slots = self._context, self._place.slots
         offered = {
             name: min(slots, executor.concurrency or slots)
@@ -305,6 +312,7 @@ class Remote:
             labels=self._place.labels,
             leaving=self.leaving,
             attempts=there if len(there) <= TOLD_MAX else None,
+            token=token,
         )
 
     async def beat(self) -> None:
@@ -317,10 +325,10 @@ class Remote:
     async def tell(self) -> None:
         """Tells them now."""
         now_s = self._context.clock.monotonic_s()
-        self._watchers = {daemon: until_s for daemon, until_s in self._watchers.items() if until_s > now_s}
-        for daemon in tuple(self._watchers):
+        self._watchers = {daemon: watcher for daemon, watcher in self._watchers.items() if watcher.until_s > now_s}
+        for daemon, watcher in tuple(self._watchers.items()):
             try:
-                await self._messenger.send(daemon, [self.heartbeat()])
+                await self._messenger.send(daemon, [self.heartbeat(watcher.token)])
             except LinkDown:
                 return  # Each of them asks again.
             except Retryable as error:

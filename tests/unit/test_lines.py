@@ -203,7 +203,7 @@ async def queued(bench: Bench, runner: str = "a") -> list[str]:
 
 async def test_commands_go_out_at_once_and_their_results_are_acknowledged_once_they_are_durable(bench: Bench) -> None:
     async with bench.runs():
-        assert ("a", Watch(120.0)) in bench.cable.sent
+        assert ("a", Watch(120.0, bench.context.fleet.peers["a"].token)) in bench.cable.sent
         task = await bench.world.add("one", executor="command")
         assert (await bench.task(task)).state == "idle", "nobody was heard yet"
         bench.cable.bring("a", beat())

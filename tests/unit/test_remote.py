@@ -291,12 +291,13 @@ async def test_what_one_message_fails_with_holds_up_no_other(bench: Bench) -> No
 
 async def test_those_who_ask_hear_how_it_is_until_their_time_has_passed(bench: Bench) -> None:
     async with bench.runs():
-        bench.cable.bring(command(0), Watch(60.0))
+        bench.cable.bring(command(0), Watch(60.0, "now"))
         await anyio.wait_all_tasks_blocked()
         ((to, beat),) = bench.cable.sent
         assert to == "home"
         assert isinstance(beat, Heartbeat)
         assert (beat.slots, beat.labels, beat.executors) == (2, ("gpu",), {"command": 2, "single": 1})
+        assert beat.token == "now"
         bench.clock.now_s += 61.0
         await bench.remote.tell()
         assert len(bench.cable.sent) == 1
