@@ -172,7 +172,7 @@ class RedisLink:
             except self._library.ResponseError as error:
                 if _code_of(error) not in PERSONS:
                     raise
-                raise self._endpoint.undelivered(to, f"Redis says: {_text_of(error)}") from error
+                raise self._endpoint.undelivered(to, f"Redis says: {_text_of(error)}") from _quoteless(error)
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
@@ -252,14 +252,14 @@ class RedisLink:
         try:
             yield
         except library.RedisError as error:
-            code, text = _code_of(error), _text_of(error)
+            code, text, cause = _code_of(error), _text_of(error), _quoteless(error)
             if code == FULL:
-                raise (endpoint.down(text) if dialling else endpoint.full(text)) from error
+                raise (endpoint.down(text) if dialling else endpoint.full(text)) from cause
             stays = isinstance(error, (library.ResponseError, library.AuthenticationError))
             if dialling and stays and code in PERSONS:
                 hint = f"; Redis {VERSION_MIN} or later is needed" if OLD in text else ""
-                raise endpoint.refused(f"Redis says: {text}{hint}") from error
-            raise endpoint.down(text) from error
+                raise endpoint.refused(f"Redis says: {text}{hint}") from cause
+            raise endpoint.down(text) from cause
         except OSError as error:
             raise endpoint.down(error) from error
 
@@ -268,6 +268,11 @@ def _code_of(error: Exception) -> str:
     """Gives the word with which the server's answer began: redis-py takes those off that it knows."""
     word = _text_of(error).partition(" ")[0]
     return word if word.isupper() else ""
+
+
+def _quoteless(error: Exception) -> Exception | None:
+    """Gives an error as a cause that may be logged: none that quotes the message it was about."""
+    return None if PIPELINE in str(error) else error
 
 
 def _text_of(error: Exception) -> str:
