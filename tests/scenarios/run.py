@@ -167,6 +167,8 @@ class Run:
         finally:
             for agent in self._agents:
                 agent.end()
+        # The last fault may have been one for which nobody needed the link any more.
+        self._until(lambda: not world.home.client.status()["gates"], "the link to be up again")
         doctor = world.home.ctl("doctor")
         assert doctor.code == 0, doctor
         return self._outcome()
