@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from omnid import __version__
 from omnid.errors import Retryable
 from omnid.flow.context import Bell, Context
+from omnid.flow.fleet import WINDOW_OF_SLOTS
 from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
@@ -25,17 +26,25 @@ from omnid.store.ledger import Begun, Ledger
 
 Args = TypeVarTuple("Args")
 
-HELD_MAX = 1_024
-"""How many messages may wait for a slot in memory; the rest waits at the broker, cancels too."""
+HELD_MIN = 1_024
 TOLD_MAX = 1_024
 """How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
 WATCHERS_MAX = 64
+"""How many daemons are told how it is: others send it nothing."""
 WATCH_S_MAX = 3_600.0
 REST_S = 30.0
 """How long an executor that was down is not offered, unless an attempt on it ends before."""
 BATCH_MAX = 64
 SEND_S_MAX = 120.0
+
+
+def held_max(slots: int) -> int:
+    """Gives how many messages may wait for a slot in memory; the rest waits at the broker, cancels too.
+
+    It is what all daemons send at once that hear of a runner, so that no cancel has to wait behind commands.
+    """
+    return max(HELD_MIN, WATCHERS_MAX * WINDOW_OF_SLOTS * slots)
 
 
 class Standings:
@@ -151,7 +160,7 @@ class Remote:
     async def take(self) -> None:
         """Takes what comes; ends when it is cancelled."""
         while True:
-            while sum(len(held.came) for held in self._held.values()) >= HELD_MAX:
+            while sum(len(held.came) for held in self._held.values()) >= held_max(self._place.slots):
                 self._room = anyio.Event()
                 await self._room.wait()
             done: list[Received] = []

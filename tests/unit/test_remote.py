@@ -219,7 +219,8 @@ async def test_where_another_may_have_its_name_it_begins_nothing(bench: Bench) -
 
 
 async def test_no_more_is_held_than_memory_is_meant_to_take(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "HELD_MAX", 2)
+    monkeypatch.setattr(remote, "HELD_MIN", 2)
+    monkeypatch.setattr(remote, "WATCHERS_MAX", 0)
     async with bench.runs():
         bench.cable.bring(*map(command, range(4)))
         await anyio.wait_all_tasks_blocked()
@@ -229,6 +230,19 @@ async def test_no_more_is_held_than_memory_is_meant_to_take(bench: Bench, monkey
         bench.let(0)
         await anyio.wait_all_tasks_blocked()
         assert bench.cable._come == []
+
+
+async def test_a_cancel_gets_through_behind_all_that_daemons_send_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "HELD_MIN", 1)
+    async with bench.runs():
+        full = remote.WATCHERS_MAX * 2 * 2
+        bench.cable.bring(*map(command, range(full)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.bring(Cancel(f"a{full - 1}"))
+        await anyio.wait_all_tasks_blocked()
+        assert await bench.owed() == [(f"a{full - 1}", "cancelled")]
 
 
 async def test_a_cancel_ends_what_runs_and_what_waits_before_it_begins(bench: Bench) -> None:
