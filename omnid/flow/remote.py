@@ -199,7 +199,7 @@ class Remote:
 
     async def _refuse(self, received: Received, command: Command, why: str) -> None:
         """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
-        problem = Problem.make("executor_down", executor=command.executor, detail=why)
+        problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
         result = command.ended("unstarted", problem)
         if not await self._written("result_waits", command.attempt_id, self._ledger.answer, received.sender, result):
             return

@@ -288,6 +288,8 @@ SELECT count(*) FROM outbox WHERE destination = $1 AND dead_at_ms IS NOT NULL
 SELECT min(destination) FROM outbox WHERE dead_at_ms IS NOT NULL AND destination > $1
 -- name: outbox_dead_oldest
 SELECT id FROM outbox WHERE destination = $1 AND dead_at_ms IS NOT NULL ORDER BY dead_at_ms, ord LIMIT $2
+-- name: outbox_dead_of
+SELECT id FROM outbox WHERE subject = $1 AND destination = $2 AND dead_at_ms IS NOT NULL
 -- name: outbox_dead
 SELECT {outbox_row} FROM outbox WHERE dead_at_ms IS NOT NULL AND ord > $1 ORDER BY ord LIMIT $2
 -- name: meta_like
