@@ -39,15 +39,19 @@ class Report:
         """Adds a figure; `op` and `goal` say what it should be."""
         self.figures.append(Figure(name, float(f"{value:.4g}"), unit, goal, op))
 
-    def write(self) -> None:
-        """Writes results/<name>.json."""
+    def write(self, *, keep: bool = False) -> None:
+        """Writes results/<name>.json; `keep`: figures of other names stay, as an earlier run has written them."""
+        path = RESULTS / f"{self.name}.json"
         rows = [
             {"name": f.name, "value": f.value, "unit": f.unit, "goal": f.goal, "op": f.op, "ok": f.ok}
             for f in self.figures
         ]
+        if keep and path.exists():
+            fresh = {row["name"] for row in rows}
+            rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["name"] not in fresh] + rows
         RESULTS.mkdir(exist_ok=True)
         text = json.dumps(rows, indent=2, ensure_ascii=False)
-        (RESULTS / f"{self.name}.json").write_text(f"{text}\n", encoding="utf-8")
+        path.write_text(f"{text}\n", encoding="utf-8")
 
     def table(self) -> str:
         """Gives the figures as lines of a table."""

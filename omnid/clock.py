@@ -21,6 +21,10 @@ class Clock(Protocol):
         """Gives seconds that only grow, for waits and durations inside one process."""
         ...
 
+    def boottime_s(self) -> float:
+        """Gives seconds that only grow, and go on while the machine sleeps: for leases, which others go by."""
+        ...
+
     def uuid(self) -> str:
         """Gives a new UUIDv7 (RFC 9562 section 5.7) in its text form; ids of one process grow."""
         ...
@@ -66,6 +70,10 @@ class SystemClock:
     def monotonic_s(self) -> float:
         """See `Clock.monotonic_s`."""
         return time.monotonic()
+
+    def boottime_s(self) -> float:
+        """See `Clock.boottime_s`; on macOS it is CLOCK_MONOTONIC that goes on, see clock_gettime(3): unverified."""
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def uuid(self) -> str:
         """See `Clock.uuid`; the random part comes from the OS, a hundred ids' worth at a time: it can't be guessed."""

@@ -293,7 +293,15 @@ class Daemon:
         server = self._server
         if self.context.config.http.listen:
             wanted = self.context.config
-            self.http = HttpServer(wanted, mcp, api, secrets=self._secrets, clock=self._clock, log=self._log)
+            self.http = HttpServer(
+                wanted,
+                mcp,
+                api,
+                secrets=self._secrets,
+                clock=self._clock,
+                log=self._log,
+                presence=self.presence,
+            )
             await self.http.open()
             work.start_soon(partial(guard, "http", self.http.run, log=self._log))
         await work.start(serve)

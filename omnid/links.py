@@ -31,8 +31,13 @@ def problems(link: Link) -> Iterator[tuple[str, str]]:
         return
     if parts.scheme in TLS and link.password:
         yield "url", f"a password goes over the network with TLS only: {TLS[parts.scheme]}://"
-    if not link.key and not link.unsigned:
+    if is_exposed(link) and not link.unsigned:
         yield "key", "whoever can write to this broker could have commands run; give it a key, or set unsigned = true"
+
+
+def is_exposed(link: Link) -> bool:
+    """Tells whether commands come from whoever can write to a broker: others can, and no key tells them apart."""
+    return not link.key and not platform.is_loopback(urlsplit(link.url).hostname or "")
 
 
 def may_be_offered(executor: Executor) -> bool:

@@ -361,6 +361,8 @@ class Watch(Struct, frozen=True):
     """Asks a runner for heartbeats: one at once, then more until `for_s` have passed."""
 
     for_s: float
+    token: str = ""
+    """What the heartbeats that it brings about are to carry, so that they are told from those of before."""
 
 
 class Heartbeat(Struct, frozen=True):
@@ -381,6 +383,8 @@ class Heartbeat(Struct, frozen=True):
     """Whether it takes nothing new, because it is about to end."""
     attempts: tuple[str, ...] | None = None
     """Those that run there or wait for a slot; None: they are too many to be told."""
+    token: str | None = None
+    """Of the watch that it answers; None: it is a runner's of an earlier version."""
 
 
 Outcome = Literal["success", "failure", "rejected", "timeout", "cancelled", "lost", "unstarted", "parked"]

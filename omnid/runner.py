@@ -24,7 +24,7 @@ from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
-from omnid.flow.remote import HELD_MAX, Place, Remote
+from omnid.flow.remote import Place, Remote, held_max
 from omnid.link.connection import Connection
 from omnid.link.message import COMMANDS
 from omnid.log import Logger
@@ -106,7 +106,8 @@ class RunnerProcess:
         )
         self._parts.context = self.context
         name = wanted.runner.name
-        made = dial(section, End(name, COMMANDS, self.store.node, HELD_MAX), secrets, log)
+        end = End(name, COMMANDS, self.store.node, held_max(wanted.daemon.slots_max))
+        made = dial(section, end, secrets, log)
         self._connection = Connection(section, made, clock, log, self._changed, self._back)
         self._comeback = Comeback(section.name, clock, log)
         place = Place(wanted.daemon.slots_max, wanted.runner.labels, wanted.runner.beat_s)

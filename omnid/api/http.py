@@ -13,10 +13,12 @@ from anyio import to_thread
 
 from omnid import platform
 from omnid.api.http_gate import API, App, Bearer, Gate, Rates, Receive, Scope, Send, answer_empty, names_of
+from omnid.api.http_presence import Attended
 from omnid.api.mcp_server import McpServer
 from omnid.api.methods import Api
 from omnid.clock import Clock
 from omnid.errors import Fatal, Rejected
+from omnid.flow.presence import Presence
 from omnid.log import Logger
 from omnid.secrets import Secrets
 from omnid.settings import Config
@@ -33,7 +35,15 @@ class HttpServer:
     """Serves MCP at `PATH` and REST at `API` of one address: `open`, then `run`, which ends after `stop`."""
 
     def __init__(
-        self, config: Config, mcp: McpServer, api: Api, *, secrets: Secrets, clock: Clock, log: Logger
+        self,
+        config: Config,
+        mcp: McpServer,
+        api: Api,
+        *,
+        secrets: Secrets,
+        clock: Clock,
+        log: Logger,
+        presence: Presence | None = None,
     ) -> None:
         self._settings = config.http
         self._origins = config.origin
@@ -42,6 +52,7 @@ class HttpServer:
         self._secrets = secrets
         self._clock = clock
         self._log = log
+        self._presence = presence
         self._tokens: dict[str, str | None] = {}
         """Whom each token names; None: whoever has it is who it says."""
         self._fatal: Fatal | None = None
@@ -117,7 +128,8 @@ class HttpServer:
     def _gate(self) -> App:
         """Puts the checks in front of what serves: how often, at which name and from which page, then who."""
         rates = Rates(self._settings.requests_per_s_max, self._clock)
-        inner: App = Bearer(self._tokens, rates, self._route) if self._tokens else self._route
+        inner: App = self._route if self._presence is None else Attended(self._presence, self._route)
+        inner = Bearer(self._tokens, rates, inner) if self._tokens else inner
         if self._settings.origins:
             from starlette.middleware.cors import CORSMiddleware
 

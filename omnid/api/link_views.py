@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from omnid.api.host import Host
-from omnid.api.shapes import Empty
+from omnid.api.shapes import Empty, Finding
 from omnid.api.shapes_links import LinkList, LinkView
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
@@ -12,7 +12,9 @@ from omnid.flow.gates import LINK
 from omnid.flow.mode import CLOUD
 from omnid.flow.presence import CLIENT
 from omnid.link.beats import BEAT_MS, Beats, Quality, mark, place_of
+from omnid.links import is_exposed
 from omnid.model import Problem
+from omnid.settings_links import Link as Section
 from omnid.store.interface import Reader
 
 CELLS = 48
@@ -33,6 +35,20 @@ class LinkViews:
     async def list(self, _caller: Caller, _params: Empty) -> LinkList:
         """Gives the links and their last day, in beats of half an hour."""
         return await self._context.store.read(self._all)
+
+    def findings(self) -> Sequence[Finding]:
+        """Gives how the links to brokers are, as findings of `doctor`."""
+        return [self._finding(section) for section in self._context.config.link]
+
+    def _finding(self, section: Section) -> Finding:
+        name, connection = f"link {section.name}", self._context.fleet.connection(section.name)
+        trouble = None if connection is None else connection.trouble
+        if trouble is not None:
+            return Finding(name, ok=False, detail=trouble.what, do=trouble.do or None)
+        if is_exposed(section):
+            detail = "whoever can write to its broker can have commands run: nothing on it is signed"
+            return Finding(name, ok=False, detail=detail, do="Give it a key at both ends, and take unsigned out.")
+        return Finding(name, ok=True, detail="it is up" if connection else "no [[remote]] of the config uses it")
 
     def _all(self, reader: Reader) -> LinkList:
         now_ms = self._context.clock.wall_ms()

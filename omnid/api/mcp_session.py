@@ -22,7 +22,8 @@ from msgspec import Struct
 from pydantic import ValidationError
 
 from omnid import wire
-from omnid.api.http_gate import App, Guest, guest_of
+from omnid.api.http_gate import App, Scope, guest_of
+from omnid.api.http_presence import tell
 from omnid.api.mcp_asks import Asks
 from omnid.api.mcp_calls import Calls, is_modern, unfit
 from omnid.api.mcp_completions import Completions
@@ -326,11 +327,14 @@ def _named(context: Context, client: str | None) -> str:
 
     An origin with a token of its own is nobody's who comes over HTTP without it.
     """
-    guest = Guest() if context.request is None else guest_of(context.request.scope)
+    scope: Scope = {} if context.request is None else context.request.scope
+    guest = guest_of(scope)
     if guest.origin is not None:
         return guest.origin
     origin = origin_of(context.lifespan_context.connection.origin, client)
-    return AGENT_ORIGIN if origin in guest.closed else origin
+    named = AGENT_ORIGIN if origin in guest.closed else origin
+    tell(scope, named)
+    return named
 
 
 def origin_of(hello: str | None, client: str | None) -> str:

@@ -314,11 +314,11 @@ class Api:
         return await self.history.replay(params)
 
     async def doctor(self, _caller: Caller, _params: shapes.Empty) -> shapes.Doctor:
-        """Checks the journal, the disk, the executors and the config."""
+        """Checks the journal, the disk, the executors, the config, the channels, the links and the runners."""
         examined = await self.history.examine(self._host.config_problems())
-        channels = await self.modes.findings()
-        ok = examined.ok and all(one.ok for one in channels)
-        return shapes.Doctor(ok, [*examined.findings, *channels])
+        others = [*await self.modes.findings(), *self.links.findings(), *self.runners.findings()]
+        ok = examined.ok and all(one.ok for one in others)
+        return shapes.Doctor(ok, [*examined.findings, *others])
 
     async def config_show(self, _caller: Caller, _params: shapes.Empty) -> shapes.ConfigShown:
         """Gives the config in use."""

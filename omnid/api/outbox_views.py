@@ -3,13 +3,15 @@
 from functools import partial
 
 from omnid.api.shapes_outbox import DeadList, DeadPage, DeadRef, DeadView, OutboxView
+from omnid.flow import control
 from omnid.flow.caller import Caller
+from omnid.flow.commands import COMMAND
 from omnid.flow.context import Context
 from omnid.flow.inbox import QUEUE as INBOX
 from omnid.flow.once import once
 from omnid.model import Delivery
 from omnid.store import outbox
-from omnid.store.interface import Reader
+from omnid.store.interface import Reader, Tx
 
 
 class OutboxViews:
@@ -33,14 +35,22 @@ class OutboxViews:
         return _dead(await self._context.store.read(partial(outbox.need_dead, id=params.id)))
 
     async def retry(self, caller: Caller, params: DeadRef) -> DeadView:
-        """Has a dead delivery tried again."""
-        fn = once(caller, "dead.retry", params, lambda tx: _dead(outbox.revive(tx, params.id)), DeadView)
-        return await self._context.store.write(fn)
+        """Has a dead delivery tried again; of a command that a runner has refused, its task."""
+        retry = partial(_retry, context=self._context, caller=caller, id=params.id)
+        return await self._context.store.write(once(caller, "dead.retry", params, retry, DeadView))
 
     async def drop(self, caller: Caller, params: DeadRef) -> DeadView:
         """Forgets a dead delivery."""
         fn = once(caller, "dead.drop", params, lambda tx: _dead(outbox.drop(tx, params.id)), DeadView)
         return await self._context.store.write(fn)
+
+
+def _retry(tx: Tx, *, context: Context, caller: Caller, id: str) -> DeadView:
+    dead = outbox.need_dead(tx, id)
+    if dead.kind != COMMAND:
+        return _dead(outbox.revive(tx, id))
+    control.order(context, caller, control.Order(str(dead.subject), "retry"))(tx)
+    return _dead(outbox.drop(tx, id))
 
 
 def _queue(one: outbox.Waiting) -> OutboxView:

@@ -1,10 +1,12 @@
 """What clients see of runners on other hosts."""
 
-from omnid.api.shapes import Empty
+from collections.abc import Sequence
+
+from omnid.api.shapes import Empty, Finding
 from omnid.api.shapes_runners import RunnerList, RunnerView
 from omnid.flow.caller import Caller
 from omnid.flow.context import Context
-from omnid.flow.fleet import Peer
+from omnid.flow.fleet import Peer, State
 
 
 class RunnerViews:
@@ -22,6 +24,14 @@ class RunnerViews:
         context = self._context
         return RunnerList(self.all(), context.end_name, context.clock.wall_ms())
 
+    def findings(self) -> Sequence[Finding]:
+        """Gives how the runners are, as findings of `doctor`; of those whose link is down the link's finding tells."""
+        fleet = self._context.fleet
+        states: list[tuple[str, Peer, State]] = [
+            (name, fleet.peers[name], fleet.state(fleet.peers[name])) for name in sorted(fleet.peers)
+        ]
+        return [_finding(name, peer, state) for name, peer, state in states if state != "link_down"]
+
     def _one(self, peer: Peer) -> RunnerView:
         said = peer.heartbeat
         return RunnerView(
@@ -38,3 +48,12 @@ class RunnerViews:
             heard_at_ms=peer.heard_at_ms,
             attempts=len(peer.open),
         )
+
+
+def _finding(name: str, peer: Peer, state: State) -> Finding:
+    if state == "lost":
+        detail = f"nothing was heard of it for {peer.lease_s:g} s or longer; {len(peer.open)} attempts are on it"
+        do = f"Start it (omnid runner --link {peer.link or 'LINK'} --name {name}), or take its [[remote]] out."
+        return Finding(f"runner {name}", ok=False, detail=detail, do=do)
+    said: dict[State, str] = {"up": "it is up", "leaving": "it is leaving", "expected": "it has not been heard yet"}
+    return Finding(f"runner {name}", ok=True, detail=said[state])

@@ -151,7 +151,7 @@ class Views:
                 executor_full=executor is not None
                 and executor.concurrency is not None
                 and running[task.executor] >= executor.concurrency,
-                slots_full=not context.fleet.serves(task.executor)
+                slots_full=task.executor not in context.fleet.executors
                 and len(context.running) >= context.config.daemon.slots_max,
                 running=len(context.running),
                 cost=self.money.sentence(reader, task),

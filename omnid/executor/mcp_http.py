@@ -21,7 +21,7 @@ from omnid import __version__, platform
 from omnid.executor.mcp_transport import MESSAGE_BYTES_MAX, Broken, Flow, Id, Inbox, Outgoing, Trouble
 from omnid.executor.sse import EventReader, EventTooLargeError
 from omnid.log import Logger
-from omnid.worker.gateway import chained, trouble_of
+from omnid.worker.gateway_signs import chained, trouble_of
 
 if TYPE_CHECKING:
     import httpcore2

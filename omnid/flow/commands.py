@@ -16,6 +16,8 @@ from omnid.store.interface import Tx
 
 BATCH_MAX = 256
 SEND_S_MAX = 120.0
+COMMAND = "command"
+"""The kind of the rows that hold commands; a dead one holds what it was about."""
 ROWS_MAX = 1 << 30
 """A runner's outbox has no limit but its window: what is in it is an attempt in the journal."""
 
@@ -25,7 +27,7 @@ Find = Callable[[str], Messenger | None]
 
 def hand_over(tx: Tx, runner: str, command: Command) -> None:
     """Puts a command into the outbox of a runner."""
-    outbox.put(tx, queue_of(runner), "command", command.attempt_id, command, rows_max=ROWS_MAX)
+    outbox.put(tx, queue_of(runner), COMMAND, command.attempt_id, command, rows_max=ROWS_MAX)
 
 
 def recall(tx: Tx, runner: str, attempt_id: str) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from omnid.executor.interface import Executor
-from omnid.flow import money
+from omnid.flow import lookout, money
 from omnid.flow.commands import hand_over
 from omnid.flow.context import Context, FirstCall
 from omnid.flow.dependents import settle_wait
@@ -30,8 +30,6 @@ from omnid.store.interface import Reader, Tx
 SENT_MAX = 48
 """How many commands for runners elsewhere one transaction writes at most, so that others have their turn."""
 NO_SEATS = Seats()
-LOOK_MAX = 256
-"""How many tasks of an executor are looked at for those that a runner can take, where not all take all."""
 
 
 class Sent(NamedTuple):
@@ -71,7 +69,7 @@ class Dispatcher:
         self._link = link
         self._claimed: deque[Command] = deque()
         """Claimed and not handed on yet; never more than there are slots."""
-        context.store.attend(self._claim, self._take, context.dispatch.ring)
+        context.store.attend(partial(self._claim, stirred=True), self._take, context.dispatch.ring)
 
     async def run(self) -> None:
         """Starts tasks whenever the bell rings; ends when it is cancelled."""
@@ -115,8 +113,12 @@ class Dispatcher:
             return NO_SEATS
         return self._context.fleet.seats(self._gates.closed(), ended)
 
-    def _claim(self, tx: Tx) -> Claimed:
-        """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds."""
+    def _claim(self, tx: Tx, *, stirred: bool = False) -> Claimed:
+        """Claims what fits at the moment of the transaction: a gate that was closed before it has begun holds.
+
+        `stirred`: it is called because something may have become ready, in an earlier transaction perhaps.
+        """
+        tx.stirred = tx.stirred or stirred
         context = self._context
         free, slots_free = self._room(tx.begun, tx.ended)
         seats = self._seats(tx.ended)
@@ -157,7 +159,7 @@ def claim(tx: Tx, context: Context, *, free: Mapping[str, int], slots_free: int,
     money keeps a task from its start, a gate closes or the task waits: `Claimed.turned` has that. Where calls are paid
     and not attempts, the first of them is written with its attempt, if it can be made now.
     """
-    chosen, cut = _chosen(tx, free, slots_free, seats)
+    chosen, cut, looks = _chosen(tx, free, slots_free, seats)
     claimed = Claimed([], {}, [], False, Turned.nothing())
     held = False
     lanes: set[str] = set()
@@ -177,7 +179,7 @@ def claim(tx: Tx, context: Context, *, free: Mapping[str, int], slots_free: int,
             _hand_on(tx, task, start, seats if task.executor not in free else None, claimed)
     # Whoever was passed over had a slot that another may take; but those who stay where they are come again next time.
     count = len(claimed.commands) + len(claimed.sent)
-    more = held or any(claimed.turned) or 0 < count < len(chosen) or (cut and count > 0)
+    more = held or looks or any(claimed.turned) or 0 < count < len(chosen) or (cut and count > 0)
     return claimed._replace(more=more)
 
 
@@ -204,14 +206,14 @@ def _hand_on(tx: Tx, task: Task, start: Callable[..., Command], seats: Seats | N
     claimed.sent.append(Sent(command.attempt_id, command.task_id, command.executor, runner))
 
 
-def _chosen(tx: Tx, free: Mapping[str, int], slots_free: int, seats: Seats) -> tuple[list[Task], bool]:
-    """Gives the tasks to start, in order, and whether there may be more for runners elsewhere."""
+def _chosen(tx: Tx, free: Mapping[str, int], slots_free: int, seats: Seats) -> tuple[list[Task], bool, bool]:
+    """Gives the tasks to start, in order, whether there may be more for runners elsewhere, and whether to look on."""
     # A gate that was closed while this waited for its turn holds too.
     closed, ajar = doors(tx)
     elsewhere = seats.rooms()
     here: list[Task] = []
     there: list[Task] = []
-    cut = False
+    cut = looks = False
     for (executor,) in tx.all("ready_executors"):
         if closed and not closed.isdisjoint(("*", executor)):
             continue
@@ -224,12 +226,14 @@ def _chosen(tx: Tx, free: Mapping[str, int], slots_free: int, seats: Seats) -> t
             fit = [task for task in map(journal.task_of, rows) if seats.could(executor, task.labels)]
             if len(fit) < len(rows) == most and executor not in ajar:
                 # Whoever waits for another runner holds up nobody behind it.
-                rows = tx.all("ready_tasks", executor, LOOK_MAX)
-                fit = [task for task in map(journal.task_of, rows) if seats.could(executor, task.labels)]
+                fit, more = lookout.look(tx, executor, seats, most)
+                looks = looks or more
             there += fit
             cut = cut or len(rows) >= most
     chosen = first(here, slots_free)
-    return (first([*chosen, *first(there, LOOK_MAX)], len(chosen) + len(there)) if there else chosen), cut
+    if there:
+        chosen = first([*chosen, *there], len(chosen) + len(there))
+    return chosen, cut, looks
 
 
 def _held_back(tx: Tx, task: Task, executor: Executor) -> bool:

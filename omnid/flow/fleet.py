@@ -43,6 +43,8 @@ class Peer:
         """Since when it could be heard (monotonic)."""
         self.heartbeat: Heartbeat | None = None
         """The last one; None: none since the daemon started."""
+        self.token = ""
+        """What its heartbeats carry since its link came up: others have lain at the broker, and say how it was."""
         self.heard_s = float("-inf")
         self.heard_at_ms: int | None = None
         self.lost_at_ms: int | None = None
@@ -140,10 +142,6 @@ class Fleet:
         self.peers = peers
         self.executors = given_away(remotes)
 
-    def serves(self, executor: str) -> bool:
-        """Tells whether an executor works on runners elsewhere, and not in the daemon."""
-        return executor in self.executors
-
     def of(self, executor: str) -> list[Peer]:
         """Gives the runners that may get an executor's tasks."""
         peers = self.peers.values()
@@ -159,7 +157,7 @@ class Fleet:
             self._up.add(link)
             for peer in self.on_link(link):
                 peer.awaited_s = self._clock.monotonic_s()
-                peer.watched_s = float("-inf")
+                peer.token, peer.watched_s = self._clock.uuid(), float("-inf")
                 peer.missing.clear()
 
     def link_down(self, link: str) -> None:
@@ -186,12 +184,15 @@ class Fleet:
         return "leaving" if peer.heartbeat.leaving else "up"
 
     def hear(self, name: str, heartbeat: Heartbeat) -> bool:
-        """Takes a heartbeat; tells whether it may let something start. Of an unknown runner it says nothing."""
+        """Takes a heartbeat; tells whether it may let something start. Of an unknown runner it says nothing.
+
+        Nor does one that answers an earlier watch: whoever sent it may be dead by now.
+        """
         peer = self.peers.get(name)
-        if peer is None:
+        if peer is None or heartbeat.token not in (peer.token, None):
             return False
-        before, was_lost = peer.heartbeat, peer.lost_at_ms is not None
-        news = was_lost or before is None or bool(peer.bounced) or _ability(before) != _ability(heartbeat)
+        before, was_away = peer.heartbeat, self.state(peer) in ("lost", "expected")
+        news = was_away or before is None or bool(peer.bounced) or _ability(before) != _ability(heartbeat)
         peer.heartbeat, peer.heard_s, peer.heard_at_ms = heartbeat, self._clock.monotonic_s(), self._clock.wall_ms()
         peer.lost_at_ms = None
         peer.unanswered = 0
@@ -206,9 +207,9 @@ class Fleet:
         return max(peer.awaited_s, peer.heard_s) + peer.lease_s
 
     def alive(self, name: str) -> None:
-        """Hears anything of a runner, which is as good as a heartbeat while its lease runs."""
+        """Hears anything of a runner that lives since its link came up: as good as a heartbeat while its lease runs."""
         peer = self.peers.get(name)
-        if peer is not None and peer.lost_at_ms is None:
+        if peer is not None and peer.lost_at_ms is None and peer.heard_s >= peer.awaited_s:
             peer.heard_s, peer.heard_at_ms = self._clock.monotonic_s(), self._clock.wall_ms()
 
     def bear_with(self) -> None:
@@ -335,7 +336,7 @@ class Fleet:
 
     def waits(self, executor: str, labels: Collection[str]) -> str | None:
         """Says why no runner takes a task now; None where one does, or the executor works in the daemon."""
-        if not self.serves(executor) or self.seats().could(executor, labels):
+        if executor not in self.executors or self.seats().could(executor, labels):
             return None
         peers = self.peers.values()
         wanted = frozenset(labels).intersection(label for peer in peers for label in peer.labels)

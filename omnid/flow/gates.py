@@ -11,6 +11,7 @@ from omnid.errors import OmnidError, Retryable
 from omnid.executor.interface import Executor
 from omnid.flow import limits, money, outages
 from omnid.flow.context import Context
+from omnid.flow.fleet import queue_of
 from omnid.flow.hours import Hours
 from omnid.flow.turned import Turned
 from omnid.model import Gate, Problem
@@ -22,6 +23,8 @@ from omnid.store.interface import Reader, Tx
 
 PROBE_BACKOFF = Backoff(base_s=2.0, max_s=300.0)
 PROBE_S_MAX = 60.0
+PARKED_MAX = 100_000
+"""Up to how many tasks of an executor are counted that waited for a link."""
 LINK = "link"
 """The cause of gates whose subject is a link: it keeps the tasks of all executors whose runners are behind it."""
 LOGIN_CODES = frozenset({"secret_missing"})
@@ -160,8 +163,12 @@ class Gates:
 
     async def link_up(self, link: str) -> None:
         """Opens a link's gate."""
-        if f"{LINK}:{link}" in self._closed:
-            await self._open(f"{LINK}:{link}")
+        id, fleet = f"{LINK}:{link}", self._context.fleet
+        if id in self._closed:
+            alone = [name for name in fleet.executors if {peer.link for peer in fleet.of(name)} == {link}]
+            queues = [queue_of(peer.name) for peer in fleet.on_link(link)]
+            open_link = partial(_open_link, link=link, executors=alone, queues=queues)
+            await self._context.store.write(open_link, then=lambda _: self._opened((id,)))
 
     def links_down(self) -> list[str]:
         """Gives the links whose gates are closed."""
@@ -319,6 +326,14 @@ def _open_gate(tx: Tx, *, id: str) -> bool:
     if was_closed:
         outages.over(tx, cause, subject)
     return was_closed
+
+
+def _open_link(tx: Tx, *, link: str, executors: Sequence[str], queues: Sequence[str]) -> None:
+    """Opens the gate of a link, and counts what waited for it: behind the gate, and in the outboxes."""
+    journal.open_gate(tx, f"{LINK}:{link}")
+    rows = [*(tx.one("count_ready", name, PARKED_MAX) for name in executors)]
+    rows += [tx.one("outbox_count", queue) for queue in queues]
+    outages.over(tx, LINK, link, waited=sum(row[0] for row in rows if row is not None))
 
 
 def _all(reader: Reader) -> list[Gate]:

@@ -10,7 +10,7 @@ from msgspec import structs
 from omnid.errors import Rejected, Retryable
 from omnid.flow import outages
 from omnid.flow.comeback import CameBack, Comeback
-from omnid.flow.commands import Commands, recall
+from omnid.flow.commands import COMMAND, Commands, recall
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
 from omnid.flow.explain import span
@@ -24,7 +24,7 @@ from omnid.link.destination import Destination
 from omnid.link.interface import LinkDown, Received
 from omnid.model import Heartbeat, Problem, Result, Watch
 from omnid.settings_links import Link as Section
-from omnid.store import journal
+from omnid.store import journal, outbox
 from omnid.store.interface import Reader, Tx
 
 WATCHES_IN_LEASE = 3
@@ -32,6 +32,8 @@ WATCHES_IN_LEASE = 3
 WATCH_S_MAX = 600.0
 """How long one that doesn't answer is left in peace at most: what it was asked before still waits for it."""
 NAP_S_MAX = 3600.0
+REFUSED = "message_refused"
+"""The code with which a runner says that it has set a command aside."""
 STALL_S = 5.0
 """By how much later than it should this may wake before it takes itself for the one who was away."""
 
@@ -217,6 +219,11 @@ class Lines:
         _, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
         detail = "it said no more" if result.problem is None else result.problem.what.rstrip(".")
         problem = Problem.make("runner_refused", runner=runner, task=name, detail=detail)
+        if result.problem is not None and result.problem.code == REFUSED:
+            # Before the result, so that it is there however this ends; a second time it takes its own place.
+            set_aside = partial(outbox.set_aside, problem=problem, rows_max=context.config.outbox.rows_max)
+            body = {"task": name, "text": detail}
+            await context.store.write(lambda tx: set_aside(tx, queue_of(runner), COMMAND, result.task_id, body))
         return structs.replace(result, problem=problem)
 
     async def _refuse(self, line: Line, received: Received, why: str) -> None:
@@ -274,7 +281,7 @@ class Lines:
             peer.watched_s = now_s
             peer.unanswered += 1
             try:
-                await line.connection.send(peer.name, [Watch(2 * peer.lease_s)])
+                await line.connection.send(peer.name, [Watch(2 * peer.lease_s, peer.token)])
             except Retryable as error:
                 self._context.log.debug("watch_failed", detail=error.what)  # It is asked again.
 

@@ -44,20 +44,22 @@ def parked(tx: Tx, gate: Gate) -> None:
         _edit(tx, row, {"parked": (row[2] or 0) + 1})
 
 
-def over(tx: Tx, cause: str, subject: str) -> None:
-    """Writes that it is over, where there is one."""
+def over(tx: Tx, cause: str, subject: str, *, waited: int = 0) -> None:
+    """Writes that it is over, where there is one; `waited`: what waited for that beside what it has parked."""
     row = _open(tx, cause, subject)
     if row is not None:
         # All that was parked is free to go on now.
-        _edit(tx, row, {"ended_at_ms": tx.now_ms, "resumed": row[2]})
+        parked = (row[2] or 0) + waited or row[2]
+        _edit(tx, row, {"ended_at_ms": tx.now_ms, "parked": parked, "resumed": parked})
         fire(tx, *_events(cause, subject, end=True))
 
 
 def came_back(tx: Tx, cause: str, subject: str, *, since_ms: int, parked: int, sent: int) -> None:
-    """Writes into an outage that was over after a time what had waited for its end, and what was sent after it."""
+    """Writes into an outage that was over after a time what was sent after it, and at least `parked` that waited."""
     row = tx.one("last_outage", cause, subject)
     if row is not None and row[4] is not None and row[4] >= since_ms:
-        _edit(tx, row, {"parked": parked, "resumed": sent})
+        waited = max(parked, row[2] or 0)
+        _edit(tx, row, {"parked": waited, "resumed": waited - (parked - sent)})
 
 
 def _open(tx: Tx, cause: str, subject: str) -> Row | None:

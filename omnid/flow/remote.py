@@ -15,27 +15,36 @@ from anyio.abc import TaskGroup
 from omnid import __version__
 from omnid.errors import Retryable
 from omnid.flow.context import Bell, Context
+from omnid.flow.fleet import WINDOW_OF_SLOTS
 from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
 from omnid.flow.runner import Runner, lost, unbegun
-from omnid.link.interface import LinkDown, Messenger, Received
+from omnid.link.interface import LinkDown, Messenger, Received, Station
 from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch
 from omnid.store.ledger import Begun, Ledger
 
 Args = TypeVarTuple("Args")
 
-HELD_MAX = 1_024
-"""How many messages may wait for a slot in memory; the rest waits at the broker, cancels too."""
+HELD_MIN = 1_024
 TOLD_MAX = 1_024
 """How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
 WATCHERS_MAX = 64
+"""How many daemons are told how it is: others send it nothing."""
 WATCH_S_MAX = 3_600.0
 REST_S = 30.0
 """How long an executor that was down is not offered, unless an attempt on it ends before."""
 BATCH_MAX = 64
 SEND_S_MAX = 120.0
+
+
+def held_max(slots: int) -> int:
+    """Gives how many messages may wait for a slot in memory; the rest waits at the broker, cancels too.
+
+    It is what all daemons send at once that hear of a runner, so that no cancel has to wait behind commands.
+    """
+    return max(HELD_MIN, WATCHERS_MAX * WINDOW_OF_SLOTS * slots)
 
 
 class Standings:
@@ -100,6 +109,13 @@ class Place(NamedTuple):
     beat_s: float
 
 
+class Watcher(NamedTuple):
+    """A daemon that is told how the runner is: until when (monotonic), and the token of its last watch."""
+
+    until_s: float
+    token: str
+
+
 class Held(NamedTuple):
     """A command that waits for a slot, and the messages that brought it: it may have come more than once."""
 
@@ -110,7 +126,7 @@ class Held(NamedTuple):
 class Remote:
     """Holds what has come and waits for a slot, and tells daemons that ask how the runner is."""
 
-    def __init__(self, context: Context, ledger: Ledger, messenger: Messenger, place: Place) -> None:
+    def __init__(self, context: Context, ledger: Ledger, messenger: Station, place: Place) -> None:
         self._context = context
         self._ledger = ledger
         self._messenger = messenger
@@ -121,8 +137,8 @@ class Remote:
         self._held: dict[str, Held] = {}
         """Commands without a slot, by attempt."""
         self._room = anyio.Event()
-        self._watchers: dict[str, float] = {}
-        """The daemons that are told how it is, and until when."""
+        self._watchers: dict[str, Watcher] = {}
+        """The daemons that are told how it is."""
         self._asked = Bell()
         self.leaving = False
 
@@ -144,7 +160,7 @@ class Remote:
     async def take(self) -> None:
         """Takes what comes; ends when it is cancelled."""
         while True:
-            while sum(len(held.came) for held in self._held.values()) >= HELD_MAX:
+            while sum(len(held.came) for held in self._held.values()) >= held_max(self._place.slots):
                 self._room = anyio.Event()
                 await self._room.wait()
             done: list[Received] = []
@@ -167,8 +183,8 @@ class Remote:
             case Cancel(attempt_id):
                 if await self._cancel(attempt_id, done):
                     done.append(received)
-            case Watch(for_s):
-                self._watch(received.sender, min(for_s, WATCH_S_MAX))
+            case Watch(for_s, token):
+                self._watch(received.sender, min(for_s, WATCH_S_MAX), token)
                 done.append(received)
             case _:  # The door lets in nothing else.
                 done.append(received)
@@ -183,7 +199,7 @@ class Remote:
 
     async def _refuse(self, received: Received, command: Command, why: str) -> None:
         """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
-        problem = Problem.make("executor_down", executor=command.executor, detail=why)
+        problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
         result = command.ended("unstarted", problem)
         if not await self._written("result_waits", command.attempt_id, self._ledger.answer, received.sender, result):
             return
@@ -221,15 +237,15 @@ class Remote:
 
         return bool(await insist(self._context, insisted, waits, attempt=attempt_id))
 
-    def _watch(self, daemon: str, for_s: float) -> None:
+    def _watch(self, daemon: str, for_s: float, token: str) -> None:
         if daemon in self._watchers or len(self._watchers) < WATCHERS_MAX:
-            self._watchers[daemon] = self._context.clock.monotonic_s() + for_s
+            self._watchers[daemon] = Watcher(self._context.clock.monotonic_s() + for_s, token)
             self._asked.ring()
 
     async def start(self, group: TaskGroup) -> None:
         """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
         while True:
-            while begun := self._fitting():
+            while begun := await self._startable():
                 known = {one.command.attempt_id for one in begun}
                 for fresh in await self._ledger.begin(begun):
                     known.discard(fresh.command.attempt_id)
@@ -240,6 +256,17 @@ class Remote:
                 self._room.set()
                 await self._ack([received for one in held if one is not None for received in one.came])
             await self._context.activity.wait()
+
+    async def _startable(self) -> list[Begun]:
+        """Gives what fits, where this runner surely has its name: else another may have got what it holds."""
+        if not self._fitting():
+            return []
+        try:
+            await self._messenger.keep_name()
+        except LinkDown as error:
+            self._context.log.debug("start_waits", detail=error.what)  # What it holds comes again, or is another's.
+            return []
+        return self._fitting()
 
     def _fitting(self) -> list[Begun]:
         """Gives those of the commands held that have a slot now, in the order in which they came."""
@@ -275,8 +302,8 @@ class Remote:
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)
 
-    def heartbeat(self) -> Heartbeat:
-        """Says how the runner is."""
+    def heartbeat(self, token: str = "") -> Heartbeat:
+        """Says how the runner is, to whoever asked with that token."""
         context, slots = self._context, self._place.slots
         offered = {
             name: min(slots, executor.concurrency or slots)
@@ -294,6 +321,7 @@ class Remote:
             labels=self._place.labels,
             leaving=self.leaving,
             attempts=there if len(there) <= TOLD_MAX else None,
+            token=token,
         )
 
     async def beat(self) -> None:
@@ -306,10 +334,10 @@ class Remote:
     async def tell(self) -> None:
         """Tells them now."""
         now_s = self._context.clock.monotonic_s()
-        self._watchers = {daemon: until_s for daemon, until_s in self._watchers.items() if until_s > now_s}
-        for daemon in tuple(self._watchers):
+        self._watchers = {daemon: watcher for daemon, watcher in self._watchers.items() if watcher.until_s > now_s}
+        for daemon, watcher in tuple(self._watchers.items()):
             try:
-                await self._messenger.send(daemon, [self.heartbeat()])
+                await self._messenger.send(daemon, [self.heartbeat(watcher.token)])
             except LinkDown:
                 return  # Each of them asks again.
             except Retryable as error:

@@ -4,6 +4,7 @@ A broker that is frozen takes connections and says nothing, so only a ping tells
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import anyio
 
@@ -48,6 +49,8 @@ class Connection:
         self._link: Link | None = None
         self._broken = anyio.Event()
         self._error: LinkDown | Rejected = LinkDown("link_down", link=section.name, detail="it hasn't been dialled yet")
+        self._named_until_s = float("-inf")
+        """Until when this end surely has its name (boottime)."""
         self._down_at_s: float | None = None
         """Since when it is down; None while it is up, and before the first dial."""
         self._full: LinkFull | None = None
@@ -104,10 +107,11 @@ class Connection:
 
     async def _once(self) -> float:
         """Dials and lets messages through until that fails; gives for how long it was up."""
-        up_s = 0.0
+        up_s, began_s = 0.0, self._clock.boottime_s()
         try:
             async with await self._dial() as link:
                 up_at_s = self._clock.monotonic_s()
+                self._named_until_s = began_s + link.name_s
                 self._went_up(link, up_at_s)
                 await self._serve(link)
                 up_s = self._clock.monotonic_s() - up_at_s
@@ -167,7 +171,7 @@ class Connection:
             began_s, was_slow = self._clock.monotonic_s(), self.beats.is_slow
             full: LinkFull | None = None
             try:
-                await link.ping()
+                await self._ping(link)
             except LinkFull as error:
                 full = error
             except LinkDown:
@@ -182,6 +186,16 @@ class Connection:
             if self._fills(link, full) or self.beats.is_slow != was_slow or self._refusing:
                 self._changed()
             await anyio.sleep(self._section.ping_every_s)
+
+    async def _ping(self, link: Link) -> None:
+        """Pings: an answer says that this end has its name, and one that there is no room says so too."""
+        began_s = self._clock.boottime_s()
+        try:
+            await link.ping()
+        except LinkFull:
+            self._named_until_s = began_s + link.name_s
+            raise
+        self._named_until_s = began_s + link.name_s
 
     def _fills(self, link: Link, full: LinkFull | None) -> bool:
         """Takes that the other side has no room for more, or has some again; tells whether that is news."""
@@ -217,6 +231,16 @@ class Connection:
             self._refusing.add(to)
             raise
         self._refusing.discard(to)
+
+    async def keep_name(self) -> None:
+        """See `Station.keep_name`: who was stopped, or slept with the machine, asks before anything else."""
+
+        async def keep(link: Link) -> None:
+            if self._clock.boottime_s() >= self._named_until_s:
+                await self._ping(link)
+
+        with suppress(LinkFull):
+            await self._through(keep)
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`; waits while it is down. It may be cancelled."""
@@ -256,7 +280,7 @@ class Connection:
 
     @property
     def _reason(self) -> str:
-        return str(self._error.fields["detail"])
+        return str(self._error.fields.get("detail") or self._error.what.rstrip("."))
 
 
 def _of(link: Link, received: Sequence[Received]) -> list[Received]:

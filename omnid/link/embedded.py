@@ -23,6 +23,8 @@ class EmbeddedLink:
         self._emptied = anyio.Event()
         self._closed = False
 
+    name_s = float("inf")
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -60,12 +60,25 @@ class Messenger(Protocol):
         ...
 
 
+class Station(Messenger, Protocol):
+    """A messenger whose name another may have taken while it did not look."""
+
+    async def keep_name(self) -> None:
+        """Returns when this end surely has its name, at once where a ping has shown that lately; raises LinkDown."""
+        ...
+
+
 class Link(Messenger, Protocol):
     """One connection of one end. What is no message for this end it sets aside and logs; that never comes in.
 
     `receive` is cancelled only to end the connection, because what was on its way comes at the next one then; and a
     connection that is dead shows in `ping`, not there.
     """
+
+    @property
+    def name_s(self) -> float:
+        """For how long this end surely has its name after the begin of a dial or a ping that was answered."""
+        ...
 
     async def __aenter__(self) -> Self:
         """Connects, and takes the name of this end, which only one may have.

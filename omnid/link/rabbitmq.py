@@ -30,6 +30,8 @@ DEAD = "omnid.dead"
 DEAD_MAX = 10_000
 HEARTBEAT_S = 10
 """How often each side says that it is there; after three of them in silence the broker gives its name to the next."""
+PREFETCH_MAX = 65_535
+"""What the field of the protocol takes (AMQP 0-9-1, ``basic.qos``)."""
 NOTE_S_MAX = 1.0
 """How long it may take to write down who has the name: a broker that is full doesn't take that."""
 NOBODY = "omnid.nobody"
@@ -68,6 +70,9 @@ class RabbitLink:
         self._filled = anyio.Event()
         self._lost: LinkDown | None = None
 
+    name_s = float(HEARTBEAT_S)
+    """See `Link.name_s`: so long at least the broker bears the silence of a connection."""
+
     async def __aenter__(self) -> Self:
         """See `Link.__aenter__`."""
         endpoint = self._endpoint
@@ -81,7 +86,7 @@ class RabbitLink:
                 for channel in (self._sending, self._receiving):
                     channel.close_callbacks.add(self._closed)
                 await self._take_name(receiving)
-                await self._receiving.set_qos(prefetch_count=endpoint.held_max + endpoint.batch_max)
+                await self._receiving.set_qos(prefetch_count=min(PREFETCH_MAX, endpoint.held_max + endpoint.batch_max))
                 queue = await self._declare(self._receiving, endpoint.name)
                 await queue.consume(self._came)
         except BaseException:

@@ -66,6 +66,11 @@ class RedisLink:
         self._unacknowledged: bytes | None = b"0"
         """Behind which entry those are read on that an earlier connection has read; None: all of them were."""
 
+    @property
+    def name_s(self) -> float:
+        """See `Link.name_s`."""
+        return self._endpoint.lease_s
+
     async def __aenter__(self) -> Self:
         """See `Link.__aenter__`."""
         endpoint = self._endpoint
@@ -167,7 +172,7 @@ class RedisLink:
             except self._library.ResponseError as error:
                 if _code_of(error) not in PERSONS:
                     raise
-                raise self._endpoint.undelivered(to, f"Redis says: {_text_of(error)}") from error
+                raise self._endpoint.undelivered(to, f"Redis says: {_text_of(error)}") from _quoteless(error)
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
@@ -233,11 +238,12 @@ class RedisLink:
         pipeline.execute_command("SETRANGE", f"{self._lease}:probe", 0, "")
         with self._mapped(), self._endpoint.deadline():
             line, _, probed = await pipeline.execute(raise_on_error=False)
-            for error in (line, probed):
-                if isinstance(error, self._library.RedisError):
-                    raise error
+            if isinstance(line, self._library.RedisError):
+                raise line
             if line != self._endpoint.holder.line.encode():
                 await self._take_name()
+            if isinstance(probed, self._library.RedisError):
+                raise probed
 
     @contextmanager
     def _mapped(self, *, dialling: bool = False) -> Generator[None]:
@@ -246,14 +252,14 @@ class RedisLink:
         try:
             yield
         except library.RedisError as error:
-            code, text = _code_of(error), _text_of(error)
+            code, text, cause = _code_of(error), _text_of(error), _quoteless(error)
             if code == FULL:
-                raise (endpoint.down(text) if dialling else endpoint.full(text)) from error
+                raise (endpoint.down(text) if dialling else endpoint.full(text)) from cause
             stays = isinstance(error, (library.ResponseError, library.AuthenticationError))
             if dialling and stays and code in PERSONS:
                 hint = f"; Redis {VERSION_MIN} or later is needed" if OLD in text else ""
-                raise endpoint.refused(f"Redis says: {text}{hint}") from error
-            raise endpoint.down(text) from error
+                raise endpoint.refused(f"Redis says: {text}{hint}") from cause
+            raise endpoint.down(text) from cause
         except OSError as error:
             raise endpoint.down(error) from error
 
@@ -262,6 +268,11 @@ def _code_of(error: Exception) -> str:
     """Gives the word with which the server's answer began: redis-py takes those off that it knows."""
     word = _text_of(error).partition(" ")[0]
     return word if word.isupper() else ""
+
+
+def _quoteless(error: Exception) -> Exception | None:
+    """Gives an error as a cause that may be logged: none that quotes the message it was about."""
+    return None if PIPELINE in str(error) else error
 
 
 def _text_of(error: Exception) -> str:

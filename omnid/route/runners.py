@@ -43,6 +43,10 @@ class Seats:
                     found[executor] = found.get(executor, 0) + room
         return found
 
+    def lacks(self, executor: str) -> frozenset[frozenset[str]]:
+        """Gives which labels those lack that have room for an executor: a task with none of one's is for that one."""
+        return frozenset(self._capabilities - seat.labels for seat in self._seats if seat.room(executor) > 0)
+
     def could(self, executor: str, labels: Collection[str]) -> bool:
         """Tells whether some runner can take a task now."""
         return self._best(executor, labels) is not None

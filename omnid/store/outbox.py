@@ -110,6 +110,16 @@ def bury(tx: Tx, id: str, problem: Problem, *, rows_max: int) -> bool:
     return True
 
 
+def set_aside(
+    tx: Tx, destination: str, kind: str, subject: str, body: dict[str, Any], problem: Problem, *, rows_max: int
+) -> None:
+    """Puts among the dead what the other side has refused; the last one of a subject takes the place of the others."""
+    for (id,) in tx.all("outbox_dead_of", subject, destination):
+        tx.forget(OUTBOX, id)
+    id = put(tx, destination, kind, subject, body, rows_max=rows_max)
+    bury(tx, id, problem, rows_max=rows_max)
+
+
 def revive(tx: Tx, id: str) -> Delivery:
     """Puts a dead row back into its place in the queue; its time begins anew. Raises Rejected(`unknown_delivery`)."""
     delivery = need_dead(tx, id)

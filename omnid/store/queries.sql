@@ -85,6 +85,12 @@ WITH RECURSIVE named (executor) AS (
 ) SELECT executor FROM named WHERE executor IS NOT NULL
 -- name: ready_tasks
 SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 ORDER BY priority DESC, ord LIMIT $2
+-- name: ready_behind
+SELECT ord, labels FROM task WHERE executor = $1 AND ready = 1 AND priority = $2 AND ord > $3 ORDER BY ord LIMIT $4
+-- name: ready_priority_below
+SELECT max(priority) FROM task WHERE executor = $1 AND ready = 1 AND priority < $2
+-- name: task_by_ord
+SELECT {task_row} FROM task WHERE ord = $1
 -- name: movable_tasks
 SELECT {task_row} FROM task WHERE executor = $1 AND ready = 1 AND route IS NOT NULL AND (attempt IS NULL OR NOT EXISTS (
     SELECT 1 FROM attempt a WHERE a.task_id = task.id AND (a.outcome IS NULL OR a.outcome <> 'unstarted')
@@ -282,6 +288,8 @@ SELECT count(*) FROM outbox WHERE destination = $1 AND dead_at_ms IS NOT NULL
 SELECT min(destination) FROM outbox WHERE dead_at_ms IS NOT NULL AND destination > $1
 -- name: outbox_dead_oldest
 SELECT id FROM outbox WHERE destination = $1 AND dead_at_ms IS NOT NULL ORDER BY dead_at_ms, ord LIMIT $2
+-- name: outbox_dead_of
+SELECT id FROM outbox WHERE subject = $1 AND destination = $2 AND dead_at_ms IS NOT NULL
 -- name: outbox_dead
 SELECT {outbox_row} FROM outbox WHERE dead_at_ms IS NOT NULL AND ord > $1 ORDER BY ord LIMIT $2
 -- name: meta_like

@@ -11,7 +11,7 @@ import pytest
 
 from omnid.clock import SystemClock
 from omnid.link.endpoint import Endpoint, Holder
-from omnid.link.interface import Link, Received
+from omnid.link.interface import Link, LinkDown, LinkFull, Received
 from omnid.link.message import COMMANDS, RESULTS, Codec
 from omnid.link.rabbitmq import RabbitLink
 from omnid.link.redis import RedisLink
@@ -91,3 +91,31 @@ async def take(link: Any, count: int) -> list[Received]:
 
 def names(received: Sequence[Received]) -> list[str]:
     return [one.message.attempt_id for one in received]
+
+
+async def until_ping(link: Link, kind: type[LinkDown] | None) -> None:
+    """Pings until it says so: a broker finds out in its own time that it is full, or not any more."""
+    with anyio.fail_after(WAIT_S):
+        while (error := await pinged(link)) is None or type(error) is not kind:
+            if error is kind:
+                return
+            assert isinstance(error, LinkFull | None)
+
+
+async def pinged(link: Link) -> LinkDown | None:
+    try:
+        await link.ping()
+    except LinkDown as error:
+        return error
+    return None
+
+
+async def occupy(kit: Kit, name: str) -> None:
+    """Puts something of another program where the messages to an end go."""
+    if kit.kind == "redis":
+        with kit.broker.client() as client:
+            client.set(f"omnid:{{{name}}}:in", "mine")
+    else:
+        connection, channel = await kit.broker._channel()
+        async with connection:
+            await channel.declare_queue(f"omnid.{name}", durable=True)

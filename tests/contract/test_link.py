@@ -17,7 +17,7 @@ from omnid.link.interface import EMBEDDED, Link, LinkDown, LinkFull
 from omnid.link.message import COMMANDS, MESSAGE_BYTES_MAX, Codec
 from omnid.link.redis import lease_of
 from omnid.model import Cancel
-from tests.contract.links import KINDS, WAIT_S, Kit, command, kit_of, names, result, take
+from tests.contract.links import KINDS, WAIT_S, Kit, command, kit_of, names, occupy, result, take, until_ping
 from tests.fakes.brokers import Broker, free_port
 from tests.fakes.proxy import proxied
 
@@ -353,9 +353,12 @@ async def test_who_has_lost_his_name_hears_of_it(brokers: Callable[[str], Broker
     async with kit.runner() as runner:
         with kit.broker.client() as client:
             client.set(lease_of(kit.runner_name), "another-ledger elsewhere, process 3")
-        with pytest.raises(LinkDown) as caught:
-            await runner.ping()
-        assert "taken by elsewhere, process 3" in caught.value.what
+        for become in (kit.broker.clear, kit.broker.fill):
+            become()
+            with pytest.raises(LinkDown) as caught:
+                await runner.ping()
+            assert "taken by elsewhere, process 3" in caught.value.what
+        kit.broker.clear()
     with kit.broker.client() as client:
         assert client.delete(lease_of(kit.runner_name)) == 1  # It is still the other's.
 
@@ -388,31 +391,8 @@ async def test_a_full_broker_takes_nothing_and_still_gives_what_it_has(kit: Kit)
         assert await dead(kit, 1) == [b"not ours"]
 
 
-async def until_ping(link: Link, kind: type[LinkDown] | None) -> None:
-    """Pings until it says so: a broker finds out in its own time that it is full, or not any more."""
-    with anyio.fail_after(WAIT_S):
-        while (error := await pinged(link)) is None or type(error) is not kind:
-            if error is kind:
-                return
-            assert isinstance(error, LinkFull | None)
-
-
-async def pinged(link: Link) -> LinkDown | None:
-    try:
-        await link.ping()
-    except LinkDown as error:
-        return error
-    return None
-
-
 async def test_what_belongs_to_another_program_is_left_alone(kit: Kit) -> None:
-    if kit.kind == "redis":
-        with kit.broker.client() as client:
-            client.set(f"omnid:{{{kit.daemon_name}}}:in", "mine")
-    else:
-        connection, channel = await kit.broker._channel()
-        async with connection:
-            await channel.declare_queue(f"omnid.{kit.daemon_name}", durable=True)
+    await occupy(kit, kit.daemon_name)
     error = await refused(kit.daemon())
     assert error.code == "link_refused"
     assert "says:" in error.what

@@ -4,6 +4,7 @@ from contextlib import closing
 
 import pytest
 
+from omnid.ctl.demo_ways import SocketWay
 from omnid.errors import Rejected
 from tests.e2e.harness import Home, assert_says, until
 
@@ -73,3 +74,25 @@ def test_whose_a_schedule_is(home: Home) -> None:
     with closing(home.agent("helper")) as agent, pytest.raises(Rejected) as caught:
         agent.call("omnid/schedule.switch", {"name": "mine", "enabled": False})
     assert_says("other_schedule", str(caught.value))
+
+
+def test_a_preset_runs_when_a_client_goes_whose_work_goes_on_and_when_it_returns(home: Home) -> None:
+    presets = "".join(
+        f'[[preset]]\nname = "{name}"\non = ["client.{name}:claude"]\n'
+        f'task = {{ argv = ["sh", "-c", "echo {name} >> heard"], cwd = "{home.work}" }}\n'
+        for name in ("away", "back")
+    )
+    home.configure(f'{presets}[agents]\nallow = ["command"]\n')
+    home.start()
+    client = SocketWay(str(home.socket), "claude")
+    with home.gate() as gate:
+        task = client.submit({"argv": ["sh", "-c", "read x < go"], "cwd": str(home.work)})
+        client.close()
+        until(lambda: home.lines("heard") == ["away"], "the absence to be noticed")
+        (outage,) = home.client.call("omnid/outage.list", {})["outages"]
+        assert (outage["cause"], outage["subject"], outage["parked"]) == ("client", "claude", 1)
+        client.results(None, 10)
+        until(lambda: home.lines("heard") == ["away", "back"], "the return to be noticed")
+        gate.let()
+        assert home.wait(task["id"])["task"]["state"] == "completed"
+    client.close()

@@ -17,6 +17,9 @@ class FakeClock:
     def monotonic_s(self) -> float:
         return self.now_s
 
+    def boottime_s(self) -> float:
+        return self.monotonic_s()
+
     def uuid(self) -> str:
         self._ids += 1
         return uuid7(self.now_ms, self._ids)

@@ -96,6 +96,9 @@ class Clock:
     def monotonic_s(self) -> float:
         return self.now_s
 
+    def boottime_s(self) -> float:
+        return self.monotonic_s()
+
     def uuid(self) -> str:
         return BRIEF.id
 

@@ -59,6 +59,9 @@ class SimClock:
     def monotonic_s(self) -> float:
         return trio.current_time()
 
+    def boottime_s(self) -> float:
+        return self.monotonic_s()
+
     def uuid(self) -> str:
         return uuid7(self.wall_ms(), self._chance.getrandbits(74))
 

@@ -26,8 +26,14 @@ def down(detail: str = "it was pulled out") -> LinkDown:
     return LinkDown("link_down", link="cable", detail=detail)
 
 
+def taken() -> LinkDown:
+    return LinkDown("name_taken", name="r", link="cable", holder="elsewhere")
+
+
 class FakeLink:
     """A link that the test breaks; it answers pings at once unless `ping_takes_s`."""
+
+    name_s = 25.0
 
     def __init__(self, bench: "Bench") -> None:
         self.bench = bench
@@ -37,7 +43,7 @@ class FakeLink:
         self.come: list[Received] = []
         self.filled = anyio.Event()
         self.error: LinkDown | None = None
-        self.full = False
+        self.full = self.taken = False
         self.broken = anyio.Event()
 
     async def __aenter__(self) -> Self:
@@ -86,6 +92,8 @@ class FakeLink:
         await checkpoint()
         self.bench.pings += 1
         self.bench.clock.now_s += self.bench.ping_takes_s
+        if self.taken:
+            raise taken()
         if self.full:
             raise LinkFull("link_full", link="cable", detail="no memory")
 
@@ -308,5 +316,34 @@ async def test_a_destination_that_can_take_nothing_holds_up_no_other_and_is_trie
         await anyio.wait_all_tasks_blocked()
         assert bench.changes == changes + 2
         assert (link.sent, await bench.link()) == ([Cancel("b"), Cancel("a")], link)
+
+    await bench.during(do)
+
+
+async def test_who_stood_still_for_longer_than_a_lease_asks_first_whether_the_name_is_its_own(bench: Bench) -> None:
+    async def do() -> None:
+        link = await bench.link()
+        while bench.pings < 1:
+            await checkpoint()
+        bench.clock.now_s += 24.9
+        await bench.connection.keep_name()
+        assert bench.pings == 1, "it was shown lately"
+        for full in (False, True):
+            bench.clock.now_s += 25.0
+            link.full = full
+            await bench.connection.keep_name()
+            await bench.connection.keep_name()
+        assert bench.pings == 3
+        bench.ping_takes_s = 25.0
+        bench.clock.now_s += 25.0
+        await bench.connection.keep_name()
+        link.taken = True
+        bench.problems = [taken()] * 100
+        with pytest.raises(LinkDown, match="elsewhere"):
+            await bench.connection.keep_name()
+        while len(bench.problems) > 90:
+            await checkpoint()
+        with pytest.raises(LinkDown, match="elsewhere"):
+            await bench.connection.send("r", [Cancel("a")])
 
     await bench.during(do)

@@ -135,6 +135,28 @@ def test_a_lease_runs_while_its_link_is_up_and_anew_when_it_comes_back(fleet: Fl
     assert fleet.state(peer) == "up"
 
 
+def test_heartbeats_that_lay_at_the_broker_say_nothing(fleet: Fleet, clock: FakeClock) -> None:
+    peer = fleet.peers["a"]
+    before = peer.token
+    assert fleet.hear("a", beat(token=before))
+    fleet.link_down("cable")
+    clock.now_s += 100
+    fleet.link_up("cable")
+    assert peer.token != before
+    assert not fleet.hear("a", beat(3, token=before))
+    fleet.alive("a")  # A result may have lain there too.
+    assert fleet.state(peer) == "expected"
+    assert fleet.seats().rooms() == {}
+    assert fleet.lease_ends_s(peer) == pytest.approx(clock.monotonic_s() + 60)
+    assert fleet.hear("a", beat(token=peer.token))
+    assert fleet.state(peer) == "up"
+    clock.now_s += 50
+    fleet.alive("a")
+    assert fleet.lease_ends_s(peer) == pytest.approx(clock.monotonic_s() + 60)
+    assert not fleet.hear("a", beat()), "an earlier version says nothing of what it answers"
+    assert peer.heard_s == clock.monotonic_s()
+
+
 def test_a_gate_says_what_keeps_an_executor_from_every_runner(fleet: Fleet) -> None:
     link = Gate("link:cable", "link", "cable", 1, None, DOWN)
     assert fleet.gate("command", {}) is None, "they may be heard any moment"
@@ -159,7 +181,7 @@ def test_a_runner_that_leaves_the_config_stays_until_its_attempts_have_ended(fle
     fleet.took("y", "unknown", "command")
     fleet.configure([])
     assert sorted(fleet.peers) == ["a", "unknown"]
-    assert not fleet.serves("command")
+    assert "command" not in fleet.executors
     assert fleet.seats().rooms() == {}
     assert fleet.lease_ends_s(fleet.peers["a"]) == pytest.approx(clock.monotonic_s() + 60)
     fleet.let_go("x")

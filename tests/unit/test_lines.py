@@ -203,7 +203,7 @@ async def queued(bench: Bench, runner: str = "a") -> list[str]:
 
 async def test_commands_go_out_at_once_and_their_results_are_acknowledged_once_they_are_durable(bench: Bench) -> None:
     async with bench.runs():
-        assert ("a", Watch(120.0)) in bench.cable.sent
+        assert ("a", Watch(120.0, bench.context.fleet.peers["a"].token)) in bench.cable.sent
         task = await bench.world.add("one", executor="command")
         assert (await bench.task(task)).state == "idle", "nobody was heard yet"
         bench.cable.bring("a", beat())
@@ -421,6 +421,23 @@ async def test_the_gate_of_a_link_that_left_the_config_is_opened(bench: Bench) -
         await anyio.wait_all_tasks_blocked()
         assert bench.world.gates.all() == []
         assert [cable.section.name for cable in bench.cables] == ["cable", "other"]
+
+
+async def test_an_outage_counts_what_lay_in_the_outbox_and_what_waited_behind_the_gate(bench: Bench) -> None:
+    bench.config("a")
+    async with bench.runs():
+        bench.cable.bring("a", beat(1))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.lose = True
+        await bench.world.add("sent")
+        await bench.sent(1)
+        for number in range(5):
+            await bench.world.add(f"{number}")
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.turn(None)
+        await bench.sent(3)  # And the window of two is full.
+        row = "SELECT parked, resumed, ended_at_ms IS NULL FROM outage WHERE cause = 'link'"
+        assert await bench.world.rows(f"{row} ORDER BY ord DESC LIMIT 1") == [(6, 6, 0)]
 
 
 async def test_what_works_elsewhere_is_looked_at_here_without_the_host(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from omnid.flow.presence import Presence
 from omnid.model import Schedule, Scheduled
 from omnid.store import schedules
 from omnid.store.interface import Tx
+from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
 pytestmark = pytest.mark.anyio
@@ -92,3 +94,46 @@ async def test_one_that_is_started_anew_or_a_daemon_that_stops_is_no_absence(
         world.context.paused_starts = True
         made.went("claude", 2)
         assert await outages(world) == []
+
+
+async def test_who_asks_now_and_then_is_there_in_between_but_not_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+) -> None:
+    await world.add(caller=CLAUDE)
+    async with watching(world, monkeypatch) as made:
+        made.came("claude", -1)
+        assert await outages(world) == []
+        for request in (-2, -3):
+            made.came("claude", request)
+            made.went("claude", request + 1, 60.0)
+        made.went("claude", -3, 60.0)
+        made.came("claude", 1)
+        made.went("claude", 1)  # From the socket, which has a shorter grace.
+        clock.now_s += 59.0
+        made.came("claude", -4)
+        made.went("claude", -4, 60.0)
+        clock.now_s += 59.0
+        made._bell.ring()
+        assert await outages(world) == []
+        clock.now_s += 1.0
+        made._bell.ring()
+        assert await outages(world) == [("client", "claude", 1, 1)]
+
+
+async def test_who_comes_while_its_absence_is_written_down_has_returned(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.add(caller=CLAUDE)
+    async with watching(world, monkeypatch) as made:
+        write = world.store.write
+
+        async def slowly(fn: Any, **given: Any) -> Any:
+            monkeypatch.setattr(world.store, "write", write)
+            made.came("claude", 2)
+            return await write(fn, **given)
+
+        made.came("claude", 1)
+        await anyio.wait_all_tasks_blocked()
+        monkeypatch.setattr(world.store, "write", slowly)
+        made.went("claude", 1)
+        assert await outages(world) == [("client", "claude", 1, 0)]

@@ -9,6 +9,7 @@ from typing import Any, cast
 import anyio
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 
 from omnid.errors import Retryable
 from omnid.executor.interface import Found, Ports
@@ -33,7 +34,7 @@ class Cable:
         self.sent: list[tuple[str, Message]] = []
         self.acked: list[Any] = []
         self.refused: list[Any] = []
-        self.down = False
+        self.down = self.nameless = False
         self._come: list[Received] = []
         self._filled = anyio.Event()
 
@@ -44,6 +45,11 @@ class Cable:
     def _fail(self) -> None:
         if self.down:
             raise LinkDown("link_down", link="cable", detail="down")
+
+    async def keep_name(self) -> None:
+        await checkpoint()
+        if self.nameless:
+            raise LinkDown("name_taken", name="r", link="cable", holder="elsewhere")
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         self._fail()
@@ -196,8 +202,25 @@ async def test_without_a_link_what_has_begun_goes_on_and_what_has_not_comes_agai
         assert bench.started == ["0", "1", "2"]
 
 
+async def test_where_another_may_have_its_name_it_begins_nothing(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(3)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.nameless = True  # It was stopped for longer than its lease.
+        bench.let(0)
+        await anyio.wait_all_tasks_blocked()
+        assert await bench.owed() == [("a0", "success")]
+        assert bench.started == ["0", "1"]
+        bench.remote.link_down()
+        bench.cable.nameless = False
+        bench.cable.bring(command(2))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1", "2"]
+
+
 async def test_no_more_is_held_than_memory_is_meant_to_take(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "HELD_MAX", 2)
+    monkeypatch.setattr(remote, "HELD_MIN", 2)
+    monkeypatch.setattr(remote, "WATCHERS_MAX", 0)
     async with bench.runs():
         bench.cable.bring(*map(command, range(4)))
         await anyio.wait_all_tasks_blocked()
@@ -207,6 +230,19 @@ async def test_no_more_is_held_than_memory_is_meant_to_take(bench: Bench, monkey
         bench.let(0)
         await anyio.wait_all_tasks_blocked()
         assert bench.cable._come == []
+
+
+async def test_a_cancel_gets_through_behind_all_that_daemons_send_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "HELD_MIN", 1)
+    async with bench.runs():
+        full = remote.WATCHERS_MAX * 2 * 2
+        bench.cable.bring(*map(command, range(full)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.bring(Cancel(f"a{full - 1}"))
+        await anyio.wait_all_tasks_blocked()
+        assert await bench.owed() == [(f"a{full - 1}", "cancelled")]
 
 
 async def test_a_cancel_ends_what_runs_and_what_waits_before_it_begins(bench: Bench) -> None:
@@ -269,12 +305,13 @@ async def test_what_one_message_fails_with_holds_up_no_other(bench: Bench) -> No
 
 async def test_those_who_ask_hear_how_it_is_until_their_time_has_passed(bench: Bench) -> None:
     async with bench.runs():
-        bench.cable.bring(command(0), Watch(60.0))
+        bench.cable.bring(command(0), Watch(60.0, "now"))
         await anyio.wait_all_tasks_blocked()
         ((to, beat),) = bench.cable.sent
         assert to == "home"
         assert isinstance(beat, Heartbeat)
         assert (beat.slots, beat.labels, beat.executors) == (2, ("gpu",), {"command": 2, "single": 1})
+        assert beat.token == "now"
         bench.clock.now_s += 61.0
         await bench.remote.tell()
         assert len(bench.cable.sent) == 1

@@ -32,7 +32,7 @@ def show_findings(context: Context, findings: Sequence[Mapping[str, Any]]) -> No
 VERBS = {
     "doctor": Verb(
         _doctor,
-        "Replays the log and compares it with the tables; looks at executors, disk and config. "
+        "Replays the log and compares it with the tables; looks at executors, disk, config, links and runners. "
         "Exit code 1 where something was found.",
     )
 }
