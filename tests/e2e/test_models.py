@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ from tests.fakes.cloud import COST_USD, TEXT, Cloud, cloud
 
 KEYS = {"P1_KEY": "sk-planted-primary-1", "P1_BACKUP": "sk-planted-backup-1", "P2_KEY": "sk-planted-primary-2"}
 CALL_S = 60.0
+TOLD = """
+[notify]
+to = ["told"]
+group_s = 0
+[[destination]]
+name = "told"
+kind = "command"
+argv = ["/bin/sh", "-c", "cat >> {told}; echo >> {told}"]
+"""
 ROOT = Path(__file__).parents[2]
 
 
@@ -141,8 +151,7 @@ def test_a_gateway_killed_in_flight_goes_on_directly_and_comes_back_once(planted
     id, other = prompt(planted, "say hello"), prompt(planted, "say more")
     until(lambda: len(fake.seen) == 2, "the calls through the gateway", CALL_S)
     fake.modes["one"] = "ok"
-    gateways = [pid for pid, line in planted.processes().items() if "worker/gateway.py" in line]
-    os.kill(max(gateways), signal.SIGKILL)
+    os.kill(gateway_of(planted), signal.SIGKILL)
     got = finished(planted, id)
     assert "directly: direct, with a backup key" in got["why"]
     assert "before it, p1: the gateway broke off" in got["why"]
@@ -156,6 +165,48 @@ def test_a_gateway_killed_in_flight_goes_on_directly_and_comes_back_once(planted
     until(lambda: outages(planted) == [("gateway", "litellm", None, None, 1)], lambda: str(outages(planted)), CALL_S)
     assert planted.client.status()["mode"] == "normal"
     assert "through the gateway" in finished(planted, prompt(planted, "say it again"))["why"]
+
+
+def test_a_frozen_gateway_is_gone_past_restarted_and_comes_back_once(planted: Home, fake: Cloud) -> None:
+    fake.modes |= {"one": "late"}
+    backed = channel("p1", fake.base_url("one"), "P1_KEY", 'backup_keys = ["env:P1_BACKUP"]')
+    planted.configure(backed + TOLD.format(told=planted.root / "told") + "[mode]\ngateway_probe_every_s = 0.2\n")
+    planted.start()
+    texts = ["say hello", "say more"]
+    ids = [prompt(planted, text) for text in texts]
+    until(lambda: len(fake.seen) == 2, "the calls through the gateway", CALL_S)
+    frozen = gateway_of(planted)
+    os.kill(frozen, signal.SIGSTOP)
+    until(lambda: len(fake.answered) == 2, "answers that nobody reads", CALL_S)
+    fake.modes["one"] = "ok"
+    until(lambda: planted.client.status()["mode"] == "degraded", "the mode", CALL_S)
+    texts.append("say it past the gateway")
+    ids.append(prompt(planted, texts[-1]))
+    whys = [finished(planted, id)["why"] for id in ids]
+    assert all("directly: direct, with a backup key" in why for why in whys), whys
+    assert all("before it, p1: the gateway broke off" in why for why in whys[:2]), whys
+    assert gateway_of(planted) == frozen, "no call waits for the end of a process that doesn't heed SIGTERM"
+    until(lambda: planted.client.status()["mode"] == "normal", "the mode", CALL_S)
+    texts.append("say it through the gateway")
+    ids.append(prompt(planted, texts[-1]))
+    assert "through the gateway" in finished(planted, ids[-1])["why"]
+    assert gateway_of(planted) != frozen
+    assert outages(planted) == [("gateway", "litellm", None, None, 1)]
+    told = str(until(lambda: "is back" in (text := (planted.root / "told").read_text()) and text, "the notice"))
+    assert (told.count("The gateway is down"), told.count("The gateway is back")) == (1, 1), told
+    cut, well = [("p1", None, "gateway")], [("p1", round(COST_USD * 1e6), "success")]
+    assert [calls_of(planted, id) for id in ids] == [cut + well, cut + well, well, well], "no call after an answer"
+    # What was answered into the frozen process was asked again: it is counted beside, as nobody knows what it cost.
+    asked, answered = (Counter(one.body["messages"][-1]["content"] for one in of) for of in (fake.seen, fake.answered))
+    assert asked == answered == dict(zip(texts, (2, 2, 1, 1), strict=True))
+    amounts = planted.client.status()["today"]["amounts"]
+    assert amounts["spent_usd"] == pytest.approx(4 * COST_USD)
+    assert amounts["unknown_usd"] > 2 * COST_USD
+
+
+def gateway_of(home: Home) -> int:
+    """Gives the pid of the gateway's process; its supervisor's is the lower one."""
+    return max(pid for pid, line in home.processes().items() if "worker/gateway.py" in line)
 
 
 def test_the_cloud_goes_and_comes_back(planted: Home, sky: Callable[[int], Any]) -> None:
