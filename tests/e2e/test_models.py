@@ -16,7 +16,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from omnid.errors import OmnidError
-from tests.e2e.harness import Home, until
+from tests.e2e.harness import FAKES, Home, until
 from tests.fakes.cloud import COST_USD, TEXT, Cloud, cloud
 
 KEYS = {"P1_KEY": "sk-planted-primary-1", "P1_BACKUP": "sk-planted-backup-1", "P2_KEY": "sk-planted-primary-2"}
@@ -414,6 +414,34 @@ def test_a_start_says_what_is_wrong_with_channels_until_it_is_right(planted: Hom
     assert not [line for line in planted.processes().values() if "worker/gateway.py" in line], (
         "no child is started for it"
     )
+
+
+def test_a_start_greets_the_servers_and_waits_for_none(planted: Home, fake: Cloud) -> None:
+    config = channel("p1", fake.base_url("ok"), "P1_KEY")
+    for name, options in {"good": {}, "mute": {"mute": True}, "broken": {"exit": 3}}.items():
+        argv = [sys.executable, "-I", "-S", str(FAKES / "mcp_server.py"), json.dumps(options)]
+        config += f'[[executor]]\nname = "{name}"\nkind = "mcp"\nargv = {json.dumps(argv)}\n'
+        config += "start_timeout_s = 3\n" if name == "mute" else ""
+    planted.configure(config)
+    planted.start()
+    finished(planted, prompt(planted, "say hello"))
+    until(lambda: len(planted.client.status()["gates"]) == 2, "the gates", CALL_S)
+    events = [json.loads(line)["event"] for line in (planted.state / "omnid.log").read_text().splitlines()]
+    assert events.index("started") < events.index("executor_down")
+    said = " ".join(planted.ctl("status").out.split())
+    assert "Executor mute can't be used: it didn't answer within 3 s of its start." in said
+    assert "Executor broken can't be used: it ended with exit code 3" in said
+    until(lambda: events_of(planted, "mcp_ended") == {"good", "mute", "broken"}, "the end of all of them")
+    assert events_of(planted, "mcp_started") == {"good"}
+    checked = planted.ctl("config", "check", "--live")
+    assert (checked.code, checked.out.count("Mend it; its gate opens by itself")) == (1, 2), checked
+    assert len(fake.seen) == 1, "nothing was spent but for the prompt"
+
+
+def events_of(home: Home, event: str) -> set[str]:
+    """Gives the MCP servers of which the log tells that."""
+    lines = map(json.loads, (home.state / "omnid.log").read_text().splitlines())
+    return {line["server"] for line in lines if line["event"] == event}
 
 
 def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: Cloud) -> None:
