@@ -122,6 +122,26 @@ def test_p1_limited_goes_on_with_the_next_key_and_then_with_p2(planted: Home, fa
     assert len(fake.seen) == 4
 
 
+def test_a_hard_prompt_takes_p2_as_the_config_has_it_and_people_are_told(planted: Home, fake: Cloud) -> None:
+    fake.modes["one"] = "ok"
+    free = channel("p1", fake.base_url("one"), "P1_KEY", "free = true").replace(", input_usd = 1, output_usd = 2", "")
+    both = free + channel("p2", fake.base_url("ok"), "P2_KEY")
+    planted.configure(both)
+    planted.start()
+    assert "The call went to p1" in finished(planted, prompt(planted, "say hello"))["why"]
+    why = finished(planted, prompt(planted, "say more", labels=["hard"]))["why"]
+    assert "The call went to p2" in why
+    assert "the prompt is hard (label hard)" in why
+    planted.configure(both + '[models]\nhard_labels = ["tricky"]\n')
+    planted.client.call("omnid/config.reload", {})
+    assert "The call went to p1" in finished(planted, prompt(planted, "say most", labels=["hard"]))["why"]
+    fake.modes["one"] = "limit_seconds"
+    finished(planted, prompt(planted, "say it all"))
+    said = " ".join(planted.ctl("mode").out.split())
+    assert "env:P1_KEY is limited until" in said
+    assert said.startswith("normal for ")
+
+
 def test_where_all_are_limited_the_task_parks_with_the_time(planted: Home, fake: Cloud) -> None:
     planted.configure(channel("p1", fake.base_url("limit_seconds"), "P1_KEY"))
     planted.start()
@@ -247,7 +267,7 @@ def test_each_outage_leaves_a_snapshot_to_go_back_to(planted: Home, fake: Cloud)
     assert str(path) in "".join(planted.ctl("mode").out.split())
     (outage,) = planted.ctl("outages", "--json").json()["outages"]
     assert outage["snapshot"] == str(path)
-    assert path.name in planted.ctl("outages", environ={"COLUMNS": "200"}).out
+    assert f"snapshot {path.name}" in planted.ctl("outages", environ={"COLUMNS": "200"}).out
     prompt(planted, "say more")
     planted.stop()
     back = planted.root / "back"
@@ -465,6 +485,8 @@ def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: C
     id = prompt(planted, "say hello")
     until(lambda: shown(planted, id)["reason"] == "cloud", "the gate")
     assert "held at brainstem" in planted.ctl("mode").out
-    assert "cloud" in planted.ctl("outages").out
+    titles, row = planted.ctl("outages").out.splitlines()
+    assert titles.split() == ["FROM", "FOR", "CAUSE", "OF", "PARKED", "RESUMED", "WHY"]
+    assert row.split()[1].count(":") == 2, f"no narrow screen hides when it began: {row}"
     assert planted.ctl("mode", "hold", "auto").code == 0
     finished(planted, id)

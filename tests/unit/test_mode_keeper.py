@@ -255,3 +255,23 @@ async def test_the_cloud_is_watched_while_the_local_model_ends(place: Place) -> 
         await place.keeper.hold("brainstem")
     assert await place.shut()
     place.local.ends.set()
+
+
+@pytest.mark.parametrize("waiting", [1, 40])
+async def test_an_outage_writes_a_few_rows_however_many_tasks_wait_for_its_end(place: Place, waiting: int) -> None:
+    world, cloudy = place.world, Cloudy()
+    for _ in range(waiting):
+        await world.add("true", executor="safe")
+    cloudy.name = "safe"
+    world.context.executors = {"safe": cloudy}
+
+    async def changes() -> list[str]:
+        return [row[0] for row in await world.rows("SELECT collection FROM change ORDER BY seq")]
+
+    before = len(await changes())
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("brainstem")
+        assert world.gates.closed() == {"safe"}
+        await place.keeper.hold("normal")
+    assert world.gates.closed() == set()
+    assert (await changes())[before:] == ["gate", "outage", "outbox"] * 2
