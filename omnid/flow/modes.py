@@ -135,7 +135,9 @@ class Modes:
 
     def gateway_was_gone(self, since_ms: int) -> None:
         """Takes that the gateway was gone when the daemon before this one ended."""
-        self.gateway, self.since_ms = Health(is_gone=True), since_ms
+        self.gateway = Health(is_gone=True)
+        if not self.cloud.is_gone:
+            self.since_ms = since_ms
 
     def cloud_was_gone(self, since_ms: int) -> None:
         """Takes that the cloud was gone when the daemon before this one ended."""
