@@ -21,6 +21,7 @@ from omnid.api.mcp_server import McpServer
 from omnid.api.methods import Api
 from omnid.api.shapes import ConfigChecked, ConfigRow, ConfigShown
 from omnid.api.socket import SocketServer
+from omnid.api.spawn import LOG_NAME
 from omnid.clock import Clock, SystemClock
 from omnid.errors import OmnidError, Rejected
 from omnid.executor.interface import Executor
@@ -230,6 +231,7 @@ class Daemon:
         api = Api(context, self.gates, self.cancelling, self, self.workspaces, self.schedules)
         self._daily = Daily(context, api.night.line)
         work.start_soon(self._kept("daily", self._daily.run))
+        work.start_soon(self._kept("state", api.room.watch))
         work.start_soon(self._kept("schedules", self.schedules.run))
         work.start_soon(self._kept("presence", self.presence.run))
         await self._listen(work, api)
@@ -465,4 +467,4 @@ def _run(loaded: config.Loaded, environ: Mapping[str, str], clock: Clock) -> int
     async def serve(log: Logger) -> None:
         await _serve_with_signals(loaded, environ, clock, log, secrets)
 
-    return run_logged(serve, loaded.config, "omnid.log", clock, secrets)
+    return run_logged(serve, loaded.config, LOG_NAME, clock, secrets)

@@ -18,7 +18,12 @@ REPOSITORY = "@repository"
 AWAY_S = 600.0
 """How long a request waits for a daemon that is away, unless ``OMNID_RELAY_AWAY_S`` says otherwise."""
 
+AWAY_S_MAX = 10_000_000
+"""What still fits into a wait of select(2)."""
+
 LINE_BYTES_MAX = 32 << 20
+"""What is kept of one line; a longer one is passed over, and whoever waits for it is told."""
+
 GREETING_S = 30.0
 HAND_OVER_S = 30.0
 ANSWER_GRACE_S = 1.0
@@ -39,8 +44,8 @@ class Relay:
         self._start = start
         self._stdin = stdin
         self._stdout = stdout
-        self._from_client = wire.LineSplitter(LINE_BYTES_MAX)
-        self._from_daemon = wire.LineSplitter(LINE_BYTES_MAX)
+        self._from_client = wire.LenientSplitter(LINE_BYTES_MAX)
+        self._from_daemon = wire.LenientSplitter(LINE_BYTES_MAX)
         self._socket: socket.socket | None = None
         self._dial_at_s = 0.0
         self._dial_delay_s = _DIAL_S_MIN
@@ -51,10 +56,7 @@ class Relay:
         self._handed_on_at_s: float | None = None
 
     def run(self) -> int:
-        """Relays until stdin ends and what came over it is handed on; gives the exit code.
-
-        Raises Rejected(`message_too_large`) where one side sends a line that can't be kept.
-        """
+        """Relays until stdin ends and what came over it is handed on; gives the exit code."""
         session = self._session
         while True:
             now_s = time.monotonic()
@@ -91,7 +93,7 @@ class Relay:
             self._dial_delay_s = min(self._dial_delay_s * 2, _DIAL_S_MAX)
             return
         self._socket = connection
-        self._from_daemon = wire.LineSplitter(LINE_BYTES_MAX)
+        self._from_daemon = wire.LenientSplitter(LINE_BYTES_MAX)
         self._greet_until_s = now_s + GREETING_S
         self._session.connected()
 
@@ -244,19 +246,25 @@ def main(environ: Mapping[str, str], argv: Sequence[str] = ()) -> int:
     if asked is None:
         note("it takes --readonly, --origin NAME and --expose TOOL,TOOL; nothing else.")
         return 2
+    away_s = _away_s(environ.get("OMNID_RELAY_AWAY_S") or str(AWAY_S))
+    if away_s is None:
+        note(f"OMNID_RELAY_AWAY_S is no number of seconds from 0 to {AWAY_S_MAX}.")
+        return 1
     path = platform.socket_path(environ)
+    try:
+        away_s = float(environ.get("OMNID_RELAY_AWAY_S") or AWAY_S)
+    except ValueError:
+        note("OMNID_RELAY_AWAY_S is no number of seconds.")
+        return 1
     try:
         length = len(os.fsencode(path))
         if length > platform.SOCKET_PATH_BYTES_MAX:
             raise Rejected("path_too_long", path=path, length=length, limit=platform.SOCKET_PATH_BYTES_MAX)
-        away_s = float(environ.get("OMNID_RELAY_AWAY_S") or AWAY_S)
         attempt = platform.attempt_of(environ)
         session = Session(_session_id(os.urandom(16)), path, away_s, note, time.monotonic(), attempt, asked=asked)
         return Relay(session, path, lambda: _start_daemon(environ)).run()
     except OmnidError as error:
         note(str(error))
-    except ValueError:
-        note("OMNID_RELAY_AWAY_S is no number of seconds.")
     except KeyboardInterrupt:
         return 130
     return 1
@@ -267,6 +275,15 @@ def note(text: str) -> None:
     # Without a stderr there is nobody to tell.
     with contextlib.suppress(OSError):
         os.write(2, f"omnid mcp: {text}\n".encode(errors="replace"))
+
+
+def _away_s(text: str) -> float | None:
+    try:
+        away_s = float(text)
+    except ValueError:
+        return None
+    # No number at all (nan) fails both.
+    return away_s if 0 <= away_s <= AWAY_S_MAX else None
 
 
 def _asked(argv: Sequence[str]) -> dict[str, object] | None:
@@ -283,6 +300,7 @@ def _asked(argv: Sequence[str]) -> dict[str, object] | None:
         value = value if equals else rest.pop(0)
         if not value:
             return None
+        value = _text(value)
         asked[option[2:]] = value if option == "--origin" else value.split(",")
     if asked.get("origin") == REPOSITORY:
         name = _repository(os.getcwd())
@@ -298,7 +316,12 @@ def _repository(directory: str) -> str:
         directory, below = os.path.dirname(directory), directory
         if directory == below:
             return ""
-    return os.path.basename(directory)
+    return _text(os.path.basename(directory))
+
+
+def _text(name: str) -> str:
+    """Gives a name as text that can be sent, where the system's bytes are no UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _start_daemon(environ: Mapping[str, str]) -> None:

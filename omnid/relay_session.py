@@ -152,12 +152,15 @@ class Session:
             return None
         return max(next(iter(self.open.values())).at_s, self._away_since_s) + self._away_s
 
-    def from_client(self, line: bytes, now_s: float) -> None:
+    def from_client(self, line: bytes | wire.Glimpse, now_s: float) -> None:
         """Takes a line of the client."""
+        if isinstance(line, wire.Glimpse):
+            self._drop(line, self._too_large())
+            return
         try:
             message = _decoded(line)
         except (ValueError, RecursionError) as error:
-            self._refuse(None, _unreadable(f"it is no JSON ({error})"), wire.PARSE_ERROR)
+            self._drop(wire.Glimpse.of(line), _unreadable(f"it is no JSON ({error})"), wire.PARSE_ERROR)
             return
         if not isinstance(message, dict):
             self._refuse(None, _unreadable("it is no object; send one message a line"), wire.INVALID_REQUEST)
@@ -173,8 +176,15 @@ class Session:
         else:
             self._refuse(None, _unreadable("its id is neither a string nor an integer"), wire.INVALID_REQUEST)
 
-    def from_daemon(self, line: bytes, now_s: float) -> None:
+    def from_daemon(self, line: bytes | wire.Glimpse, now_s: float) -> None:
         """Takes a line of the daemon; only what the client waits for, asked for or must know goes on to it."""
+        if isinstance(line, wire.Glimpse):
+            self._note("the daemon sent a line that is too long; it was dropped")
+            request_id = line.answered_id
+            if request_id is not None and request_id in self.open:
+                self._close(self.open[request_id])
+                self._refuse(request_id, Rejected("internal", detail="the answer is longer than a relay takes"))
+            return
         try:
             message = cast("dict[str, Any]", _decoded(line))
             method, message_id = message.get("method"), message.get("id")
@@ -199,10 +209,25 @@ class Session:
             self.problem = wire.error_from(message.get("error"))
             self._note(f"the daemon reports: {self.problem}")
 
+    def _drop(self, line: wire.Glimpse, problem: OmnidError, number: int | None = None) -> None:
+        """Says of a line that can't be kept or read that it was dropped, to whoever waits for what it was."""
+        if line.answered_id is not None:
+            self._reply({"jsonrpc": "2.0", "id": line.answered_id, "error": wire.error_object(problem, number)})
+        elif (request_id := line.request_id) is None or request_id not in self.open:
+            self._refuse(request_id, problem, number)
+        else:
+            self._note_id_in_use(request_id)
+
+    def _too_large(self) -> Rejected:
+        return Rejected("message_too_large", limit_bytes=self._limit_bytes)
+
+    def _note_id_in_use(self, request_id: int | str) -> None:
+        # The first one's answer will be the answer; a second one couldn't be told from it.
+        self._note(f"the request id {request_id!r} is in use already; the second request was dropped")
+
     def _request(self, request: _Request) -> None:
         if request.id in self.open:
-            # The first one's answer will be the answer; a second one couldn't be told from it.
-            self._note(f"the request id {request.id!r} is in use already; the second request was dropped")
+            self._note_id_in_use(request.id)
             return
         self.open[request.id] = request
         self._open_bytes += len(request.line)
@@ -212,7 +237,7 @@ class Session:
     def _send(self, request: _Request, now_s: float) -> None:
         if len(request.line) > self._limit_bytes:
             self._close(request)
-            self._refuse(request.id, Rejected("message_too_large", limit_bytes=self._limit_bytes))
+            self._refuse(request.id, self._too_large())
             return
         if request.sends >= SENDS_MAX:
             self._close(request)
@@ -241,8 +266,16 @@ class Session:
     def _reply(self, message: dict[str, Any]) -> None:
         """Passes on the client's answer to a request of the daemon; what an earlier daemon asked is dropped."""
         own_id = message.get("id")
-        if isinstance(own_id, str) and own_id in self._asked:
-            self._pass_on(wire.line({**message, "id": self._asked.pop(own_id)}))
+        if not isinstance(own_id, str) or own_id not in self._asked:
+            return
+        asked_id = self._asked.pop(own_id)
+        try:
+            answer = wire.line({**message, "id": asked_id})
+        except ValueError as error:  # A number beyond what JSON can say here, such as 1e999.
+            answer = wire.error_answer(wire.id_json(asked_id), _unreadable(str(error)))
+        if len(answer) > self._limit_bytes:
+            answer = wire.error_answer(wire.id_json(asked_id), self._too_large())
+        self.to_daemon += answer
 
     def _pass_on(self, line: bytes) -> None:
         if len(line) <= self._limit_bytes:
@@ -336,7 +369,7 @@ class Session:
                 self._replays[key] = request
 
     def _refuse(self, request_id: int | str | None, error: OmnidError, number: int | None = None) -> None:
-        self.to_client += wire.error_answer(json.dumps(request_id).encode(), error, number)
+        self.to_client += wire.error_answer(wire.id_json(request_id), error, number)
 
 
 def _decoded(line: bytes) -> object:

@@ -4,8 +4,9 @@ Standard library only, because the relay and ``omnictl`` import it. Source: the 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, Self, cast
 
 from omnid.errors import Fatal, OmnidError, Rejected, Retryable
 
@@ -17,6 +18,17 @@ INTERNAL_ERROR = -32603
 OMNID_ERROR = -32000
 """All of omnid's own errors; `data` tells them apart: ``{code, what, why, do, kind}``."""
 
+HEAD_BYTES, TAIL_BYTES = 4096, 1024
+"""How much is looked at of the beginning and of the end of a line that can't be read."""
+
+_ANSWERS = frozenset({"result", "error"})
+_DECODER = json.JSONDecoder()
+_OPENS, _NAMES, _ENDS = re.compile(r"\s*\{\s*"), re.compile(r"\s*:\s*"), re.compile(r"\s*[,}]\s*")
+_LAST_ID = re.compile(rb'[,{]\s*"id"\s*:\s*(-?[0-9]+|"(?:[^"\\]|\\.)*")\s*\}\s*\Z')
+"""An id at the end of the line's object: no text of JSON can look like it, as its quotes would have to be escaped."""
+
+_SHOWN_CHARS = 24
+
 _NUMBERS = {"unknown_method": METHOD_NOT_FOUND, "bad_request": INVALID_PARAMS, "internal": INTERNAL_ERROR}
 _KINDS: dict[str, type[OmnidError]] = {
     "retryable": Retryable,
@@ -25,33 +37,127 @@ _KINDS: dict[str, type[OmnidError]] = {
 }
 
 
-class LineSplitter:
-    """Cuts a stream of bytes into lines, in time linear in the bytes and memory bounded by the limit."""
+class Glimpse(NamedTuple):
+    """What is seen of a line that is too long or can't be read: enough to tell what it was, and whom to tell."""
+
+    head: bytes
+    tail: bytes
+
+    @classmethod
+    def of(cls, line: bytes) -> Self:
+        """Looks at a line that is there."""
+        return cls(line[:HEAD_BYTES], line[-TAIL_BYTES:])
+
+    @property
+    def request_id(self) -> int | str | None:
+        """The id of the request that it was; None where it isn't found, or it was an answer."""
+        members = self._members()
+        return None if _ANSWERS & members.keys() else self._id(members)
+
+    @property
+    def answered_id(self) -> int | str | None:
+        """The id of the request that it answered; None where it isn't found, or it was no answer."""
+        members = self._members()
+        return self._id(members) if _ANSWERS & members.keys() else None
+
+    def _members(self) -> dict[str, object]:
+        """Reads the members of the object as far as the head goes; the value of the last may be unknown (None)."""
+        text = self.head.decode(errors="replace")
+        found: dict[str, object] = {}
+        at = _matched(_OPENS, text, 0)
+        try:
+            while at is not None:
+                name, at = _DECODER.raw_decode(text, at)
+                found[str(name)] = None
+                at = _matched(_NAMES, text, at)
+                if at is None:
+                    break
+                value, at = _DECODER.raw_decode(text, at)
+                at = _matched(_ENDS, text, at)
+                # Without what comes behind it, a number may go on.
+                found[str(name)] = value if at is not None else None
+        except (ValueError, RecursionError):
+            pass  # The head ends here, or it is no JSON.
+        return found
+
+    def _id(self, members: dict[str, object]) -> int | str | None:
+        """Gives the id, which many clients write last."""
+        found = members.get("id")
+        if found is None and (match := _LAST_ID.search(self.tail)):
+            try:
+                found = json.loads(match[1])
+            except ValueError:
+                return None
+        return found if isinstance(found, int | str) and not isinstance(found, bool) else None
+
+
+class LenientSplitter:
+    """Cuts a stream of bytes into lines, in time linear in the bytes and memory bounded by the limit.
+
+    What is left of a line that is too long comes in its place, and the lines behind it are whole again.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         """Takes lines of at most `limit_bytes`, their newline not counted."""
         self.limit_bytes = limit_bytes
         self._begun = bytearray()
+        self._head: bytes | None = None
+        """The beginning of the line that is being passed over."""
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    @property
+    def passes_over(self) -> bool:
+        """Whether the line that has begun is too long already."""
+        return self._head is not None
+
+    def feed(self, data: bytes) -> Iterator[bytes | Glimpse]:
         """Yields the lines that `data` completes, without their newlines; blank ones are skipped.
 
-        Raises Rejected(`message_too_large`) behind the last line before one that is too long. What comes after that
-        can't be told apart any more, so the connection has to end. The iterator must be used up before the next call.
+        The iterator must be used up before the next call.
         """
         lines = data.split(b"\n")
         rest = lines.pop()
-        if lines and self._begun:
-            lines[0] = bytes(self._begun) + lines[0]
-            self._begun.clear()
         for line in lines:
-            if len(line) > self.limit_bytes:
-                raise Rejected("message_too_large", limit_bytes=self.limit_bytes)
-            if line and not line.isspace():
-                yield line
-        if len(self._begun) + len(rest) > self.limit_bytes:
-            raise Rejected("message_too_large", limit_bytes=self.limit_bytes)
-        self._begun += rest
+            whole = line
+            if self._begun or len(line) > self.limit_bytes:
+                self._add(line)
+                if self._head is not None:
+                    yield Glimpse(self._head, bytes(self._begun))
+                whole = b"" if self._head is not None else bytes(self._begun)
+                self._begun.clear()
+                self._head = None
+            if whole and not whole.isspace():
+                yield whole
+        self._add(rest)
+
+    def _add(self, part: bytes) -> None:
+        self._begun += part
+        if self._head is None and len(self._begun) > self.limit_bytes:
+            self._head = bytes(self._begun[:HEAD_BYTES])
+        if self._head is not None:
+            del self._begun[:-TAIL_BYTES]
+
+
+class LineSplitter:
+    """Cuts a stream as `LenientSplitter` does, up to a line that is too long."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Takes lines of at most `limit_bytes`, their newline not counted."""
+        self._lines = LenientSplitter(limit_bytes)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yields the lines that `data` completes; raises Rejected(`message_too_large`) behind the last good one.
+
+        The connection has to end then. The iterator must be used up before the next call.
+        """
+        for line in self._lines.feed(data):
+            if isinstance(line, Glimpse):
+                raise self._too_large()
+            yield line
+        if self._lines.passes_over:
+            raise self._too_large()
+
+    def _too_large(self) -> Rejected:
+        return Rejected("message_too_large", limit_bytes=self._lines.limit_bytes)
 
 
 def line(message: Mapping[str, Any]) -> bytes:
@@ -60,8 +166,38 @@ def line(message: Mapping[str, Any]) -> bytes:
 
 
 def request(request_id: int | str, method: str, params: Mapping[str, Any]) -> bytes:
-    """Gives the line of a request."""
-    return line({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+    """Gives the line of a request; raises TypeError or ValueError where JSON in UTF-8 can't say it."""
+    return utf8({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}) + b"\n"
+
+
+def utf8(value: Mapping[str, Any]) -> bytes:
+    """Gives a value as JSON in UTF-8, which the daemon can surely read; raises TypeError or ValueError where it can't.
+
+    `line` escapes half a surrogate pair, as Python makes of a file's name that is no UTF-8.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        before = error.object[max(0, error.start - _SHOWN_CHARS) : error.end]
+        raise ValueError(f"what ends with {before!r} is no UTF-8") from error
+
+
+def why_unreadable(line: bytes, error: Exception) -> str:
+    """Says why a strict reader has refused a line.
+
+    JavaScript writes half a surrogate pair where a text was cut in the middle of one, and numbers may be beyond all
+    doubles: to a lenient reader both are JSON.
+    """
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return f"the line is no JSON ({error})"
+    return "the line holds what is neither text nor number: half a surrogate pair, say, as of a text cut short"
+
+
+def id_json(request_id: int | str | None) -> bytes:
+    """Gives a request's id as JSON: 1 and "1" are two."""
+    return json.dumps(request_id).encode()
 
 
 def error_answer(id_json: bytes, error: OmnidError, number: int | None = None) -> bytes:
@@ -103,6 +239,11 @@ def error_from(error_object: object) -> OmnidError:
 
 def _kind(error: OmnidError) -> str:
     return next(name for name, kind in _KINDS.items() if isinstance(error, kind))
+
+
+def _matched(pattern: re.Pattern[str], text: str, at: int) -> int | None:
+    match = pattern.match(text, at)
+    return None if match is None else match.end()
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

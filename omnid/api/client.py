@@ -29,9 +29,10 @@ class Client:
     """One connection to the daemon, made when first needed and again after it was lost. Not for use by two threads.
 
     Every method raises the error that the daemon answered with (Rejected, Retryable), Retryable(`daemon_down`)
-    where nobody listens, Retryable(`daemon_lost`) where the connection ended before the answer, and
-    Retryable(`answer_timeout`) after `timeout_s`. What is submitted from inside an attempt (``OMNID_ATTEMPT`` in the
-    environment) is a child of its task. Parameters and results are those of omnid/api/shapes.py as dicts.
+    where nobody listens, Retryable(`daemon_lost`) where the connection ended before the answer,
+    Retryable(`answer_timeout`) after `timeout_s`, and Rejected(`bad_request`) where JSON can't say what is asked. What
+    is submitted from inside an attempt (``OMNID_ATTEMPT`` in the environment) is a child of its task. Parameters and
+    results are those of omnid/api/shapes.py as dicts.
     """
 
     def __init__(
@@ -63,7 +64,10 @@ class Client:
     def call(self, method: str, params: Mapping[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
         """Sends one request and gives its result; `timeout_s` stands in for the client's own where it is given."""
         self._id += 1
-        message = wire.request(self._id, method, params)
+        try:
+            message = wire.request(self._id, method, params)
+        except (TypeError, ValueError) as error:
+            raise Rejected("bad_request", detail=str(error), where="what it says") from error
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         until_s = self._monotonic_s() + timeout_s
         attempt = platform.attempt_of(os.environ)
@@ -199,6 +203,8 @@ def connect(path: str) -> socket.socket:
 def _down(path: str, error: OSError) -> OmnidError:
     if isinstance(error, FileNotFoundError):
         detail = "There is no socket."
+    elif isinstance(error, ConnectionRefusedError) and os.path.isfile(path):
+        detail = "A file that is no socket is there."
     elif isinstance(error, ConnectionRefusedError):
         detail = "There is a socket, but nobody listens: the daemon has died."
     else:

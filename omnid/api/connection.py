@@ -58,15 +58,13 @@ class Connection:
         self.gone: Callable[[], None] | None = None
         """Called when it has gone."""
         self.cut_because: str | None = None
-        self.lines: deque[bytes] = deque()
+        self.lines: deque[bytes | wire.Glimpse] = deque()
         """What was read and not begun yet."""
         self.begun = 0
         """How many requests are under way without a task."""
         self.working = False
         """Whether a task works off `lines`."""
-        self.last_words = b""
-        """What is sent behind all answers; then the connection ends."""
-        self.splitter = wire.LineSplitter(line_bytes_max)
+        self.splitter = wire.LenientSplitter(line_bytes_max)
         self._socket = raw
         self._slow = slow
         self._poller = poller
@@ -139,9 +137,7 @@ class Connection:
             return
         if self._answers:
             self.send_answers()
-        if self.last_words:
-            self.put(self.last_words)
-        if self.last_words or self._ending:
+        if self._ending:
             self.finish()
         elif not self._unsent and not self._gone:
             self._poller.resume(self)

@@ -20,6 +20,7 @@ from omnid.settings import Http
 PLAIN = frozenset({"tasks/get", "tasks/update", "tasks/cancel", "tools/list", "server/discover"})
 """Methods that are answered at once and say nothing before, so that they need no stream, which takes two tasks."""
 
+_LAST_EVENT = b"last-event-id"
 _METHOD, _VERSION = MCP_METHOD_HEADER.lower().encode(), MCP_PROTOCOL_VERSION_HEADER.lower().encode()
 
 
@@ -44,6 +45,8 @@ def _bound(streams: App, plain: App) -> App:
         guest = guest_of(scope)
         if guest.origin is not None:
             scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=guest.origin, scopes=[]))
+        # Events have no ids here, so that none can be gone on from; asked to, the SDK would answer nothing at all.
+        scope["headers"] = [one for one in scope["headers"] if one[0] != _LAST_EVENT]
         await (plain if _is_plain(scope) else streams)(scope, receive, send)
 
     return serve

@@ -131,7 +131,7 @@ class Lines:
             line = await self._lines.receive()
             message = parsed(line)
             if isinstance(message, types.JSONRPCRequest) and self._session.requests_open >= self._session.requests_max:
-                message = wire.error_answer(id_json(message.id), _too_many(self._session.requests_max))
+                message = wire.error_answer(wire.id_json(message.id), _too_many(self._session.requests_max))
             if isinstance(message, bytes):
                 await self._send(message)
             elif isinstance(message, types.JSONRPCRequest):
@@ -205,25 +205,26 @@ class Answers:
 def _line(message: types.JSONRPCMessage) -> bytes:
     if isinstance(message, types.JSONRPCResponse):
         # Its result is made of JSON's own types by now.
-        return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (id_json(message.id), msgspec.json.encode(message.result))
+        return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (
+            wire.id_json(message.id),
+            msgspec.json.encode(message.result),
+        )
     return message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
 
 
 def parsed(line: bytes) -> types.JSONRPCMessage | bytes | None:
     """Reads a line: a message, or the line that refuses it, or None where it is an answer that can't be read."""
-    own_id = b"null"
     try:
         envelope = msgspec.json.decode(line, type=_Envelope)
         if envelope.result is not UNSET or envelope.error is not UNSET:
             return _answer_to_us(line)
-        if envelope.id is not UNSET:
-            own_id = id_json(envelope.id)
         message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
     except (msgspec.ValidationError, ValidationError) as error:
         detail = str(error).replace("`", "") if isinstance(error, msgspec.ValidationError) else "it is no JSON-RPC 2.0"
-        return wire.error_answer(own_id, _unreadable(detail), wire.INVALID_REQUEST)
+        return _refused(line, detail, wire.INVALID_REQUEST)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return wire.error_answer(own_id, _unreadable(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        # A relay, whose JSON is another, may have read it, and waits for an answer with its id.
+        return _refused(line, wire.why_unreadable(line, error), wire.PARSE_ERROR)
     if isinstance(message, types.JSONRPCRequest):
         return message
     if isinstance(message, types.JSONRPCNotification) and envelope.id is UNSET:
@@ -241,14 +242,17 @@ def _answer_to_us(line: bytes) -> types.JSONRPCMessage | None:
     return message if isinstance(message, types.JSONRPCResponse | types.JSONRPCError) else None
 
 
+def _refused(line: bytes, detail: str, number: int) -> types.JSONRPCMessage | bytes | None:
+    """Refuses a request that can't be read; an answer to us that can't be counts as an error."""
+    seen = wire.Glimpse.of(line)
+    if seen.answered_id is None:
+        return wire.error_answer(wire.id_json(seen.request_id), _unreadable(detail), number)
+    return _answer_to_us(wire.error_answer(wire.id_json(seen.answered_id), _unreadable(detail), number))
+
+
 def _unreadable(detail: str) -> Rejected:
     return Rejected("bad_request", detail=detail, where="the line")
 
 
 def _too_many(limit: int) -> Retryable:
     return Retryable("too_many", count=limit + 1, things="open requests", limit=limit, setting="socket.requests_max")
-
-
-def id_json(request_id: int | str | None) -> bytes:
-    """Gives a request's id as JSON: 1 and "1" are two."""
-    return msgspec.json.encode(request_id)

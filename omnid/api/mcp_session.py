@@ -21,13 +21,14 @@ from mcp.shared.exceptions import MCPError
 from msgspec import Struct
 from pydantic import ValidationError
 
+from omnid import wire
 from omnid.api.http_gate import App, Guest, guest_of
 from omnid.api.mcp_asks import Asks
 from omnid.api.mcp_calls import Calls, is_modern, unfit
 from omnid.api.mcp_completions import Completions
 from omnid.api.mcp_follow import Follow
 from omnid.api.mcp_http import serving
-from omnid.api.mcp_lines import Answers, Lines, Send, Session, Stranger, id_json
+from omnid.api.mcp_lines import Answers, Lines, Send, Session, Stranger
 from omnid.api.mcp_looks import Looks
 from omnid.api.mcp_resources import Resources
 from omnid.api.mcp_subscriptions import Subscriptions
@@ -304,7 +305,7 @@ def _caller(context: Context) -> Caller:
         origin=_named(context, client.client_info.name if client else None),
         session=connection.session,
         # As JSON, because the ids 1 and "1" are two.
-        request_id=id_json(context.request_id).decode(),
+        request_id=wire.id_json(context.request_id).decode(),
         parent=connection.parent,
         above=connection.above,
         read_only=connection.read_only,

@@ -113,7 +113,7 @@ class Api:
         self.schedules = ScheduleViews(context, schedules or Schedules(context, cancelling))
         self.answering = Answering(context, self._controlled_now)
         self._repeats = Repeats(context)
-        self._room = DiskRoom(context.config.state.dir, context.clock)
+        self.room = DiskRoom(context.config.state.dir, context.clock)
 
     async def call(self, caller: Caller, name: str, params: Struct) -> Struct:
         """Does one operation; raises OmnidError where it can't, Rejected(`not_allowed`) where the caller may not."""
@@ -157,7 +157,7 @@ class Api:
 
     def begin_submit(self, caller: Caller, params: Submit) -> "Write":
         """Checks one task and gives the function that writes it, and what follows; raises what is wrong with it."""
-        self._room.check(self._context.config.store.free_bytes_min)
+        self.room.check(self._context.config.store.free_bytes_min)
         if params.schedule is not None:
             return self.schedules.begin_submit(caller, params), None
         write = intake.plan_one(self._context, caller, params)
@@ -181,7 +181,7 @@ class Api:
     async def submit_batch(self, caller: Caller, params: shapes.SubmitBatch) -> shapes.SubmittedBatch:
         """Takes many tasks, all or none."""
         answer = shapes.SubmittedBatch
-        self._room.check(self._context.config.store.free_bytes_min)
+        self.room.check(self._context.config.store.free_bytes_min)
         write = intake.plan(self._context, caller, params.tasks)
         fn = once(caller, "task.submit_batch", params, lambda tx: answer(write(tx)), answer)
         bulk = len(params.tasks) > BULK_TASKS

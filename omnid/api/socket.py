@@ -223,10 +223,7 @@ class SocketServer:
         if data is None:
             connection.finish()
             return
-        try:
-            connection.lines.extend(connection.splitter.feed(data))
-        except Rejected as error:
-            connection.last_words = wire.error_answer(b"null", error, wire.INVALID_REQUEST)
+        connection.lines.extend(connection.splitter.feed(data))
         self._begin_lines(connection)
 
     def _begin_lines(self, connection: Connection) -> None:
@@ -242,8 +239,10 @@ class SocketServer:
         if not connection.begun:
             connection.settle()
 
-    def _begin(self, connection: Connection, line: bytes) -> bool:
+    def _begin(self, connection: Connection, line: bytes | wire.Glimpse) -> bool:
         """Begins one request that is a write; tells whether it was one."""
+        if isinstance(line, wire.Glimpse):
+            return False
         if connection.mcp_lines is not None:
             return _passed_on(connection.mcp_lines, line)
         try:
@@ -287,15 +286,17 @@ class SocketServer:
             connection.working = False
         connection.settle()
 
-    async def _take(self, connection: Connection, line: bytes) -> bytes | None:
+    async def _take(self, connection: Connection, line: bytes | wire.Glimpse) -> bytes | None:
         """Handles one line and gives its answer, if it has one now."""
+        if isinstance(line, wire.Glimpse):
+            return await self._refuse_long(connection, line)
         if connection.mcp_lines is not None:
             await _pass_on(connection, connection.mcp_lines, line)
             return None
         try:
             request = self._decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            return _unreadable(error)
+            return _unreadable(line, error)
         if not request.method.startswith(PREFIX):
             await _pass_on(connection, self._start_mcp(connection), line)
             return None
@@ -313,6 +314,16 @@ class SocketServer:
             return wire.error_answer(request_id, many) if request_id else None
         connection.waiting += 1
         connection.tasks.start_soon(self._answer_later, connection, request, request_id)
+        return None
+
+    async def _refuse_long(self, connection: Connection, line: wire.Glimpse) -> bytes | None:
+        """Gives the answer to a request that was too long; of an answer to us it makes an error."""
+        problem = Rejected("message_too_large", limit_bytes=self._settings.message_bytes_max)
+        if line.answered_id is None:
+            return wire.error_answer(wire.id_json(line.request_id), problem)
+        if connection.mcp_lines is not None:
+            answer = wire.error_answer(wire.id_json(line.answered_id), problem)
+            await _pass_on(connection, connection.mcp_lines, answer.rstrip())
         return None
 
     async def _answer_later(self, connection: Connection, request: Request, request_id: bytes) -> None:
@@ -376,10 +387,11 @@ def _bad_request(detail: str) -> Rejected:
     return Rejected("bad_request", detail=detail, where="the line")
 
 
-def _unreadable(error: Exception) -> bytes:
+def _unreadable(line: bytes, error: Exception) -> bytes:
+    request_id = wire.id_json(wire.Glimpse.of(line).request_id)
     if not isinstance(error, msgspec.ValidationError):
-        return wire.error_answer(b"null", _bad_request(f"the line is no JSON ({error})"), wire.PARSE_ERROR)
+        return wire.error_answer(request_id, _bad_request(wire.why_unreadable(line, error)), wire.PARSE_ERROR)
     detail = str(error).replace("`", "")
     if "got array" in detail:
         detail = "batches (arrays) are not taken: send one message a line"
-    return wire.error_answer(b"null", _bad_request(detail), wire.INVALID_REQUEST)
+    return wire.error_answer(request_id, _bad_request(detail), wire.INVALID_REQUEST)

@@ -5,6 +5,7 @@ Standard library only, and without `subprocess`: the relay stays small even when
 
 import contextlib
 import fcntl
+import json
 import os
 import select
 import signal
@@ -23,12 +24,16 @@ START_DEADLINE_S = 30.0
 OUTPUT_NAME = "start.log"
 """File in the state directory that takes what the last daemon wrote to stdout and stderr; each start begins it anew."""
 
+LOG_NAME = "omnid.log"
+"""File in the state directory that holds the daemon's log."""
+
 _START_LOCK_NAME = "start.lock"
 _DAEMON_LOCK_NAME = "lock"
 """What the daemon holds as long as it lives; `omnid.store.statedir` takes it."""
 
 _DELAY_S_MIN, _DELAY_S_MAX = 0.005, 0.1
-_TAIL_BYTES_MAX = 500
+_TAIL_BYTES_MAX = 2000
+_LOG_TAIL_BYTES_MAX = 64 << 10
 _LOCK_BYTES_MAX = 8192
 _DESCRIPTORS_MAX = 65_536
 
@@ -113,6 +118,17 @@ def holder(state_dir: str) -> Holder | None:
         return Holder(int(pid), start, said.get("socket", ""))
     finally:
         os.close(lock)
+
+
+def last_error(state_dir: str) -> str | None:
+    """Gives the error with which the last daemon ended, by its log; None where it ended in another way, or none did."""
+    try:
+        with open(os.path.join(state_dir, LOG_NAME), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES_MAX))
+            last = json.loads(file.read().splitlines()[-1])
+        return last["detail"] if last["event"] == "ended" else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def terminate(daemon: Holder) -> None:
@@ -231,10 +247,17 @@ def _locked(lock: int, how: int = fcntl.LOCK_EX) -> bool:
 
 
 def _no_start(state_dir: str, detail: str) -> Retryable:
+    """Says why it didn't start: in the daemon's own words, where an error was the last that it wrote."""
     path = os.path.join(state_dir, OUTPUT_NAME)
     try:
         with open(path, "rb") as file:
-            said = file.read()[-_TAIL_BYTES_MAX:].decode(errors="replace").strip()
+            lines = file.read()[-_TAIL_BYTES_MAX:].decode(errors="replace").strip().splitlines()[-3:]
     except OSError:
-        said = ""
-    return Retryable("daemon_no_start", detail=detail, path=path, said=" / ".join(said.splitlines()[-3:]) or "nothing")
+        lines = []
+    own = [line.partition(begin) for line, begin in zip(lines, ("omnid: ", "  why: ", "  do:  "), strict=False)]
+    if len(own) == len(lines) == 3 and all(begin and not before for before, begin, _ in own):
+        what, why, do = (text for _, _, text in own)
+        return Retryable("daemon_no_start", detail=what, why=why, do=do)
+    why = f"The last that it said (in {path}): {' / '.join(lines) or 'nothing'}"
+    do = "Run `omnid run` in a terminal to see it fail, and correct what it names."
+    return Retryable("daemon_no_start", detail=detail, why=why, do=do)

@@ -1,5 +1,6 @@
 """What `status` shows: the facts of the running daemon, and of its tasks those that the caller sees."""
 
+from collections import Counter
 from functools import partial
 
 from omnid import __version__
@@ -40,7 +41,9 @@ class StatusViews:
         """Says how omnid is doing; who sees some tasks only is told what its own origin has."""
         context, host, views = self._context, self._host, self._views
         everything = caller.rights.sees_all
-        tally = context.store.tally if everything else await context.store.read(partial(_own_tally, caller=caller))
+        tally, running = context.store.tally, context.running_by_executor()
+        if not everything:
+            tally, running = await context.store.read(partial(_own, caller=caller))
         needs_you, total = await context.store.read(partial(views.needs_you, caller=caller))
         return Status(
             version=__version__,
@@ -51,9 +54,9 @@ class StatusViews:
             state_dir=context.config.state.dir,
             tasks=by_state(tally),
             reasons=by_reason(tally),
-            running=len(context.running),
+            running=len(context.running) if everything else running.total(),
             slots=context.config.daemon.slots_max,
-            executors=[one for one in views.executors() if caller.rights.opens(one.name)],
+            executors=[one for one in views.executors(running) if caller.rights.opens(one.name)],
             gates=[one for one in views.gates() if self._concerns(caller, one)],
             needs_you=needs_you,
             needs_you_total=total,
@@ -72,6 +75,10 @@ class StatusViews:
         return gate.subject not in self._context.executors or caller.rights.opens(gate.subject)
 
 
-def _own_tally(reader: Reader, *, caller: Caller) -> dict[str, int]:
+def _own(reader: Reader, *, caller: Caller) -> tuple[dict[str, int], Counter[str]]:
+    """Counts the tasks of the caller's own origin, and by executor those that run: others' are none of its business."""
     rows = reader.all("count_of_origin", caller.origin, COUNTED_MAX)
-    return {tally_key(state, reason): count for state, reason, count in rows}
+    running = Counter[str]()
+    for executor, count in reader.all("running_of_origin", caller.origin):
+        running[executor] = count
+    return {tally_key(state, reason): count for state, reason, count in rows}, running

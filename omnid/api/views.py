@@ -139,6 +139,7 @@ class Views:
                 trouble=context.trouble(),
                 unclear=None if last is None else context.unclear.get(last.id),
                 unwritten=None if last is None else context.unwritten.get(last.id),
+                may_ask=last is not None and last.id in context.may_ask,
                 login=self._gates.login(task.executor) is not None,
                 open_before=tuple(_seen(caller, row) for row in reader.all("open_dependencies", task.id)),
                 gate=self._gates.of(task.executor),
@@ -254,13 +255,12 @@ class Views:
             return [Problem.of(error), *found]
         return found
 
-    def executors(self) -> list[ExecutorView]:
-        """Gives the executors and what they do now, without agents that nobody has."""
-        running = self._context.running_by_executor()
+    def executors(self, running: Mapping[str, int]) -> list[ExecutorView]:
+        """Gives the executors, and how many tasks each runs as told, without agents that nobody has."""
         return [
-            ExecutorView(name, executor.kind, running[name], executor.concurrency, executor.idempotent)
+            ExecutorView(name, executor.kind, running.get(name, 0), executor.concurrency, executor.idempotent)
             for name, executor in sorted(self._context.executors.items())
-            if running[name] or self._gates.of(name) is not None or is_present(self._context.config, name)
+            if running.get(name) or self._gates.of(name) is not None or is_present(self._context.config, name)
         ]
 
     def gates(self) -> list[GateView]:

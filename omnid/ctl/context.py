@@ -58,10 +58,23 @@ class Context:
         try:
             return self._caller.call(f"omnid/{method}", given, self.answer_s + float(given.get("wait_s", 0)))
         except OmnidError as error:
-            daemon = self.unheard() if error.code == "daemon_down" else None
-            if daemon is None:
+            if error.code != "daemon_down":
                 raise
-            raise Retryable("daemon_unheard", pid=daemon.pid, path=daemon.socket) from error
+            raise self._down(error) from error
+
+    def _down(self, error: OmnidError) -> OmnidError:
+        """Says more of why nobody answers, where more is known."""
+        daemon = self.unheard()
+        if daemon is not None:
+            return Retryable("daemon_unheard", pid=daemon.pid, path=daemon.socket)
+        from omnid import platform
+        from omnid.api.spawn import last_error
+
+        places = platform.locate(self.world.environ)
+        said = last_error(places.state_dir)
+        if said is None:
+            return error
+        return Retryable("daemon_down", path=places.socket_path, detail=f"The last daemon ended with an error. {said}")
 
     def unheard(self) -> "Holder | None":
         """Gives the daemon that lives although nobody answers at its socket; None where there is none."""

@@ -14,6 +14,7 @@ from omnid.errors import Rejected, Retryable
 from omnid.executor.agent_reading import read_report
 from omnid.executor.environment import gather, names_for
 from omnid.executor.interface import CHANGES, Found, Ports
+from omnid.executor.launch import readable
 from omnid.executor.profiles.known import PROFILES, profile_of
 from omnid.executor.profiles.plan import Plan, exact_words, plan
 from omnid.executor.reading import Reading
@@ -172,7 +173,8 @@ class CommandExecutor:
         In place of an executor that left the config: without a directory in the spool, work other than a command may
         have been begun by another kind of executor, and nobody knows how far it came.
         """
-        found = await self._supervised.look(command.attempt_id)
+        with readable(command.executor, self._supervised.spool.root):
+            found = await self._supervised.look(command.attempt_id)
         there = self._supervised.spool.directory(command.attempt_id).exists()
         if found is Found.NEVER_RAN and self._stands_in(command) and not command.work.argv and not there:
             return Found.LOST
@@ -182,7 +184,7 @@ class CommandExecutor:
 
     async def adopt(self, command: Command, ports: Ports) -> Result:
         """See `Executor.adopt`; what was found running and turns out not to have begun is run."""
-        result = await self._finish(command, ports)
+        result = await self._insist(command, ports)
         if result is None or _turn(result) is not None:
             # It has ended, so that it begins nothing anew but tells once more what its session lacked.
             return await self.run(command, ports)
@@ -205,7 +207,8 @@ class CommandExecutor:
         """Does `_finish` until it can be done: were what has ended taken back, its work would be done twice."""
         while True:
             try:
-                return await self._finish(command, ports)
+                with readable(command.executor, self._supervised.spool.root):
+                    return await self._finish(command, ports)
             except Retryable as error:
                 if error.code == "store_closed":
                     raise

@@ -37,6 +37,13 @@ class Ports(Protocol):
         """
         ...
 
+    def may_ask(self, attempt_id: str, *, may: bool) -> None:
+        """Says that a question may be the attempt's and is held back until that is known, or that it no longer is.
+
+        It is for whoever wonders why the attempt takes so long, and is not written down.
+        """
+        ...
+
     def withdraw(self, attempt_id: str, names: Collection[str]) -> Awaitable[None]:
         """Closes requests that whoever asked no longer wants to be answered; unknown and answered ones are ignored."""
         ...

@@ -171,13 +171,21 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def mapped(executor: str, directory: Path) -> Generator[None]:
-    """Maps what the system says when no process can be started; nothing has begun then."""
+def readable(executor: str, directory: Path) -> Generator[None]:
+    """Maps what the system says when the spool can't be used: Retryable ``disk_full``, else ``executor_down``."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Retryable("disk_full", detail=error.strerror or error, path=str(directory.parent)) from error
         raise Retryable("executor_down", executor=executor, detail=error.strerror or error) from error
+
+
+@contextlib.contextmanager
+def mapped(executor: str, directory: Path) -> Generator[None]:
+    """Maps what the system says when no process can be started; nothing has begun then."""
+    try:
+        with readable(executor, directory):
+            yield
     except ValueError as error:
         raise Retryable("executor_down", executor=executor, detail=f"the system can't take it: {error}") from error

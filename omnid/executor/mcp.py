@@ -256,7 +256,9 @@ class McpExecutor:
     async def _call(self, attempt: "_Attempt", arguments: dict[str, Any]) -> "Answer | RemoteTask":
         command, note = attempt.command, attempt.ports.note
         attempt.session = session = await self._keeper.session()
-        with session.held(command.attempt_id, attempt.notices.add, attempt.questions.of_call):
+        with session.held(
+            command.attempt_id, attempt.notices.add, attempt.questions.of_call, may_ask=attempt.questions.may_ask
+        ):
             tool = await self._tool(session, attempt.tool, arguments)
             attempt.repeatable = attempt.repeatable or tool.repeatable
             if attempt.repeatable and not command.idempotent:

@@ -46,7 +46,8 @@ class Follower:
         while True:
             try:
                 session = await self._keeper.session()
-                with session.held(token, notice, questions and questions.of_call, task_id):
+                asking = questions and questions.of_call
+                with session.held(token, notice, asking, task_id, questions and questions.may_ask):
                     while session.usable:
                         task = await session.look(task_id)
                         failures = 0

@@ -4,7 +4,7 @@ Importing this module imports the SDK; only `mcp_session` does.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
 import anyio
@@ -36,6 +36,11 @@ SEVERAL = (
     "they come one at a time."
 )
 """What a server is told whose question may belong to one of several tasks."""
+
+HELD_BACK = (
+    "[omnid] Something is asked, in this call or in another one of the server: it is held back until that is known.\n"
+)
+"""What the logs of all say that may have asked."""
 
 SAID = object()
 """Marks errors that the server has sent with the code that the SDK gives to those of a connection that ended."""
@@ -187,8 +192,19 @@ class SessionInbox:
         if not calls:
             return _NOBODY
         self._told_nameless()
-        call = await self._nameless.whose(calls)
+        with self._held_back(calls):
+            call = await self._nameless.whose(calls)
         return None if call is None else self.parties.get(call, _NOBODY)
+
+    @contextlib.contextmanager
+    def _held_back(self, calls: Sequence[str]) -> Generator[None]:
+        """Tells the calls one of which asks that nobody knows yet which; with one call that is known."""
+        with contextlib.ExitStack() as stack:
+            for party in [self.parties[call] for call in calls] if len(calls) > 1 else ():
+                party.notice(HELD_BACK)
+                if party.may_ask is not None:
+                    stack.enter_context(party.may_ask())
+            yield
 
     def leave(self, token: str) -> None:
         """Forgets who took part in a call that has ended."""

@@ -1,6 +1,7 @@
 """What an MCP server asks during an attempt, on its way to a person and back (elicitation, SEP-1036 and SEP-2322)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ class Questions:
         self._ports = ports
         self._allowance = allowance
         self._log = log
+        self._held_back = 0
 
     async def of_task(self, requests: Requests) -> Answers:
         """Has the questions of a task answered, whose keys name one question each.
@@ -56,6 +58,17 @@ class Questions:
         for mark in marks.values():
             await self._ports.note(self._attempt_id, GIVEN, mark)
         return {key: answers[name] for key, name in names.items()}
+
+    @contextmanager
+    def may_ask(self) -> Generator[None]:
+        """Says of the attempt, while the context lasts, that a question may be its own that is held back."""
+        self._held_back += 1
+        self._ports.may_ask(self._attempt_id, may=True)
+        try:
+            yield
+        finally:
+            self._held_back -= 1
+            self._ports.may_ask(self._attempt_id, may=self._held_back > 0)
 
     async def withdraw(self, keys: Collection[str]) -> None:
         """Closes questions of a task that it no longer asks."""

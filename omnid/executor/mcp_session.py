@@ -21,7 +21,7 @@ from omnid import __version__
 from omnid.errors import Retryable
 from omnid.executor.mcp_inbox import SAID, SessionInbox, Streams
 from omnid.executor.mcp_messages import Anything, OfTask, answer_of, leaf, outgoing, short, tool_of
-from omnid.executor.mcp_shapes import Answer, Ask, Asked, Party, Reply, Tool
+from omnid.executor.mcp_shapes import Answer, Ask, Asked, Doubt, Party, Reply, Tool
 from omnid.executor.mcp_tasks import (
     ERA_OF_TASKS,
     EXTENSION,
@@ -134,13 +134,19 @@ class McpSession:
 
     @contextlib.contextmanager
     def held(
-        self, token: str, notice: Callable[[str], None], ask: Ask | None = None, task_id: str | None = None
+        self,
+        token: str,
+        notice: Callable[[str], None],
+        ask: Ask | None = None,
+        task_id: str | None = None,
+        may_ask: Doubt | None = None,
     ) -> Generator[None]:
         """Keeps the session while a call is prepared and made, or its task is followed.
 
-        `notice` takes what the server says meanwhile, `ask` what it asks; without it nobody can be asked.
+        `notice` takes what the server says meanwhile, `ask` what it asks; without it nobody can be asked. `may_ask`
+        is entered while one is held back that may be this call's.
         """
-        self._inbox.parties[token] = Party(notice, ask, task_id)
+        self._inbox.parties[token] = Party(notice, ask, task_id, may_ask)
         self._ring()
         try:
             yield

@@ -1,6 +1,7 @@
 """What passes between the mcp executor and its sessions. Knows nothing of the SDK, which the executor imports late."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
@@ -8,6 +9,9 @@ from msgspec import Struct
 from omnid.executor.mcp_questions import Answers, Requests
 
 Ask = Callable[[Requests], Awaitable[Answers]]
+
+Doubt = Callable[[], AbstractContextManager[None]]
+"""What is entered while a question is held back of which it isn't known whose it is."""
 
 
 class Tool(Struct, frozen=True):
@@ -53,3 +57,4 @@ class Party(NamedTuple):
     notice: Callable[[str], None]
     ask: Ask | None
     task_id: str | None
+    may_ask: Doubt | None = None

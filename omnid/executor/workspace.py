@@ -115,10 +115,10 @@ class Workspaces:
         After a success, what was left uncommitted is committed, and a workspace in which nothing has come of it is
         removed. Whatever fails here fails the next time too, so it is logged and noted, and the work stays.
         """
-        record = self.records.of(command.task_id)
-        if record is None or not record.ready:
-            return
         try:
+            record = self.records.of(command.task_id)
+            if record is None or not record.ready:
+                return
             async with self.records.hold(record.key) as hold:
                 await self._settle(record, hold, done=result.outcome == "success")
         except OmnidError as error:
@@ -126,13 +126,13 @@ class Workspaces:
 
     async def changes(self, task_id: str) -> str:
         """Gives ``git diff --stat`` of a task's work so far; empty where it has no workspace, or git can't tell."""
-        record = self.records.of(task_id)
-        if record is None or not record.ready:
-            return ""
         try:
+            record = self.records.of(task_id)
+            if record is None or not record.ready:
+                return ""
             stat, _, more = await self.diff(record, stat=True, to=None, skip_bytes=0, bytes_max=STAT_BYTES_MAX)
         except OmnidError as error:
-            self._log.warning("changes_not_told", task=record.task, **error.as_dict())
+            self._log.warning("changes_not_told", task=task_id, **error.as_dict())
             return ""
         return printable(stat).rstrip("\n") + ("\n..." if more else "")
 

@@ -5,6 +5,7 @@ Every function is called under the lock of the workspace.
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Literal
 
 import anyio
 import anyio.to_thread
@@ -75,22 +76,28 @@ class Maker:
                 await anyio.to_thread.run_sync(workspace_files.remove, record.path)
         await self._records.forget(record)
 
-    async def _worktree(self, command: Command, directory: str, key: str, hold: int) -> Record:
-        base = await worktree.look(self._git, directory)
-        await self._check_submodules(base, directory)
-        record = Record(
+    def _record(self, kind: Literal["worktree", "copy"], command: Command, directory: str, key: str) -> Record:
+        """Begins the record of a workspace: what every kind has."""
+        return Record(
             key=key,
             task_id=command.task_id,
             task=command.name,
-            kind="worktree",
+            kind=kind,
             directory=directory,
             path=str(self._records.root / key),
+            created_at_ms=self._clock.wall_ms(),
+        )
+
+    async def _worktree(self, command: Command, directory: str, key: str, hold: int) -> Record:
+        base = await worktree.look(self._git, directory)
+        await self._check_submodules(base, directory)
+        record = msgspec.structs.replace(
+            self._record("worktree", command, directory, key),
             subdirectory=base.subdirectory,
             repository=base.repository,
             common_dir=base.common_dir,
             base=base.commit,
             branch=f"{worktree.BRANCHES}{key}",
-            created_at_ms=self._clock.wall_ms(),
         )
         await self._begin(record)
         notes: list[str] = []
@@ -143,15 +150,7 @@ class Maker:
             notes.append(f"uncommitted changes of {repository} are not in it: {', '.join(dirty[:NOTED_MAX])}{more}")
 
     async def _copy(self, command: Command, directory: str, key: str, hold: int) -> Record:
-        record = Record(
-            key=key,
-            task_id=command.task_id,
-            task=command.name,
-            kind="copy",
-            directory=directory,
-            path=str(self._records.root / key),
-            created_at_ms=self._clock.wall_ms(),
-        )
+        record = self._record("copy", command, directory, key)
         if workspace_files.is_linked(directory):
             detail = "it is a git worktree or submodule, and a copy would share its index"
             raise impossible(directory, detail, "Use `--workspace worktree`, or run it where it is with `none`.")

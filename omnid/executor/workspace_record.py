@@ -96,7 +96,7 @@ class Records:
     def of(self, task_id: str, task: str | None = None) -> Record | None:
         """Finds the record of a task: its name ends with the end of the task's id, so that few are read.
 
-        Where the task's short name is given too, nothing has to be searched.
+        Where the task's short name is given too, nothing has to be searched. Raises what `mapped` gives.
         """
         if task is None:
             ending = f"{task_id.replace('-', '')[-SHORT_CHARS:]}{SUFFIX}"
@@ -166,18 +166,20 @@ class Records:
             pause_s = min(2 * pause_s, LOCK_LOOK_S_MAX)
 
     def _names(self) -> list[str]:
-        try:
-            with os.scandir(self.root) as entries:
-                return [entry.name for entry in entries if entry.name.endswith(SUFFIX)]
-        except FileNotFoundError:
-            return []
+        with mapped(self.root):
+            try:
+                with os.scandir(self.root) as entries:
+                    return [entry.name for entry in entries if entry.name.endswith(SUFFIX)]
+            except FileNotFoundError:
+                return []
 
     def _read(self, name: str) -> Record | None:
         """Reads one; None where it is not there, or of another format: then it is not for this omnid to touch."""
-        try:
-            record = msgspec.json.decode((self.root / name).read_bytes(), type=Record)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
+        with mapped(self.root):
+            try:
+                record = msgspec.json.decode((self.root / name).read_bytes(), type=Record)
+            except (FileNotFoundError, msgspec.MsgspecError):
+                return None
         return record if record.v == FORMAT else None
 
     def _write(self, record: Record) -> None:

@@ -174,6 +174,8 @@ class Context:
         """Attempts that have ended while the store can't take their result, and why it can't."""
         self.unclear: dict[str, Problem] = {}
         """Attempts of an earlier daemon of which nobody can tell yet what became, and why."""
+        self.may_ask: set[str] = set()
+        """Attempts one of which asks, while it isn't known which, so that nobody is asked yet."""
         self.damage: list[Problem] = []
         """What a check of the database found at the start, a table each."""
         self.channel_problems: list[Problem] = []
@@ -233,6 +235,7 @@ class Context:
         self.active.pop(attempt_id, None)
         self.unwritten.pop(attempt_id, None)
         self.unclear.pop(attempt_id, None)
+        self.may_ask.discard(attempt_id)
         self._cancel_asked.pop(attempt_id, None)
         if self._retiring:
             self._tell_retired()

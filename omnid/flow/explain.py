@@ -36,6 +36,8 @@ class Situation(NamedTuple):
     """Why nobody can tell yet what became of its attempt, which an earlier daemon began."""
     unwritten: Problem | None = None
     """Why the result of its attempt, which has ended, isn't written yet."""
+    may_ask: bool = False
+    """Whether its attempt may be the one that asks something, which nobody knows yet."""
     login: bool = False
     """Whether the gate is closed because the executor lacks a key or a login."""
     parent: str | None = None
@@ -278,6 +280,11 @@ def _running(task: Task, facts: Situation) -> str:
         return f"{text}; a cancel was asked for, and it ends as soon as its executor lets go."
     if facts.asks:
         return _asking(task, facts.asks[0], facts)
+    if facts.may_ask:
+        return (
+            f"{text}; {task.executor} asks something without saying in which of its open calls, so nobody is asked "
+            "yet: that is found out as the others end."
+        )
     tries = facts.attempts_max - task.failures
     after = "a failure would end it" if tries <= 1 else f"it may fail {tries - 1} more times and be tried again"
     return f"{text}; {after}."

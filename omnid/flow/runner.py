@@ -48,6 +48,13 @@ class JournalPorts:
         with self.allowances[attempt_id].held():
             return await self._asking.ask(attempt_id, requests)
 
+    def may_ask(self, attempt_id: str, *, may: bool) -> None:
+        """See `Ports.may_ask`."""
+        if may:
+            self._context.may_ask.add(attempt_id)
+        else:
+            self._context.may_ask.discard(attempt_id)
+
     async def withdraw(self, attempt_id: str, names: Collection[str]) -> None:
         """See `Ports.withdraw`."""
         await self._asking.withdraw(attempt_id, names)

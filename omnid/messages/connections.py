@@ -26,12 +26,13 @@ CONNECTIONS: dict[str, Message] = {
     "answer_timeout": Message(
         "The daemon did not answer within {seconds_s} s.",
         "It is busy or stopped.",
-        "Look at `omnictl status`; send it again with the same idempotency key.",
+        "Send it again with the same idempotency key. If it stays so, look into the daemon's log, or kill the daemon "
+        "and start it again with `omnictl up`: nothing that was accepted is lost by that.",
     ),
     "daemon_no_start": Message(
         "The daemon did not start: {detail}.",
-        "The last that it said (in {path}): {said}",
-        "Run `omnid run` in a terminal to see it fail, and correct what it names.",
+        "{why}",
+        "{do}",
     ),
     "http_start": Message(
         "HTTP can't be served at {listen}: {detail}.",

@@ -34,7 +34,7 @@ REQUESTS: dict[str, Message] = {
         "Ask for tasks one by one or in a list (task.get, task.list), or ask a person to run it with omnictl.",
     ),
     "message_too_large": Message(
-        "A message of more than {limit_bytes} bytes was cut off.",
+        "A message of more than {limit_bytes} bytes was not taken.",
         "One line may hold at most socket.message_bytes_max bytes.",
         "Send less at once (split the batch), or raise socket.message_bytes_max in the config.",
     ),

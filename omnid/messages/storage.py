@@ -43,6 +43,12 @@ STORAGE: dict[str, Message] = {
         "The file is of another program, or it is damaged.",
         "Move it away, or restore a backup; nothing in it was changed.",
     ),
+    "journal_damaged": Message(
+        "The journal {path} is damaged: {detail}.",
+        "A disk that fails does that, and so does another program that writes into the file.",
+        "Keep a copy of the state directory, look into the system's log for the disk, and put a backup or a snapshot "
+        "in the journal's place (docs/mode.md says how).",
+    ),
     "database_damaged": Message(
         "The table {table} of the journal is damaged: {detail}.",
         "The check that follows a start of the machine found it; a disk that fails or loses what it wrote does that.",
@@ -52,6 +58,11 @@ STORAGE: dict[str, Message] = {
         "Another omnid already uses {path} ({holder}).",
         "One daemon per state directory, or they would run the same tasks.",
         "Use that one (`omnictl status`), stop it (`omnictl down`), or set OMNID_STATE to another directory.",
+    ),
+    "state_moved": Message(
+        "The state directory {path} is not the one that this daemon began with.",
+        "It was moved, removed or replaced while the daemon ran, and nobody would find what is written to the old one.",
+        "Put it back if you want its tasks, and start omnid again: `omnictl up`. `omnictl down` comes before a move.",
     ),
     "state_unwritable": Message(
         "The state directory {path} can't be written: {detail}.",

@@ -315,6 +315,9 @@ SELECT state, reason, count(*) FROM (
     SELECT state, CASE WHEN state = 'waiting' THEN reason END AS reason FROM task
     WHERE origin = $1 ORDER BY number DESC LIMIT $2
 ) AS newest GROUP BY state, reason
+-- name: running_of_origin
+SELECT executor, count(*) FROM task
+WHERE state IN ('dispatching', 'executing', 'input_required') AND origin = $1 GROUP BY executor
 -- name: brief_by_id
 SELECT {brief_row} FROM {brief_from} WHERE t.id = $1
 -- name: needs_you

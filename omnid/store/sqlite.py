@@ -92,8 +92,10 @@ def mapped(error: apsw.Error, path: Path) -> OmnidError:
             return Retryable("disk_full", path=path.parent, detail=f"SQLite says: {detail}")
         case apsw.BusyError() | apsw.LockedError() | apsw.InterruptError():
             return Retryable("store_busy", seconds_s=BUSY_MS / 1000)
-        case apsw.NotADBError() | apsw.CorruptError():
+        case apsw.NotADBError():
             return Fatal("not_a_database", path=path, detail=detail)
+        case apsw.CorruptError():
+            return Fatal("journal_damaged", path=path, detail=detail)
         case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError():
             return Fatal("state_unwritable", path=path.parent, detail=detail)
         case apsw.IOError() | apsw.ProtocolError() | apsw.NoLFSError():

@@ -49,6 +49,7 @@ class Ports:
         self._answer = answer
         self.asked: dict[str, InputRequest] = {}
         self.withdrawn: list[str] = []
+        self.may_be_asking: set[str] = set()
 
     async def note(self, attempt_id: str, kind: str, body: Any) -> None:
         self._notes.append((attempt_id, kind, body))
@@ -62,6 +63,9 @@ class Ports:
             await anyio.sleep_forever()
         assert self._answer is not None
         return dict.fromkeys(requests, self._answer)
+
+    def may_ask(self, attempt_id: str, *, may: bool) -> None:
+        (self.may_be_asking.add if may else self.may_be_asking.discard)(attempt_id)
 
     async def withdraw(self, attempt_id: str, names: Collection[str]) -> None:
         self.withdrawn += names

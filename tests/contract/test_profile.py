@@ -286,8 +286,13 @@ async def test_what_has_ended_is_not_taken_back_because_it_can_not_be_written_do
         await write(attempt_id, kind, body)
 
     monkeypatch.setattr(agent.ports, "note", full)
-    result = await agent.run(agent.command(prompt("success")))
+    command = agent.command(prompt("success"))
+    result = await agent.run(command)
     assert (code(result), refused) == (("success", None), [])
+    # Nor when the next daemon reads it.
+    refused.append("session")
+    assert await agent.another().adopt(command, agent.ports) == result
+    assert refused == []
     assert agent.prompts() == [["success first prompt"]]
     agent.fifo.close()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -177,7 +178,7 @@ def garble(path: Path, at: int, size: int) -> None:
         ("schema_newer", partial(edit, statement="PRAGMA user_version = 99")),
         ("not_a_database", partial(edit, statement="PRAGMA application_id = 7")),
         ("not_a_database", partial(garble, at=0, size=100)),
-        ("not_a_database", partial(garble, at=100, size=8000)),
+        ("journal_damaged", partial(garble, at=100, size=8000)),
         ("not_a_database", lambda path: path.write_text("a poem\n" * 1000)),
     ],
 )
@@ -202,6 +203,53 @@ def test_damage_inside_the_database_is_found(omnid: Home) -> None:
     (finding,) = [finding for finding in said.json()["findings"] if not finding["ok"]]
     assert finding["name"] == "log"
     assert "priority" in finding["detail"]
+
+
+def test_damage_that_ends_a_daemon_is_named_to_who_asks_next(omnid: Home) -> None:
+    omnid.wait(omnid.sh("true"))
+    omnid.stop()
+    database = omnid.state / "journal.db"
+    with closing(sqlite3.connect(database)) as connection:
+        ((page,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'task'")
+        ((size,),) = connection.execute("PRAGMA page_size")
+    with database.open("r+b") as file:
+        # Rows lie at the end of their page: only who reads one finds it.
+        file.seek(page * size - 1000)
+        file.write(b"\xff" * 1000)
+    omnid.start()
+    process, omnid.process = omnid.process, None
+    assert process is not None
+    assert_says("daemon_lost", omnid.ctl("list").err)
+    assert process.wait(WAIT_S) == 1
+    said = omnid.ctl("list", environ={"COLUMNS": "1000"})
+    assert said.code == 3
+    assert_says("journal_damaged", said.err)
+    assert "The last daemon ended with an error" in said.err
+
+
+def test_a_daemon_whose_place_was_taken_accepts_nothing_and_ends(omnid: Home) -> None:
+    omnid.wait(omnid.sh("true"))
+    process, omnid.process = omnid.process, None
+    assert process is not None
+    aside = omnid.state.with_name("aside")
+    omnid.state.rename(aside)
+    omnid.state.mkdir(mode=0o700)
+
+    def refused() -> bool:
+        try:
+            # As a relay does, over the connection that it has.
+            omnid.client.call("omnid/task.submit", {"argv": ["true"], "cwd": "/", "key": "k"})
+        except Retryable as error:
+            return error.code == "daemon_lost"
+        return False
+
+    until(refused, "the end of the daemon")
+    assert process.wait(WAIT_S) == 1
+    assert_says("state_moved", omnid.said.read_text())
+    shutil.rmtree(omnid.state)
+    aside.rename(omnid.state)
+    omnid.start()
+    assert "t1" in [task["name"] for task in omnid.client.list()["tasks"]]
 
 
 class JumpingClock(SystemClock):
@@ -352,22 +400,12 @@ def send_huge(home: Home, chance: random.Random) -> None:
             [b"", b'{"jsonrpc":"2.0","id":1,"method":"omnid/task.submit","params":{"stdin":"', b"[[["]
         )
         left = LIMIT_BYTES + 1 - len(start)
-        connection.sendall(start)
-        with partial_send():
-            connection.sendall(b"x" * left + chance.choice([b"", b"\n"]))
+        connection.sendall(start + b"x" * left + b"\n")
         answer = answers.readline()
         assert json.loads(answer)["error"]["data"]["code"] == "message_too_large"
         check_answer(answer)
-        assert answers.read() == b""
-
-
-@contextmanager
-def partial_send() -> Iterator[None]:
-    """The daemon may cut the line off before all of it is sent."""
-    try:
-        yield
-    except (BrokenPipeError, ConnectionResetError):
-        return
+        connection.sendall(b"no json\n")
+        check_answer(answers.readline())
 
 
 def send_odd_mcp(home: Home, chance: random.Random) -> None:

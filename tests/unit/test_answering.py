@@ -8,6 +8,7 @@ from msgspec import structs
 from omnid.flow import asking
 from omnid.flow.answers import Announcer
 from omnid.flow.caller import Caller
+from omnid.flow.runner import JournalPorts
 from omnid.model import Command, InputRequest, InputResponse, ReplyTo
 from omnid.settings import Destination
 from tests.fakes.calls import Calls, code
@@ -65,6 +66,21 @@ async def test_a_question_is_seen_wherever_one_looks(call: Calls, world: World) 
     (need,) = status.needs_you
     assert (need.task, need.what, need.do) == ("claude/t1", "asks: Your name?", "omnictl answer claude/t1")
     assert (await call("away")).text.startswith("1 needs you")
+
+
+async def test_a_question_that_may_be_of_one_of_several_tasks_is_told_of_each(call: Calls, world: World) -> None:
+    await world.add("deploy")
+    (command,) = await world.claim()
+    ports = JournalPorts(world.context)
+    ports.may_ask(command.attempt_id, may=True)
+    said = "asks something without saying in which of its open calls, so nobody is asked yet"
+    assert said in (await call("task.why", task="t1")).text
+    assert said in (await call("task.get", task="t1")).why
+    ports.may_ask(command.attempt_id, may=False)
+    assert said not in (await call("task.why", task="t1")).text
+    ports.may_ask(command.attempt_id, may=True)
+    world.context.let_go(command.attempt_id)
+    assert world.context.may_ask == set()
 
 
 async def test_an_answer_lets_the_task_go_on_once(call: Calls, world: World) -> None:

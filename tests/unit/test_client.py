@@ -248,6 +248,17 @@ def test_wait_ends_in_time(daemon: Daemon, path: str) -> None:
     assert [sent["params"]["wait_s"] for sent in daemon.requests] == [50.0, 20.0]
 
 
+@pytest.mark.parametrize("value", ["caf\udce9", float("nan"), {1, 2}], ids=["bytes", "nan", "set"])
+def test_what_json_cant_say_is_refused_and_not_sent(daemon: Daemon, value: object) -> None:
+    daemon.scripts = [result({"ok": True})]
+    with Client(daemon.path) as client:
+        with pytest.raises(Rejected) as caught:
+            client.submit(argv=["x"], labels=[value])
+        assert caught.value.code == "bad_request"
+        assert client.status() == {"ok": True}
+    assert [sent["method"] for sent in daemon.requests] == ["omnid/status"]
+
+
 def test_nobody_is_there(path: str) -> None:
     with Client(path) as client, pytest.raises(Retryable) as caught:
         client.status()
@@ -262,6 +273,14 @@ def test_the_daemon_has_died(path: str) -> None:
         client.status()
     assert caught.value.code == "daemon_down"
     assert "died" in caught.value.why
+
+
+def test_a_file_is_no_daemon_that_died(path: str) -> None:
+    with open(path, "w") as file:
+        file.write("mine")
+    with Client(path) as client, pytest.raises(Retryable) as caught:
+        client.status()
+    assert "no socket is there" in caught.value.why
 
 
 def test_the_path_is_too_long(path: str) -> None:

@@ -20,7 +20,7 @@ with open(state + "/starts", "a") as file:
     file.write(f"{os.getpid()} {os.getsid(0)} {os.getppid()} {os.getcwd()} {os.environ.get('OMNID_ATTEMPT')}\\n")
 print("starting", flush=True)
 if os.environ.get("FAIL"):
-    sys.exit("no, thank you")
+    sys.exit(os.environ["FAIL"])
 if os.environ.get("HANG"):
     time.sleep(60)
 listener = socket.socket(socket.AF_UNIX)
@@ -96,11 +96,19 @@ def test_of_ten_at_once_one_starts_it(environ):
 def test_one_that_ends_at_once_is_reported_with_its_last_words(environ):
     before_s = time.monotonic()
     with pytest.raises(errors.Retryable) as caught:
-        spawn.start_daemon({**environ, "FAIL": "1"})
+        spawn.start_daemon({**environ, "FAIL": "no, thank you"})
     assert time.monotonic() - before_s < 20
     assert caught.value.code == "daemon_no_start"
     assert "it ended at once" in caught.value.what
     assert caught.value.why.endswith("start.log): starting / no, thank you")
+
+
+def test_one_that_ends_with_an_error_is_reported_in_its_words(environ):
+    said = errors.Rejected("state_unwritable", path="/a/b", detail="File exists")
+    with pytest.raises(errors.Retryable) as caught:
+        spawn.start_daemon({**environ, "FAIL": f"omnid: {said.what}\n  why: {said.why}\n  do:  {said.do}"})
+    assert caught.value.what == f"The daemon did not start: {said.what}"
+    assert (caught.value.why, caught.value.do) == (said.why, said.do)
 
 
 def test_one_that_does_not_answer_is_not_waited_for_longer_than_asked(environ):

@@ -139,6 +139,8 @@ def test_add_of_a_file_is_one_batch_with_the_options_as_defaults(tmp_path):
         ('{"argv": ["a"]}\n{', 2, "it is no JSON"),
         ("\n[1]\n", 2, "it is no JSON object"),
         ("[" * 100_000, 1, "it is no JSON"),
+        ('{"argv": ["a"]}\n{"argv": ["b"], "cost_max_usd": NaN}', 2, "Out of range float values"),
+        ('{"argv": ["\\ud83d"]}', 1, "what ends with"),
     ],
 )
 def test_a_bad_line_of_a_file_is_named_before_anything_is_sent(content, line, says):

@@ -117,6 +117,11 @@ CASES: list[tuple[Task, Situation, tuple[str, ...]]] = [
     (task("waiting", reason="backoff", wake_at_ms=NOW_MS + 5_000), facts(), ("did not start",)),
     (task("waiting", reason="login"), facts(), ("login", "when that is settled")),
     (task("executing", attempt=1), facts(last=attempt()), ("runs on command", "started 1 min ago", "2 more times")),
+    (
+        task("executing", attempt=1),
+        facts(last=attempt(), may_ask=True),
+        ("runs on command", "without saying in which of its open calls", "nobody is asked yet", "as the others end"),
+    ),
     (task("executing", attempt=3, failures=2), facts(last=attempt(3)), ("a failure would end it",)),
     (task("executing", attempt=1, cancel=True), facts(last=attempt()), ("a cancel was asked for",)),
     (task("uncertain", problem=LOST), facts(), ("Nobody knows", "it died", "`omnictl resolve t7 --done`, `--again`")),

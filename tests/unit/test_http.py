@@ -228,6 +228,19 @@ async def test_a_session_of_an_earlier_daemon_is_one_to_begin_anew(home: Home) -
 
 @ON_ASYNCIO
 @pytest.mark.anyio
+@pytest.mark.parametrize("event", ["1", "", "a/../b", "x" * 5000])
+async def test_a_stream_that_is_to_go_on_from_an_event_begins_anew(home: Home, event: str) -> None:
+    listen(home)
+    async with bare(home) as (daemon, client):
+        session = (await client.post(url(daemon), json=HELLO)).headers["mcp-session-id"]
+        headers = {"Mcp-Session-Id": session, "Mcp-Protocol-Version": "2025-11-25", "Last-Event-ID": event}
+        async with client.stream("GET", url(daemon), headers=headers) as stream:
+            assert stream.status_code == 200
+            assert stream.headers["content-type"].startswith("text/event-stream")
+
+
+@ON_ASYNCIO
+@pytest.mark.anyio
 async def test_the_header_that_requests_are_routed_by_names_the_task_or_is_missing(home: Home) -> None:
     listen(home)
     meta = {

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import anyio
+import mcp_types as types
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -200,7 +201,11 @@ async def test_request_ids_of_a_session_keep_their_type() -> None:
         (b"{", -32700, None),
         (b"\xff\xfe", -32700, None),
         (b"[" * 100_000, -32600, None),
-        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":' + b"[" * 100_000, -32700, None),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":' + b"[" * 100_000, -32700, 1),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"a":"\\ud800"}}', -32700, 1),
+        (b'{"method":"\\ud800","params":{"a":"\\ud800"},"jsonrpc":"2.0","id":1}', -32700, 1),
+        (b'{"jsonrpc":"2.0","id":"\\ud800","method":"ping"}', -32700, "\ud800"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping"', -32700, 1),
         (b"[]", -32600, None),
         (b"3", -32600, None),
         (b'{"jsonrpc":"2.0","id":1}', -32600, 1),
@@ -209,7 +214,7 @@ async def test_request_ids_of_a_session_keep_their_type() -> None:
         (b'{"jsonrpc":"2.0","id":1.0,"method":"ping"}', -32600, None),
         (b'{"jsonrpc":"2.0","id":true,"method":"ping"}', -32600, None),
         (b'{"jsonrpc":"2.0","id":null,"method":"ping"}', -32600, None),
-        (b'{"jsonrpc":"2.0","id":1,"method":7}', -32600, None),
+        (b'{"jsonrpc":"2.0","id":1,"method":7}', -32600, 1),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}', -32600, 1),
         (b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":7}}', -32602, 1),
         (b'{"jsonrpc":"2.0","id":1,"method":"tools/eat"}', -32601, 1),
@@ -235,6 +240,13 @@ async def test_answers_nobody_asked_for_are_dropped() -> None:
         await peer.send({"jsonrpc": "2.0", "method": "notifications/unheard-of"})
         await peer.call(2, "ping")
         assert (await peer.answer())["id"] == 2
+
+
+def test_an_answer_to_us_that_can_not_be_read_is_an_error() -> None:
+    for text in (b'{"a":"\\ud800"}', b"1e"):
+        message = parsed(b'{"jsonrpc":"2.0","id":7,"result":' + text + b"}")
+        assert isinstance(message, types.JSONRPCError)
+        assert (message.id, message.error.code) == (7, -32700)
 
 
 MEMBERS = st.fixed_dictionaries(

@@ -79,7 +79,11 @@ async def test_the_question_is_that_of_the_call_which_is_not_answered(calls: Cal
         group.start_soon(calls.run, confirm)
         await calls.asks()
         assert calls.ports.by == []
+        assert calls.ports.may_be_asking == {held.attempt_id, confirm.attempt_id}
         await calls.release()
+    assert calls.ports.may_be_asking == set()
+    for command in (held, confirm):
+        assert "it is held back until that is known" in await calls.fake.printed(calls.results[command.attempt_id])
     assert calls.ports.by == [(confirm.attempt_id, "Delete it?")]
     assert json.loads(calls.results[confirm.attempt_id].output or "")["content"] == {"name": "Ada"}
     assert calls.results[held.attempt_id].output == "released"
@@ -91,6 +95,7 @@ async def test_the_only_call_is_asked_at_once_and_from_then_on_they_come_one_at_
     await calls.run(confirm)
     assert calls.ports.by == [(confirm.attempt_id, "Delete it?")]
     assert calls.fake.executor.concurrency == 1
+    assert "held back" not in await calls.fake.printed(calls.results[confirm.attempt_id])
     await calls.run(calls.confirm("And this?"))
     assert len(calls.fake.log("mcp_one_at_a_time")) == 1
 
@@ -100,6 +105,7 @@ async def test_of_as_many_questions_as_calls_the_last_is_given_back(calls: Calls
     async with anyio.create_task_group() as group:
         for command, _ in confirms:
             group.start_soon(calls.run, command)
+    assert calls.ports.may_be_asking == set()
     assert {*calls.ports.by} <= {(command.attempt_id, what) for command, what in confirms}
     outputs = {command.attempt_id: calls.results[command.attempt_id].output for command, _ in confirms}
     ((asked, _),) = calls.ports.by

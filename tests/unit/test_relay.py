@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid import wire
-from omnid.relay import _session_id
+from omnid.relay import LINE_BYTES_MAX, _session_id
 
 FAKE = Path(__file__).parents[1] / "fakes" / "daemon.py"
 DEADLINE_S = 30.0
@@ -117,7 +117,7 @@ def no_start(environ):
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         subprocess.Popen([sys.executable, *os.environ["TEST_START"].split()], **quiet)
     else:
-        raise Retryable("daemon_no_start", detail="not in this test", path="/x", said="nothing")
+        raise Retryable("daemon_no_start", detail="not in this test", why="It is so.", do="Wait.")
 
 relay._start_daemon = no_start
 sys.exit(relay.main(os.environ))
@@ -286,9 +286,38 @@ def test_nothing_is_kept_waiting_for_a_subscription(harness: Harness) -> None:
     assert time.monotonic() - begun_s < 10
 
 
+def test_a_line_that_is_too_long_is_answered_and_takes_no_memory(harness: Harness) -> None:
+    harness.start_daemon()
+    harness.start_relay()
+    harness.initialize()
+    before = peak_bytes(harness.relay.pid)
+    for begun, ended in ((b'"id":1,', b""), (b"", b',"id":2')):
+        harness.send(b'{"jsonrpc":"2.0",' + begun + b'"method":"tools/call","params":{"name":"')
+        for _ in range(40):
+            harness.send(b"x" * (1 << 20))
+        harness.send(b'"}' + ended + b"}\n")
+    for request_id in (1, 2):
+        answer = harness.receive()
+        assert (answer["id"], answer["error"]["data"]["code"]) == (request_id, "message_too_large")
+    harness.send(call(3))
+    assert harness.receive()["id"] == 3
+    # What is kept of a line, and as much again while it is cut.
+    assert peak_bytes(harness.relay.pid) - before < 2.5 * LINE_BYTES_MAX
+    assert harness.end()[0] == 0
+    assert len(harness.heard()) == 4
+
+
+def peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
 @pytest.mark.parametrize(
     ("environ", "said"),
-    [({"OMNID_RELAY_AWAY_S": "soon"}, "no number of seconds"), ({"OMNID_SOCKET": "/" + "x" * 200}, "has 201 bytes")],
+    [
+        *(({"OMNID_RELAY_AWAY_S": text}, "no number of seconds") for text in ("soon", "nan", "inf", "-1", "1e12")),
+        ({"OMNID_SOCKET": "/" + "x" * 200}, "has 201 bytes"),
+    ],
 )
 def test_what_it_cant_work_with_is_explained(harness: Harness, environ: dict[str, str], said: str) -> None:
     harness.start_relay(**environ)

@@ -79,7 +79,8 @@ def test_what_cant_be_read_is_answered_at_once(sent: bytes, number: int) -> None
     for line in sent.splitlines():
         session.from_client(line, 0.0)
     (answer,) = told(session)
-    assert (answer["id"], answer["error"]["code"]) == (None, number)
+    # What it was can be seen where nothing but its parameters can't be read.
+    assert (answer["id"], answer["error"]["code"]) == (1 if b'"id":1' in sent else None, number)
     assert session.to_daemon == b""
 
 
@@ -220,6 +221,53 @@ def test_a_line_that_the_daemon_would_not_take_is_refused_here() -> None:
     (message,) = told(session)
     assert (message["id"], message["error"]["data"]["code"]) == (1, "message_too_large")
     assert sent(session) == []
+
+
+def long(**message: Any) -> wire.Glimpse:
+    line = wire.line({"jsonrpc": "2.0", **message}).strip()
+    return wire.Glimpse(line[: wire.HEAD_BYTES], line[-wire.TAIL_BYTES :])
+
+
+LONG = {"a": "x" * 10_000}
+
+
+def test_a_request_that_is_too_long_to_keep_is_refused_and_the_session_goes_on() -> None:
+    session = up(message_bytes_max=100)
+    session.from_client(long(id=1, method="tools/call", params=LONG), 0.0)
+    session.from_client(long(method="notifications/x", params=LONG), 0.0)
+    assert [(one["id"], one["error"]["data"]["code"]) for one in told(session)] == [
+        (1, "message_too_large"),
+        (None, "message_too_large"),
+    ]
+    client(session, call(1))
+    session.from_client(long(id=1, method="tools/call", params=LONG), 0.0)
+    assert (told(session), sent(session)) == ([], [call(1)])
+
+
+@pytest.mark.parametrize("how", ["kept", "not kept", "no JSON"])
+def test_an_answer_that_is_too_long_tells_whoever_asked(how: str) -> None:
+    session = up(message_bytes_max=5000)
+    session.from_daemon(wire.request(7, "elicitation/create", {}).strip(), 0.0)
+    (asked,) = told(session)
+    if how == "kept":
+        client(session, {"jsonrpc": "2.0", "id": asked["id"], "result": LONG})
+    elif how == "not kept":
+        session.from_client(long(id=asked["id"], result=LONG), 0.0)
+    else:
+        session.from_client(f'{{"jsonrpc":"2.0","id":"{asked["id"]}","result":{{"a":1e999}}}}'.encode(), 0.0)
+    (answered,) = sent(session)
+    expected = "bad_request" if how == "no JSON" else "message_too_large"
+    assert (answered["id"], answered["error"]["data"]["code"]) == (7, expected)
+    assert told(session) == []
+
+
+def test_an_answer_of_the_daemon_that_is_too_long_is_an_error() -> None:
+    session = up()
+    client(session, call(1))
+    session.from_daemon(long(id=1, result=LONG), 0.0)
+    session.from_daemon(long(id=2, result=LONG), 0.0)
+    (message,) = told(session)
+    assert (message["id"], message["error"]["data"]["code"]) == (1, "internal")
 
 
 def test_a_request_that_brings_each_daemon_down_is_given_up() -> None:
@@ -376,6 +424,7 @@ def test_each_request_is_answered_at_most_once_and_none_is_forgotten(trace: list
         ([], {}),
         (["--readonly", "--origin", "night"], {"readonly": True, "origin": "night"}),
         (["--expose=status,task_get", "--origin=night"], {"expose": ["status", "task_get"], "origin": "night"}),
+        (["--origin", "caf\udce9", "--expose=\udce9"], {"origin": "caf\ufffd", "expose": ["\ufffd"]}),
         (["--origin"], None),
         (["--origin="], None),
         (["--readonly=1"], None),
@@ -394,6 +443,8 @@ def test_the_origin_may_be_the_repository(tmp_path: Path, monkeypatch: pytest.Mo
     # In a worktree of git it is a file.
     (tmp_path / "shop" / ".git").write_text("gitdir: /elsewhere")
     assert _asked(["--origin", "@repository"]) == {"origin": "shop"}
+    (tmp_path / "shop").rename(tmp_path / "caf\udce9")
+    assert _asked(["--origin", "@repository"]) == {"origin": "caf\ufffd"}
 
 
 def test_what_was_asked_for_is_in_the_hello() -> None:

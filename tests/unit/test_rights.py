@@ -87,6 +87,27 @@ def test_a_check_is_a_command_and_prompts_that_do_not_wait_are_prompts(
     assert rights.needs(executor, work) == (executor if not known else "command" if check else None)
 
 
+async def test_status_counts_what_runs_of_the_own_origin_alone(call: Calls) -> None:
+    sections(call.world, Origin(name="ci", labels=()))
+    call.world.set("agents", allow=("command", "safe"))
+    await call("task.submit", OTHER, argv=("x",), executor="safe")
+    (command,) = await call.world.claim()
+    call.world.context.take_on(command.attempt_id, command.executor)
+
+    async def seen(caller: Caller) -> tuple[int, dict[str, int]]:
+        status = await call("status", caller)
+        return status.running, {one.name: one.running for one in status.executors}
+
+    nothing_runs = dict.fromkeys(call.world.context.executors, 0)
+    assert await seen(OTHER) == (1, {**nothing_runs, "safe": 1})
+    assert await seen(CI) == (0, nothing_runs)
+    await call("task.submit", CI, argv=("x",), executor="command")
+    (command,) = await call.world.claim()
+    call.world.context.take_on(command.attempt_id, command.executor)
+    assert await seen(CI) == (1, {**nothing_runs, "command": 1})
+    assert await seen(OTHER) == (2, {**nothing_runs, "safe": 1, "command": 1})
+
+
 async def test_an_executor_that_is_not_open_is_refused_however_it_is_asked_for(call: Calls) -> None:
     world = call.world
     sections(world, Origin(name="ci", executors=("safe",)))

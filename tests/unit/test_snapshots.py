@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,22 @@ import anyio
 import apsw
 import pytest
 
-from omnid.clock import SystemClock
 from omnid.errors import Retryable
 from omnid.flow import snapshots as module
 from omnid.flow.doctor import Doctor
 from omnid.flow.snapshots import Snapshots
 from omnid.store import database
 from omnid.store import snapshots as copying
-from omnid.store.database import SqliteStore, StoreSettings
-from omnid.store.interface import GATE, Tx
+from omnid.store.database import SqliteStore
 from omnid.store.snapshots import Shelf
 from tests.fakes.clock import FakeClock
 from tests.fakes.invariants import broken
+from tests.fakes.signals import WAIT_S
+from tests.fakes.store import gate, opened
 from tests.fakes.world import World
 
-WAIT_S = 20
 ROOM = 1 << 40
 AT_MS = 1_795_680_903_007
-
-
-def gate(name: str) -> Callable[[Tx], int]:
-    fields = {"cause": "paused", "subject": name, "closed_at_ms": 1}
-    return lambda tx: tx.create(GATE, f"paused:{name}", fields)
 
 
 def gates_in(path: Path) -> list[str]:
@@ -68,19 +61,6 @@ def halted(monkeypatch: pytest.MonkeyPatch) -> Halted:
 
     monkeypatch.setattr(database, "copy", halting)
     return made
-
-
-@asynccontextmanager
-async def opened(path: Path, **settings: Any) -> AsyncGenerator[SqliteStore]:
-    store = SqliteStore(path / "journal.db", SystemClock(), StoreSettings(**settings))
-    try:
-        with anyio.fail_after(WAIT_S):
-            async with anyio.create_task_group() as group:
-                group.start_soon(store.serve)
-                yield store
-                group.cancel_scope.cancel()
-    finally:
-        store.close()
 
 
 async def copied(store: SqliteStore, path: Path, said: list[str], bytes_max: int = ROOM) -> None:

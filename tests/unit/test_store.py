@@ -2,8 +2,7 @@
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,32 +21,15 @@ from omnid.store.queries import parse, queries
 from omnid.store.sqlite import mapped
 from omnid.store.statedir import StateDir
 from omnid.store.writer import GroupWriter
+from tests.fakes.store import gate, opened
 
 pytestmark = pytest.mark.anyio
 
 FIRST_SCHEMA = Path(__file__).parents[1] / "fakes" / "schema_1.sql"
 
 
-def gate(name: str) -> Callable[[Tx], int]:
-    fields = {"cause": "paused", "subject": name, "closed_at_ms": 1}
-    return lambda tx: tx.create(GATE, f"paused:{name}", fields)
-
-
 def ids(reader: Any) -> list[str]:
     return [row[0] for row in reader.all("gates")]
-
-
-@asynccontextmanager
-async def opened(path: Path, **settings: Any) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(path / "journal.db", SystemClock(), StoreSettings(**settings))
-    try:
-        with anyio.fail_after(20):
-            async with anyio.create_task_group() as group:
-                group.start_soon(store.serve)
-                yield store
-                group.cancel_scope.cancel()
-    finally:
-        store.close()
 
 
 async def test_what_was_written_is_there_after_a_start(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What survives what: supervisors, commands and daemons are killed at every moment that matters."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,10 +14,10 @@ import anyio
 import pytest
 
 from omnid.errors import Retryable
-from omnid.executor import launch
+from omnid.executor import launch, supervised
 from omnid.executor.command import CommandExecutor
 from omnid.executor.interface import Found
-from omnid.executor.records import Spec, is_held, read_started
+from omnid.executor.records import Spec, Trace, is_held, read_started
 from omnid.executor.spool import ASIDE, ERRORS
 from omnid.executor.workers import argv_of
 from omnid.model import Result, Work
@@ -243,6 +244,29 @@ async def test_adopting_what_never_began_runs_it(monkeypatch: pytest.MonkeyPatch
     executor, effect = commands(tmp_path), tmp_path / "effect"
     command = command_of(Work(argv=("sh", "-c", EFFECT, str(effect))), attempt=ATTEMPT)
     assert (await executor.adopt(command, PORTS)).outcome == "success"
+    assert effect.read_text() == "effect\n"
+
+
+async def test_what_cant_be_looked_at_is_looked_at_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("omnid.executor.command.INSIST_S", 0.001)
+    executor, effect = commands(tmp_path), tmp_path / "effect"
+    command = command_of(Work(argv=("sh", "-c", EFFECT, str(effect))), attempt=ATTEMPT)
+    look, failures = supervised.read_trace, [errno.EMFILE, errno.EIO, errno.EMFILE]
+
+    def looked(directory: Path) -> Trace:
+        if failures:
+            raise OSError(failures.pop(), "not now")
+        return look(directory)
+
+    monkeypatch.setattr(supervised, "read_trace", looked)
+    result = await executor.run(command, PORTS)
+    assert (result.outcome, failures) == ("success", [])
+    failures.append(errno.EMFILE)
+    with pytest.raises(Retryable, match="not now"):
+        await executor.recover(command, PORTS)
+    assert await executor.recover(command, PORTS) is Found.RUNNING
+    failures.append(errno.EMFILE)
+    assert await executor.adopt(command, PORTS) == result
     assert effect.read_text() == "effect\n"
 
 

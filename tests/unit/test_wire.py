@@ -1,5 +1,6 @@
 import itertools
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,80 @@ def test_a_line_over_the_limit_is_refused_and_those_before_it_are_not(
             found.extend(splitter.feed(part))
     assert caught.value.code == "message_too_large"
     assert found == [line for line in before if line.strip()]
+
+
+@given(
+    lines=st.lists(st.integers(0, 40).map(lambda count: b"x" * count), max_size=20),
+    places=st.lists(st.integers(0, 500)),
+)
+def test_a_line_over_the_limit_is_passed_over_and_the_next_is_whole(lines: list[bytes], places: list[int]) -> None:
+    splitter = wire.LenientSplitter(20)
+    data = b"".join(line + b"\n" for line in lines)
+    found = [line for part in cut(data, places) for line in splitter.feed(part)]
+    assert [type(line) for line in found] == [wire.Glimpse if len(line) > 20 else bytes for line in lines if line]
+    assert [line for line in found if isinstance(line, bytes)] == [line for line in lines if 0 < len(line) <= 20]
+    assert not splitter.passes_over
+
+
+def test_a_line_without_an_end_takes_no_more_than_the_limit() -> None:
+    splitter = wire.LenientSplitter(1 << 16)
+    tracemalloc.start()
+    try:
+        for _ in range(256):
+            assert list(splitter.feed(b"x" * (1 << 16))) == []
+        assert tracemalloc.get_traced_memory()[1] < 4 << 16
+    finally:
+        tracemalloc.stop()
+    (line,) = splitter.feed(b"y\n")
+    assert isinstance(line, wire.Glimpse)
+    assert (line.head, line.tail) == (b"x" * wire.HEAD_BYTES, b"x" * (wire.TAIL_BYTES - 1) + b"y")
+
+
+def long_line(text: str) -> wire.Glimpse:
+    splitter = wire.LenientSplitter(10_000)
+    (line,) = splitter.feed(text.encode() + b"\n")
+    assert isinstance(line, wire.Glimpse)
+    return line
+
+
+X = "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "asks", "answers"),
+    [
+        (f'{{"jsonrpc":"2.0","id":7,"method":"m","params":{{"a":"{X}"}}}}', 7, None),
+        (f'{{"method":"m","params":{{"id":1,"a":"{X}"}},"jsonrpc":"2.0","id":0}}', 0, None),
+        (f'{{"method":"m","params":{{"a":"{X}"}},"jsonrpc":"2.0", "id" : "a\\"b" }} ', 'a"b', None),
+        (f' {{ "method" : "m" , "params" : {{"a":{{"id":3}}}} , "id" : 12 , "x" : "{X}" }}', 12, None),
+        (f'{{"jsonrpc":"2.0","id":7,"params":{{"a":"{X}"}},"method":"m"}}', 7, None),
+        (f'{{"method":"m","id":7}}{" " * 10_000}', 7, None),
+        (f'{{"jsonrpc":"2.0","id":"1:2","result":{{"a":"{X}"}}}}', None, "1:2"),
+        (f'{{"result":{{"a":"{X}"}},"jsonrpc":"2.0","id":5}}', None, 5),
+        (f'{{"error":{{"a":"{X}"}},"jsonrpc":"2.0","id":5}}', None, 5),
+        # A notification, ids of something else, and what is no message.
+        (f'{{"jsonrpc":"2.0","method":"m","params":{{"a":"{X}"}}}}', None, None),
+        (f'{{"jsonrpc":"2.0","method":"m","params":{{"a":"{X}","b":{{"id":5}}}}}}', None, None),
+        (f'{{"jsonrpc":"2.0","method":"m","params":{{"a":"{X},\\"id\\":5}}"}}}}', None, None),
+        (f'{{"method":"m","params":{{"id":4,"a":"{X}', None, None),
+        (f'{{"jsonrpc":"2.0","method":"m","id":{"1" * 10_000}}}', None, None),
+        (f'{{"method":"m","id":1.5,"params":"{X}"}}', None, None),
+        (f'{{"method":"m","id":true,"params":"{X}"}}', None, None),
+        ("[" * 10_001, None, None),
+        (f'{{"a":{"[" * 10_000}', None, None),
+        (X + "x", None, None),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else str(value),
+)
+def test_whose_a_line_was_that_is_too_long(text: str, asks: int | str | None, answers: int | str | None) -> None:
+    line = long_line(text)
+    assert (line.request_id, line.answered_id) == (asks, answers)
+
+
+@given(head=st.binary(max_size=60), tail=st.binary(max_size=60))
+def test_nothing_in_a_long_line_is_a_fault(head: bytes, tail: bytes) -> None:
+    line = wire.Glimpse(b'{"method":"m",' + head, tail + b'"id":5}')
+    assert line.request_id is None or isinstance(line.request_id, int | str)
 
 
 def test_a_line_of_single_bytes_takes_no_more_than_its_bytes() -> None:
@@ -95,3 +170,30 @@ def test_what_json_cant_say_is_not_sent() -> None:
     assert wire.request(1, "omnid/status", {}) == b'{"jsonrpc":"2.0","id":1,"method":"omnid/status","params":{}}\n'
     with pytest.raises(ValueError, match="JSON"):
         wire.line({"x": float("nan")})
+    for value in ("cut \ud83d", "caf\udce9"):
+        with pytest.raises(ValueError, match="is no UTF-8"):
+            wire.request(1, "omnid/task.submit", {"argv": ["x", value]})
+
+
+@pytest.mark.parametrize(
+    ("line", "own_id"),
+    [
+        (b'{"id":7,"x":"\\ud83d"}', 7),
+        (b'{"id":"a","x":NaN}', "a"),
+        (b'{"id":true}', None),
+        (b'{"id":1.5}', None),
+        (b'{"x":1}', None),
+        (b"[1]", None),
+        (b"\xff", None),
+        (b"[" * 100_000, None),
+    ],
+)
+def test_the_id_of_a_line_that_was_refused(line: bytes, own_id: int | str | None) -> None:
+    assert wire.Glimpse.of(line).request_id == own_id
+
+
+def test_a_line_that_a_lenient_reader_takes_is_explained_in_plain_words() -> None:
+    for sent in (b'{"id":7,"x":"\\ud83d"}', b"NaN"):
+        assert "half a surrogate pair" in wire.why_unreadable(sent, ValueError("cut off"))
+    for sent in (b'{"id":7', b"[" * 100_000, b"\xff"):
+        assert "cut off" in wire.why_unreadable(sent, ValueError("cut off"))

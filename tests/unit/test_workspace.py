@@ -1,5 +1,6 @@
 """Workspaces: where an attempt runs, what becomes of its work, and how they are merged and removed."""
 
+import errno
 import os
 import re
 import shutil
@@ -106,6 +107,25 @@ async def test_each_task_has_a_worktree_and_a_branch(places: Places, repository:
         str(repository.path),
         "sub",
     )
+
+
+async def test_records_that_cant_be_read_now_are_no_fault(
+    places: Places, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = places.task()
+    await places.enter(task, repository.path)
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", none_left)
+        await refused(places.enter(task, repository.path), "workspace_down")
+        await places.leave(task)
+        assert await places.workspaces.changes(task.task_id) == ""
+    assert "workspace_not_settled" in places.logged.getvalue()
+    assert "changes_not_told" in places.logged.getvalue()
+    assert places.record(task) is not None
 
 
 async def test_retries_use_the_same_worktree(places: Places, repository: Repository) -> None:

@@ -1,8 +1,8 @@
 """Group commit: what runs together, what is run again, who is told what, and the file that it is written to."""
 
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -11,11 +11,11 @@ import anyio
 import apsw
 import pytest
 
-from omnid.clock import SystemClock
 from omnid.errors import OmnidError
-from omnid.store.database import SqliteStore, StoreSettings
+from omnid.store.database import SqliteStore
 from omnid.store.interface import GATE, Outcome, Tx
 from omnid.store.sqlite import WAL_BYTES, lengthen_wal, open_connection
+from tests.fakes.store import opened as opened_store
 
 pytestmark = pytest.mark.anyio
 
@@ -67,19 +67,9 @@ class Jobs:
         return fn
 
 
-@asynccontextmanager
-async def opened(path: Path, **settings: Any) -> AsyncIterator[SqliteStore]:
+def opened(path: Path, **settings: Any) -> AbstractAsyncContextManager[SqliteStore]:
     # A group that nobody cuts off, however busy the machine is.
-    store = SqliteStore(path / "journal.db", SystemClock(), StoreSettings(group_s=10.0, **settings))
-    try:
-        with anyio.fail_after(20):
-            async with anyio.create_task_group() as group:
-                group.start_soon(store.serve)
-                await anyio.wait_all_tasks_blocked()
-                yield store
-                group.cancel_scope.cancel()
-    finally:
-        store.close()
+    return opened_store(path, group_s=10.0, **settings)
 
 
 def commits_of(store: SqliteStore) -> list[int]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+from omnid import wire
 from omnid.ctl.context import Context
 from omnid.ctl.options import Given, Option, Verb
 from omnid.ctl.waiting import EXIT_TIMED_OUT, report, wait_for
@@ -182,6 +183,10 @@ def _lines(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(fields, dict):
             raise Rejected("bad_line", line=number, path=source, detail="it is no JSON object")
         fields = cast(dict[str, Any], fields)
+        try:
+            wire.utf8(fields)
+        except ValueError as error:
+            raise Rejected("bad_line", line=number, path=source, detail=str(error).rstrip(".")) from error
         if isinstance(fields.get("cwd"), str):
             fields["cwd"] = _directory(fields["cwd"])
         yield number, fields

@@ -8,6 +8,8 @@ from omnid.ctl.options import Option, Verb
 from omnid.errors import Retryable
 
 _STOP_S = 30.0
+_ASK_S_MIN = 2.0
+"""How long a daemon may take to hear that it should stop, also where nobody waits for its end."""
 
 
 def _up(context: Context) -> int:
@@ -27,6 +29,7 @@ def _down(context: Context) -> int:
 
     timeout_s = context.given.duration_s("timeout")
     timeout_s = _STOP_S if timeout_s is None else timeout_s
+    context.answer_s = min(context.answer_s, max(timeout_s, _ASK_S_MIN))
     try:
         state_dir = context.call("status")["state_dir"]
         stopping = context.call("daemon.stop")
