@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from omnid.flow.daily import Daily
 from omnid.flow.dispatcher import Dispatcher
 from omnid.flow.drain import Drain
 from omnid.flow.failover import Failover
-from omnid.flow.gates import PROBE_S_MAX, Gates
+from omnid.flow.gates import Gates
 from omnid.flow.guard import guard
 from omnid.flow.keep import keep
 from omnid.flow.lines import Lines
@@ -61,7 +61,6 @@ from omnid.process import run_logged, say
 from omnid.route.rules import remarks
 from omnid.route.ways import way_of
 from omnid.secrets import Secrets
-from omnid.settings import CommandExecutor as CommandSection
 from omnid.settings import Config
 from omnid.settings_links import Link
 from omnid.store import journal
@@ -115,7 +114,7 @@ class Daemon:
         self.gates = Gates(self.context)
         self.mender = Mender(self.context, self._parts.gateway)
         self.mode = ModeKeeper(self.context, self._parts.shared, secrets, network.changes)
-        self.checks = Checks(self.context, self._parts.shared, secrets)
+        self.checks = Checks(self.context, self.gates, self._parts.shared, secrets)
         self.snapshots = Snapshots(self.context)
         self._results = Results(self.context, self.gates)
         self._places = self._parts.places()
@@ -212,7 +211,6 @@ class Daemon:
         recovered = await recovery.run(work)
         context.paused_starts = False
         work.start_soon(self._kept("runner", partial(runner.run, work, self._link)))
-        work.start_soon(self._kept("probe", partial(self._probe, _commands(context.config))))
         work.start_soon(self._kept("channels", self.checks.run))
         dispatcher = Dispatcher(context, self.gates, self._link)
         work.start_soon(self._kept("dispatcher", dispatcher.run))
@@ -237,6 +235,8 @@ class Daemon:
         work.start_soon(self._kept("schedules", self.schedules.run))
         work.start_soon(self._kept("presence", self.presence.run))
         await self._listen(work, api)
+        # What clients wait for comes first: the first server that is greeted takes a second of this process.
+        work.start_soon(self._kept("executors", partial(self.checks.executors, _to_check(context.config))))
         self._log.info("started", version=__version__, pid=self.pid, recovered=recovered, socket=self._socket_path)
 
     def _rung(self, name: str) -> None:
@@ -345,7 +345,8 @@ class Daemon:
         await self._take_budget()
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))
-        work.start_soon(self._kept("probe", partial(self._probe, _commands(loaded.config) - kept.keys())))
+        fresh = _to_check(loaded.config) - kept.keys()
+        work.start_soon(self._kept("executors", partial(self.checks.executors, fresh)))
         self.checks.look()
         context.wake()
         self.lines.configure()
@@ -353,12 +354,6 @@ class Daemon:
         self._daily.look()
         self.schedules.look()
         self._log.info("config_taken_over", path=loaded.path)
-
-    async def _probe(self, names: Collection[str]) -> None:
-        """Looks whether executors can be used before a task finds out; one that is down waits for its next probe."""
-        async with anyio.create_task_group() as group:
-            for name in names:
-                group.start_soon(self._kept("probe", partial(self.gates.probe, name, PROBE_S_MAX)))
 
     async def _take_budget(self) -> None:
         """Takes over the zone of days and months, and what the caps of the config allow now."""
@@ -383,13 +378,9 @@ class Daemon:
         self._log.info("database_checked")
 
 
-def _commands(wanted: Config) -> set[str]:
-    """Names the executors whose probe is cheap (that of an MCP server would start it), and that somebody wants."""
-    return {
-        name
-        for name, section in wanted.executors().items()
-        if isinstance(section, CommandSection) and section != config.BUILT_IN.get(name)
-    }
+def _to_check(wanted: Config) -> set[str]:
+    """Names the executors that somebody wants; those that are there without any config are probed when they are."""
+    return {name for name, section in wanted.executors().items() if section != config.BUILT_IN.get(name)}
 
 
 def config_remarks(environ: Mapping[str, str], path: str) -> list[Problem]:

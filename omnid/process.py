@@ -11,6 +11,7 @@ from omnid.clock import Clock
 from omnid.errors import Fatal, OmnidError
 from omnid.flow.guard import first
 from omnid.log import Log, Logger
+from omnid.lookups import new_loop
 from omnid.secrets import Secrets
 from omnid.settings import Config
 
@@ -30,7 +31,7 @@ def run_logged(
     )
     with log:
         try:
-            anyio.run(serve, log.logger())
+            anyio.run(serve, log.logger(), backend_options={"loop_factory": new_loop})
         except BaseExceptionGroup as group:
             error = of_omnid(first(group))
             log.logger().error("ended", detail=str(error), exc_info=group if error.code == "internal" else None)

@@ -45,6 +45,7 @@ TIME_AND_CHANCE = {
 ADAPTERS = {
     "omnid/link/rabbitmq.py": "aio-pika runs on asyncio",
     "omnid/link/redis.py": "redis-py's client runs on asyncio",
+    "omnid/lookups.py": "it is asyncio's pool of threads that waits for names",
     "omnid/readable.py": "watches a file on either backend as that does best",
     "omnid/worker/gateway.py": "LiteLLM runs on asyncio",
 }

@@ -4,7 +4,6 @@ uvicorn, starlette and the SDK are imported only where the config asks for HTTP.
 runs on; on another backend a start with `http.listen` is refused.
 """
 
-import gc
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +18,7 @@ from omnid.api.methods import Api
 from omnid.clock import Clock
 from omnid.errors import Fatal, Rejected
 from omnid.flow.presence import Presence
+from omnid.loading import loading
 from omnid.log import Logger
 from omnid.secrets import Secrets
 from omnid.settings import Config
@@ -113,17 +113,15 @@ class HttpServer:
 
     def _made(self) -> "Server":
         """Imports uvicorn and makes its server; runs in a thread, because that and reading keys take their time."""
-        gc.disable()  # See `McpServer`.
-        try:
+        with loading():
             from omnid.api.http_uvicorn import server_of
             from omnid.api.rest import Rest
 
             self._rest = Rest(self._api, self._log, self._end)
-            return server_of(self._settings, self._gate())
-        except (OSError, ValueError) as error:
-            raise self._cannot(f"http.certificate or http.private_key can't be used ({error})") from error
-        finally:
-            gc.enable()
+            try:
+                return server_of(self._settings, self._gate())
+            except (OSError, ValueError) as error:
+                raise self._cannot(f"http.certificate or http.private_key can't be used ({error})") from error
 
     def _gate(self) -> App:
         """Puts the checks in front of what serves: how often, at which name and from which page, then who."""

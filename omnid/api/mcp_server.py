@@ -1,6 +1,5 @@
 """The MCP server as the daemon knows it: there from the start, while the SDK is loaded when it is first needed."""
 
-import gc
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from anyio import Lock, to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from omnid.clock import Clock
+from omnid.loading import loading
 from omnid.log import Logger
 
 if TYPE_CHECKING:
@@ -65,19 +65,11 @@ class McpServer:
             return self._tools
 
     def _load(self) -> "ToolServer":
-        """Imports the SDK and builds the server; runs in a thread, because it takes most of a second.
-
-        A full garbage collection would hold up the loop for 50 ms, as often as one falls into that time, and find
-        next to nothing: it waits, and what was loaded, which stays for good, is not looked at again.
-        """
-        gc.disable()
-        try:
+        """Imports the SDK and builds the server; runs in a thread."""
+        with loading():
             from omnid.api.mcp_session import ToolServer
 
             tools = ToolServer(self._api, self._version, self._clock, self._log)
             if self.extend is not None:
                 self.extend(tools.server)
             return tools
-        finally:
-            gc.freeze()
-            gc.enable()

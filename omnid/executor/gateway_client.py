@@ -46,6 +46,8 @@ class GatewayClient:
         self._clock = clock
         self._models = models
         self._kept: list[_Lines] = []
+        self._open: set[_Lines] = set()
+        self._closed = False
 
     async def call(
         self, channel: Channel, key: str, ask: Ask, deadline_s: float, on_text: OnText | None = None
@@ -92,15 +94,20 @@ class GatewayClient:
             return None
 
     async def aclose(self) -> None:
-        """Closes the connections that were kept for the next calls."""
-        while self._kept:
-            await self._kept.pop().aclose()
+        """Closes all connections. Calls that are open end now: a process that is stuck may take its time to end."""
+        self._closed = True
+        for lines in (*self._kept, *self._open):
+            await lines.aclose()
+        self._kept.clear()
 
     async def _exchange(self, message: Mapping[str, Any], take: OnText, sent: list[bool]) -> Mapping[str, Any]:
         """Sends a call and gives its end; leaving early closes the connection, which cancels the call."""
         lines = self._kept.pop() if self._kept else _Lines(await anyio.connect_unix(self.path))
         whole = False
+        self._open.add(lines)
         try:
+            if self._closed:
+                raise anyio.ClosedResourceError
             sent[0] = True
             await lines.stream.send(msgspec.json.encode(message) + b"\n")
             while True:
@@ -114,7 +121,8 @@ class GatewayClient:
                     return done
                 take(str(said.get("text")))
         finally:
-            if whole and len(self._kept) < KEPT_MAX:
+            self._open.discard(lines)
+            if whole and len(self._kept) < KEPT_MAX and not self._closed:
                 self._kept.append(lines)
             else:
                 await lines.aclose()

@@ -84,6 +84,8 @@ class McpExecutor:
         )
         self._follower = Follower(section.name, self._keeper, clock, log)
         self._attempts: dict[str, _Attempt] = {}
+        self._outside = 0
+        """Calls that are made outside of attempts."""
 
     def accepts(self, work: Work) -> None:
         """See `Executor.accepts`; whether the tool is there and the arguments fit is known once the server runs."""
@@ -100,6 +102,16 @@ class McpExecutor:
         """See `Executor.exact`: the config's tool and arguments where the task names none."""
         arguments = {**self._section.arguments, **(work.arguments or {})}
         return structs.replace(work, server=self.name, tool=work.tool or self._section.tool, arguments=arguments)
+
+    @property
+    def awake(self) -> bool:
+        """Whether a session is there, or about to be."""
+        return self._keeper.awake
+
+    def rest(self) -> None:
+        """Ends the session, unless somebody uses it or waits for it; the next call begins another."""
+        if not self._attempts and not self._outside:
+            self._keeper.rest()
 
     async def probe(self) -> None:
         """See `Executor.probe`: begins a session, unless there is one; a server elsewhere is asked in any case."""
@@ -142,6 +154,13 @@ class McpExecutor:
 
         Raises Retryable(`executor_down`). Whoever calls it has a deadline.
         """
+        self._outside += 1
+        try:
+            return await self._called(tool, arguments, id)
+        finally:
+            self._outside -= 1
+
+    async def _called(self, tool: str, arguments: dict[str, Any], id: str) -> "Answer":
         session = await self._keeper.session()
         with session.held(id, ignore):
             answer = await session.call(tool, arguments, id)

@@ -12,6 +12,7 @@ from omnid.clock import Clock
 from omnid.errors import Retryable
 from omnid.executor.environment import gather, names_for, resolved
 from omnid.executor.supervised import Supervised
+from omnid.loading import loading
 from omnid.log import Logger
 from omnid.retry import Backoff, FailureCount
 from omnid.secrets import Secrets
@@ -90,6 +91,16 @@ class Keeper:
                     await host.gone.wait()
             raise self._down("it is being closed")
         raise self._down(f"it was not ready within {self._section.start_timeout_s:g} s")
+
+    @property
+    def awake(self) -> bool:
+        """Whether a session is there, or about to be."""
+        return self._host is not None
+
+    def rest(self) -> None:
+        """Ends the session with its last call, where there is one."""
+        if self._host is not None and self._host.session is not None:
+            self._host.session.retire("it was looked at, and nobody needs it now")
 
     def worked(self) -> None:
         """Hears that a call was answered, so that the next fault counts as the first."""
@@ -247,7 +258,8 @@ class _Host:
 
 
 def _load() -> "type[McpSession]":
-    """Imports the SDK; in a thread, because it takes about a second."""
-    from omnid.executor.mcp_session import McpSession
+    """Imports the SDK; runs in a thread."""
+    with loading():
+        from omnid.executor.mcp_session import McpSession
 
-    return McpSession
+        return McpSession

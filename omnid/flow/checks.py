@@ -1,17 +1,22 @@
-"""Looks whether channels can be used, before a task finds out: at the start and when the config changes.
+"""Looks whether what the config names can be used, before a task finds out: at the start and when the config changes.
 
-Nothing waits for it and nothing of it costs anything. A channel that isn't well is a problem until it is.
+Nothing waits for it and nothing of it costs anything. An executor that is down gets its gate; a channel that isn't well
+is a problem until it is. MCP servers are greeted one after another, and one that nobody else uses is let go at once.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import NamedTuple
 
 import anyio
 
 from omnid.channels import absent, keys_of
 from omnid.errors import OmnidError
+from omnid.executor.mcp import McpExecutor
 from omnid.executor.model_errors import Failure
 from omnid.flow.context import Bell, Context
+from omnid.flow.gates import PROBE_S_MAX, Gates
+from omnid.flow.keep import keep
 from omnid.flow.mode import Shared
 from omnid.model import Problem
 from omnid.retry import Backoff
@@ -36,10 +41,11 @@ class Checked(NamedTuple):
 
 
 class Checks:
-    """Checks the channels."""
+    """Checks executors and channels."""
 
-    def __init__(self, context: Context, shared: Callable[[], Shared | None], secrets: Secrets) -> None:
+    def __init__(self, context: Context, gates: Gates, shared: Callable[[], Shared | None], secrets: Secrets) -> None:
         self._context = context
+        self._gates = gates
         self._shared = shared
         self._secrets = secrets
         self._bell = Bell()
@@ -48,6 +54,28 @@ class Checks:
     def look(self) -> None:
         """Checks the channels anew, because the config has changed."""
         self._bell.ring()
+
+    async def executors(self, names: Collection[str]) -> None:
+        """Probes programs side by side, and MCP servers one after another; the gates follow what is found."""
+        found = {name: self._context.executors.get(name) for name in names}
+        servers = {name: one for name, one in found.items() if isinstance(one, McpExecutor)}
+        async with anyio.create_task_group() as group:
+            for name in found.keys() - servers.keys():
+                group.start_soon(self._kept, partial(self._look, name))
+            for name, server in servers.items():
+                await self._kept(partial(self._greet, name, server))
+
+    async def _kept(self, probe: Callable[[], Awaitable[None]]) -> None:
+        await keep("probe", probe, clock=self._context.clock, log=self._context.log)
+
+    async def _look(self, name: str) -> None:
+        await self._gates.probe(name, PROBE_S_MAX)
+
+    async def _greet(self, name: str, server: McpExecutor) -> None:
+        was_awake = server.awake
+        await self._look(name)
+        if not was_awake:
+            server.rest()
 
     async def run(self) -> None:
         """Checks the channels, those that aren't well again and again; ends when it is cancelled."""

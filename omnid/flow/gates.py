@@ -263,6 +263,8 @@ class Gates:
         """
         executor = self._context.executors.get(name)
         error = None if executor is None else await _ask(executor, limit_s)
+        if self._context.executors.get(name) is not executor:
+            return None  # The config has changed meanwhile, and what was found is of one that has gone.
         if error is not None:
             await self.executor_down(name, error)
             return error

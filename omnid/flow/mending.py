@@ -46,8 +46,10 @@ class Mender:
     async def watch(self) -> None:
         """Probes the gateway while it runs, and mends it while it counts as gone; ends when it is cancelled."""
         modes, pause_s = self._context.modes, SOON_S
+        await self._go_on()
         while True:
             if modes.gateway.is_gone:
+                await self._tell_gone()
                 await self._mend()
             settings, gateway = self._context.config.mode, self._gateway()
             with anyio.move_on_after(pause_s):
@@ -61,23 +63,35 @@ class Mender:
                 modes.gateway_was(good=good)
                 pause_s = pause_s if good else min(pause_s, SOON_S)
 
+    async def _go_on(self) -> None:
+        """Mends what was being mended when the daemon before this one ended, which nobody need be told again."""
+        read = partial(outages.since_ms, cause=GATEWAY.cause, subject=GATEWAY.subject)
+        since_ms = await self._context.store.read(read)
+        if since_ms is not None and self._gateway() is not None:
+            self._context.modes.gateway_was_gone(since_ms)
+            await self._mend()
+        elif since_ms is not None:
+            # Without channels nobody needs it.
+            await patiently(self._context, lambda tx: outages.over(tx, GATEWAY.cause, GATEWAY.subject))
+
+    async def _tell_gone(self) -> None:
+        self._context.log.warning("gateway_gone")
+        await patiently(self._context, partial(self._gateway_gone, id=self._context.clock.uuid()))
+
     async def _mend(self) -> None:
-        """Tells people, and starts the gateway anew until it is well."""
+        """Starts the gateway anew until it is well, and tells people."""
         context, modes = self._context, self._context.modes
-        context.log.warning("gateway_gone")
-        await patiently(context, partial(self._gateway_gone, id=context.clock.uuid()))
         self._mended = self._mended.failed(context.clock.monotonic_s())
         if self._mended.failures > 1:
             await anyio.sleep(AGAIN.delay_s(self._mended.failures - 1, context.clock.uniform))
         failures = 0
-        while modes.gateway.is_gone:
-            gateway = self._gateway()
-            problem = "no channel is there any more" if gateway is None else await self._restarted(gateway)
+        while modes.gateway.is_gone and (gateway := self._gateway()) is not None:
+            problem = await self._restarted(gateway)
             if problem is None:
                 continue
             failures += 1
             if failures == REPAIR_AFTER:
-                await self._ask_for_repair(problem, "" if gateway is None else gateway.last_words)
+                await self._ask_for_repair(problem, gateway.last_words)
             await anyio.sleep(AGAIN.delay_s(failures, context.clock.uniform))
         context.log.info("gateway_back")
         await patiently(context, self._gateway_back)

@@ -88,9 +88,10 @@ class ModeKeeper:
         """Probes the cloud when calls fail or nothing was heard of it, and has the gates follow; ends cancelled."""
         modes = self._context.modes
         gates = await self._context.store.read(lambda reader: reader.all("gates"))
-        self._is_shut = any(row[1] == CLOUD for row in gates)
+        shut_at_ms = [row[3] for row in gates if row[1] == CLOUD]
+        self._is_shut = bool(shut_at_ms)
         if self._is_shut:
-            modes.cloud = modes.cloud._replace(is_gone=True)  # It was when the daemon ended.
+            modes.cloud_was_gone(min(shut_at_ms))
             self._wake()
         async with anyio.create_task_group() as group:
             group.start_soon(self._follow, group)

@@ -133,6 +133,16 @@ class Modes:
             self._turned()
             self.gateway_changed.set()
 
+    def gateway_was_gone(self, since_ms: int) -> None:
+        """Takes that the gateway was gone when the daemon before this one ended."""
+        self.gateway = Health(is_gone=True)
+        if not self.cloud.is_gone:
+            self.since_ms = since_ms
+
+    def cloud_was_gone(self, since_ms: int) -> None:
+        """Takes that the cloud was gone when the daemon before this one ended."""
+        self.cloud, self.since_ms = Health(is_gone=True), since_ms
+
     def channel_was(self, name: str, *, away: bool) -> None:
         """Takes what a call or a probe has shown of a channel: it can't be reached, or it answers, whatever it says."""
         if not away:

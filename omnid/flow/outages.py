@@ -3,7 +3,7 @@
 from typing import Any
 
 from omnid.model import Gate
-from omnid.store.interface import OUTAGE, At, Row, Tx
+from omnid.store.interface import OUTAGE, At, Reader, Row, Tx
 from omnid.store.log import decode_heads
 from omnid.store.schedules import fire
 
@@ -20,6 +20,12 @@ WORDS = {CLIENT: ("away", "back")}
 def _events(cause: str, subject: str, *, end: bool) -> tuple[str, str]:
     event = f"{cause}.{WORDS.get(cause, ('down', 'up'))[end]}"
     return event, f"{event}:{subject}"
+
+
+def since_ms(reader: Reader, cause: str, subject: str) -> int | None:
+    """Gives when the one that isn't over began; None where there is none."""
+    row = _open(reader, cause, subject)
+    return None if row is None else row[4]
 
 
 def began(tx: Tx, gate: Gate, id: str, *, parked: int = 0) -> None:
@@ -62,8 +68,8 @@ def came_back(tx: Tx, cause: str, subject: str, *, since_ms: int, parked: int, s
         _edit(tx, row, {"parked": waited, "resumed": waited - (parked - sent)})
 
 
-def _open(tx: Tx, cause: str, subject: str) -> Row | None:
-    return tx.one("open_outage", cause, subject)
+def _open(reader: Reader, cause: str, subject: str) -> Row | None:
+    return reader.one("open_outage", cause, subject)
 
 
 def _edit(tx: Tx, row: Row, fields: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ ATTEMPTS: dict[str, Message] = {
     "executor_down": Message(
         "Executor {executor} can't be used: {detail}.",
         "Its probe or its start failed.",
-        "It is tried again by itself; `omnictl status` says when.",
+        "Mend what it says; it is tried again by itself (`omnictl status` says when).",
     ),
     "no_runner": Message(
         "No runner takes executor {executor} now: {detail}.",

@@ -186,7 +186,7 @@ WHERE a.task_id = $1 AND a.number < $2 AND a.executor = $3 AND n.kind = 'session
 SELECT min(started_at_ms) FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 AND executor = $2
 
 -- name: open_outage
-SELECT ord, id, parked, heads FROM outage WHERE cause = $1 AND subject = $2 AND ended_at_ms IS NULL LIMIT 1
+SELECT ord, id, parked, heads, began_at_ms FROM outage WHERE cause = $1 AND subject = $2 AND ended_at_ms IS NULL LIMIT 1
 -- name: last_outage
 SELECT ord, id, parked, heads, ended_at_ms FROM outage WHERE cause = $1 AND subject = $2 ORDER BY ord DESC LIMIT 1
 -- name: old_outages

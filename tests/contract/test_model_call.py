@@ -88,7 +88,7 @@ def models(case: Case) -> Models:
 
 
 def test_the_table_names_every_mode_of_the_fake() -> None:
-    assert MODES.keys() - CASES.keys() == {"ok", "slow", "by_key", "until_closed"}
+    assert MODES.keys() - CASES.keys() == {"ok", "slow", "late", "by_key", "until_closed"}
 
 
 @pytest.mark.parametrize("mode", CASES)

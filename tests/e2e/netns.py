@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 STEP_S = 20.0
@@ -27,8 +28,8 @@ class Cable:
         self._stack = contextlib.ExitStack()
         far = self._place(_NEW)
         self.far = _inside(far)
-        near = self._place((*self.far, "unshare", "--net"))
-        self.near = _inside(near)
+        near = self._place((*self.far, "unshare", "--net", "--mount"))
+        self.near = (*_inside(near), "--mount")
         self._ip(self.far, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", str(near))
         for place, address in ((self.far, FAR), (self.near, NEAR)):
             self._ip(place, "addr", "add", f"{address}/24", "dev", "cable")
@@ -40,6 +41,12 @@ class Cable:
 
     def plug(self) -> None:
         self._ip(self.far, "link", "set", "cable", "up")
+
+    def resolve(self, text: str, path: Path) -> None:
+        """Has the near side resolve names as the text says, which is written to the path."""
+        path.write_text(text)
+        argv = [*self.near, "mount", "--bind", str(path), "/etc/resolv.conf"]
+        subprocess.run(argv, check=True, capture_output=True, timeout=STEP_S)
 
     def be_silent(self) -> None:
         """Has the near side send into a pulled cable as if the far side were a router whose own cable is pulled."""

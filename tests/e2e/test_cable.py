@@ -21,6 +21,8 @@ GONE_S, BACK_S = 45.0 / SCALE, 65.0 / SCALE
 SLACK_S = 0.0 if SCALE == 1 else 4.0
 """What can't be scaled: pauses of a second, and the machine."""
 CALL_S = 60.0
+HANG_S = 30
+"""How long the system's resolver waits for an answer."""
 OPEN = 3
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""
@@ -38,6 +40,8 @@ models = ["fake-1"]
 free = true
 """
 
+NAMES_CONFIG = CONFIG.replace(f"http://{FAR}:", "http://cloud.test:")
+
 pytestmark = pytest.mark.timeout(60 + 6 * (GONE_S + BACK_S))
 
 
@@ -48,14 +52,14 @@ def cable() -> Iterator[Cable]:
 
 
 @pytest.fixture
-def near(home: Home, cable: Cable) -> Iterator[Home]:
-    """A home at one end of the cable, whose cloud is at the other."""
+def near(home: Home, cable: Cable, request: pytest.FixtureRequest) -> Iterator[Home]:
+    """A home at one end of the cable, whose cloud is at the other; a test may give another config."""
     argv = [*cable.far, sys.executable, "-m", "tests.fakes.cloud", "0", FAR]
     with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cloud:
         assert cloud.stdin is not None
         assert cloud.stdout is not None
         home.through = cable.near
-        home.configure(CONFIG % int(cloud.stdout.readline()))
+        home.configure(getattr(request, "param", CONFIG) % int(cloud.stdout.readline()))
         home.start()
         yield home
         home.stop()
@@ -115,3 +119,53 @@ def test_a_pulled_cable_is_noticed_and_so_is_its_return(
     client.finish()
     with capsys.disabled():
         print(f"\n{'busy' if busy else 'idle'}, 1/{SCALE:g} of the times: gone {gone_s:.1f} s, back {back_s:.1f} s")
+
+
+class Resolver:
+    """The resolver of names at the far end of the cable."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self._heard()
+
+    def be(self, how: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{how}\n")
+        self._process.stdin.flush()
+        self._heard()
+
+    def _heard(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "\n"
+
+
+@pytest.fixture
+def resolver(cable: Cable, tmp_path: Path) -> Iterator[Resolver]:
+    argv = [*cable.far, sys.executable, "-m", "tests.fakes.names", FAR, FAR]
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        made = Resolver(process)
+        cable.resolve(f"nameserver {FAR}\noptions timeout:{HANG_S:.0f} attempts:1\n", tmp_path / "resolv.conf")
+        yield made
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("near", [NAMES_CONFIG], indirect=True)
+@pytest.mark.parametrize("busy", [False, True])
+def test_names_that_nobody_resolves_are_waited_for_no_longer_than_connections(
+    near: Home, resolver: Resolver, busy: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = Client(near, busy=busy)
+    near.client.call("omnid/channel.check", {})
+    resolver.be("silent")
+    gone_s = client.until_mode("brainstem", GONE_S + SLACK_S)
+    began_s = time.monotonic()
+    near.stop()
+    stop_s = time.monotonic() - began_s
+    assert stop_s < HANG_S / 2, "the daemon's end waits for no name"
+    near.start()
+    resolver.be("answers")
+    back_s = client.until_mode("normal", BACK_S + SLACK_S)
+    client.finish()
+    with capsys.disabled():
+        print(f"\nno names, 1/{SCALE:g} of the times: gone {gone_s:.1f} s, stop {stop_s:.1f} s, back {back_s:.1f} s")

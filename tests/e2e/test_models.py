@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,20 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from omnid.errors import OmnidError
-from tests.e2e.harness import Home, until
+from tests.e2e.harness import FAKES, Home, until
 from tests.fakes.cloud import COST_USD, TEXT, Cloud, cloud
 
 KEYS = {"P1_KEY": "sk-planted-primary-1", "P1_BACKUP": "sk-planted-backup-1", "P2_KEY": "sk-planted-primary-2"}
 CALL_S = 60.0
+TOLD = """
+[notify]
+to = ["told"]
+group_s = 0
+[[destination]]
+name = "told"
+kind = "command"
+argv = ["/bin/sh", "-c", "cat >> {told}; echo >> {told}"]
+"""
 ROOT = Path(__file__).parents[2]
 
 
@@ -112,6 +122,26 @@ def test_p1_limited_goes_on_with_the_next_key_and_then_with_p2(planted: Home, fa
     assert len(fake.seen) == 4
 
 
+def test_a_hard_prompt_takes_p2_as_the_config_has_it_and_people_are_told(planted: Home, fake: Cloud) -> None:
+    fake.modes["one"] = "ok"
+    free = channel("p1", fake.base_url("one"), "P1_KEY", "free = true").replace(", input_usd = 1, output_usd = 2", "")
+    both = free + channel("p2", fake.base_url("ok"), "P2_KEY")
+    planted.configure(both)
+    planted.start()
+    assert "The call went to p1" in finished(planted, prompt(planted, "say hello"))["why"]
+    why = finished(planted, prompt(planted, "say more", labels=["hard"]))["why"]
+    assert "The call went to p2" in why
+    assert "the prompt is hard (label hard)" in why
+    planted.configure(both + '[models]\nhard_labels = ["tricky"]\n')
+    planted.client.call("omnid/config.reload", {})
+    assert "The call went to p1" in finished(planted, prompt(planted, "say most", labels=["hard"]))["why"]
+    fake.modes["one"] = "limit_seconds"
+    finished(planted, prompt(planted, "say it all"))
+    said = " ".join(planted.ctl("mode").out.split())
+    assert "env:P1_KEY is limited until" in said
+    assert said.startswith("normal for ")
+
+
 def test_where_all_are_limited_the_task_parks_with_the_time(planted: Home, fake: Cloud) -> None:
     planted.configure(channel("p1", fake.base_url("limit_seconds"), "P1_KEY"))
     planted.start()
@@ -141,8 +171,7 @@ def test_a_gateway_killed_in_flight_goes_on_directly_and_comes_back_once(planted
     id, other = prompt(planted, "say hello"), prompt(planted, "say more")
     until(lambda: len(fake.seen) == 2, "the calls through the gateway", CALL_S)
     fake.modes["one"] = "ok"
-    gateways = [pid for pid, line in planted.processes().items() if "worker/gateway.py" in line]
-    os.kill(max(gateways), signal.SIGKILL)
+    os.kill(gateway_of(planted), signal.SIGKILL)
     got = finished(planted, id)
     assert "directly: direct, with a backup key" in got["why"]
     assert "before it, p1: the gateway broke off" in got["why"]
@@ -156,6 +185,48 @@ def test_a_gateway_killed_in_flight_goes_on_directly_and_comes_back_once(planted
     until(lambda: outages(planted) == [("gateway", "litellm", None, None, 1)], lambda: str(outages(planted)), CALL_S)
     assert planted.client.status()["mode"] == "normal"
     assert "through the gateway" in finished(planted, prompt(planted, "say it again"))["why"]
+
+
+def test_a_frozen_gateway_is_gone_past_restarted_and_comes_back_once(planted: Home, fake: Cloud) -> None:
+    fake.modes |= {"one": "late"}
+    backed = channel("p1", fake.base_url("one"), "P1_KEY", 'backup_keys = ["env:P1_BACKUP"]')
+    planted.configure(backed + TOLD.format(told=planted.root / "told") + "[mode]\ngateway_probe_every_s = 0.2\n")
+    planted.start()
+    texts = ["say hello", "say more"]
+    ids = [prompt(planted, text) for text in texts]
+    until(lambda: len(fake.seen) == 2, "the calls through the gateway", CALL_S)
+    frozen = gateway_of(planted)
+    os.kill(frozen, signal.SIGSTOP)
+    until(lambda: len(fake.answered) == 2, "answers that nobody reads", CALL_S)
+    fake.modes["one"] = "ok"
+    until(lambda: planted.client.status()["mode"] == "degraded", "the mode", CALL_S)
+    texts.append("say it past the gateway")
+    ids.append(prompt(planted, texts[-1]))
+    whys = [finished(planted, id)["why"] for id in ids]
+    assert all("directly: direct, with a backup key" in why for why in whys), whys
+    assert all("before it, p1: the gateway broke off" in why for why in whys[:2]), whys
+    assert gateway_of(planted) == frozen, "no call waits for the end of a process that doesn't heed SIGTERM"
+    until(lambda: planted.client.status()["mode"] == "normal", "the mode", CALL_S)
+    texts.append("say it through the gateway")
+    ids.append(prompt(planted, texts[-1]))
+    assert "through the gateway" in finished(planted, ids[-1])["why"]
+    assert gateway_of(planted) != frozen
+    assert outages(planted) == [("gateway", "litellm", None, None, 1)]
+    told = str(until(lambda: "is back" in (text := (planted.root / "told").read_text()) and text, "the notice"))
+    assert (told.count("The gateway is down"), told.count("The gateway is back")) == (1, 1), told
+    cut, well = [("p1", None, "gateway")], [("p1", round(COST_USD * 1e6), "success")]
+    assert [calls_of(planted, id) for id in ids] == [cut + well, cut + well, well, well], "no call after an answer"
+    # What was answered into the frozen process was asked again: it is counted beside, as nobody knows what it cost.
+    asked, answered = (Counter(one.body["messages"][-1]["content"] for one in of) for of in (fake.seen, fake.answered))
+    assert asked == answered == dict(zip(texts, (2, 2, 1, 1), strict=True))
+    amounts = planted.client.status()["today"]["amounts"]
+    assert amounts["spent_usd"] == pytest.approx(4 * COST_USD)
+    assert amounts["unknown_usd"] > 2 * COST_USD
+
+
+def gateway_of(home: Home) -> int:
+    """Gives the pid of the gateway's process; its supervisor's is the lower one."""
+    return max(pid for pid, line in home.processes().items() if "worker/gateway.py" in line)
 
 
 def test_the_cloud_goes_and_comes_back(planted: Home, sky: Callable[[int], Any]) -> None:
@@ -196,7 +267,7 @@ def test_each_outage_leaves_a_snapshot_to_go_back_to(planted: Home, fake: Cloud)
     assert str(path) in "".join(planted.ctl("mode").out.split())
     (outage,) = planted.ctl("outages", "--json").json()["outages"]
     assert outage["snapshot"] == str(path)
-    assert path.name in planted.ctl("outages", environ={"COLUMNS": "200"}).out
+    assert f"snapshot {path.name}" in planted.ctl("outages", environ={"COLUMNS": "200"}).out
     prompt(planted, "say more")
     planted.stop()
     back = planted.root / "back"
@@ -365,6 +436,34 @@ def test_a_start_says_what_is_wrong_with_channels_until_it_is_right(planted: Hom
     )
 
 
+def test_a_start_greets_the_servers_and_waits_for_none(planted: Home, fake: Cloud) -> None:
+    config = channel("p1", fake.base_url("ok"), "P1_KEY")
+    for name, options in {"good": {}, "mute": {"mute": True}, "broken": {"exit": 3}}.items():
+        argv = [sys.executable, "-I", "-S", str(FAKES / "mcp_server.py"), json.dumps(options)]
+        config += f'[[executor]]\nname = "{name}"\nkind = "mcp"\nargv = {json.dumps(argv)}\n'
+        config += "start_timeout_s = 3\n" if name == "mute" else ""
+    planted.configure(config)
+    planted.start()
+    finished(planted, prompt(planted, "say hello"))
+    until(lambda: len(planted.client.status()["gates"]) == 2, "the gates", CALL_S)
+    events = [json.loads(line)["event"] for line in (planted.state / "omnid.log").read_text().splitlines()]
+    assert events.index("started") < events.index("executor_down")
+    said = " ".join(planted.ctl("status").out.split())
+    assert "Executor mute can't be used: it didn't answer within 3 s of its start." in said
+    assert "Executor broken can't be used: it ended with exit code 3" in said
+    until(lambda: events_of(planted, "mcp_ended") == {"good", "mute", "broken"}, "the end of all of them")
+    assert events_of(planted, "mcp_started") == {"good"}
+    checked = planted.ctl("config", "check", "--live")
+    assert (checked.code, checked.out.count("Mend it; its gate opens by itself")) == (1, 2), checked
+    assert len(fake.seen) == 1, "nothing was spent but for the prompt"
+
+
+def events_of(home: Home, event: str) -> set[str]:
+    """Gives the MCP servers of which the log tells that."""
+    lines = map(json.loads, (home.state / "omnid.log").read_text().splitlines())
+    return {line["server"] for line in lines if line["event"] == event}
+
+
 def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: Cloud) -> None:
     good = channel("p1", fake.base_url("ok"), "P1_KEY") + channel("p2", fake.base_url("key_refused"), "P2_KEY")
     planted.configure(good + channel("p3", "http://127.0.0.1:9/v1", "NO_KEY"))
@@ -386,6 +485,8 @@ def test_people_see_the_mode_the_channels_and_the_outages(planted: Home, fake: C
     id = prompt(planted, "say hello")
     until(lambda: shown(planted, id)["reason"] == "cloud", "the gate")
     assert "held at brainstem" in planted.ctl("mode").out
-    assert "cloud" in planted.ctl("outages").out
+    titles, row = planted.ctl("outages").out.splitlines()
+    assert titles.split() == ["FROM", "FOR", "CAUSE", "OF", "PARKED", "RESUMED", "WHY"]
+    assert row.split()[1].count(":") == 2, f"no narrow screen hides when it began: {row}"
     assert planted.ctl("mode", "hold", "auto").code == 0
     finished(planted, id)

@@ -66,20 +66,43 @@ def answered(home: Home, text: str) -> str:
     return str(view["why"])
 
 
-def test_a_gateway_that_does_not_start_is_repaired_by_one_task_and_comes_back_once(home: Home, fake: Cloud) -> None:
+@pytest.fixture
+def blocks(home: Home, fake: Cloud) -> list[Path]:
+    """Directories where the gateway's sockets should be: while they are there, it can't start."""
     home.environ["P1_KEY"] = KEY
     text = CONFIG
     for name, value in (("root", str(home.root)), ("url", fake.base_url("ok"))):
         text = text.replace("{" + name + "}", value)
-    agent = home.root / "claude"
-    agent.write_text(f'#!/bin/sh\nexec {sys.executable} -S {FAKES / "agent.py"} claude "$@"\n')
-    agent.chmod(0o700)
+    make_agent(home)
     home.configure(text)
     home.state.mkdir(mode=0o700)
-    blocks = [Path(f"{home.socket}.gw"), Path(f"{home.socket}.gw.2")]
-    for block in blocks:
+    made = [Path(f"{home.socket}.gw"), Path(f"{home.socket}.gw.2")]
+    for block in made:
         block.mkdir()
         (block / "x").touch()
+    return made
+
+
+def make_agent(home: Home, first: str = "") -> None:
+    """Writes the agent's program, which does something else first."""
+    agent = home.root / "claude"
+    agent.write_text(f'#!/bin/sh\n{first}\nexec {sys.executable} -S {FAKES / "agent.py"} claude "$@"\n')
+    agent.chmod(0o700)
+
+
+def failed_starts(home: Home) -> int:
+    return (home.state / "omnid.log").read_text().count("gateway_no_start")
+
+
+def until_failed_starts(home: Home, count: int) -> None:
+    """Waits until so many more starts have failed."""
+    before = failed_starts(home)
+    until(lambda: failed_starts(home) >= before + count, "a start that fails", SLOW_S)
+
+
+def test_a_gateway_that_does_not_start_is_repaired_by_one_task_and_comes_back_once(
+    home: Home, blocks: list[Path]
+) -> None:
     home.start()
     for number in range(2):
         assert "directly" in answered(home, f"say {number}")
@@ -95,8 +118,7 @@ def test_a_gateway_that_does_not_start_is_repaired_by_one_task_and_comes_back_on
     told = home.root / "told"
     until(lambda: told.exists() and "The gateway is down" in told.read_text(), "the notice", SLOW_S)
     until(lambda: "; mender was asked to mend it (t3)." in told.read_text(), told.read_text, SLOW_S)
-    starts = (home.state / "omnid.log").read_text().count("gateway_no_start")
-    until(lambda: (home.state / "omnid.log").read_text().count("gateway_no_start") >= starts + 1, "a try", SLOW_S)
+    until_failed_starts(home, 1)
     assert len(repairs(home)) == 1, "one repair, however often it fails"
     for block in blocks:
         (block / "x").unlink()
@@ -111,3 +133,31 @@ def test_a_gateway_that_does_not_start_is_repaired_by_one_task_and_comes_back_on
     for path in home.root.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_repair_outlives_daemons_that_are_killed_and_is_asked_for_once(home: Home, blocks: list[Path]) -> None:
+    told, work = home.root / "told", home.work
+    make_agent(home, f"touch {work}/begun; read x < {work}/go; rm -r {' '.join(map(str, blocks))}")
+    with home.gate() as gate:
+        home.start()
+        for number in range(2):
+            answered(home, f"say {number}")
+        until(lambda: outages(home) == [("litellm", 0)], "the outage", SLOW_S)
+        home.kill()
+        assert repairs(home) == [], "killed before it was asked for"
+        home.start()
+        until(lambda: home.client.status()["mode"] == "degraded", "what the journal says of the gateway")
+        home.file("begun")
+        home.kill()
+        home.start()
+        assert "directly" in answered(home, "say it while it is mended")
+        until(lambda: "still" in told.read_text(), told.read_text, SLOW_S)
+        assert repairs(home) == [("mender", "executing")], "the one before goes on, and no second is asked for"
+        gate.let()
+        until(lambda: home.client.status()["mode"] == "normal", "the mode", SLOW_S)
+    until(lambda: repairs(home) == [("mender", "completed")], lambda: home.ctl("list", "--json").out, SLOW_S)
+    assert len((home.root / "agent" / "calls").read_text().splitlines()) == 1, "nor was it done twice"
+    assert "through the gateway" in answered(home, "say it again")
+    until(lambda: "The gateway is back" in told.read_text(), "the notice", SLOW_S)
+    assert told.read_text().count("The gateway is down") == 1, "a new daemon tells nobody what was told"
+    assert outages(home) == [("litellm", 1)], "it was gone once, whoever saw it"

@@ -29,7 +29,9 @@ LIMITED_KEY = "sk-limited"
 HUGE_BYTES = 300_000
 PAUSE_S = 0.04
 """Between the pieces of a slow answer."""
-GOOD = frozenset({"ok", "slow"})
+LATE_S = 1.5
+"""How long a late answer takes."""
+GOOD = frozenset({"ok", "slow", "late"})
 """The modes that answer."""
 INPUT_TOKENS, OUTPUT_TOKENS, COST_USD = 11, 5, 0.000123
 
@@ -180,6 +182,11 @@ async def _slow(client: Client, seen: Seen) -> None:
     await client.end_stream()
 
 
+async def _late(client: Client, seen: Seen) -> None:
+    await anyio.sleep(LATE_S)
+    await _ok(client, seen)
+
+
 async def _hang_before(client: Client, seen: Seen) -> None:
     await anyio.sleep_forever()
 
@@ -325,6 +332,7 @@ async def _sign_in(client: Client, seen: Seen) -> None:
 MODES: dict[str, Callable[[Client, Seen], Awaitable[None]]] = {
     "ok": _ok,
     "slow": _slow,
+    "late": _late,
     "by_key": _by_key,
     "hang_before": _hang_before,
     "hang_inside": _hang_inside,

@@ -1,6 +1,8 @@
 """What the config names is looked at before a task finds out, for nothing, and told until it is right."""
 
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -10,11 +12,15 @@ from msgspec import structs
 from omnid.channels import whole
 from omnid.clock import SystemClock
 from omnid.executor.direct import Direct
+from omnid.executor.mcp import McpExecutor
 from omnid.flow import checks as module
 from omnid.flow.checks import Checks
 from omnid.flow.mode import Shared
+from omnid.log import Log
 from omnid.secrets import Secrets
 from omnid.settings import Channel, Models
+from tests.contract.executors import LIMITS
+from tests.contract.mcp_harness import argv, executors
 from tests.fakes.cloud import Cloud, cloud
 from tests.fakes.world import World
 
@@ -32,7 +38,7 @@ class Place:
         direct = Direct(SystemClock(), Models())
         shared = Shared(cast(Any, None), direct, cast(Any, None))
         self.direct = direct
-        self.checks = Checks(world.context, lambda: shared, Secrets({"KEY": SECRET}))
+        self.checks = Checks(world.context, world.gates, lambda: shared, Secrets({"KEY": SECRET}))
 
     def channels(self, *modes: str, base_url: str = "", **fields: Any) -> None:
         made = tuple(
@@ -124,3 +130,62 @@ async def test_it_is_looked_at_again_until_it_is_right_and_when_the_config_chang
         place.checks.look()
         await place.until(1)
         group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def server(place: Place, tmp_path: Path, **options: Any) -> AsyncGenerator[McpExecutor]:
+    """Gives an executor whose MCP server is there to be checked."""
+    log = Log(SystemClock(), str, stream=place.world.logged)
+    async with executors(tmp_path, LIMITS, log, argv=argv(**options)) as made:
+        place.context.executors = {**place.context.executors, made.name: made}
+        yield made
+
+
+def starts(place: Place) -> int:
+    return place.world.logged.getvalue().count('"mcp_started"')
+
+
+async def test_a_server_is_greeted_once_and_let_go(place: Place, tmp_path: Path) -> None:
+    async with server(place, tmp_path) as made:
+        with anyio.fail_after(WAIT_S):
+            await place.checks.executors((made.name, "of_no_such_name"))
+            while made.awake:  # noqa: ASYNC110 - its end has no signal.
+                await anyio.sleep(0.01)
+    assert starts(place) == 1
+    assert "nobody needs it now" in place.world.logged.getvalue()
+    assert place.world.gates.all() == []
+
+
+async def test_a_server_that_somebody_uses_is_not_let_go(place: Place, tmp_path: Path) -> None:
+    async with server(place, tmp_path, start_s=0.3) as made, anyio.create_task_group() as group:
+        group.start_soon(place.checks.executors, (made.name,))
+        while not made.awake:  # noqa: ASYNC110 - its start has no signal.
+            await anyio.sleep(0.01)
+        # It waits for the start that the check has begun, and uses it no sooner than the check is done with it.
+        with anyio.fail_after(WAIT_S):
+            answer = await made.call_tool("slow", {"s": 0.2}, "one")
+            assert answer.kind == "done", answer
+            assert made.awake
+            await made.probe()
+            await place.checks.executors((made.name,))
+            assert made.awake, "it was there before the check"
+    assert starts(place) == 1
+
+
+async def test_what_is_wrong_with_a_server_closes_its_gate_and_says_so(place: Place, tmp_path: Path) -> None:
+    async with server(place, tmp_path, exit=3) as made:
+        await place.checks.executors((made.name,))
+        (gate,) = place.world.gates.all()
+        assert (gate.subject, gate.cause) == (made.name, "executor")
+        assert gate.problem is not None
+        assert "exit code 3" in gate.problem.what
+
+
+async def test_an_executor_that_the_config_no_longer_has_gets_no_gate(place: Place, tmp_path: Path) -> None:
+    async with server(place, tmp_path, start_s=0.3) as made, anyio.create_task_group() as group:
+        group.start_soon(place.checks.executors, (made.name,))
+        while not made.awake:  # noqa: ASYNC110 - its start has no signal.
+            await anyio.sleep(0.01)
+        place.context.executors = {name: one for name, one in place.context.executors.items() if name != made.name}
+        await made.aclose()
+    assert place.world.gates.all() == []

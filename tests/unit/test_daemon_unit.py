@@ -124,20 +124,25 @@ async def test_an_executor_that_left_the_config_is_closed_with_its_last_attempt(
         assert not daemon.context._retiring
 
 
-async def test_commands_are_probed_at_the_start_and_when_the_config_brings_them(home: Home) -> None:
+async def test_executors_are_checked_at_the_start_and_when_the_config_brings_them(home: Home) -> None:
     lacks = '[[executor]]\nname = "{}"\nkind = "command"\nargv = ["no-such-program"]\n'
     keyless = '[[executor]]\nname = "keyless"\nkind = "command"\nenv_set = { A = "env:OF_NO_SUCH_NAME" }\n'
-    server = '[[executor]]\nname = "server"\nkind = "mcp"\nargv = ["no-such-program"]\n'
-    home.file.write_text(lacks.format("first") + server)
+    server = '[[executor]]\nname = "{}"\nkind = "mcp"\nargv = ["no-such-program"]\n'
+    home.file.write_text(lacks.format("first") + server.format("server"))
     async with home.daemon() as daemon:
-        while daemon.gates.closed() != {"first"}:  # noqa: ASYNC110 - a gate has no signal.
+        while daemon.gates.closed() != {"first", "server"}:  # noqa: ASYNC110 - a gate has no signal.
             await anyio.sleep(0.01)
-        home.file.write_text(lacks.format("first") + keyless + server)
+        home.file.write_text(lacks.format("first") + keyless + server.format("server") + server.format("second"))
         assert await daemon.reload() == []
-        while daemon.gates.closed() != {"first", "keyless"}:  # noqa: ASYNC110 - a gate has no signal.
+        wrong = {"first", "keyless", "server", "second"}
+        while daemon.gates.closed() != wrong:  # noqa: ASYNC110 - a gate has no signal.
             await anyio.sleep(0.01)
         assert daemon.gates.login("keyless") is not None
         assert daemon.gates.login("first") is None
+        gate = daemon.gates.of("second")
+        assert gate is not None
+        assert gate.problem is not None
+        assert "No such file or directory" in gate.problem.what
 
 
 async def test_after_a_start_of_the_machine_the_database_is_checked(

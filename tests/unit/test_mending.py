@@ -5,9 +5,11 @@ from typing import Any, cast
 
 import anyio
 import pytest
+from msgspec import structs
 
 from omnid.errors import Rejected, Retryable
-from omnid.flow.mending import Mender
+from omnid.flow import outages
+from omnid.flow.mending import GATEWAY, Mender
 from omnid.model import Work
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
@@ -87,3 +89,38 @@ async def test_a_full_disk_loses_no_repair(mended: World, monkeypatch: pytest.Mo
     await ask(mended)
     assert await repairs(mended) == 1
     assert (len(waited), mended.logged.getvalue().count("mode_waits")) == (2, 1)
+
+
+class Well:
+    """A gateway that starts whenever it is asked to."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.modes: list[tuple[str, int]] = []
+        """What the mode was, and since when, at each start."""
+
+    async def restart(self) -> None:
+        modes = self.world.context.modes
+        self.modes.append((modes.mode, modes.since_ms))
+
+    async def probe(self, _timeout_s: float) -> object:
+        return self
+
+
+@pytest.mark.parametrize("has_channels", [True, False])
+async def test_what_was_gone_when_a_daemon_ended_is_mended_by_the_next(
+    mended: World, clock: FakeClock, has_channels: bool
+) -> None:
+    mended.set("mode", gateway_probe_every_s=0.01)
+    gone_at_ms, gateway = clock.now_ms, Well(mended)
+    gate = structs.replace(GATEWAY, closed_at_ms=gone_at_ms)
+    await mended.write(lambda tx: outages.began(tx, gate, "0"))
+    clock.now_ms += 60_000
+    mender = Mender(mended.context, lambda: cast(Any, gateway) if has_channels else None)
+    await mender._go_on()
+    assert gateway.modes == ([("degraded", gone_at_ms)] if has_channels else [])
+    assert [one["mode"] for one in await told(mended)] == (["gateway_back"] if has_channels else [])
+    assert mended.context.modes.mode == "normal"
+    assert await mended.rows("SELECT ended_at_ms IS NULL FROM outage") == [(0,)]
+    await mender._go_on()
+    assert len(gateway.modes) <= 1, "what is over isn't begun again"

@@ -14,8 +14,10 @@ from omnid.executor.model import ModelExecutor
 from omnid.executor.model_errors import Failure
 from omnid.flow import mode as mode_module
 from omnid.flow.mode import ModeKeeper, Shared
+from omnid.model import Gate
 from omnid.secrets import Secrets
 from omnid.settings import Channel
+from omnid.store import journal
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
@@ -255,3 +257,36 @@ async def test_the_cloud_is_watched_while_the_local_model_ends(place: Place) -> 
         await place.keeper.hold("brainstem")
     assert await place.shut()
     place.local.ends.set()
+
+
+@pytest.mark.parametrize("waiting", [1, 40])
+async def test_an_outage_writes_a_few_rows_however_many_tasks_wait_for_its_end(place: Place, waiting: int) -> None:
+    world, cloudy = place.world, Cloudy()
+    for _ in range(waiting):
+        await world.add("true", executor="safe")
+    cloudy.name = "safe"
+    world.context.executors = {"safe": cloudy}
+
+    async def changes() -> list[str]:
+        return [row[0] for row in await world.rows("SELECT collection FROM change ORDER BY seq")]
+
+    before = len(await changes())
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("brainstem")
+        assert world.gates.closed() == {"safe"}
+        await place.keeper.hold("normal")
+    assert world.gates.closed() == set()
+    assert (await changes())[before:] == ["gate", "outage", "outbox"] * 2
+
+
+async def test_a_daemon_that_begins_in_an_outage_knows_since_when(world: World) -> None:
+    made = Place(world)
+    made.cloud.last = False
+    await world.write(lambda tx: journal.close_gate(tx, Gate("cloud:model", "cloud", "model", 1000, None)))
+    async with anyio.create_task_group() as group:
+        group.start_soon(made.keeper.watch_cloud)
+        await made.until("brainstem")
+        assert made.modes.since_ms == 1000
+        group.cancel_scope.cancel()
+    await made.send.aclose()
+    made._receive.close()

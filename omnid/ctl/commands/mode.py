@@ -84,22 +84,23 @@ def _outages(context: Context) -> int:
     for one in answer["outages"]:
         until_ms = one["ended_at_ms"]
         lasted = span((until_ms or now_ms) - one["began_at_ms"])
+        what = one["problem"]["what"].rstrip(".") if one["problem"] else ""
+        snapshot = f"snapshot {os.path.basename(one['snapshot'])}" if one["snapshot"] else ""
         rows.append(
             (
-                Cell(stamp(one["began_at_ms"])),
+                # The year goes without saying: outages are kept as long as finished tasks are.
+                Cell(stamp(one["began_at_ms"])[5:]),
                 Cell(lasted if until_ms else f"{lasted}, and on", "dim" if until_ms else "yellow"),
                 Cell(one["cause"], "bold"),
                 Cell(one["subject"]),
                 Cell(str(one["parked"])),
-                Cell(one["problem"]["what"] if one["problem"] else ""),
-                Cell(os.path.basename(one["snapshot"] or "")),
+                Cell(str(one["resumed"])),
+                # What no narrow screen has room for comes last; --json has all of it.
+                Cell("; ".join(filter(None, (what, snapshot)))),
             )
         )
-    # Most outages are of other things, which have none.
-    columns = 7 if any(one["snapshot"] for one in answer["outages"]) else 6
     if rows:
-        titles = ("FROM", "FOR", "CAUSE", "OF", "PARKED", "WHY", "SNAPSHOT")
-        context.screen.table(titles[:columns], [row[:columns] for row in rows])
+        context.screen.table(("FROM", "FOR", "CAUSE", "OF", "PARKED", "RESUMED", "WHY"), rows)
     else:
         context.screen.tell("There were no outages.")
     return 0

@@ -1,0 +1,35 @@
+"""Large libraries are imported by one thread at a time."""
+
+import gc
+import threading
+
+from omnid.loading import loading
+
+WAIT_S = 10
+
+
+def test_the_next_thread_waits_and_the_collector_rests() -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with loading():
+            order.append("second")
+
+    with loading():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+        assert not gc.isenabled()
+    thread.join(WAIT_S)
+    assert order == ["first", "second"]
+    assert gc.isenabled()
+
+
+def test_an_import_that_fails_holds_up_no_other() -> None:
+    for _ in range(2):
+        try:
+            with loading():
+                raise ImportError
+        except ImportError:
+            assert gc.isenabled()
