@@ -32,6 +32,8 @@ WATCHES_IN_LEASE = 3
 WATCH_S_MAX = 600.0
 """How long one that doesn't answer is left in peace at most: what it was asked before still waits for it."""
 NAP_S_MAX = 3600.0
+RESULTS_AT_ONCE = 32
+"""How many results wait for the store at once: they share commits, and whoever submits has to wait behind them."""
 STALL_S = 5.0
 """By how much later than it should this may wake before it takes itself for the one who was away."""
 
@@ -167,7 +169,8 @@ class Lines:
             received = await line.connection.receive()
             line.settling = True
             try:
-                await self._take(line, received)
+                for begin in range(0, len(received), RESULTS_AT_ONCE):
+                    await self._take(line, received[begin : begin + RESULTS_AT_ONCE])
             finally:
                 line.settling = False
 

@@ -17,7 +17,7 @@ from omnid.flow.dispatcher import SENT_MAX, Dispatcher, claim
 from omnid.flow.drain import Drain
 from omnid.flow.fleet import Fleet
 from omnid.flow.intake import plan
-from omnid.flow.lines import Lines
+from omnid.flow.lines import RESULTS_AT_ONCE, Lines
 from omnid.flow.recovery import Recovery
 from omnid.flow.results import Results
 from omnid.flow.runner import Runner
@@ -479,3 +479,21 @@ async def test_only_what_is_in_the_journal_is_acknowledged(bench: Bench) -> None
         assert bench.cable.acked == ["beat", commands["good"].attempt_id]
         assert len(bench.cable.refused) == 1
         assert (await bench.world.task(commands["good"].task_id)).state == "completed"
+
+
+async def test_results_that_come_together_leave_others_their_turn(bench: Bench) -> None:
+    count, began, seen = 3 * RESULTS_AT_ONCE - 1, 0, list[int]()
+
+    async def write_down(result: Result) -> list[str]:
+        nonlocal began
+        began += 1
+        seen.append(began - len(bench.cable.acked))
+        await anyio.lowlevel.checkpoint()
+        return []
+
+    bench.results.write_down = write_down
+    async with bench.runs():
+        bench.cable.bring("a", *(Result(f"a{number}", "i", 1, "success") for number in range(count)))
+        await bench.cable.until(lambda: len(bench.cable.acked) == count)
+    assert max(seen) == RESULTS_AT_ONCE
+    assert len(set(bench.cable.acked)) == count
