@@ -1,7 +1,7 @@
 """RabbitMQ as a link: a quorum queue for each end, confirmed publishing, manual acknowledgements.
 
 aio-pika is imported by the first dial. Messages go through the channel below it, a batch at a time: for each message
-of its own aio-pika and that channel take a task, some futures and a write to the socket, ten times what is needed.
+of its own aio-pika and that channel take a task, some futures and a write to the socket, several times what is needed.
 ``omnid.NAME`` holds what was sent to the end NAME, ``omnid.NAME.dead`` what it set aside, by way of the exchange
 ``omnid.dead``. Who has the name NAME holds ``omnid.NAME.lock``, which goes with its connection, and has written into
 ``omnid.NAME.holder`` who it is. Publishing has a connection of its own: a broker that has run out of memory or disk
@@ -10,7 +10,7 @@ stops reading from those that publish, and what has come must still be acknowled
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from types import TracebackType
@@ -224,22 +224,18 @@ class RabbitLink:
     async def _publish(self, queue: str, bodies: Sequence[bytes]) -> None:
         """Publishes a batch by one write, and waits until the broker has confirmed all of it.
 
-        What an error leaves in the middle is as aiormq's own `basic_publish` leaves it: a tag is given to what was
-        written, and to nothing else.
+        The channel's books are kept as its own `basic_publish` keeps them: a tag belongs to what was written, and to
+        nothing else, because the broker counts too.
         """
         channel, wire = self._publisher, self._wire
-        publish = wire.publish(queue)
         async with channel.lock:
             tags = range(channel.delivery_tag + 1, channel.delivery_tag + 1 + len(bodies))
+            written = wire.messages(channel, queue, dict(zip(tags, bodies, strict=True)))
             confirmed = channel.create_future()
-            batch = Batch(confirmed, len(bodies))
-            frames: list[Any] = []
-            for tag, body in zip(tags, bodies, strict=True):
-                channel.confirmations[tag] = batch
-                channel.message_id_delivery_tag[str(tag)] = tag
-                frames += (publish, *wire.content(str(tag), body, channel.max_content_size))
+            channel.confirmations.update(dict.fromkeys(tags, Batch(confirmed, len(bodies))))
+            channel.message_id_delivery_tag.update((str(tag), tag) for tag in tags)
             try:
-                await channel.write_queue.put(wire.together(channel, frames))
+                await channel.write_queue.put(written)
             except BaseException:
                 confirmed.cancel()
                 for tag in tags:
@@ -409,15 +405,16 @@ class Wire:
         """Gives frames that are written at once; `written` is the future that is done then."""
         return self._frame.marshall(channel.number, frames, written)
 
-    def publish(self, queue: str) -> Any:
-        """Gives the beginning of a message to a queue that must be there."""
-        return self._basic.Publish(routing_key=queue, mandatory=True)
-
-    def content(self, id: str, body: bytes, size_max: int) -> list[Any]:
-        """Gives the rest of a message that outlives the broker; it comes back under its id where it finds no queue."""
-        properties = self._basic.Properties(delivery_mode=PERSISTENT, message_id=id)
-        parts = (self._body(body[at : at + size_max]) for at in range(0, len(body), size_max))
-        return [self._header(properties=properties, body_size=len(body)), *parts]
+    def messages(self, channel: Any, queue: str, bodies: Mapping[int, bytes]) -> Any:
+        """Gives messages that outlive the broker, by their tags; one that finds no queue comes back under its tag."""
+        frames: list[Any] = []
+        size_max = channel.max_content_size
+        for tag, body in bodies.items():
+            properties = self._basic.Properties(delivery_mode=PERSISTENT, message_id=str(tag))
+            frames.append(self._basic.Publish(routing_key=queue, mandatory=True))
+            frames.append(self._header(properties=properties, body_size=len(body)))
+            frames += (self._body(body[at : at + size_max]) for at in range(0, len(body), size_max))
+        return self.together(channel, frames)
 
     def ack(self, tag: int, *, multiple: bool = False) -> Any:
         """Gives the acknowledgement of a message, or of all up to it."""
