@@ -27,10 +27,10 @@ def main(names: list[str]) -> int:
             broken.append(name)
             print(" broke off")
             traceback.print_exc()
-            continue
-        report.write()
+        else:
+            report.write()
+            print(f" {time.monotonic() - since_s:.0f} s")
         reports.append(report)
-        print(f" {time.monotonic() - since_s:.0f} s")
     for report in reports:
         print(f"\n{report.table()}")
     missed = sum(figure.ok is False for report in reports for figure in report.figures)

@@ -98,6 +98,12 @@ class Client:
             if not self.answers[one] and one not in self.cancelled and method not in ENDLESS
         ]
 
+    def dismiss(self) -> None:
+        """Answers each question of the server as a user who decides nothing."""
+        while self.questions:
+            request_id, _ = self.questions.popitem()
+            self.put({"jsonrpc": "2.0", "id": request_id, "result": {"action": "cancel"}})
+
     def close(self) -> None:
         self._socket.close()
 

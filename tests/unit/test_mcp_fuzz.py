@@ -3,7 +3,7 @@
 The clients are of two origins whose rights show neither anything of the other's. Tasks end, hang, or ask; who is asked
 answers at once, late, wrongly, or not at all, and the other origin tries to.
 
-`OMNID_FUZZ` says how many runs there are.
+`OMNID_FUZZ` says how many runs there are, with a new seed each time; without it a few are always the same.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from omnid.api.mcp_session import OTHER_ERA
 from omnid.model import InputRequest
 from tests.fakes.executor import InProcessExecutor, asks
 from tests.fakes.home import Home
@@ -157,6 +158,8 @@ class Machine(RuleBasedStateMachine):
         until_s = time.monotonic() + ANSWER_S
         while client.owed() and not client.ended:
             assert time.monotonic() < until_s, [client.methods[one] for one in client.owed()]
+            # A call that asks its user is answered once they have decided, or won't.
+            client.dismiss()
             client.read(until_s - time.monotonic() + 0.01)
 
     def _one(self, pick: int) -> Client:
@@ -260,8 +263,10 @@ class Machine(RuleBasedStateMachine):
         """Has a task ask, and answers once any client has tried to, which counts where it is of the same origin."""
         client, other = self._one(pick), self._one(by)
         task = self._submit(client, "ask")
+        if task is None:
+            return
         until_s = time.monotonic() + ANSWER_S
-        while task is not None and not client.ended:
+        while not client.ended:
             assert time.monotonic() < until_s, "it doesn't ask"
             method, params = OTHERS["task_get"](task, "")
             view = client.answer(client.ask(method, params)).get("result", {}).get("structuredContent", {})
@@ -269,11 +274,14 @@ class Machine(RuleBasedStateMachine):
                 break
         done = False
         for one in (other, client):
-            method, params = OTHERS["answer"](str(task), one.mark)
-            refused = one.answer(one.ask(method, params)).get("result", {"isError": True}).get("isError", False)
+            method, params = OTHERS["answer"](task, one.mark)
+            answer = one.answer(one.ask(method, params))
+            if client.ended or one.ended or answer.get("error", {}).get("message") == OTHER_ERA:
+                # Nobody saw whether it asks; or the `initialize` of an earlier step has tied it to the other era.
+                continue
             own = one.origin == client.origin
-            assert one.ended or refused is (done or not own)
-            done |= own and not one.ended
+            assert answer.get("result", {"isError": True}).get("isError", False) is (done or not own), answer
+            done |= own
 
     @precondition(lambda self: self.clients)
     @rule(pick=PICKS, response=RESPONSES)
@@ -390,6 +398,7 @@ def test_no_message_breaks_the_server_or_reaches_another(home: Home) -> None:
                 stateful_step_count=STEPS,
                 deadline=None,
                 database=None,
+                derandomize="OMNID_FUZZ" not in os.environ,
                 phases=(Phase.generate,),
                 suppress_health_check=list(HealthCheck),
             ),
