@@ -119,7 +119,7 @@ class Fleet:
         """Counts the tasks whose result is in the journal."""
         return self.states().get("completed", 0)
 
-    def until_done(self, count: int) -> float:
+    def until_done(self, count: int, look_every_s: float = 0.02) -> float:
         """Waits until so many results are in the journal, and gives the time (monotonic)."""
         before, until_s = -1, 0.0
         while (now := self.done()) < count:
@@ -128,7 +128,7 @@ class Fleet:
                 before, until_s = now, now_s + STALL_S
             elif now_s > until_s:
                 raise TimeoutError(f"{now} of {count} are done, and nothing goes on: {self.states()}")
-            time.sleep(0.02)
+            time.sleep(look_every_s)
         return time.monotonic()
 
     def logged(self, event: str) -> int:

@@ -30,6 +30,8 @@ PARKED, BATCH = 100_000, 1_000
 SUBMIT_EVERY_S = 0.02
 OUTAGES = 3
 LOOK_S = 0.002
+DRAIN_LOOK_S = 0.5
+"""Each look costs the daemon a status, and this takes a minute."""
 STEP_S = 60.0
 CELERY_S = 120.0
 SLOTS = 2 * PARKED
@@ -232,13 +234,20 @@ def _outages(report: Report, fleet: Fleet) -> None:
 
 
 def _drain(report: Report, fleet: Fleet, slots: Iterator[int]) -> None:
-    """Commands wait for the broker's return; another client goes on submitting meanwhile."""
+    """Tasks wait in the journal behind the gate of a link that is down, and another client submits while they are done.
+
+    Parked is what is no attempt yet: only a window of twice the runners' slots goes out at once, so that a later task
+    of higher priority overtakes all else. The next one goes when a result comes, so this is the rate of the whole way
+    of a task, and not that of sending.
+    """
     done = fleet.done()
     fleet.broker.kill()
     first = next(slots)
     for begin in range(first, first + PARKED, BATCH):
         fleet.client.exchange(batch(range(begin, begin + BATCH)))
     before_mb = memory_mb(fleet.process.pid)["rss"]
+    pids = [fleet.process.pid, *fleet.pids]
+    before_s = [cpu_s(pid) for pid in pids]
     fleet.broker.start()
     since_s = time.monotonic()
     stop = threading.Event()
@@ -259,15 +268,17 @@ def _drain(report: Report, fleet: Fleet, slots: Iterator[int]) -> None:
     thread = threading.Thread(target=client)
     thread.start()
     try:
-        elapsed_s = fleet.until_done(done + PARKED) - since_s
+        elapsed_s = fleet.until_done(done + PARKED, DRAIN_LOOK_S) - since_s
     finally:
         stop.set()
         thread.join()
-    report.add(
-        f"{PARKED:,} parked commands, on the broker's return", (PARKED + len(took)) / elapsed_s, "/s", ">=", 4_000
-    )
+    busy_us = [(cpu_s(pid) - before) / (PARKED + len(took)) * 1e6 for pid, before in zip(pids, before_s, strict=True)]
+    what = f"{PARKED:,} tasks behind the link's gate claimed, sent, run and settled, on the broker's return"
+    report.add(what, (PARKED + len(took)) / elapsed_s, "/s", ">=", 4_000)
+    report.add("the daemon's processor time for each meanwhile", busy_us[0], "us")
+    report.add("the four runners' together", sum(busy_us[1:]), "us")
     report.add("the daemon's memory meanwhile, more", max(peak_mb) - before_mb, "MB", "<=", 20)
-    report.add("submits meanwhile, p99", sorted(took)[int(0.99 * len(took))], "ms", "<", 20)
+    report.add("submits of another client meanwhile, p99", sorted(took)[int(0.99 * len(took))], "ms", "<", 20)
 
 
 def _until(holds: Callable[[], bool]) -> None:

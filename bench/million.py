@@ -4,6 +4,7 @@ import mmap
 import shutil
 import time
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from statistics import median
 
@@ -14,10 +15,12 @@ from bench.report import Report
 from bench.served import NAME, NoopExecutor
 from bench.world import Daemon, answer_of, memory_mb, request, scratch
 from omnid.clock import SystemClock
+from omnid.executor.spool import Spool
 from omnid.flow import dispatcher, results
+from omnid.flow.context import Context
 from omnid.flow.turned import Turned
+from omnid.log import Log
 from omnid.model import Command, Result
-from omnid.route.budget import Budget
 from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.database import DATABASE_NAME, SqliteStore, StoreSettings
@@ -98,37 +101,45 @@ async def _claims(small: Path, large: Path) -> tuple[float, float]:
     for store in stores:
         store._connection.pragma("synchronous", "off")
         await store.write(lambda tx: journal.open_gate(tx, "paused:*"))
-    settings = Config()
-    budget = Budget(settings, {NAME: NoopExecutor.kind})
-    claim = partial(
-        dispatcher.claim,
-        free={NAME: 1},
-        slots_free=1,
-        executors={NAME: NoopExecutor(mmap.mmap(-1, 16))},
-        config=settings,
-        clock=clock,
-        budget=budget,
-    )
+    contexts = [_context(store, clock, directory) for store, directory in zip(stores, (small, large), strict=True)]
     taken_ms: tuple[list[float], list[float]] = ([], [])
     for _ in range(CLAIMS):
-        for store, durations in zip(stores, taken_ms, strict=True):
+        for context, durations in zip(contexts, taken_ms, strict=True):
+            claim = partial(dispatcher.claim, context=context, free={NAME: 1}, slots_free=1)
             since_ns = time.monotonic_ns()
-            claimed = await store.write(claim)
+            claimed = await context.store.write(claim)
             durations.append((time.monotonic_ns() - since_ns) / 1e6)
             (command,) = claimed.commands
             finish = partial(
                 results.finish,
                 result=_success(command),
-                config=settings,
+                config=context.config,
                 chance=clock.uniform,
-                budget=budget,
+                budget=context.budget,
                 turned=Turned.nothing(),
             )
-            if not await store.write(finish):
+            if not await context.store.write(finish):
                 raise RuntimeError("a result was refused")
     for store in stores:
         store.close()
     return median(taken_ms[0]), median(taken_ms[1])
+
+
+def _context(store: SqliteStore, clock: SystemClock, directory: Path) -> Context:
+    config = Config()
+
+    async def nobody(attempt_id: str) -> None:
+        raise RuntimeError(f"{attempt_id} is not in the journal")
+
+    return Context(
+        store=store,
+        clock=clock,
+        log=Log(clock, lambda text: text, stream=StringIO()).logger(),
+        config=config,
+        executors={NAME: NoopExecutor(mmap.mmap(-1, 16))},
+        spool=Spool(directory / "state" / "spool", config.limits),
+        set_aside=nobody,
+    )
 
 
 def _success(command: Command) -> Result:

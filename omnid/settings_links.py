@@ -27,7 +27,7 @@ class Link(Section, frozen=True, kw_only=True):
     stable_s: Seconds = 30.0
     ping_every_s: Seconds = 5.0
     slow_s: Seconds = 1.0
-    batch_max: Annotated[int, Meta(ge=1, le=4096)] = 256
+    batch_max: Annotated[int, Meta(ge=1, le=4096)] = 64
 
 
 class Runner(Section, frozen=True, kw_only=True):

@@ -14,7 +14,8 @@ from omnid.model import Cancel, Command, Delivery, Problem
 from omnid.store import outbox
 from omnid.store.interface import Tx
 
-BATCH_MAX = 256
+BATCH_MAX = 64
+"""So many take the event loop a few milliseconds, and whoever submits meanwhile has to wait for that."""
 SEND_S_MAX = 120.0
 COMMAND = "command"
 """The kind of the rows that hold commands; a dead one holds what it was about."""

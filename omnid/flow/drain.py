@@ -136,7 +136,7 @@ class Carrier:
         context = self._context
         destination = self._open(self._queue)
         limit = 1 if destination is None or self._single else destination.batch_max
-        batch = await context.store.read(lambda reader: outbox.peek(reader, self._queue, limit))
+        batch = await context.store.peek(lambda reader: outbox.peek(reader, self._queue, limit))
         if not batch and self.sent_since is not None:
             sent, self.sent_since = self.sent_since, None
             self._caught_up(self._queue, sent)

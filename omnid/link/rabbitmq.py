@@ -1,6 +1,7 @@
 """RabbitMQ as a link: a quorum queue for each end, confirmed publishing, manual acknowledgements.
 
-aio-pika is imported by the first dial.
+aio-pika is imported by the first dial. Messages go through the channel below it, a batch at a time: for each message
+of its own aio-pika and that channel take a task, some futures and a write to the socket, several times what is needed.
 ``omnid.NAME`` holds what was sent to the end NAME, ``omnid.NAME.dead`` what it set aside, by way of the exchange
 ``omnid.dead``. Who has the name NAME holds ``omnid.NAME.lock``, which goes with its connection, and has written into
 ``omnid.NAME.holder`` who it is. Publishing has a connection of its own: a broker that has run out of memory or disk
@@ -9,7 +10,7 @@ stops reading from those that publish, and what has come must still be acknowled
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from types import TracebackType
@@ -49,6 +50,8 @@ REFUSED = (
 
 
 LOCKED = "ChannelLockedResource"
+PERSISTENT = 2
+"""The delivery mode of what is written to the disk (AMQP 0-9-1)."""
 
 
 def queue_of(name: str) -> str:
@@ -67,6 +70,8 @@ class RabbitLink:
         self._known: set[str] = set()
         """The ends whose queues are there."""
         self._arrived: deque[Any] = deque()
+        self._unacknowledged: dict[int, None] = {}
+        """The delivery tags of what has come, in their order."""
         self._filled = anyio.Event()
         self._lost: LinkDown | None = None
 
@@ -78,6 +83,7 @@ class RabbitLink:
         endpoint = self._endpoint
         endpoint.need_asyncio()
         self._library: Any = await anyio.to_thread.run_sync(import_library, endpoint)
+        self._wire = Wire()
         try:
             with self._mapped(dialling=True), endpoint.deadline():
                 sending, receiving = await self._connect(), await self._connect()
@@ -87,8 +93,10 @@ class RabbitLink:
                     channel.close_callbacks.add(self._closed)
                 await self._take_name(receiving)
                 await self._receiving.set_qos(prefetch_count=min(PREFETCH_MAX, endpoint.held_max + endpoint.batch_max))
-                queue = await self._declare(self._receiving, endpoint.name)
-                await queue.consume(self._came)
+                await self._declare(self._receiving, endpoint.name)
+                self._publisher: Any = await self._sending.get_underlay_channel()
+                self._consumer: Any = await self._receiving.get_underlay_channel()
+                await self._consumer.basic_consume(queue_of(endpoint.name), self._came)
         except BaseException:
             await self._close()
             raise
@@ -135,14 +143,14 @@ class RabbitLink:
             await self._sending.declare_queue(**_holder_queue(name))
             await self._publish_to(f"{name}.holder", self._endpoint.holder.line.encode())
 
-    async def _declare(self, channel: Any, name: str) -> Any:
+    async def _declare(self, channel: Any, name: str) -> None:
         """Makes the queues of an end, whichever end comes first."""
         exchange = await channel.declare_exchange(DEAD, "direct", durable=True)
         dead = await channel.declare_queue(
             f"{queue_of(name)}.dead", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": DEAD_MAX}
         )
         await dead.bind(exchange, name)
-        return await channel.declare_queue(
+        await channel.declare_queue(
             queue_of(name),
             durable=True,
             arguments={
@@ -156,7 +164,8 @@ class RabbitLink:
             },
         )
 
-    async def _came(self, message: Any) -> None:
+    def _came(self, message: Any) -> None:
+        self._unacknowledged[message.delivery_tag] = None
         self._arrived.append(message)
         self._filled.set()
 
@@ -185,6 +194,8 @@ class RabbitLink:
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         """See `Messenger.send`."""
         bodies = self._codec.encode(to, batch)
+        if not bodies:
+            return
         async with self._room():
             await self._send(to, bodies)
 
@@ -193,16 +204,11 @@ class RabbitLink:
             if to not in self._known:
                 await self._declare_for(to)
                 self._known.add(to)
-            errors: list[Exception] = []
-            # All of them at once: they go out in this order, and their confirmations come as they come.
-            async with anyio.create_task_group() as group:
-                for body in bodies:
-                    group.start_soon(self._publish, to, body, errors)
-            if errors:
+            try:
+                await self._publish(queue_of(to), bodies)
+            except self._library.exceptions.DeliveryError as error:
                 self._known.discard(to)
-                if isinstance(errors[0], self._library.exceptions.DeliveryError):
-                    raise self._endpoint.undelivered(to, f"RabbitMQ says: {errors[0]}") from errors[0]
-                raise errors[0]
+                raise self._endpoint.undelivered(to, f"RabbitMQ says: {error}") from error
 
     async def _declare_for(self, to: str) -> None:
         """Makes the queues of another end, on a channel of its own: a refusal ends it."""
@@ -220,11 +226,41 @@ class RabbitLink:
         message = self._library.Message(body, delivery_mode=self._library.DeliveryMode.PERSISTENT)
         await self._sending.default_exchange.publish(message, queue, mandatory=mandatory)
 
-    async def _publish(self, to: str, body: bytes, errors: list[Exception]) -> None:
+    async def _publish(self, queue: str, bodies: Sequence[bytes]) -> None:
+        """Publishes a batch by one write, and waits until the broker has confirmed all of it.
+
+        The channel's books are kept as its own `basic_publish` keeps them: a tag belongs to what was written, and to
+        nothing else, because the broker counts too.
+        """
+        channel, wire = self._publisher, self._wire
+        async with channel.lock:
+            tags = range(channel.delivery_tag + 1, channel.delivery_tag + 1 + len(bodies))
+            written = wire.messages(channel, queue, dict(zip(tags, bodies, strict=True)))
+            confirmed = channel.create_future()
+            channel.confirmations.update(dict.fromkeys(tags, Batch(confirmed, len(bodies))))
+            channel.message_id_delivery_tag.update((str(tag), tag) for tag in tags)
+            try:
+                await channel.write_queue.put(written)
+            except BaseException:
+                confirmed.cancel()
+                for tag in tags:
+                    del channel.confirmations[tag], channel.message_id_delivery_tag[str(tag)]
+                raise
+            channel.delivery_tag = tags[-1]
         try:
-            await self._publish_to(queue_of(to), body)
-        except (*self._failures, OSError) as error:
-            errors.append(error)
+            await self._wait(confirmed)
+        finally:
+            for tag in tags:
+                channel.message_id_delivery_tag.pop(str(tag), None)
+
+    async def _wait(self, future: Any) -> None:
+        """Waits for a future of the channel's, which tells those who wait of its own end as if they were cancelled."""
+        try:
+            await future
+        except anyio.get_cancelled_exc_class() as error:
+            if future.cancelled():
+                raise
+            raise self._endpoint.down(_detail(None)) from error
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
@@ -247,9 +283,34 @@ class RabbitLink:
 
     async def ack(self, received: Sequence[Received]) -> None:
         """See `Messenger.ack`."""
+        frames = self._acks({one.tag.delivery_tag for one in received})
+        if not frames:
+            return
         with self._mapped(), self._endpoint.deadline():
-            for one in received:
-                await one.tag.ack()
+            await self._settle(frames)
+
+    def _acks(self, tags: set[int]) -> list[Any]:
+        """Gives the frames for what is acknowledged: one for all before which nothing else waits, and the others."""
+        up_to = 0
+        for tag in self._unacknowledged:
+            if tag not in tags:
+                break
+            up_to = tag
+        frames = [self._wire.ack(up_to, multiple=True)] if up_to else []
+        for tag in sorted(tags.intersection(self._unacknowledged)):
+            del self._unacknowledged[tag]
+            if tag > up_to:
+                frames.append(self._wire.ack(tag))
+        return frames
+
+    async def _settle(self, frames: Sequence[Any]) -> None:
+        """Writes what becomes of messages that have come, and waits until that is on its way."""
+        channel = self._consumer
+        if channel.is_closed:
+            raise self._lost or self._endpoint.down(_detail(None))
+        written = channel.create_future()
+        await channel.write_queue.put(self._wire.together(channel, frames, written))
+        await self._wait(written)
 
     async def refuse(self, received: Received, why: str) -> None:
         """See `Messenger.refuse`."""
@@ -257,8 +318,9 @@ class RabbitLink:
 
     async def _set_aside(self, message: Any, why: str) -> None:
         """Has the broker move a message to the dead ones; the reason stands in the log."""
+        self._unacknowledged.pop(message.delivery_tag, None)
         with self._mapped(), self._endpoint.deadline():
-            await message.reject(requeue=False)
+            await self._settle([self._wire.reject(message.delivery_tag)])
         self._log.warning("message_set_aside", link=self._endpoint.link, why=why)
 
     async def ping(self) -> None:
@@ -281,9 +343,11 @@ class RabbitLink:
             raise
 
     async def _check_room(self) -> None:
-        sending = self._connections[0].transport.connection
+        transport = self._connections[0].transport
+        if transport is None:
+            return  # It has been closed meanwhile.
         with anyio.move_on_after(0) as waited:
-            await sending.ready()
+            await transport.connection.ready()
         if waited.cancelled_caught:
             raise self._endpoint.full("RabbitMQ has blocked those who publish (an alarm of its memory or disk)")
 
@@ -308,6 +372,62 @@ class RabbitLink:
                 if type(error).__name__ in REFUSED:
                     raise self._endpoint.refused(f"RabbitMQ says: {error}") from error
             raise self._endpoint.down(_detail(error)) from error
+
+
+class Batch:
+    """What aiormq's channel takes for the future of one confirmation: that of a batch, done with its last message."""
+
+    def __init__(self, confirmed: Any, left: int) -> None:
+        self._confirmed = confirmed
+        self._left = left
+
+    def done(self) -> bool:
+        """Tells the channel that it may still be told something, be it that nobody waits for any more."""
+        return False
+
+    def set_result(self, _frame: Any) -> None:
+        """Hears that one message is confirmed."""
+        self._left -= 1
+        if not self._left and not self._confirmed.done():
+            self._confirmed.set_result(None)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Hears that one message was refused, and with it the batch."""
+        if not self._confirmed.done():
+            self._confirmed.set_exception(error)
+
+
+class Wire:
+    """Makes the frames of AMQP 0-9-1 that a batch consists of, with the classes that aiormq has them from."""
+
+    def __init__(self) -> None:
+        self._basic: Any = import_module("pamqp.commands").Basic
+        self._header: Any = import_module("pamqp.header").ContentHeader
+        self._body: Any = import_module("pamqp.body").ContentBody
+        self._frame: Any = import_module("aiormq.abc").ChannelFrame
+
+    def together(self, channel: Any, frames: Sequence[Any], written: Any = None) -> Any:
+        """Gives frames that are written at once; `written` is the future that is done then."""
+        return self._frame.marshall(channel.number, frames, written)
+
+    def messages(self, channel: Any, queue: str, bodies: Mapping[int, bytes]) -> Any:
+        """Gives messages that outlive the broker, by their tags; one that finds no queue comes back under its tag."""
+        frames: list[Any] = []
+        size_max = channel.max_content_size
+        for tag, body in bodies.items():
+            properties = self._basic.Properties(delivery_mode=PERSISTENT, message_id=str(tag))
+            frames.append(self._basic.Publish(routing_key=queue, mandatory=True))
+            frames.append(self._header(properties=properties, body_size=len(body)))
+            frames += (self._body(body[at : at + size_max]) for at in range(0, len(body), size_max))
+        return self.together(channel, frames)
+
+    def ack(self, tag: int, *, multiple: bool = False) -> Any:
+        """Gives the acknowledgement of a message, or of all up to it."""
+        return self._basic.Ack(tag, multiple)
+
+    def reject(self, tag: int) -> Any:
+        """Gives the frame that has the broker set a message aside."""
+        return self._basic.Reject(tag, requeue=False)
 
 
 def _holder_queue(name: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def last(reader: Reader, destination: str) -> int | None:
 
 def confirm(tx: Tx, ids: Iterable[str]) -> int:
     """Forgets rows that the other side has; gives how many there were."""
-    return sum(_forget(tx, delivery) for id in ids if (delivery := _by_id(tx, id)) is not None)
+    return sum(_forget(tx, id) for id in ids)
 
 
 def postpone(tx: Tx, id: str, retry_at_ms: int, problem: Problem) -> bool:
@@ -188,10 +188,14 @@ def _by_id(reader: Reader, id: str) -> Delivery | None:
     return None if row is None else delivery_of(row)
 
 
-def _forget(tx: Tx, delivery: Delivery) -> bool:
-    tx.forget(OUTBOX, delivery.id)
-    if delivery.dead_at_ms is None:
-        _counted(tx, delivery.destination, -1)
+def _forget(tx: Tx, id: str) -> bool:
+    place = tx.one("outbox_place", id)
+    if place is None:
+        return False
+    destination, dead_at_ms = place
+    tx.forget(OUTBOX, id)
+    if dead_at_ms is None:
+        _counted(tx, destination, -1)
     return True
 
 

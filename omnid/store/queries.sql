@@ -274,6 +274,8 @@ SELECT ord FROM answer ORDER BY ord DESC LIMIT 1 OFFSET $1
 SELECT {outbox_row} FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL AND ord > $2 ORDER BY ord LIMIT $3
 -- name: outbox_by_id
 SELECT {outbox_row} FROM outbox WHERE id = $1
+-- name: outbox_place
+SELECT destination, dead_at_ms FROM outbox WHERE id = $1
 -- name: outbox_of
 SELECT id FROM outbox WHERE subject = $1 AND dead_at_ms IS NULL LIMIT 1
 -- name: outbox_count

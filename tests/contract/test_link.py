@@ -107,6 +107,18 @@ async def test_what_was_not_acknowledged_comes_again_and_nothing_else(kit: Kit) 
     assert await kit.broker.held(kit.runner_name) == 0
 
 
+async def test_what_is_acknowledged_out_of_order_takes_nothing_else_with_it(kit: Kit) -> None:
+    async with kit.daemon() as daemon, kit.runner() as first:
+        await daemon.send(kit.runner_name, [command(number) for number in range(7)])
+        received = await take(first, 7)
+        for some in (received[3:4], received[:2], received[4:5], received[2:3]):
+            await first.ack(some)
+        await first.refuse(received[5], "nobody knows its executor")
+        await first.ping()
+    async with kit.runner() as second:
+        assert names(await take(second, 1)) == ["a6"]
+
+
 async def test_what_is_refused_is_set_aside_and_holds_up_nobody(kit: Kit) -> None:
     async with kit.daemon() as daemon, kit.runner() as runner:
         await daemon.send(kit.runner_name, [command(1), command(2)])

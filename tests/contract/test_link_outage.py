@@ -9,11 +9,15 @@ import anyio.to_thread
 import pytest
 
 from omnid.clock import SystemClock
+from omnid.errors import Retryable
+from omnid.link import rabbitmq
 from omnid.link.connection import Connection
-from omnid.link.interface import LinkDown
+from omnid.link.interface import Link, LinkDown
 from omnid.model import Cancel
 from omnid.settings_links import Link as Section
-from tests.contract.links import WAIT_S, Kit, command, names
+from tests.contract.links import WAIT_S, Kit, command, names, take
+from tests.fakes.brokers import Broker
+from tests.fakes.proxy import proxied
 
 pytestmark = pytest.mark.anyio
 
@@ -140,3 +144,40 @@ async def test_a_changed_password_keeps_it_down_until_it_is_known(kit: Kit) -> N
     await watched.during(do)
     said = kit.logged.getvalue() + watched.kit.logged.getvalue()
     assert "another-password" not in said
+
+
+async def test_a_batch_that_finds_its_queue_gone_is_sent_again_as_a_whole(brokers: Callable[[str], Broker]) -> None:
+    broker: Any = brokers("rabbitmq")
+    kit = Kit("rabbitmq", broker, "gone")
+    async with kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [command(0)])
+        connection, channel = await broker._channel()
+        async with connection:
+            await channel.queue_delete(rabbitmq.queue_of(kit.runner_name))
+        batch = [command(1), command(2), command(3)]
+        with pytest.raises(Retryable) as caught:
+            await daemon.send(kit.runner_name, batch)
+        assert caught.value.code == "delivery_failed"
+        await daemon.send(kit.runner_name, batch)
+        async with kit.runner() as runner:
+            assert names(await take(runner, 3)) == ["a1", "a2", "a3"]
+
+
+async def test_who_waits_for_a_confirmation_when_the_link_is_closed_hears_that_it_is_down(kit: Kit) -> None:
+    said: list[str] = []
+
+    async def send(daemon: Link) -> None:
+        with pytest.raises(LinkDown) as caught:
+            await daemon.send(kit.runner_name, [command(1), command(2)])
+        said.append(caught.value.code)
+
+    async with (
+        proxied(kit.broker.port) as proxy,
+        anyio.create_task_group() as group,
+        kit.daemon(url=f"{kit.broker.scheme}://127.0.0.1:{proxy.port}") as daemon,
+    ):
+        await daemon.send(kit.runner_name, [command(0)])
+        proxy.mute()
+        group.start_soon(send, daemon)
+        await proxy.request()
+    assert said == ["link_down"]
