@@ -34,7 +34,7 @@ WATCH_S_MAX = 600.0
 NAP_S_MAX = 3600.0
 REFUSED = "message_refused"
 """The code with which a runner says that it has set a command aside."""
-RESULTS_AT_ONCE = 32
+RESULTS_AT_ONCE = 16
 """How many results wait for the store at once: they share commits, and whoever submits has to wait behind them."""
 STALL_S = 5.0
 """By how much later than it should this may wake before it takes itself for the one who was away."""
