@@ -106,13 +106,13 @@ class Mender:
             return "it was not ready in time"
         except Retryable as error:
             return str(error.fields.get("detail", error.what))
-        while modes.gateway.is_gone:
-            good = await gateway.probe(config.mode.gateway_probe_s_max) is not None
-            modes.gateway_was(good=good)
-            if not good:
-                return "it doesn't answer its probes in time"
+        while await gateway.probe(config.mode.gateway_probe_s_max) is not None:
+            modes.gateway_was(good=True)
+            if not modes.gateway.is_gone:
+                return None
             await anyio.sleep(min(SOON_S, config.mode.gateway_probe_every_s) / 2)
-        return None
+        modes.gateway_was(good=False)
+        return "it doesn't answer its probes in time"
 
     async def _ask_for_repair(self, problem: str, said: str) -> None:
         """Submits one task to the executor that the config names for repairs; where it is too soon, people are told."""

@@ -100,6 +100,12 @@ def until_failed_starts(home: Home, count: int) -> None:
     until(lambda: failed_starts(home) >= before + count, "a start that fails", SLOW_S)
 
 
+def unsent(home: Home) -> int:
+    """Counts what waits in outboxes."""
+    with contextlib.closing(sqlite3.connect(home.state / "journal.db")) as database:
+        return database.execute("SELECT count(*) FROM outbox").fetchone()[0]
+
+
 def test_a_gateway_that_does_not_start_is_repaired_by_one_task_and_comes_back_once(
     home: Home, blocks: list[Path]
 ) -> None:
@@ -143,6 +149,8 @@ def test_a_repair_outlives_daemons_that_are_killed_and_is_asked_for_once(home: H
         for number in range(2):
             answered(home, f"say {number}")
         until(lambda: outages(home) == [("litellm", 0)], "the outage", SLOW_S)
+        # Told and written down as told: what is cut off in between is told again.
+        until(lambda: told.exists() and unsent(home) == 0, "the notice", SLOW_S)
         home.kill()
         assert repairs(home) == [], "killed before it was asked for"
         home.start()

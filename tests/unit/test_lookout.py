@@ -38,16 +38,7 @@ class Looking:
 
     def _claim(self, tx: Tx, seats: Seats, *, stirred: bool) -> Claimed:
         context, tx.stirred = self.world.context, stirred
-        return claim(
-            tx,
-            free={},
-            slots_free=0,
-            executors=context.executors,
-            config=context.config,
-            clock=context.clock,
-            budget=context.budget,
-            seats=seats,
-        )
+        return claim(tx, context, free={}, slots_free=0, seats=seats)
 
     async def all(self, *seats: Seat, stirred: bool = False) -> list[str]:
         """Gives what is claimed until nothing more can be."""
