@@ -26,6 +26,8 @@ from omnid.settings import ModelExecutor as Section
 CALLS_MAX = 32
 """How many calls one attempt may make: more than there are sensible ways."""
 CUT = Failure("cut", "it was cut off on our side", may_cost=True)
+UNSENT = Failure("cut", "it was cut off on our side before it was sent")
+LATE = Failure("deadline", "the time was up before it was sent")
 Way = Literal["gateway", "direct"]
 OnText = Callable[[str], None]
 
@@ -84,6 +86,10 @@ class Calls(Protocol):
 
         The first may have been chosen and reserved when the attempt was.
         """
+        ...
+
+    def late(self, command: Command, tried: Sequence[Tried]) -> NoCall:
+        """Says what becomes of an attempt whose time is up: no other call is made."""
         ...
 
     async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
@@ -217,6 +223,9 @@ class ModelExecutor:
         """Makes one call after the other until there is an answer, or no way is left."""
         command, wanted = attempt.command, Wanted.of(self._section, attempt.command.work)
         while len(attempt.tried) < CALLS_MAX:
+            if attempt.tried and self._clock.monotonic_s() >= attempt.until_s:
+                end = self._calls.late(command, attempt.tried)
+                return attempt.ended(end.outcome, end.problem, end.park)
             try:
                 call = await self._calls.begin(command, wanted, attempt.tried)
             except Retryable as error:
@@ -239,19 +248,21 @@ class ModelExecutor:
     async def _made(self, attempt: "_Attempt", call: Call) -> Answer | Failure:
         """Makes a call and ends it, also where it is cut off."""
         began_s = self._clock.monotonic_s()
-        said: Answer | Failure = CUT
+        attempt.said = UNSENT
         try:
-            said = await self._said(attempt, call, attempt.until_s - began_s)
+            attempt.said = await self._said(attempt, call)
         finally:
             with anyio.CancelScope(shield=True):
-                took_s = self._clock.monotonic_s() - began_s
-                cost = await self._calls.end(call, said, took_s)
-                attempt.took(call, cost, answered=isinstance(said, Answer))
-        return said
+                cost = await self._calls.end(call, attempt.said, self._clock.monotonic_s() - began_s)
+                attempt.took(call, cost, answered=isinstance(attempt.said, Answer))
+        return attempt.said
 
-    async def _said(self, attempt: "_Attempt", call: Call, left_s: float) -> Answer | Failure:
+    async def _said(self, attempt: "_Attempt", call: Call) -> Answer | Failure:
         try:
-            key = await self._secrets.resolve(call.key) if call.key else ""
+            with anyio.fail_after(max(0.0, attempt.until_s - self._clock.monotonic_s())):
+                key = await self._secrets.resolve(call.key) if call.key else ""
+        except TimeoutError:
+            return LATE
         except OmnidError as error:
             return Failure("key", str(error.fields.get("detail", error.what)))
         system = (Message("system", self._section.system),) if self._section.system else ()
@@ -263,7 +274,11 @@ class ModelExecutor:
             temperature=self._section.temperature,
         )
         way = self._ways.gateway if call.way == "gateway" else self._ways.direct
-        return await way.call(call.channel, key, ask, max(left_s, 0.001), attempt.log and attempt.log.add)
+        left_s = attempt.until_s - self._clock.monotonic_s()
+        if left_s <= 0:
+            return LATE
+        attempt.said = CUT
+        return await way.call(call.channel, key, ask, left_s, attempt.log and attempt.log.add)
 
     def _result(self, attempt: "_Attempt", call: Call, answer: Answer) -> Result:
         data = answer.text.encode(errors="backslashreplace")
@@ -289,6 +304,8 @@ class _Attempt:
         self.parked = False
         """Its scope was cancelled because the cloud is gone."""
         self.call: Call | None = None
+        self.said: Answer | Failure = UNSENT
+        """What its call has shown, or what being cut off now would mean."""
         self.tried: list[Tried] = []
         self.spent: int | None = 0
         """What its calls have cost so far, in microdollars; None is unknown."""
@@ -307,10 +324,14 @@ class _Attempt:
         return self.command.ended(outcome, problem, cost_usd=cost_usd, park=park)
 
 
+def timed_out(command: Command) -> Problem:
+    """Says that the time of an attempt was up."""
+    return Problem.make("attempt_timeout", timeout_s=f"{command.timeout_s:g}")
+
+
 def _given_up(attempt: _Attempt, call: Call, failure: Failure) -> Result:
     """Makes the result of a failure after which no other way helps."""
     if failure.kind == "deadline":
-        problem = Problem.make("attempt_timeout", timeout_s=f"{attempt.command.timeout_s:g}")
-        return attempt.ended("timeout", problem)
+        return attempt.ended("timeout", timed_out(attempt.command))
     problem = Problem.make("call_refused", channel=call.channel.name, detail=failure.detail)
     return attempt.ended("rejected", problem)

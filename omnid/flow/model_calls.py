@@ -15,7 +15,7 @@ from msgspec import structs
 from omnid.channels import LOCAL, cost_microusd
 from omnid.errors import Rejected, Retryable
 from omnid.executor.brainstem import BrainstemState
-from omnid.executor.model import CUT, Call, NoCall, Tried, Wanted, Way
+from omnid.executor.model import CUT, UNSENT, Call, NoCall, Tried, Wanted, Way, timed_out
 from omnid.executor.model_errors import RULES, Failure, Kind, Usage
 from omnid.executor.model_wire import Answer
 from omnid.flow import money
@@ -61,6 +61,10 @@ PASSING: frozenset[Kind] = frozenset({"provider", "silent", "cut", "gateway"})
 """Failures that may be over at the next attempt."""
 NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent"})
 """Failures that say nothing of whether the cloud can be reached."""
+
+
+BY_US = (CUT, UNSENT)
+"""What we did ourselves, which shows nothing."""
 
 
 class _Asked(NamedTuple):
@@ -137,6 +141,13 @@ class ModelCalls:
         calls[attempt_id] = FirstCall(call, context.config)
         return call.most_microusd
 
+    def late(self, command: Command, tried: Sequence[Tried]) -> NoCall:
+        """See `Calls.late`: what the cloud kept from an answer waits for the cloud."""
+        if command.work.offline != "fail" and any(one.failure.kind in AWAY for one in tried):
+            now_ms = self._context.clock.wall_ms()
+            return _away(self._detail((), tried, now_ms), now_ms)
+        return NoCall("timeout", timed_out(command))
+
     async def end(self, call: Call, said: Answer | Failure, took_s: float) -> int | None:
         """See `Calls.end`; where it can't be written, the end of the attempt settles it."""
         self._learn(call, said, took_s)
@@ -193,9 +204,9 @@ class ModelCalls:
     def _tell_modes(self, call: Call, said: Answer | Failure) -> None:
         """Says what the call has shown of the gateway and the cloud."""
         kind, modes = (None if isinstance(said, Answer) else said.kind), self._context.modes
-        if call.way == "gateway" and said is not CUT and not modes.gateway.is_gone:
+        if call.way == "gateway" and said not in BY_US and not modes.gateway.is_gone:
             modes.gateway_was(good=kind != "gateway")
-        if not call.channel.local and kind not in NO_SIGN and said is not CUT:
+        if not call.channel.local and kind not in NO_SIGN and said not in BY_US:
             modes.channel_was(call.channel.name, away=kind in AWAY)
 
     def _served_now(self) -> frozenset[str]:
@@ -388,10 +399,9 @@ def _reason(candidate: Candidate, choice: Choice, tried: Sequence[Tried], refuse
 def _without_time(task: Task, choice: Choice, tried: Sequence[Tried], detail: str, now_ms: int) -> NoCall:
     """Says what becomes of an attempt where no provider has said when to come again."""
     if any(one.failure.kind in AWAY for one in tried):
-        problem = Problem.make("cloud_gone", detail=detail)
         if task.work.offline == "fail":
-            return NoCall("rejected", problem)
-        return NoCall("parked", problem, Park("channels", now_ms + CLOUD_MS))
+            return NoCall("rejected", Problem.make("cloud_gone", detail=detail))
+        return _away(detail, now_ms)
     if any("at once" in one.reason for one in choice.turned_down):
         return NoCall("parked", Problem.make("no_channel", detail=detail), Park("channels", now_ms + SOON_MS))
     if any("is refused" in one.reason for one in choice.turned_down):
@@ -399,6 +409,10 @@ def _without_time(task: Task, choice: Choice, tried: Sequence[Tried], detail: st
     if tried:
         return NoCall("failure", Problem.make("model_failed", detail=detail))
     return NoCall("rejected", Problem.make("no_channel_ever", detail=detail))
+
+
+def _away(detail: str, now_ms: int) -> NoCall:
+    return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("channels", now_ms + CLOUD_MS))
 
 
 def _offline(task: Task, channels: Sequence[Channel], now_ms: int, local: BrainstemState) -> NoCall | None:

@@ -134,6 +134,19 @@ async def test_a_cloud_that_is_away_is_looked_for_before_a_limit_lifts(
     assert (end.problem.code, end.park and end.park.wake_at_ms) == ("no_channel", LIMITED.until_ms)
 
 
+async def test_an_attempt_whose_time_is_up_waits_for_the_cloud_only_where_that_is_away(
+    purse: Purse, calls: ModelCalls, clock: FakeClock
+) -> None:
+    command = await started(purse)
+    call = await begun(calls, command)
+    end = calls.late(command, [Tried(call, Failure("silent", "nothing came"))])
+    assert (end.outcome, end.problem.code, end.park) == ("timeout", "attempt_timeout", None)
+    end = calls.late(command, [Tried(call, Failure("cloud", "no connection"))])
+    assert (end.problem.code, end.park and end.park.wake_at_ms) == ("cloud_gone", clock.now_ms + 5_000)
+    command = await started(purse, offline="fail")
+    assert calls.late(command, [Tried(call, Failure("cloud", "no connection"))]).outcome == "timeout"
+
+
 async def test_a_refused_key_is_no_reason_to_give_up_what_may_pass(purse: Purse, calls: ModelCalls) -> None:
     refused = Failure("key", "HTTP 401", 401)
     command = await started(purse)
