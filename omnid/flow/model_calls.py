@@ -297,10 +297,13 @@ class ModelCalls:
         if closes == "key":
             known = self._keys[name, call.key]
             refused = said.detail if said.kind == "key" else known.refused
-            self._keys[name, call.key] = KeyFacts(said.until_ms, refused, known.calls_at_ms)
+            until_ms = max((known.closed_until_ms or 0, said.until_ms or 0)) or None
+            self._keys[name, call.key] = KeyFacts(until_ms, refused, known.calls_at_ms)
         elif closes == "channel":
             known = self._channels[name]
-            self._channels[name] = ChannelFacts(known.latencies_s, said.until_ms, said.detail, known.running)
+            # Calls that ran beside each other are told different times: the latest holds.
+            if (said.until_ms or 0) > (known.closed_until_ms or 0):
+                self._channels[name] = ChannelFacts(known.latencies_s, said.until_ms, said.detail, known.running)
 
     def _none_left(
         self, tx: Tx, task: Task, choice: Choice, tried: Sequence[Tried], refused: Sequence[Refuse]

@@ -221,3 +221,19 @@ async def test_a_call_that_we_cut_ourselves_says_nothing_good_of_the_gateway(pur
         assert call.way == "gateway"
         await calls.end(call, said, 1.0)
     assert modes.gateway.is_gone
+
+
+@pytest.mark.parametrize("kind", ["limited", "overloaded"])
+async def test_a_shorter_limit_does_not_end_a_longer_one(
+    purse: Purse, calls: ModelCalls, clock: FakeClock, kind: Kind
+) -> None:
+    clock.now_ms = NOW_MS
+    command = await started(purse)
+    one, other = await begun(calls, command), await begun(calls, command)
+    for call, wait_s in ((one, 3600), (other, 60)):
+        await calls.end(call, Failure(kind, f"for {wait_s} s", until_ms=NOW_MS + 1000 * wait_s), 1.0)
+    facts = calls.facts("direct", NOW_MS)
+    known = facts.keys[one.channel.name, one.key] if kind == "limited" else facts.channels[one.channel.name]
+    assert known.closed_until_ms == NOW_MS + 3_600_000
+    if kind == "overloaded":
+        assert facts.channels[one.channel.name].why_closed == "for 3600 s"
