@@ -117,7 +117,8 @@ def _channel(channel: Channel, facts: Facts, failures: int) -> ChannelState:
     keys: list[KeyState] = []
     for reference in keys_of(channel):
         key = facts.keys.get((channel.name, reference), KeyFacts())
-        keys.append(KeyState(reference, _later(key.closed_until_ms, facts.now_ms), key.refused))
+        until_ms = _later(key.closed_until_ms, facts.now_ms)
+        keys.append(KeyState(reference, until_ms, key.refused, key.why_closed if until_ms is not None else ""))
     closed_until_ms = _later(known.closed_until_ms, facts.now_ms)
     return ChannelState(
         name=channel.name,

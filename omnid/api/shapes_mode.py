@@ -19,9 +19,11 @@ class KeyState(Struct, frozen=True):
     reference: str | None
     """Where its secret lies; only people are told."""
     closed_until_ms: int | None
-    """Its limit holds until then."""
+    """It is left out until then."""
     refused: str | None
     """Why the provider doesn't take it."""
+    why_closed: str = ""
+    """Why it is left out until then, where no limit is the reason."""
 
 
 class ChannelState(Struct, frozen=True):

@@ -27,6 +27,8 @@ CALLS_MAX = 32
 """How many calls one attempt may make: more than there are sensible ways."""
 CUT = Failure("cut", "it was cut off on our side", may_cost=True)
 UNSENT = Failure("cut", "it was cut off on our side before it was sent")
+UNREAD_MS = 60_000
+"""How long a key isn't asked for that could not be read; what isn't in the environment never comes."""
 LATE = Failure("deadline", "the time was up before it was sent")
 Way = Literal["gateway", "direct"]
 OnText = Callable[[str], None]
@@ -264,7 +266,8 @@ class ModelExecutor:
         except TimeoutError:
             return LATE
         except OmnidError as error:
-            return Failure("key", str(error.fields.get("detail", error.what)))
+            until_ms = None if call.key.startswith("env:") else self._clock.wall_ms() + UNREAD_MS
+            return Failure("secret", str(error.fields.get("detail", error.what)), until_ms=until_ms)
         system = (Message("system", self._section.system),) if self._section.system else ()
         ask = Ask(
             call.model.id or call.model.name,

@@ -26,6 +26,7 @@ Kind = Literal[
     "silent",
     "deadline",
     "gateway",
+    "secret",
 ]
 """What a failure means; `RULES` says what follows from each."""
 
@@ -80,6 +81,7 @@ RULES: dict[Kind, Rule] = {
     "silent": Rule(True, None, "the provider said nothing"),
     "deadline": Rule(False, None, "the time was up"),
     "gateway": Rule(True, None, "the gateway is at fault"),
+    "secret": Rule(True, "key", "the key can't be read"),
 }
 
 

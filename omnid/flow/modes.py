@@ -1,7 +1,7 @@
 """The mode, as far as it is known now: calls tell what they saw, and `flow.mode` acts on it."""
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anyio
@@ -79,7 +79,9 @@ class Modes:
         self.check_channels: Callable[[], Awaitable[Sequence[Checked]]] = _unchecked
         """Asks every channel with every key what costs nothing; `flow.checks` sets it."""
         self.facts: Callable[[int], Facts] = Facts
-        """Gives what is known of keys and channels; `flow.model_calls` sets it."""
+        """Gives what is known of keys and channels; `flow.model_calls` sets this and the next."""
+        self.trust_keys: Callable[[Iterable[tuple[str, str]] | None], None] = lambda _: None
+        """Has keys taken again that were refused: those of these channels and references, or all."""
         self.local_model: Callable[[], BrainstemState] = lambda: BrainstemState("none")
         """Gives how the local model is; `flow.mode` sets this and the next four."""
         self.wake_local: Callable[[], None] = lambda: None

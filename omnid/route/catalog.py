@@ -28,9 +28,11 @@ class KeyFacts(Struct, frozen=True):
     closed_until_ms: int | None = None
     """It is limited until then (wall time); in the past: it isn't."""
     refused: str | None = None
-    """Why the provider doesn't take it at all; it stays so until the config changes."""
+    """Why it can't be used at all; it stays so until the config changes or it is found good."""
     calls_at_ms: tuple[int, ...] = ()
     """When its calls of the last minute began, the oldest first."""
+    why_closed: str = ""
+    """Why it is closed until then, where no limit is the reason."""
 
 
 class ChannelFacts(Struct, frozen=True):
@@ -226,7 +228,7 @@ def _key_closed(channel: Channel, key: str, what: str, facts: Facts) -> TurnedDo
     if known.refused is not None:
         return TurnedDown(channel.name, key, f"{which} is refused: {known.refused}")
     if known.closed_until_ms is not None and known.closed_until_ms > facts.now_ms:
-        return TurnedDown(channel.name, key, f"{which} is limited", known.closed_until_ms)
+        return TurnedDown(channel.name, key, f"{which} {known.why_closed or 'is limited'}", known.closed_until_ms)
     most = channel.requests_per_minute_max
     recent = [at_ms for at_ms in known.calls_at_ms if at_ms > facts.now_ms - MINUTE_MS]
     if most is not None and len(recent) >= most:

@@ -159,6 +159,7 @@ MODE = shapes_mode.ModeShown(
             keys=[
                 shapes_mode.KeyState("env:A", NOW_MS + 1000, None),
                 shapes_mode.KeyState("env:B", None, "no such key"),
+                shapes_mode.KeyState("exec:c", NOW_MS + 1000, None, "can't be read: no answer"),
             ],
         )
     ],

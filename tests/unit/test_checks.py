@@ -89,6 +89,14 @@ async def test_what_is_wrong_with_a_channel_is_a_problem_and_says_what_to_do(pla
     assert place.world.logged.getvalue().count('"channel_unwell"') == 2, "logged once"
 
 
+async def test_a_key_that_is_found_good_is_taken_again(place: Place) -> None:
+    trusted: list[Any] = []
+    place.context.modes.trust_keys = trusted.append
+    place.channels("ok", "key_refused")
+    await place.checks.channels()
+    assert trusted == [[("p1", "env:KEY")]]
+
+
 async def test_a_key_that_can_not_be_had_and_a_model_that_is_not_there_are_problems(place: Place) -> None:
     place.channels("ok", backup_keys=("env:NO_SUCH_KEY",))
     place.cloud.listing = {"data": [{"id": "fake-2"}]}

@@ -119,6 +119,7 @@ def test_the_mode_says_what_is_wrong_with_a_channel():
     assert "held at normal" in ran.out
     assert "2 failures in a row to reach it" in ran.out
     assert "env:B is refused: no such key" in ran.out
+    assert "exec:c can't be read: no answer until" in " ".join(ran.out.split())
     assert "first text after 1.5 s" in ran.out
     assert "asleep: it needs more memory; the last one returned 4.5 GB" in ran.out
     assert "12 MB of" in ran.out

@@ -237,3 +237,43 @@ async def test_a_shorter_limit_does_not_end_a_longer_one(
     assert known.closed_until_ms == NOW_MS + 3_600_000
     if kind == "overloaded":
         assert facts.channels[one.channel.name].why_closed == "for 3600 s"
+
+
+def far_away(purse: Purse) -> None:
+    """Has the channels be none of this machine's."""
+    channels = tuple(structs.replace(one, local=False) for one in purse.context.config.channel)
+    purse.context.config = structs.replace(purse.context.config, channel=channels)
+
+
+async def test_a_key_that_can_not_be_read_is_tried_again_soon_and_says_nothing_of_the_cloud(
+    purse: Purse, clock: FakeClock
+) -> None:
+    far_away(purse)
+    calls, modes = ModelCalls(purse.context, has_gateway=True), purse.context.modes
+    soon_ms = clock.now_ms + 60_000
+    unread = Failure("secret", "no answer in 10.0 s", until_ms=soon_ms)
+    modes.gateway_was(good=False)
+    modes.channel_was("p1", away=True)
+    end = await left(purse, calls, await started(purse), unread, unread)
+    assert (end.outcome, end.park and end.park.wake_at_ms) == ("parked", soon_ms)
+    assert "its key can't be read: no answer in 10.0 s until" in str(end.problem)
+    assert (modes.gateway.row, modes.away()) == (1, {"p1": 1}), "nothing was sent"
+    clock.now_ms += 60_001
+    await begun(calls, await started(purse))
+
+
+async def test_a_key_that_is_never_there_waits_for_a_person(purse: Purse, calls: ModelCalls) -> None:
+    missing = Failure("secret", "the variable is not set")
+    end = await left(purse, calls, await started(purse), missing, missing)
+    assert (end.problem.code, end.park and end.park.cause) == ("no_channel_key", "login")
+
+
+@pytest.mark.parametrize("how", ["one", "all", "resume"])
+async def test_a_refused_key_is_taken_again_once_it_is_found_good(purse: Purse, calls: ModelCalls, how: str) -> None:
+    refused = Failure("key", "HTTP 401", 401)
+    await left(purse, calls, await started(purse), refused, refused)
+    if how == "resume":
+        await purse.gates.resume("model")
+    else:
+        purse.context.modes.trust_keys([("p2", "")] if how == "one" else None)
+    assert (await begun(calls, await started(purse))).channel.name == ("p2" if how == "one" else "p1")

@@ -137,3 +137,21 @@ async def test_what_is_cut_before_it_was_sent_costs_nothing(
     result = await house.run(lambda executor: executor.cancel("a") if how == "cancel" else executor.park())
     assert result.outcome == ("cancelled" if how == "cancel" else "parked")
     assert (house.ended, result.cost_usd) == (([UNSENT], 0) if key else ([CUT], None))
+
+
+@pytest.mark.parametrize("key", ["file:/nowhere/key", "env:NOWHERE"])
+async def test_a_key_that_can_not_be_read_is_left_out_for_a_while(tmp_path: Path, clock: FakeClock, key: str) -> None:
+    house = House(tmp_path, clock)
+    house.key, house.on_call = key, lambda _: Answer("Hello.", "stop", Usage())
+
+    async def next_without_key(call: Call, said: Answer | Failure, took_s: float) -> int | None:
+        house.key = ""
+        house.ended.append(said)
+        return 0
+
+    house.end = next_without_key
+    assert (await house.run()).outcome == "success"
+    unread = house.ended[0]
+    assert isinstance(unread, Failure)
+    assert (unread.kind, unread.may_cost) == ("secret", False)
+    assert unread.until_ms == (clock.now_ms + 60_000 if key.startswith("file") else None), "the environment stays"

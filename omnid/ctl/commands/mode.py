@@ -50,7 +50,9 @@ def _state(one: dict[str, Any]) -> str:
         if key["refused"]:
             parts.append(f"{key['reference']} is refused: {key['refused']}")
         elif key["closed_until_ms"] is not None:
-            parts.append(f"{key['reference']} is limited until {stamp(key['closed_until_ms'])}")
+            parts.append(
+                f"{key['reference']} {key['why_closed'] or 'is limited'} until {stamp(key['closed_until_ms'])}"
+            )
     if one["p50_s"] is not None:
         parts.append(f"first text after {one['p50_s']:.1f} s at the median")
     return "; ".join(parts) or "well, as far as it is known"
