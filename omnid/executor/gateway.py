@@ -82,7 +82,9 @@ class Gateway:
             with anyio.fail_after(deadline_s):
                 child = await self._ready()
         except TimeoutError:
-            return self._failure("it was not ready in time")
+            # A start that is under way is no fault: `start_timeout_s` says how long it may take.
+            signs = Signs(what="deadline", detail="the gateway was still starting", sent=False)
+            return classify(signs, self._clock.wall_ms())
         except Retryable as error:
             return self._failure(str(error.fields.get("detail", error.what)))
         with child.held():

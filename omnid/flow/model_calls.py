@@ -210,7 +210,9 @@ class ModelCalls:
     def _tell_modes(self, call: Call, said: Answer | Failure) -> None:
         """Says what the call has shown of the gateway and the cloud."""
         kind, modes = (None if isinstance(said, Answer) else said.kind), self._context.modes
-        if call.way == "gateway" and said not in BY_US and kind != "secret" and not modes.gateway.is_gone:
+        # A key that can't be read, and a gateway that is still starting when the time is up.
+        unsent = kind == "secret" or (isinstance(said, Failure) and kind == "deadline" and not said.may_cost)
+        if call.way == "gateway" and said not in BY_US and not unsent and not modes.gateway.is_gone:
             modes.gateway_was(good=kind != "gateway")
         if not call.channel.local and kind not in NO_SIGN and said not in BY_US:
             modes.channel_was(call.channel.name, away=kind in AWAY)

@@ -277,3 +277,13 @@ async def test_a_refused_key_is_taken_again_once_it_is_found_good(purse: Purse, 
     else:
         purse.context.modes.trust_keys([("p2", "")] if how == "one" else None)
     assert (await begun(calls, await started(purse))).channel.name == ("p2" if how == "one" else "p1")
+
+
+async def test_a_gateway_that_is_still_starting_is_neither_well_nor_broken(purse: Purse) -> None:
+    calls, modes = ModelCalls(purse.context, has_gateway=True), purse.context.modes
+    modes.gateway_was(good=False)
+    command = await started(purse)
+    await calls.end(await begun(calls, command), Failure("deadline", "the gateway was still starting"), 1.0)
+    assert modes.gateway.row == 1
+    await calls.end(await begun(calls, command), Failure("deadline", "it dripped", may_cost=True), 1.0)
+    assert modes.gateway.row == 0, "what was sent shows that it is there"
