@@ -22,6 +22,7 @@ from omnid.flow import money
 from omnid.flow.context import Context, FirstCall
 from omnid.flow.explain import clock
 from omnid.flow.present import is_present
+from omnid.flow.reach import AWAY, Reach
 from omnid.flow.turned import Turned
 from omnid.model import Command, Park, Problem, Task
 from omnid.money import dollars, micro
@@ -56,7 +57,6 @@ STALE_MS = 300_000
 """How long a channel that was slow stays behind the others, until it is tried again."""
 OF_THE_CHANNEL: frozenset[Kind] = frozenset({"cloud", "provider", "model", "silent", "cut", "overloaded"})
 """Failures for which another key of the same channel does no better."""
-AWAY: frozenset[Kind] = frozenset({"cloud"})
 PASSING: frozenset[Kind] = frozenset({"provider", "silent", "cut", "gateway"})
 """Failures that may be over at the next attempt."""
 NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent", "secret"})
@@ -77,6 +77,8 @@ class _Asked(NamedTuple):
     """The hard kinds that have an executor."""
     also: Sequence[Call] = ()
     """Calls that are decided and not committed yet."""
+    is_away: bool = False
+    """What was tried has shown that the cloud is away."""
 
 
 class ModelCalls:
@@ -88,6 +90,7 @@ class ModelCalls:
         self._keys: defaultdict[tuple[str, str], KeyFacts] = defaultdict(KeyFacts)
         self._channels: defaultdict[str, ChannelFacts] = defaultdict(ChannelFacts)
         self._took_at_ms: dict[str, int] = {}
+        self._reach = Reach(context)
         self._config = context.config
         self._served: frozenset[str] = frozenset()
         self._served_of: Config | None = None
@@ -117,12 +120,16 @@ class ModelCalls:
             await self._write_end(first.call, 0, "unstarted")
         if context.modes.mode == "brainstem" and command.work.offline == "local":
             context.modes.wake_local()
-        asked = _Asked(command.attempt_id, wanted, tried, self._served_now())
+        is_away = self._reach.is_away(command.task_id, tried)
+        asked = _Asked(command.attempt_id, wanted, tried, self._served_now(), is_away=is_away)
 
         def decided(tx: Tx) -> Call | NoCall:
             return self._decide(tx, journal.need_task(tx, command.task_id), asked)
 
-        return await context.store.write(decided, then=self._began)
+        call = await context.store.write(decided, then=self._began)
+        if is_away and isinstance(call, NoCall) and call.park is not None:
+            self._reach.parked(command.task_id, tried)
+        return call
 
     def reserve_first(self, calls: dict[str, FirstCall], tx: Tx, task: Task, attempt_id: str) -> int | None:
         """Writes down the first call of an attempt in the transaction that claims it, and gives what is reserved.
@@ -144,7 +151,8 @@ class ModelCalls:
 
     def late(self, command: Command, tried: Sequence[Tried]) -> NoCall:
         """See `Calls.late`: what the cloud kept from an answer waits for the cloud."""
-        if command.work.offline != "fail" and any(one.failure.kind in AWAY for one in tried):
+        if command.work.offline != "fail" and self._reach.is_away(command.task_id, tried):
+            self._reach.parked(command.task_id, tried)
             now_ms = self._context.clock.wall_ms()
             return _away(self._detail((), tried, now_ms), now_ms)
         return NoCall("timeout", timed_out(command))
@@ -236,7 +244,7 @@ class ModelCalls:
 
     def _decide(self, tx: Tx, task: Task, asked: _Asked) -> Call | NoCall:
         config = self._context.config
-        attempt_id, wanted, tried, served, also = asked
+        attempt_id, wanted, tried, served, also, _ = asked
         prompt = Prompt(
             f"{wanted.system}\n{task.work.prompt or ''}",
             wanted.model,
@@ -269,7 +277,7 @@ class ModelCalls:
             journal.add_note(tx, attempt_id, "call", body, notes_max=config.limits.notes_max)
             channel = next(one for one in channels if one.name == candidate.channel)
             return Call(id, channel, candidate.key, candidate.model, candidate.way, candidate.output_tokens_max, most)
-        return self._none_left(tx, task, choice, tried, refused)
+        return self._none_left(tx, task, choice, asked, refused)
 
     def _began(self, call: Call | NoCall) -> None:
         if isinstance(call, Call):
@@ -311,17 +319,16 @@ class ModelCalls:
             if (said.until_ms or 0) > (known.closed_until_ms or 0):
                 self._channels[name] = ChannelFacts(known.latencies_s, said.until_ms, said.detail, known.running)
 
-    def _none_left(
-        self, tx: Tx, task: Task, choice: Choice, tried: Sequence[Tried], refused: Sequence[Refuse]
-    ) -> NoCall:
+    def _none_left(self, tx: Tx, task: Task, choice: Choice, asked: _Asked, refused: Sequence[Refuse]) -> NoCall:
         """Says what becomes of an attempt without a way: it waits for a time, for money, or for a person, or fails."""
         lifts = [one.until_ms for one in choice.turned_down if one.until_ms is not None]
         if refused:
             return _no_money(refused, tx.now_ms, min(lifts, default=None))
+        tried, away = asked.tried, asked.is_away
         detail = self._detail(choice.turned_down, tried, tx.now_ms)
-        away = any(one.failure.kind in AWAY for one in tried)
         attempts_max = task.work.attempts_max or self._context.config.retry.attempts_max
-        again = any(one.failure.kind in PASSING for one in tried) and task.failures + 1 < attempts_max
+        passing = PASSING if away else PASSING | AWAY
+        again = any(one.failure.kind in passing for one in tried) and task.failures + 1 < attempts_max
         if lifts and not again and not (away and task.work.offline != "fail"):
             # Where nothing else stands in the way, it is the same for all prompts.
             shared = not choice.candidates and len(lifts) == len(choice.turned_down)
@@ -334,7 +341,7 @@ class ModelCalls:
         if self._context.modes.mode == "brainstem" and task.work.offline == "local" and not tried:
             # The cloud may take what no local model can.
             return NoCall("parked", Problem.make("cloud_gone", detail=detail), Park("channels", tx.now_ms + ASLEEP_MS))
-        return _without_time(task, choice, tried, detail, tx.now_ms)
+        return _without_time(task, choice, asked, detail, tx.now_ms)
 
     def _detail(self, down: Sequence[TurnedDown], tried: Sequence[Tried], now_ms: int) -> str:
         zone = self._context.zone
@@ -415,9 +422,9 @@ def _reason(candidate: Candidate, choice: Choice, tried: Sequence[Tried], refuse
     }
 
 
-def _without_time(task: Task, choice: Choice, tried: Sequence[Tried], detail: str, now_ms: int) -> NoCall:
+def _without_time(task: Task, choice: Choice, asked: _Asked, detail: str, now_ms: int) -> NoCall:
     """Says what becomes of an attempt where no provider has said when to come again."""
-    if any(one.failure.kind in AWAY for one in tried):
+    if asked.is_away:
         if task.work.offline == "fail":
             return NoCall("rejected", Problem.make("cloud_gone", detail=detail))
         return _away(detail, now_ms)
@@ -425,7 +432,7 @@ def _without_time(task: Task, choice: Choice, tried: Sequence[Tried], detail: st
         return NoCall("parked", Problem.make("no_channel", detail=detail), Park("channels", now_ms + SOON_MS))
     if any("is refused" in one.reason for one in choice.turned_down):
         return NoCall("parked", Problem.make("no_channel_key", detail=detail), Park("login", None))
-    if tried:
+    if asked.tried:
         return NoCall("failure", Problem.make("model_failed", detail=detail))
     return NoCall("rejected", Problem.make("no_channel_ever", detail=detail))
 

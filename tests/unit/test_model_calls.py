@@ -287,3 +287,31 @@ async def test_a_gateway_that_is_still_starting_is_neither_well_nor_broken(purse
     assert modes.gateway.row == 1
     await calls.end(await begun(calls, command), Failure("deadline", "it dripped", may_cost=True), 1.0)
     assert modes.gateway.row == 0, "what was sent shows that it is there"
+
+
+async def test_a_provider_that_takes_too_long_uses_up_the_attempts_of_a_prompt(
+    purse: Purse, calls: ModelCalls, clock: FakeClock
+) -> None:
+    purse.set("retry", attempts_max=2)
+    clock.now_s, clock.now_ms = clock.now_s + 1000, clock.now_ms + 1_000_000
+    slow = Failure("cloud", "nothing came from it in time", may_cost=True)
+    command, ends = await started(purse), list[tuple[str, str]]()
+    for _ in range(9):
+        end = await left(purse, calls, command, slow, slow)
+        ends.append((end.outcome, end.problem.code))
+        await purse.finish(command, end.outcome, problem=end.problem, park=end.park)
+        if (await purse.task(command.task_id)).state == "failed":
+            break
+        clock.now_s, clock.now_ms = clock.now_s + 60, clock.now_ms + 60_000
+        await purse.wake()
+        (command,) = await purse.claim()
+    assert ends == [("parked", "cloud_gone")] * 2 + [("failure", "model_failed")] * 2
+
+
+async def test_a_provider_that_takes_too_long_does_not_wait_out_the_limit_of_another(
+    purse: Purse, calls: ModelCalls, clock: FakeClock
+) -> None:
+    limited = Failure("limited", "HTTP 429", 429, until_ms=clock.now_ms + 600_000)
+    slow = Failure("cloud", "nothing came from it in time", may_cost=True)
+    end = await left(purse, calls, await started(purse), limited, slow)
+    assert (end.outcome, end.problem.code) == ("failure", "model_failed")
