@@ -119,7 +119,9 @@ def _channel(channel: Channel, facts: Facts, failures: int) -> ChannelState:
         key = facts.keys.get((channel.name, reference), KeyFacts())
         until_ms = _later(key.closed_until_ms, facts.now_ms)
         keys.append(KeyState(reference, until_ms, key.refused, key.why_closed if until_ms is not None else ""))
-    closed_until_ms = _later(known.closed_until_ms, facts.now_ms)
+    closed_until_ms, why_closed = _later(known.closed_until_ms, facts.now_ms), known.why_closed
+    if closed_until_ms is None:
+        closed_until_ms, why_closed = _later(known.away_until_ms, facts.now_ms), "it can't be reached"
     return ChannelState(
         name=channel.name,
         models=tuple(model.name for model in models_of(channel)),
@@ -128,7 +130,7 @@ def _channel(channel: Channel, facts: Facts, failures: int) -> ChannelState:
         p50_s=known.p50_s(),
         running=known.running,
         closed_until_ms=closed_until_ms,
-        why_closed=known.why_closed if closed_until_ms is not None else "",
+        why_closed=why_closed if closed_until_ms is not None else "",
         keys=keys,
     )
 

@@ -61,6 +61,8 @@ PASSING: frozenset[Kind] = frozenset({"provider", "silent", "cut", "gateway"})
 """Failures that may be over at the next attempt."""
 NO_SIGN: frozenset[Kind] = frozenset({"gateway", "deadline", "silent", "secret"})
 """Failures that say nothing of whether the cloud can be reached."""
+SILENT = NO_SIGN | {"cut"}
+"""Failures that say nothing of whether a channel works."""
 
 
 BY_US = (CUT, UNSENT)
@@ -193,8 +195,7 @@ class ModelCalls:
             self.trust_keys()
         for name, at_ms in list(self._took_at_ms.items()):
             if at_ms < now_ms - STALE_MS:
-                known = self._channels[name]
-                self._channels[name] = ChannelFacts((), known.closed_until_ms, known.why_closed, known.running)
+                self._channels[name] = structs.replace(self._channels[name], latencies_s=())
                 del self._took_at_ms[name]
         keys, channels = dict(self._keys), dict(self._channels)
         for call in (*(first.call for first in self._context.first_calls.values()), *also):
@@ -281,7 +282,12 @@ class ModelCalls:
 
     def _began(self, call: Call | NoCall) -> None:
         if isinstance(call, Call):
-            _count(self._keys, self._channels, call, self._context.clock.wall_ms())
+            now_ms = self._context.clock.wall_ms()
+            _count(self._keys, self._channels, call, now_ms)
+            known = self._channels[call.channel.name]
+            if known.away_until_ms is not None and known.away_until_ms <= now_ms:
+                # This one tries it again, and the others go past it until it is known how that ends.
+                self._put_behind(call.channel.name, known)
 
     def _room(self, tx: Tx, task: Task, most_microusd: int) -> Refuse | None:
         """Gives why a call can't be paid for; what costs nothing always can."""
@@ -306,9 +312,10 @@ class ModelCalls:
         _run(self._channels, name, -1)
         if isinstance(said, Answer):
             first_s = took_s if said.first_text_s is None else said.first_text_s
-            self._channels[name] = self._channels[name].took(first_s)
+            self._channels[name] = structs.replace(self._channels[name].took(first_s), failures=0, away_until_ms=None)
             self._took_at_ms[name] = now_ms
             return
+        self._reached(call.channel, said.kind)
         closes = RULES[said.kind].closes
         if closes == "key":
             known = self._keys[name, call.key]
@@ -317,7 +324,22 @@ class ModelCalls:
             known = self._channels[name]
             # Calls that ran beside each other are told different times: the latest holds.
             if (said.until_ms or 0) > (known.closed_until_ms or 0):
-                self._channels[name] = ChannelFacts(known.latencies_s, said.until_ms, said.detail, known.running)
+                self._channels[name] = structs.replace(known, closed_until_ms=said.until_ms, why_closed=said.detail)
+
+    def _reached(self, channel: Channel, kind: Kind) -> None:
+        """Puts a channel behind the others that several calls in a row could not reach, while the cloud is there."""
+        known, modes = self._channels[channel.name], self._context.modes
+        if kind not in AWAY:
+            if kind not in SILENT:
+                self._channels[channel.name] = structs.replace(known, failures=0, away_until_ms=None)
+        elif channel.local or not (modes.cloud.is_gone or modes.just_woken()):
+            known = self._channels[channel.name] = structs.replace(known, failures=known.failures + 1)
+            if known.failures >= self._context.config.mode.cloud_failures_max:
+                self._put_behind(channel.name, known)
+
+    def _put_behind(self, name: str, known: ChannelFacts) -> None:
+        until_ms = self._context.clock.wall_ms() + round(1000 * self._context.config.mode.cloud_probe_every_s)
+        self._channels[name] = structs.replace(known, away_until_ms=until_ms)
 
     def _none_left(self, tx: Tx, task: Task, choice: Choice, asked: _Asked, refused: Sequence[Refuse]) -> NoCall:
         """Says what becomes of an attempt without a way: it waits for a time, for money, or for a person, or fails."""
@@ -380,7 +402,7 @@ def _closed(known: KeyFacts, said: Failure) -> KeyFacts:
 def _run(channels: MutableMapping[str, ChannelFacts], name: str, step: int) -> None:
     known = channels.get(name, ChannelFacts())
     running = max(0, known.running + step)
-    channels[name] = ChannelFacts(known.latencies_s, known.closed_until_ms, known.why_closed, running)
+    channels[name] = structs.replace(known, running=running)
 
 
 def cost_of(call: Call, said: Answer | Failure) -> int | None:

@@ -1,14 +1,15 @@
 """Which channel, key and model a call goes to, and why. Pure: it is given what is known, and writes down its reasons.
 
 The config's order of channels is the order of preference. A channel goes behind the others where it has lately been
-slower than it should be, and a free one where the prompt is hard; a key that is limited is left out until it isn't.
+slower than it should be or could not be reached, and a free one where the prompt is hard; a key that is limited is left
+out until it isn't.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from omnid.channels import ALIASES, CHEAP, LOCAL, STRONG, about_tokens, keys_of, models_of, most_microusd
 from omnid.channels import output_tokens_max as tokens_max_of
@@ -44,11 +45,15 @@ class ChannelFacts(Struct, frozen=True):
     """Its breaker is open, or it is overloaded, until then."""
     why_closed: str = ""
     running: int = 0
+    failures: int = 0
+    """Calls in a row that could not reach it."""
+    away_until_ms: int | None = None
+    """It goes behind all others until then, because of those."""
 
     def took(self, latency_s: float) -> "ChannelFacts":
         """Adds a call that took so long."""
         latencies_s = (*self.latencies_s, latency_s)[-LATENCIES_MAX:]
-        return ChannelFacts(latencies_s, self.closed_until_ms, self.why_closed, self.running)
+        return structs.replace(self, latencies_s=latencies_s)
 
     def p50_s(self) -> float | None:
         """Gives the median of its last calls; None where there are too few."""
@@ -179,6 +184,9 @@ def known_names(channels: Iterable[Channel]) -> list[str]:
 def _ordered(channels: Sequence[Channel], facts: Facts, hard: str | None) -> Iterator[tuple[Channel, str]]:
     """Gives the channels in the order of this choice, each with what put it behind others or before them."""
 
+    def away(channel: Channel) -> bool:
+        return (facts.channels.get(channel.name, ChannelFacts()).away_until_ms or 0) > facts.now_ms
+
     def slow(channel: Channel) -> bool:
         p50_s = facts.channels.get(channel.name, ChannelFacts()).p50_s()
         return p50_s is not None and channel.expected_latency_s is not None and p50_s > channel.expected_latency_s
@@ -187,6 +195,8 @@ def _ordered(channels: Sequence[Channel], facts: Facts, hard: str | None) -> Ite
         return hard is not None and channel.free is True
 
     def reason(channel: Channel, before: Sequence[Channel]) -> str:
+        if away(channel):
+            return "it could not be reached lately"
         if free(channel):
             return f"a free channel, though the prompt is hard ({hard})"
         if slow(channel):
@@ -195,9 +205,11 @@ def _ordered(channels: Sequence[Channel], facts: Facts, hard: str | None) -> Ite
         names = ", ".join(other.name for other in passed)
         if not names:
             return ""
+        if away(passed[0]):
+            return f"{names} can't be reached"
         return f"the prompt is hard ({hard}), so before {names}" if free(passed[0]) else f"{names} is slow"
 
-    ordered = sorted(channels, key=lambda channel: (free(channel), slow(channel)))
+    ordered = sorted(channels, key=lambda channel: (away(channel), free(channel), slow(channel)))
     for position, channel in enumerate(ordered):
         yield channel, reason(channel, ordered[:position])
 

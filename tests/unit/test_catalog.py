@@ -187,3 +187,16 @@ def test_every_key_is_a_candidate_or_turned_down_and_a_time_is_given_only_where_
     assert len(chosen | down) == 3
     assert (choice.wake_at_ms is None) == bool(chosen)
     assert all(reason.until_ms is None or reason.until_ms > NOW_MS for reason in choice.turned_down)
+
+
+def test_a_channel_that_can_not_be_reached_goes_behind_until_its_time() -> None:
+    away = {"cliproxyapi": ChannelFacts(away_until_ms=NOW_MS + 1)}
+    choice = catalog.choose(ALL, Models(), Prompt("hi"), Facts(NOW_MS, channels=away))
+    assert [candidate.channel for candidate in choice.candidates] == ["openrouter", "openrouter", "cliproxyapi"]
+    assert choice.candidates[0].reason == "cliproxyapi can't be reached"
+    assert choice.candidates[-1].reason == "it could not be reached lately"
+    again = catalog.choose(ALL, Models(), Prompt("hi"), Facts(NOW_MS + 1, channels=away))
+    assert again.candidates[0].channel == "cliproxyapi"
+    assert [
+        one.channel for one in catalog.choose((FREE,), Models(), Prompt("hi"), Facts(NOW_MS, channels=away)).candidates
+    ]

@@ -315,3 +315,39 @@ async def test_a_provider_that_takes_too_long_does_not_wait_out_the_limit_of_ano
     slow = Failure("cloud", "nothing came from it in time", may_cost=True)
     end = await left(purse, calls, await started(purse), limited, slow)
     assert (end.outcome, end.problem.code) == ("failure", "model_failed")
+
+
+async def test_a_channel_that_can_not_be_reached_goes_behind_and_one_call_tries_it_again(
+    purse: Purse, calls: ModelCalls, clock: FakeClock
+) -> None:
+    far_away(purse)
+    away, command = Failure("cloud", "no connection"), await started(purse)
+    for _ in range(3):
+        call = await begun(calls, command)
+        assert call.channel.name == "p1"
+        await calls.end(call, away, 1.0)
+    until_ms = clock.now_ms + 30_000
+    assert calls.facts("direct", clock.now_ms).channels["p1"].away_until_ms == until_ms
+    second = await begun(calls, command)
+    assert second.channel.name == "p2"
+    last = await begun(calls, command, Tried(second, CUT))
+    assert last.channel.name == "p1", "the only way left stays open"
+    await calls.end(last, CUT, 1.0)
+    clock.now_s, clock.now_ms = clock.now_s + 30, until_ms
+    probe, beside = await begun(calls, command), await begun(calls, command)
+    assert (probe.channel.name, beside.channel.name) == ("p1", "p2")
+    await calls.end(probe, ANSWER, 1.0)
+    assert (await begun(calls, command)).channel.name == "p1"
+
+
+async def test_no_channel_goes_behind_for_a_cloud_that_is_gone(purse: Purse, calls: ModelCalls) -> None:
+    far_away(purse)
+    command = await started(purse)
+    open_calls = [await begun(calls, command) for _ in range(4)]
+    purse.context.modes.cloud_was(good=False)
+    for call in open_calls:
+        await calls.end(call, Failure("cloud", "no connection"), 1.0)
+    purse.context.modes.cloud_was(good=True)
+    purse.context.modes.cloud_was(good=True)
+    assert not purse.context.modes.cloud.is_gone
+    assert (await begun(calls, command)).channel.name == "p1"
