@@ -12,7 +12,7 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from omnid.channels import models_of
+from omnid.channels import models_of, signs_of_cloud
 from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.executor.brainstem import Brainstem, BrainstemState, Rehearsal
 from omnid.executor.direct import Direct
@@ -193,8 +193,8 @@ class ModeKeeper:
             self._turned.set()
 
     async def _any_answers(self) -> bool:
-        """Probes all channels at once, without spending anything; True as soon as one answers, whatever it says."""
-        channels = [channel for channel in self._context.config.channel if not channel.local]
+        """Probes the channels at once, without spending anything; True as soon as one answers, whatever it says."""
+        channels = signs_of_cloud(self._context.config.channel)
         shared, heard = self._shared(), not channels
         if shared is None:
             return True

@@ -96,8 +96,11 @@ class Place:
         self.channels("p1")
         world.context.executors = {**world.context.executors, "model": Cloudy()}
 
-    def channels(self, *names: str) -> None:
-        made = tuple(whole(Channel(name=name, profile="ollama", models=("m",), local=False)) for name in names)
+    def channels(self, *names: str, relays: frozenset[str] = frozenset()) -> None:
+        made = tuple(
+            whole(Channel(name=name, profile="ollama", models=("m",), local=False, relay=name in relays))
+            for name in names
+        )
         self.world.context.config = structs.replace(self.world.context.config, channel=made)
 
     async def _links(self) -> AsyncGenerator[None]:
@@ -194,6 +197,32 @@ async def test_of_three_channels_one_that_answers_is_enough_and_no_other_is_wait
         await place.until_asked(before + 3)
         assert place.cloud.let_go == number + 2
     await place.until("normal")
+
+
+async def test_a_relay_that_answers_does_not_keep_the_cloud_there(place: Place) -> None:
+    relays = frozenset({"proxy"})
+    place.channels("proxy", "p2", relays=relays)
+    place.cloud.away = frozenset({"p2"})
+    await place.send.send(None)
+    await place.until("brainstem")
+    place.cloud.away = frozenset()
+    for number in range(2):
+        before = place.cloud.probes
+        await place.send.send(None)
+        await place.until_asked(before + 1)
+        assert place.cloud.probes == before + 1, number  # The proxy isn't asked.
+    await place.until("normal")
+
+
+async def test_relays_are_all_there_is_to_ask_where_the_config_has_nothing_else(place: Place) -> None:
+    place.channels("proxy", "other", relays=frozenset({"proxy", "other"}))
+    place.cloud.away = frozenset({"other"})
+    await place.send.send(None)
+    await place.until_asked(1)
+    assert place.modes.mode == "normal"
+    place.cloud.last = False
+    await place.send.send(None)
+    await place.until("brainstem")
 
 
 class Blocked:
