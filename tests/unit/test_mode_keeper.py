@@ -14,10 +14,11 @@ from omnid.executor.model import ModelExecutor
 from omnid.executor.model_errors import Failure
 from omnid.flow import mode as mode_module
 from omnid.flow.mode import ModeKeeper, Shared
-from omnid.model import Gate
+from omnid.model import Gate, Schedule
 from omnid.secrets import Secrets
 from omnid.settings import Channel
 from omnid.store import journal
+from omnid.store.schedules import Scheduled, put
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
@@ -77,11 +78,12 @@ class Asleep:
 class Cloudy(ModelExecutor):
     """Stands for calls to the cloud: the gate goes by its name."""
 
-    def __init__(self) -> None:
-        self.name = "model"
+    def __init__(self, name: str = "model") -> None:
+        self.name = name
+        self.parks = 0
 
     async def park(self) -> None:
-        pass
+        self.parks += 1
 
 
 class Place:
@@ -290,10 +292,9 @@ async def test_the_cloud_is_watched_while_the_local_model_ends(place: Place) -> 
 
 @pytest.mark.parametrize("waiting", [1, 40])
 async def test_an_outage_writes_a_few_rows_however_many_tasks_wait_for_its_end(place: Place, waiting: int) -> None:
-    world, cloudy = place.world, Cloudy()
+    world, cloudy = place.world, Cloudy("safe")
     for _ in range(waiting):
         await world.add("true", executor="safe")
-    cloudy.name = "safe"
     world.context.executors = {"safe": cloudy}
 
     async def changes() -> list[str]:
@@ -306,6 +307,68 @@ async def test_an_outage_writes_a_few_rows_however_many_tasks_wait_for_its_end(p
         await place.keeper.hold("normal")
     assert world.gates.closed() == set()
     assert (await changes())[before:] == ["gate", "outage", "outbox"] * 2
+
+
+async def test_the_gates_follow_executors_that_come_and_go_in_an_outage(place: Place) -> None:
+    world, terse = place.world, Cloudy("safe")
+    before = world.context.executors
+    await world.add("true", executor="safe")
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("brainstem")
+        assert world.gates.closed() == {"model"}
+        world.context.executors = {**before, "safe": terse}
+        await place.keeper.hold("brainstem")
+        assert world.gates.closed() == {"model", "safe"}
+        assert terse.parks == 1
+        assert await world.claim() == []
+        world.context.executors = before
+        await place.keeper.hold("brainstem")
+    assert world.gates.closed() == {"model"}
+    assert len(await world.claim()) == 1
+    outages = "SELECT subject, ended_at_ms IS NULL FROM outage WHERE cause = 'cloud' ORDER BY subject"
+    assert await world.rows(outages) == [("model", 1), ("safe", 0)]
+    told = "SELECT count(*) FROM change WHERE collection = 'outbox'"
+    assert await world.rows(told) == [(1,)]  # The mode is what it was: nobody is told anything.
+
+
+async def test_no_event_says_that_the_cloud_is_back_when_an_executor_goes(place: Place) -> None:
+    world = place.world
+    on = ("cloud.up", "cloud.up:safe")
+    one = Scheduled("s1", "hello", "user", "person", Schedule(on=on), {}, {}, enabled=True, created_at_ms=1)
+    await world.write(lambda tx: put(tx, one))
+    before = world.context.executors
+    world.context.executors = {**before, "safe": Cloudy("safe")}
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("brainstem")
+        world.context.executors = before
+        await place.keeper.hold("brainstem")
+    assert world.gates.closed() == {"model"}
+    due = "SELECT next_at_ms IS NULL FROM schedule"
+    assert await world.rows(due) == [(1,)]
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("normal")
+    assert await world.rows(due) == [(0,)]
+
+
+async def test_a_daemon_that_begins_in_an_outage_shuts_what_its_config_has_got_since(world: World) -> None:
+    made = Place(world)
+    made.cloud.last = False
+    for name in ("model", "gone"):
+        await world.write(
+            lambda tx, name=name: journal.close_gate(tx, Gate(f"cloud:{name}", "cloud", name, 1000, None))
+        )
+    await world.gates.load()
+    world.context.executors = {**world.context.executors, "fresh": Cloudy("fresh")}
+    async with anyio.create_task_group() as group:
+        group.start_soon(made.keeper.watch_cloud)
+        await made.until("brainstem")
+        with anyio.fail_after(WAIT_S):
+            await made.keeper.hold("auto")
+        assert world.gates.closed() == {"model", "fresh"}
+        assert made.modes.since_ms == 1000
+        group.cancel_scope.cancel()
+    await made.send.aclose()
+    made._receive.close()
 
 
 async def test_a_daemon_that_begins_in_an_outage_knows_since_when(world: World) -> None:
