@@ -103,7 +103,9 @@ class ModeKeeper:
             every_s = self._context.config.mode.cloud_probe_every_s
             # Counted from when it was last heard of, and not from when this last looked: that would be twice as long.
             heard_s = self._context.clock.monotonic_s() - modes.heard_at_s
-            with anyio.move_on_after(every_s if modes.cloud.is_gone or heard_s >= every_s else every_s - heard_s):
+            wait_s = every_s if modes.cloud.is_gone or heard_s >= every_s else every_s - heard_s
+            modes.probe_at_ms = self._context.clock.wall_ms() + round(1000 * wait_s) if modes.cloud.is_gone else None
+            with anyio.move_on_after(wait_s):
                 await modes.cloud_suspect.wait()
             suspect, modes.cloud_suspect = modes.cloud_suspect.is_set(), anyio.Event()
             moved, modes.link_moved = modes.link_moved, False

@@ -158,12 +158,17 @@ async def test_a_pulled_cable_is_seen_and_a_plugged_one_is_looked_at_at_once(pla
     await place.send.send(None)
     await place.until_asked(3)
     await place.until("brainstem")
+    await anyio.wait_all_tasks_blocked()
+    every_ms = round(1000 * place.world.context.config.mode.cloud_probe_every_s)
+    assert place.modes.probe_at_ms == place.world.clock.wall_ms() + every_ms
     place.cloud.last = True
     before = place.cloud.probes
     for number in range(2):
         await place.send.send(None)
         await place.until_asked(before + number + 1)
     await place.until("normal")
+    await anyio.wait_all_tasks_blocked()
+    assert place.modes.probe_at_ms is None
 
 
 async def test_a_machine_that_sleeps_between_a_probe_and_its_answer_has_not_lost_the_cloud(
