@@ -68,12 +68,14 @@ async def add(looking: Looking, count: int, label: str = "", priority: int = 0) 
 async def test_what_may_be_meant_for_a_runner_that_was_not_heard_yet_waits_alone_and_no_longer(
     looking: Looking,
 ) -> None:
+    await add(looking, 2, "gpu", priority=1)
     await add(looking, 11, "mine")
     await add(looking, 2)
     looking.unheard = frozenset({"command"})
     assert await looking.all(seat()) == ["0", "1"]
+    assert (await looking.one(seat())).more, "it is on its way through them"
     looking.unheard = frozenset()
-    assert await looking.all(seat(room=11)) == [f"mine{number}" for number in range(11)]
+    assert await looking.all(seat()) == ["mine0", "mine1", "mine2", "mine3"]
 
 
 async def test_what_waits_for_another_runner_holds_up_nobody_behind_it(looking: Looking) -> None:
