@@ -38,6 +38,8 @@ class Profile(Struct, frozen=True, kw_only=True):
     models: tuple[ChannelModel, ...] = ()
     free: bool = False
     local: bool = False
+    relay: bool = False
+    """Whether it runs on this machine and passes calls on, so that its own answers show nothing of the cloud."""
     needs_key: bool = True
     needs_opt_in: bool = False
     expected_latency_s: float = 2.0
@@ -57,7 +59,7 @@ def _claude(name: str, alias: str, input_usd: float, output_usd: float) -> Chann
 
 
 PROFILES: dict[ProfileName, Profile] = {
-    "cliproxyapi": Profile(base_url="http://127.0.0.1:8317/v1", free=True, needs_opt_in=True),
+    "cliproxyapi": Profile(base_url="http://127.0.0.1:8317/v1", free=True, relay=True, needs_opt_in=True),
     "openrouter": Profile(
         base_url="https://openrouter.ai/api/v1", expected_latency_s=1.5, reports_cost=True, probe_path="/key"
     ),
@@ -102,6 +104,7 @@ def whole(channel: Channel) -> Channel:
         models=tuple(_priced(model, free=free) for model in (tuple(given) or profile.models)),
         free=free,
         local=profile.local if channel.local is None else channel.local,
+        relay=profile.relay if channel.relay is None else channel.relay,
         expected_latency_s=channel.expected_latency_s or profile.expected_latency_s,
     )
 
@@ -109,6 +112,15 @@ def whole(channel: Channel) -> Channel:
 def models_of(channel: Channel) -> tuple[ChannelModel, ...]:
     """Gives the models of a channel that is whole."""
     return tuple(model for model in channel.models if isinstance(model, ChannelModel))
+
+
+def signs_of_cloud(channels: Collection[Channel]) -> list[Channel]:
+    """Gives those of whole channels whose answer to a probe shows that the cloud is there: no local ones.
+
+    A relay answers without any cloud behind it, and is asked only where there is nothing else to ask.
+    """
+    away = [channel for channel in channels if not channel.local]
+    return [channel for channel in away if not channel.relay] or away
 
 
 def keys_of(channel: Channel) -> tuple[str, ...]:

@@ -342,6 +342,7 @@ class Daemon:
         context.config = loaded.config
         context.activity.ring()
         context.take_executors(executors)
+        self.mode.look()
         await self._take_budget()
         for executor in gone.values():
             work.start_soon(self._kept("retire", partial(self._retire, executor)))

@@ -1,6 +1,7 @@
 """Imports large libraries in threads, where they don't hold up the loop."""
 
 import gc
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ def loading() -> Generator[None]:
     what was loaded stays for good, and is not looked at again.
     """
     with _LOCK:
+        known = len(sys.modules)
         gc.disable()
         try:
             yield
         finally:
-            gc.freeze()
+            if len(sys.modules) > known:
+                # Only then, because what else there is would stay for good too.
+                gc.freeze()
             gc.enable()

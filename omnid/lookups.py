@@ -28,12 +28,15 @@ class Lookups(ThreadPoolExecutor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """See ThreadPoolExecutor."""
         future: Future[T] = Future()
-        if self._room.acquire(blocking=False):
-            threading.Thread(
-                target=self._look, args=(future, lambda: fn(*args, **kwargs)), name="lookup", daemon=True
-            ).start()
-        else:
+        if not self._room.acquire(blocking=False):
             future.set_exception(socket.gaierror(socket.EAI_AGAIN, f"{LOOKUPS_MAX} names are being looked up"))
+            return future
+        look = (future, lambda: fn(*args, **kwargs))
+        try:
+            threading.Thread(target=self._look, args=look, name="lookup", daemon=True).start()
+        except RuntimeError as error:  # The system has no thread left.
+            self._room.release()
+            future.set_exception(socket.gaierror(socket.EAI_AGAIN, str(error)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - As it is there.

@@ -400,6 +400,7 @@ class Channel(Section, frozen=True, kw_only=True):
     models: tuple[str | ChannelModel, ...] = ()
     free: bool | None = None
     local: bool | None = None
+    relay: bool | None = None
     expected_latency_s: Seconds | None = None
     requests_per_minute_max: Count | None = None
     concurrency: Count | None = None

@@ -16,15 +16,19 @@ class Asker:
         self._presence = presence
         self._id = id
         self._origins: set[str] = set()
+        self._is_done = False
 
     def named(self, origin: str) -> None:
         """Hears for whom it asks; who has no name of its own is missed by nobody."""
         if origin not in self._origins and origin != AGENT_ORIGIN:
             self._origins.add(origin)
             self._presence.came(origin, self._id)
+            if self._is_done:
+                self._presence.went(origin, self._id, QUIET_S)
 
     def done(self) -> None:
-        """Hears that it has been answered, or was broken off."""
+        """Hears that it has been answered, or was broken off; its name may come later all the same."""
+        self._is_done = True
         for origin in self._origins:
             self._presence.went(origin, self._id, QUIET_S)
 

@@ -52,6 +52,7 @@ class ModeViews:
             why=modes.why,
             gateway_gone=modes.gateway.is_gone,
             cloud_gone=modes.cloud.is_gone,
+            probe_at_ms=modes.probe_at_ms,
             channels=[_channel(one, facts, away.get(one.name, 0)) for one in context.config.channel],
             local_model=self._local_model(),
             snapshots=[SnapshotView(*one) for one in modes.snapshots],

@@ -71,6 +71,8 @@ class ModeShown(Struct, frozen=True):
     why: str
     gateway_gone: bool
     cloud_gone: bool
+    probe_at_ms: int | None
+    """When the cloud is probed again, while it is gone."""
     channels: list[ChannelState]
     local_model: LocalModel
     snapshots: list[SnapshotView]

@@ -29,12 +29,13 @@ class DiskRoom:
         """
         now_s = self._clock.monotonic_s()
         if now_s - self._looked_s >= LOOK_EVERY_S:
-            self._looked_s = now_s
+            self.stays()
             try:
                 self._free_bytes = platform.free_bytes(self._path)
             except OSError as error:
                 raise Retryable("state_unwritable", path=self._path, detail=error.strerror or error) from error
-            self.stays()
+            # Only what was seen holds for a while.
+            self._looked_s = now_s
         if self._free_bytes < needed_bytes:
             raise Retryable("disk_low", free_bytes=self._free_bytes, path=self._path, needed_bytes=needed_bytes)
 

@@ -17,6 +17,7 @@ from omnid.flow.explain import span
 from omnid.flow.fleet import MISSING_LEASES, Peer, queue_of
 from omnid.flow.gates import LINK, Gates
 from omnid.flow.guard import guard
+from omnid.flow.insist import insist
 from omnid.flow.keep import keep
 from omnid.flow.results import Results
 from omnid.link.connection import Connection
@@ -226,7 +227,13 @@ class Lines:
             # Before the result, so that it is there however this ends; a second time it takes its own place.
             set_aside = partial(outbox.set_aside, problem=problem, rows_max=context.config.outbox.rows_max)
             body = {"task": name, "text": detail}
-            await context.store.write(lambda tx: set_aside(tx, queue_of(runner), COMMAND, result.task_id, body))
+
+            def write(tx: Tx) -> None:
+                head = tx.one("attempt_head", result.attempt_id)
+                if head is not None and head[4] is None:  # Else a person may have dealt with it already.
+                    set_aside(tx, queue_of(runner), COMMAND, result.task_id, body)
+
+            await insist(context, lambda: context.store.write(write), "refusal_waits", attempt=result.attempt_id)
         return structs.replace(result, problem=problem)
 
     async def _refuse(self, line: Line, received: Received, why: str) -> None:

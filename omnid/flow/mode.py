@@ -12,7 +12,7 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from omnid.channels import models_of
+from omnid.channels import models_of, signs_of_cloud
 from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.executor.brainstem import Brainstem, BrainstemState, Rehearsal
 from omnid.executor.direct import Direct
@@ -103,7 +103,9 @@ class ModeKeeper:
             every_s = self._context.config.mode.cloud_probe_every_s
             # Counted from when it was last heard of, and not from when this last looked: that would be twice as long.
             heard_s = self._context.clock.monotonic_s() - modes.heard_at_s
-            with anyio.move_on_after(every_s if modes.cloud.is_gone or heard_s >= every_s else every_s - heard_s):
+            wait_s = every_s if modes.cloud.is_gone or heard_s >= every_s else every_s - heard_s
+            modes.probe_at_ms = self._context.clock.wall_ms() + round(1000 * wait_s) if modes.cloud.is_gone else None
+            with anyio.move_on_after(wait_s):
                 await modes.cloud_suspect.wait()
             suspect, modes.cloud_suspect = modes.cloud_suspect.is_set(), anyio.Event()
             moved, modes.link_moved = modes.link_moved, False
@@ -137,6 +139,10 @@ class ModeKeeper:
                 told = True
                 await patiently(self._context, partial(self._tell, mode="asleep", said=state.why))
 
+    def look(self) -> None:
+        """Has the gates follow the executors, which others have become."""
+        self._turned.set()
+
     async def hold(self, hold: Hold) -> None:
         """Holds the mode where a person wants it, or lets it follow the facts again; returns when the gates are so."""
         self._context.modes.hold = hold
@@ -153,9 +159,10 @@ class ModeKeeper:
         while True:
             self._turned = anyio.Event()
             try:
-                is_gone = context.modes.mode == "brainstem"
-                if is_gone != self._is_shut:
-                    await (self._cloud_gone() if is_gone else self._cloud_back(group))
+                if context.modes.mode == "brainstem":
+                    await (self._follow_executors() if self._is_shut else self._cloud_gone())
+                elif self._is_shut:
+                    await self._cloud_back(group)
             except Retryable as error:
                 failures += 1
                 if failures == 1:
@@ -193,8 +200,8 @@ class ModeKeeper:
             self._turned.set()
 
     async def _any_answers(self) -> bool:
-        """Probes all channels at once, without spending anything; True as soon as one answers, whatever it says."""
-        channels = [channel for channel in self._context.config.channel if not channel.local]
+        """Probes the channels at once, without spending anything; True as soon as one answers, whatever it says."""
+        channels = signs_of_cloud(self._context.config.channel)
         shared, heard = self._shared(), not channels
         if shared is None:
             return True
@@ -230,19 +237,38 @@ class ModeKeeper:
         context = self._context
         why = "a person holds the mode at brainstem" if context.modes.hold == "brainstem" else NONE_ANSWERS
         context.modes.why = why
-        models = [one for one in context.executors.values() if isinstance(one, ModelExecutor) and one.name != OFFLINE]
+        models = self._models()
         self._wake()
-        problem = Problem.make("cloud_gone", detail=why)
         now_ms = context.clock.wall_ms()
-        gates = [Gate(f"{CLOUD}:{one.name}", CLOUD, one.name, now_ms, None, problem) for one in models]
+        gates = [_gate(name, now_ms, why) for name in models]
         ids = [context.clock.uuid() for _ in gates]
         turned = Turned({gate.id: gate for gate in gates}, set(), [])
         await self._write_once(partial(self._close, gates=gates, ids=ids), turned)
         self._is_shut = True
         context.modes.cloud_lost(now_ms)
         context.log.warning("cloud_gone", why=why)
-        for one in models:
+        for one in models.values():
             await one.park()
+
+    async def _follow_executors(self) -> None:
+        """Closes the gates of executors that the config has got in an outage, and opens those of what it has lost."""
+        context, models = self._context, self._models()
+        gates = await context.store.read(lambda reader: reader.all("gates"))
+        shut = {row[2] for row in gates if row[1] == CLOUD}
+        now_ms, why = context.clock.wall_ms(), context.modes.why or NONE_ANSWERS
+        fresh, stale = [_gate(name, now_ms, why) for name in models.keys() - shut], shut - models.keys()
+        if not fresh and not stale:
+            return
+        ids = [context.clock.uuid() for _ in fresh]
+        turned = Turned({gate.id: gate for gate in fresh}, {f"{CLOUD}:{name}" for name in stale}, [])
+        await self._write_once(partial(_exchange, fresh=fresh, ids=ids, stale=sorted(stale)), turned)
+        for gate in fresh:
+            await models[gate.subject].park()
+
+    def _models(self) -> dict[str, ModelExecutor]:
+        """Gives the executors that wait for the cloud, by name."""
+        executors = self._context.executors.items()
+        return {name: one for name, one in executors if isinstance(one, ModelExecutor) and name != OFFLINE}
 
     def _local_model(self) -> BrainstemState:
         shared = self._shared()
@@ -349,3 +375,17 @@ class ModeKeeper:
 
     def _tell(self, tx: Tx, **fields: str) -> None:
         notify.tell(tx, self._context.config, "mode", "omnid", **fields)
+
+
+def _gate(name: str, now_ms: int, why: str) -> Gate:
+    return Gate(f"{CLOUD}:{name}", CLOUD, name, now_ms, None, Problem.make("cloud_gone", detail=why))
+
+
+def _exchange(tx: Tx, *, fresh: Sequence[Gate], ids: Sequence[str], stale: Sequence[str]) -> None:
+    """Closes and opens gates in an outage that goes on: no event says that the cloud has gone, or is back."""
+    for gate, id in zip(fresh, ids, strict=True):
+        journal.close_gate(tx, gate)
+        outages.began(tx, gate, id, fires=False)
+    for name in stale:
+        journal.open_gate(tx, f"{CLOUD}:{name}")
+        outages.over(tx, CLOUD, name, fires=False)

@@ -109,6 +109,8 @@ class Modes:
         self._seen = clock.wall_ms(), clock.monotonic_s()
         self.heard_at_s = clock.monotonic_s()
         """When the cloud was last heard of."""
+        self.probe_at_ms: int | None = None
+        """When the cloud is probed again, while it is gone; `flow.mode` sets it."""
 
     @property
     def mode(self) -> Mode:

@@ -28,8 +28,11 @@ def since_ms(reader: Reader, cause: str, subject: str) -> int | None:
     return None if row is None else row[4]
 
 
-def began(tx: Tx, gate: Gate, id: str, *, parked: int = 0) -> None:
-    """Writes that it has begun, where it has not before; `parked`: how much work it concerns from the start."""
+def began(tx: Tx, gate: Gate, id: str, *, parked: int = 0, fires: bool = True) -> None:
+    """Writes that it has begun, where it has not before; `parked`: how much work it concerns from the start.
+
+    `fires`: whether that is an event for schedules.
+    """
     if gate.cause in NOT_OUTAGES or _open(tx, gate.cause, gate.subject) is not None:
         return
     fields = {
@@ -40,7 +43,8 @@ def began(tx: Tx, gate: Gate, id: str, *, parked: int = 0) -> None:
         "parked": parked or None,
     }
     tx.create(OUTAGE, id, fields)
-    fire(tx, *_events(gate.cause, gate.subject, end=False))
+    if fires:
+        fire(tx, *_events(gate.cause, gate.subject, end=False))
 
 
 def parked(tx: Tx, gate: Gate) -> None:
@@ -50,14 +54,18 @@ def parked(tx: Tx, gate: Gate) -> None:
         _edit(tx, row, {"parked": (row[2] or 0) + 1})
 
 
-def over(tx: Tx, cause: str, subject: str, *, waited: int = 0) -> None:
-    """Writes that it is over, where there is one; `waited`: what waited for that beside what it has parked."""
+def over(tx: Tx, cause: str, subject: str, *, waited: int = 0, fires: bool = True) -> None:
+    """Writes that it is over, where there is one; `waited`: what waited for that beside what it has parked.
+
+    `fires`: whether that is an event for schedules.
+    """
     row = _open(tx, cause, subject)
     if row is not None:
         # All that was parked is free to go on now.
         parked = (row[2] or 0) + waited or row[2]
         _edit(tx, row, {"ended_at_ms": tx.now_ms, "parked": parked, "resumed": parked})
-        fire(tx, *_events(cause, subject, end=True))
+        if fires:
+            fire(tx, *_events(cause, subject, end=True))
 
 
 def came_back(tx: Tx, cause: str, subject: str, *, since_ms: int, parked: int, sent: int) -> None:

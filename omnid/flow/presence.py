@@ -55,7 +55,7 @@ class Presence:
         until_s = self._context.clock.monotonic_s() + (GRACE_S if grace_s is None else grace_s)
         is_news = origin not in self._until_s
         self._until_s[origin] = max(until_s, self._until_s.get(origin, until_s))
-        if is_news and not clients:
+        if is_news:
             self._bell.ring()  # Else it wakes in time, and finds that it is later.
 
     async def run(self) -> None:

@@ -22,6 +22,7 @@ import anyio.to_thread
 from omnid.errors import OmnidError, Rejected
 from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
 from omnid.link.interface import LinkDown, Message, Received
+from omnid.loading import loading
 from omnid.log import Logger
 
 PORTS = {"amqp": 5672, "amqps": 5671}
@@ -450,7 +451,8 @@ def _detail(error: BaseException | None) -> str:
 def import_library(endpoint: Endpoint) -> Any:
     """Imports aio-pika; raises Rejected(`link_refused`) where it isn't there."""
     try:
-        library = import_module("aio_pika")
+        with loading():
+            library = import_module("aio_pika")
     except ImportError as error:
         raise endpoint.refused("aio-pika isn't there (pip install 'omnid[rabbitmq]')") from error
     for name in ("aio_pika", "aiormq"):

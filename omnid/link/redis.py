@@ -17,6 +17,7 @@ import anyio.to_thread
 from omnid.errors import Rejected
 from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
 from omnid.link.interface import LinkFull, Message, Received
+from omnid.loading import loading
 from omnid.log import Logger
 
 PORTS = {"redis": 6379, "rediss": 6379}
@@ -299,6 +300,7 @@ def _entries_of(answer: Any) -> list[Entry]:
 def import_library(endpoint: Endpoint) -> Any:
     """Imports redis-py; raises Rejected(`link_refused`) where it isn't there."""
     try:
-        return import_module("redis.asyncio")
+        with loading():
+            return import_module("redis.asyncio")
     except ImportError as error:
         raise endpoint.refused("redis-py isn't there (pip install 'omnid[redis]')") from error

@@ -4,6 +4,7 @@ A row is forgotten with its history once the other side has it, so the log holds
 nothing more. What fell out of a full queue is counted, because nobody would miss it otherwise.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -116,7 +117,8 @@ def set_aside(
     """Puts among the dead what the other side has refused; the last one of a subject takes the place of the others."""
     for (id,) in tx.all("outbox_dead_of", subject, destination):
         tx.forget(OUTBOX, id)
-    id = put(tx, destination, kind, subject, body, rows_max=rows_max)
+    # What waits there stays: only the dead are held to a number here.
+    id = put(tx, destination, kind, subject, body, rows_max=sys.maxsize)
     bury(tx, id, problem, rows_max=rows_max)
 
 

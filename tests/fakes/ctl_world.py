@@ -146,6 +146,7 @@ MODE = shapes_mode.ModeShown(
     why="",
     gateway_gone=False,
     cloud_gone=False,
+    probe_at_ms=None,
     channels=[
         shapes_mode.ChannelState(
             name="p1",

@@ -35,7 +35,8 @@ def test_three_lines_make_a_channel(tmp_path: Path, lines: str) -> None:
     (channel,) = config.load({"HOME": "/home/u"}, str(tmp_path / "omnid.toml")).config.channel
     assert channel.base_url.startswith("http")
     assert channel.profile == (channel.name if channel.name != "lab" else "compatible")
-    assert None not in (channel.wire, channel.free, channel.local, channel.expected_latency_s)
+    assert None not in (channel.wire, channel.free, channel.local, channel.relay, channel.expected_latency_s)
+    assert channel.relay is (channel.name == "cliproxyapi")
     assert all(isinstance(model, ChannelModel) for model in channel.models)
     assert channels.whole(channel) == channel
 
@@ -67,6 +68,16 @@ def test_what_is_wrong_is_named_and_no_key_is_shown(tmp_path: Path, lines: str, 
 def test_the_models_of_a_free_channel_cost_nothing_unless_they_say_so() -> None:
     channel = channels.whole(Channel(name="ollama", models=("a", PRICED)))
     assert [channels.cost_microusd(model, 10, 10) for model in channels.models_of(channel)] == [0, 180]
+
+
+def test_relays_show_the_cloud_only_where_nothing_else_does() -> None:
+    proxy = channels.whole(Channel(name="cliproxyapi", key="env:K", models=("m",), opt_in=True))
+    lab = channels.whole(Channel(name="lab", base_url="http://127.0.0.1:9/v1", models=("m",), relay=True))
+    router = channels.whole(Channel(name="openrouter", key="env:K", models=("m",)))
+    local = channels.whole(Channel(name="ollama", models=("m",)))
+    assert channels.signs_of_cloud((proxy, lab, local, router)) == [router]
+    assert channels.signs_of_cloud((proxy, lab, local)) == [proxy, lab]
+    assert channels.signs_of_cloud((local,)) == []
 
 
 def test_an_unknown_price_is_no_price_of_nothing() -> None:

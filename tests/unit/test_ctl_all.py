@@ -126,6 +126,15 @@ def test_the_mode_says_what_is_wrong_with_a_channel():
     assert Ran("mode", "hold", "sometimes", daemon=Daemon()).code == 2
 
 
+def test_the_mode_says_when_the_cloud_is_probed_again():
+    gone = replace(MODE, mode="brainstem", why="none of the channels answers", cloud_gone=True)
+    ahead = Ran("mode", daemon=Daemon(mode__show=replace(gone, probe_at_ms=MODE.now_ms + 12_000)))
+    assert "none of the channels answers; the cloud is probed again in 12 s" in " ".join(ahead.out.split())
+    late = Ran("mode", daemon=Daemon(mode__show=replace(gone, probe_at_ms=MODE.now_ms - 1)))
+    assert "the cloud is being probed" in " ".join(late.out.split())
+    assert "probed" not in Ran("mode", daemon=Daemon(mode__show=MODE)).out
+
+
 def with_json(line):
     words = line.split()
     return [words[0], "--json", *words[1:]]

@@ -145,6 +145,26 @@ async def test_executors_are_checked_at_the_start_and_when_the_config_brings_the
         assert "No such file or directory" in gate.problem.what
 
 
+async def test_a_prompt_for_an_executor_that_comes_in_an_outage_waits_for_its_end(home: Home) -> None:
+    channel = '[[channel]]\nname = "p1"\nbase_url = "http://127.0.0.1:9/v1"\nmodels = ["m"]\n'
+    home.file.write_text(channel)
+    async with home.daemon() as daemon:
+        await daemon.mode.hold("brainstem")
+        home.file.write_text(channel + '[[executor]]\nname = "terse"\nkind = "model"\n')
+        assert await daemon.reload() == []
+        while daemon.gates.closed() != {"model", "terse"}:  # noqa: ASYNC110 - a gate has no signal.
+            await anyio.sleep(0.01)
+        done = await daemon.store.write(
+            intake.plan(daemon.context, Caller(), [Submit(prompt="hello", executor="terse")])
+        )
+        daemon.context.wake()
+        # One that is behind it in the queue has run: this one was looked at and left.
+        other = await submit(daemon, "x", executor="mine")
+        await state(daemon, other, lambda now: now == "completed")
+        task = await daemon.store.read(lambda reader: journal.need_task(reader, done[0].id))
+        assert (task.state, task.attempt) == ("idle", 0)
+
+
 async def test_after_a_start_of_the_machine_the_database_is_checked(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

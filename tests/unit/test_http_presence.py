@@ -1,14 +1,16 @@
 """Who asks over HTTP is there, and is missed a while after its last request where its work goes on."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
 from omnid.api import http_presence
+from omnid.api.http_presence import Asker
 from omnid.daemon import Daemon
+from omnid.flow.presence import Presence
 from tests.fakes.home import Home
 from tests.fakes.web import ERAS, TOKEN, bare, connected, listen, url
 
@@ -37,6 +39,22 @@ async def missed(daemon: Daemon, *origins: str) -> None:
     with anyio.fail_after(10):
         while await away(daemon) != [*origins]:
             await checkpoint()
+
+
+async def test_who_is_named_after_the_request_has_ended_has_gone() -> None:
+    heard: list[tuple[Any, ...]] = []
+
+    class Heard:
+        def came(self, *what: Any) -> None:
+            heard.append(("came", *what))
+
+        def went(self, *what: Any) -> None:
+            heard.append(("went", *what))
+
+    asker = Asker(cast("Presence", Heard()), -1)
+    asker.done()
+    asker.named("claude")
+    assert heard == [("came", "claude", -1), ("went", "claude", -1, http_presence.QUIET_S)]
 
 
 @pytest.mark.parametrize("mode", ERAS)

@@ -1,7 +1,11 @@
 """Large libraries are imported by one thread at a time."""
 
 import gc
+import sys
 import threading
+from types import ModuleType
+
+import pytest
 
 from omnid.loading import loading
 
@@ -24,6 +28,17 @@ def test_the_next_thread_waits_and_the_collector_rests() -> None:
     thread.join(WAIT_S)
     assert order == ["first", "second"]
     assert gc.isenabled()
+
+
+def test_nothing_but_what_was_loaded_is_kept_from_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    with loading():
+        pass
+    assert frozen == []
+    with loading():
+        monkeypatch.setitem(sys.modules, "loaded_by_a_test", ModuleType("loaded_by_a_test"))
+    assert frozen == [True]
 
 
 def test_an_import_that_fails_holds_up_no_other() -> None:

@@ -53,6 +53,19 @@ def test_beyond_a_number_of_names_the_next_is_not_found(answered: threading.Even
     assert all(one.result(WAIT_S) for one in open_)
 
 
+def test_where_no_thread_is_left_the_next_names_are_looked_up_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = Lookups()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(lookups.LOOKUPS_MAX):
+            with pytest.raises(socket.gaierror, match="can't start new thread"):
+                pool.submit(int).result(0)
+    assert pool.submit(int).result(WAIT_S) == 0
+
+
 def test_an_error_is_raised_where_the_name_is_waited_for() -> None:
     def fail() -> None:
         raise socket.gaierror(socket.EAI_NONAME, "no such name")

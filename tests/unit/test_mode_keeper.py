@@ -14,10 +14,11 @@ from omnid.executor.model import ModelExecutor
 from omnid.executor.model_errors import Failure
 from omnid.flow import mode as mode_module
 from omnid.flow.mode import ModeKeeper, Shared
-from omnid.model import Gate
+from omnid.model import Gate, Schedule
 from omnid.secrets import Secrets
 from omnid.settings import Channel
 from omnid.store import journal
+from omnid.store.schedules import Scheduled, put
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
 
@@ -77,11 +78,12 @@ class Asleep:
 class Cloudy(ModelExecutor):
     """Stands for calls to the cloud: the gate goes by its name."""
 
-    def __init__(self) -> None:
-        self.name = "model"
+    def __init__(self, name: str = "model") -> None:
+        self.name = name
+        self.parks = 0
 
     async def park(self) -> None:
-        pass
+        self.parks += 1
 
 
 class Place:
@@ -96,8 +98,11 @@ class Place:
         self.channels("p1")
         world.context.executors = {**world.context.executors, "model": Cloudy()}
 
-    def channels(self, *names: str) -> None:
-        made = tuple(whole(Channel(name=name, profile="ollama", models=("m",), local=False)) for name in names)
+    def channels(self, *names: str, relays: frozenset[str] = frozenset()) -> None:
+        made = tuple(
+            whole(Channel(name=name, profile="ollama", models=("m",), local=False, relay=name in relays))
+            for name in names
+        )
         self.world.context.config = structs.replace(self.world.context.config, channel=made)
 
     async def _links(self) -> AsyncGenerator[None]:
@@ -153,12 +158,17 @@ async def test_a_pulled_cable_is_seen_and_a_plugged_one_is_looked_at_at_once(pla
     await place.send.send(None)
     await place.until_asked(3)
     await place.until("brainstem")
+    await anyio.wait_all_tasks_blocked()
+    every_ms = round(1000 * place.world.context.config.mode.cloud_probe_every_s)
+    assert place.modes.probe_at_ms == place.world.clock.wall_ms() + every_ms
     place.cloud.last = True
     before = place.cloud.probes
     for number in range(2):
         await place.send.send(None)
         await place.until_asked(before + number + 1)
     await place.until("normal")
+    await anyio.wait_all_tasks_blocked()
+    assert place.modes.probe_at_ms is None
 
 
 async def test_a_machine_that_sleeps_between_a_probe_and_its_answer_has_not_lost_the_cloud(
@@ -194,6 +204,32 @@ async def test_of_three_channels_one_that_answers_is_enough_and_no_other_is_wait
         await place.until_asked(before + 3)
         assert place.cloud.let_go == number + 2
     await place.until("normal")
+
+
+async def test_a_relay_that_answers_does_not_keep_the_cloud_there(place: Place) -> None:
+    relays = frozenset({"proxy"})
+    place.channels("proxy", "p2", relays=relays)
+    place.cloud.away = frozenset({"p2"})
+    await place.send.send(None)
+    await place.until("brainstem")
+    place.cloud.away = frozenset()
+    for number in range(2):
+        before = place.cloud.probes
+        await place.send.send(None)
+        await place.until_asked(before + 1)
+        assert place.cloud.probes == before + 1, number  # The proxy isn't asked.
+    await place.until("normal")
+
+
+async def test_relays_are_all_there_is_to_ask_where_the_config_has_nothing_else(place: Place) -> None:
+    place.channels("proxy", "other", relays=frozenset({"proxy", "other"}))
+    place.cloud.away = frozenset({"other"})
+    await place.send.send(None)
+    await place.until_asked(1)
+    assert place.modes.mode == "normal"
+    place.cloud.last = False
+    await place.send.send(None)
+    await place.until("brainstem")
 
 
 class Blocked:
@@ -261,10 +297,9 @@ async def test_the_cloud_is_watched_while_the_local_model_ends(place: Place) -> 
 
 @pytest.mark.parametrize("waiting", [1, 40])
 async def test_an_outage_writes_a_few_rows_however_many_tasks_wait_for_its_end(place: Place, waiting: int) -> None:
-    world, cloudy = place.world, Cloudy()
+    world, cloudy = place.world, Cloudy("safe")
     for _ in range(waiting):
         await world.add("true", executor="safe")
-    cloudy.name = "safe"
     world.context.executors = {"safe": cloudy}
 
     async def changes() -> list[str]:
@@ -277,6 +312,68 @@ async def test_an_outage_writes_a_few_rows_however_many_tasks_wait_for_its_end(p
         await place.keeper.hold("normal")
     assert world.gates.closed() == set()
     assert (await changes())[before:] == ["gate", "outage", "outbox"] * 2
+
+
+async def test_the_gates_follow_executors_that_come_and_go_in_an_outage(place: Place) -> None:
+    world, terse = place.world, Cloudy("safe")
+    before = world.context.executors
+    await world.add("true", executor="safe")
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("brainstem")
+        assert world.gates.closed() == {"model"}
+        world.context.executors = {**before, "safe": terse}
+        await place.keeper.hold("brainstem")
+        assert world.gates.closed() == {"model", "safe"}
+        assert terse.parks == 1
+        assert await world.claim() == []
+        world.context.executors = before
+        await place.keeper.hold("brainstem")
+    assert world.gates.closed() == {"model"}
+    assert len(await world.claim()) == 1
+    outages = "SELECT subject, ended_at_ms IS NULL FROM outage WHERE cause = 'cloud' ORDER BY subject"
+    assert await world.rows(outages) == [("model", 1), ("safe", 0)]
+    told = "SELECT count(*) FROM change WHERE collection = 'outbox'"
+    assert await world.rows(told) == [(1,)]  # The mode is what it was: nobody is told anything.
+
+
+async def test_no_event_says_that_the_cloud_is_back_when_an_executor_goes(place: Place) -> None:
+    world = place.world
+    on = ("cloud.up", "cloud.up:safe")
+    one = Scheduled("s1", "hello", "user", "person", Schedule(on=on), {}, {}, enabled=True, created_at_ms=1)
+    await world.write(lambda tx: put(tx, one))
+    before = world.context.executors
+    world.context.executors = {**before, "safe": Cloudy("safe")}
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("brainstem")
+        world.context.executors = before
+        await place.keeper.hold("brainstem")
+    assert world.gates.closed() == {"model"}
+    due = "SELECT next_at_ms IS NULL FROM schedule"
+    assert await world.rows(due) == [(1,)]
+    with anyio.fail_after(WAIT_S):
+        await place.keeper.hold("normal")
+    assert await world.rows(due) == [(0,)]
+
+
+async def test_a_daemon_that_begins_in_an_outage_shuts_what_its_config_has_got_since(world: World) -> None:
+    made = Place(world)
+    made.cloud.last = False
+    for name in ("model", "gone"):
+        await world.write(
+            lambda tx, name=name: journal.close_gate(tx, Gate(f"cloud:{name}", "cloud", name, 1000, None))
+        )
+    await world.gates.load()
+    world.context.executors = {**world.context.executors, "fresh": Cloudy("fresh")}
+    async with anyio.create_task_group() as group:
+        group.start_soon(made.keeper.watch_cloud)
+        await made.until("brainstem")
+        with anyio.fail_after(WAIT_S):
+            await made.keeper.hold("auto")
+        assert world.gates.closed() == {"model", "fresh"}
+        assert made.modes.since_ms == 1000
+        group.cancel_scope.cancel()
+    await made.send.aclose()
+    made._receive.close()
 
 
 async def test_a_daemon_that_begins_in_an_outage_knows_since_when(world: World) -> None:

@@ -72,6 +72,20 @@ async def test_the_last_client_of_an_origin_with_work_is_missed_until_it_returns
         assert await rung(world) == ["client.away", "client.away:claude", "client.back:claude"]
 
 
+async def test_clients_that_go_one_after_the_other_are_missed_too(
+    world: World, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+) -> None:
+    await world.add(caller=CLAUDE)
+    async with watching(world, monkeypatch) as made:
+        made.came("claude", 1)
+        made.came("claude", 2)
+        made.went("claude", 1)
+        await anyio.wait_all_tasks_blocked()
+        clock.now_s += 3600.0
+        made.went("claude", 2)
+        assert await outages(world) == [("client", "claude", 1, 1)]
+
+
 async def test_who_leaves_no_work_or_is_a_person_is_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.add()
     async with watching(world, monkeypatch) as made:

@@ -28,7 +28,7 @@ def _mode(context: Context) -> int:
     since = span(shown["now_ms"] - shown["since_ms"])
     colour = "green" if shown["mode"] == "normal" else "yellow"
     why = f"; {shown['why']}" if shown["why"] else ""
-    context.screen.paragraph(shown["mode"], f"for {since}{held}{why}", 12, label_style=colour)
+    context.screen.paragraph(shown["mode"], f"for {since}{held}{why}{_probed(shown)}", 12, label_style=colour)
     for one in shown["channels"]:
         context.screen.paragraph(one["name"], f"{', '.join(one['models'])}: {_state(one)}", 12, label_style="bold")
     if shown["local_model"]["phase"] != "none":
@@ -39,6 +39,14 @@ def _mode(context: Context) -> int:
     if not shown["channels"]:
         context.screen.tell("There are no channels; docs/models.md says how to add one.")
     return 0
+
+
+def _probed(shown: Mapping[str, Any]) -> str:
+    """Says when the cloud is looked for again, while it is gone."""
+    if shown["probe_at_ms"] is None:
+        return ""
+    left_ms = shown["probe_at_ms"] - shown["now_ms"]
+    return f"; the cloud is probed again in {span(left_ms)}" if left_ms > 0 else "; the cloud is being probed"
 
 
 def _state(one: dict[str, Any]) -> str:
