@@ -67,11 +67,6 @@ class Peer:
         return None if self.section is None else self.section.link
 
     @property
-    def executors(self) -> tuple[str, ...]:
-        """Those whose tasks it may get."""
-        return () if self.section is None else self.section.executors
-
-    @property
     def lease_s(self) -> float:
         """For how long its silence is borne."""
         return LEASE_S if self.section is None else self.section.lease_s
@@ -150,7 +145,7 @@ class Fleet:
     def of(self, executor: str) -> list[Peer]:
         """Gives the runners that may get an executor's tasks."""
         peers = self.peers.values()
-        return [peer for peer in peers if executor in peer.executors]
+        return [peer for peer in peers if peer.section is not None and executor in peer.section.executors]
 
     def on_link(self, link: str) -> list[Peer]:
         """Gives the runners that a link leads to."""
@@ -303,12 +298,7 @@ class Fleet:
         peers = self.peers.values()
         found = (self._seat(peer, closed, freed.get(peer.name, Counter())) for peer in peers)
         seats = [seat for seat in found if seat is not None]
-        unheard = frozenset(executor for peer in peers if self._unheard(peer) for executor in peer.executors)
-        return Seats(seats, frozenset(label for peer in peers for label in peer.labels), unheard)
-
-    def _unheard(self, peer: Peer) -> bool:
-        """Tells whether it may say any moment which labels it has; once its lease is over nobody waits for that."""
-        return peer.heartbeat is None and self.state(peer) == "expected"
+        return Seats(seats, frozenset(label for peer in peers for label in peer.labels))
 
     def _seat(self, peer: Peer, closed: frozenset[str], freed: Counter[str]) -> Seat | None:
         heartbeat, section = peer.heartbeat, peer.section
@@ -346,14 +336,11 @@ class Fleet:
 
     def waits(self, executor: str, labels: Collection[str]) -> str | None:
         """Says why no runner takes a task now; None where one does, or the executor works in the daemon."""
-        seats = self.seats()
-        if executor not in self.executors or seats.could(executor, labels):
+        if executor not in self.executors or self.seats().could(executor, labels):
             return None
         peers = self.peers.values()
         wanted = frozenset(labels).intersection(label for peer in peers for label in peer.labels)
-        held = seats.holds(executor, labels)
-        meant = (peer for peer in self.of(executor) if self._unheard(peer) or not held)
-        return "; ".join(self._said(peer, executor, wanted) for peer in meant)
+        return "; ".join(self._said(peer, executor, wanted) for peer in self.of(executor))
 
     def _said(self, peer: Peer, executor: str, wanted: frozenset[str]) -> str:
         match self.state(peer):

@@ -6,7 +6,6 @@ A command is acknowledged once the ledger has it, and started only then; what wa
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import NamedTuple, TypeVarTuple
 
 import anyio
@@ -180,7 +179,7 @@ class Remote:
                     held = Held(Begun(received.sender, command), [])
                     self._held.setdefault(command.attempt_id, held).came.append(received)
                 else:
-                    await self._refuse(received, command, why, done)
+                    await self._refuse(received, command, why)
             case Cancel(attempt_id):
                 if await self._cancel(attempt_id, done):
                     done.append(received)
@@ -198,20 +197,11 @@ class Remote:
             return "this runner makes no workspaces"
         return None
 
-    async def _refuse(self, received: Received, command: Command, why: str, done: list[Received]) -> None:
-        """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect.
-
-        One that the ledger knows has begun before the config changed, and is dropped.
-        """
+    async def _refuse(self, received: Received, command: Command, why: str) -> None:
+        """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
         problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
         result = command.ended("unstarted", problem)
-        answer = partial(self._ledger.answer, received.sender, result)
-        answered = await insist(self._context, answer, "result_waits", attempt=command.attempt_id)
-        if answered is None:
-            return
-        if not answered:
-            self._context.log.info("known_commands_dropped", attempts=[command.attempt_id])
-            done.append(received)
+        if not await self._written("result_waits", command.attempt_id, self._ledger.answer, received.sender, result):
             return
         try:
             await self._messenger.refuse(received, why)

@@ -71,9 +71,9 @@ class Ledger:
         """Ends an attempt, and queues its result for whoever sent it; False where it had ended."""
         return await self._store.write(lambda tx: _settle(tx, result))
 
-    async def answer(self, daemon: str, result: Result) -> bool:
-        """Queues the result of a command that is not begun here; False where it was: it has its own result."""
-        return await self._store.write(lambda tx: _answer(tx, daemon, result))
+    async def answer(self, daemon: str, result: Result) -> None:
+        """Queues the result of a command that is not begun here."""
+        await self._store.write(lambda tx: _owe(tx, daemon, result))
 
     async def owed(self) -> int:
         """Gives how many results wait for their broker's confirmation."""
@@ -133,13 +133,6 @@ def _settle(tx: Tx, result: Result) -> bool:
         return False
     journal.end_attempt(tx, head, {"ended_at_ms": tx.now_ms, "outcome": result.outcome})
     _owe(tx, begun.daemon, result)
-    return True
-
-
-def _answer(tx: Tx, daemon: str, result: Result) -> bool:
-    if tx.one("attempt_head", result.attempt_id) is not None:
-        return False
-    _owe(tx, daemon, result)
     return True
 
 

@@ -256,15 +256,6 @@ async def test_a_cancel_ends_what_runs_and_what_waits_before_it_begins(bench: Be
         assert bench.cable.acked == ["a0", "a1", "a2", "a2", "a0", "unknown"]
 
 
-async def test_a_command_whose_cancel_lay_behind_it_at_the_broker_never_begins(bench: Bench) -> None:
-    async with bench.runs():
-        bench.cable.bring(command(0), Cancel("a0"))
-        await anyio.wait_all_tasks_blocked()
-        assert bench.started == []
-        assert await bench.owed() == [("a0", "cancelled")]
-        assert bench.cable.acked == ["a0", "a0"]
-
-
 async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_start(bench: Bench) -> None:
     async with bench.runs():
         bench.cable.bring(*map(command, range(3)))
@@ -284,23 +275,6 @@ async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_
         assert bench.cable.acked == ["again"]
         assert bench.started == ["0", "1", "0"]
         assert await bench.owed() == [("a2", "cancelled"), ("a1", "cancelled")]
-
-
-async def test_what_it_had_begun_is_not_given_back_where_its_executor_is_offered_no_more(bench: Bench) -> None:
-    async with bench.runs():
-        bench.cable.down = True  # It dies before the acknowledgement.
-        bench.cable.bring(command(0, "single"))
-        await anyio.wait_all_tasks_blocked()
-        bench.let(0)
-        await anyio.wait_all_tasks_blocked()
-        assert await bench.owed() == [("a0", "success")]
-        bench.cable.down = False
-        executors = bench.world.context.executors
-        bench.world.context.take_executors({"command": executors["command"]})
-        bench.cable.bring(command(0, "single"), command(1, "single"))
-        await anyio.wait_all_tasks_blocked()
-        assert (bench.cable.acked, bench.cable.refused) == (["a0"], ["a1"])
-        assert await bench.owed() == [("a0", "success"), ("a1", "unstarted")]
 
 
 async def test_what_can_not_be_kept_is_not_acknowledged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
