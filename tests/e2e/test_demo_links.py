@@ -1,8 +1,8 @@
 """The demos of links as people run them: a broker, a daemon and a runner, and nothing of them afterwards."""
 
 import json
-import re
 import os
+import re
 import signal
 import sys
 
