@@ -61,6 +61,7 @@ class SystemClock:
 
     def __init__(self) -> None:
         self._pool = b""
+        self._last_ms, self._last_bits = -1, 0
         self._jitter = random.Random(int.from_bytes(os.urandom(16)))  # noqa: S311 - jitter only, never a secret.
 
     def wall_ms(self) -> int:
@@ -76,11 +77,22 @@ class SystemClock:
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def uuid(self) -> str:
-        """See `Clock.uuid`; the random part comes from the OS, a hundred ids' worth at a time: it can't be guessed."""
+        """See `Clock.uuid`; the random part comes from the OS, a hundred ids' worth at a time: it can't be guessed.
+
+        Within a millisecond, and where the clock was set back, it grows by a random step
+        (RFC 9562 section 6.2, method 2).
+        """
         if not self._pool:
             self._pool = os.urandom(10 * 100)
         bits, self._pool = int.from_bytes(self._pool[:10]), self._pool[10:]
-        return uuid7(self.wall_ms(), bits & ((1 << 74) - 1))
+        now_ms, bits = self.wall_ms(), bits & ((1 << 73) - 1)
+        if now_ms <= self._last_ms:
+            now_ms, step = self._last_ms, 1 + (bits & ((1 << 60) - 1))
+            bits = self._last_bits + step
+            if bits >> 74:
+                now_ms, bits = now_ms + 1, step
+        self._last_ms, self._last_bits = now_ms, bits
+        return uuid7(now_ms, bits)
 
     def uniform(self, low: float, high: float) -> float:
         """See `Clock.uniform`."""

@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,3 +29,16 @@ def test_the_system_clock_gives_new_ids_and_jitter_in_bounds() -> None:
     assert len({clock.uuid() for _ in range(1000)}) == 1000
     assert all(1 <= clock.uniform(1, 2) <= 2 for _ in range(100))
     assert clock.monotonic_s() <= clock.monotonic_s()
+
+
+def test_ids_of_one_process_grow_within_a_millisecond_and_when_the_clock_is_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SystemClock()
+    ids = [clock.uuid() for _ in range(20_000)]
+    now_ms = clock.wall_ms()
+    for wall_ms in (now_ms, now_ms - 3_600_000, now_ms + 5):
+        monkeypatch.setattr(clock, "wall_ms", lambda wall_ms=wall_ms: wall_ms)
+        ids += [clock.uuid() for _ in range(20_000)]
+    assert ids == sorted(set(ids))
+    assert all(is_uuid(id) for id in ids)
