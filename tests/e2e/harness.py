@@ -26,6 +26,17 @@ OMNID = (sys.executable, "-m", "omnid", "run")
 OMNICTL = (sys.executable, "-c", "import sys; from omnid.ctl.main import main; sys.exit(main())")
 FAKES = Path(__file__).parents[1] / "fakes"
 
+TOLD = """
+[notify]
+to = ["told"]
+group_s = 0
+[[destination]]
+name = "told"
+kind = "command"
+argv = ["/bin/sh", "-c", "cat >> {told}; echo >> {told}"]
+"""
+"""A config by which people are told things in a file, a line each."""
+
 T = TypeVar("T")
 
 

@@ -12,7 +12,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from omnid.weights import find
-from tests.e2e.harness import Home, until
+from tests.e2e.harness import TOLD, Home, until
 from tests.fakes.cloud import cloud
 from tests.fakes.hub import REVISION, Hub
 from tests.fakes.hub import hub as serve
@@ -20,15 +20,6 @@ from tests.fakes.tiny_model import make
 
 KEY = "sk-planted-local-model"
 SLOW_S = 90.0
-NOTICES = """
-[notify]
-to = ["told"]
-group_s = 0
-[[destination]]
-name = "told"
-kind = "command"
-argv = ["/bin/sh", "-c", "cat >> {path}; echo >> {path}"]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +64,7 @@ class Ground:
         channel = f'[[channel]]\nname = "p1"\nprofile = "openrouter"\nbase_url = "{url}"\nkey = "env:P1_KEY"\n'
         models = 'models = [{ name = "fake-1", input_usd = 1, output_usd = 2 }]\n'
         mode = "[mode]\ncloud_probe_every_s = 0.3\ncloud_failures_max = 1\n"
-        notices = NOTICES.replace("{path}", str(self.told))
+        notices = TOLD.format(told=self.told)
         self.home.configure(f"[brainstem]\n{section}\n{mode}{notices}{channel}{models}{more}")
 
     def pulled(self) -> None:

@@ -16,20 +16,11 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from omnid.errors import OmnidError
-from tests.e2e.harness import FAKES, Home, until
+from tests.e2e.harness import FAKES, TOLD, Home, until
 from tests.fakes.cloud import COST_USD, TEXT, Cloud, cloud
 
 KEYS = {"P1_KEY": "sk-planted-primary-1", "P1_BACKUP": "sk-planted-backup-1", "P2_KEY": "sk-planted-primary-2"}
 CALL_S = 60.0
-TOLD = """
-[notify]
-to = ["told"]
-group_s = 0
-[[destination]]
-name = "told"
-kind = "command"
-argv = ["/bin/sh", "-c", "cat >> {told}; echo >> {told}"]
-"""
 ROOT = Path(__file__).parents[2]
 
 

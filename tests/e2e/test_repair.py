@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from tests.e2e.harness import FAKES, Home, until
+from tests.e2e.harness import FAKES, TOLD, Home, until
 from tests.fakes.cloud import Cloud, cloud
 
 KEY = "sk-planted-repair"
@@ -20,13 +20,6 @@ CONFIG = """
 [mode]
 gateway_probe_every_s = 0.2
 repair_executor = "mender"
-[notify]
-to = ["told"]
-group_s = 0
-[[destination]]
-name = "told"
-kind = "command"
-argv = ["/bin/sh", "-c", "cat >> {root}/told; echo >> {root}/told"]
 [[executor]]
 name = "mender"
 kind = "command"
@@ -70,7 +63,7 @@ def answered(home: Home, text: str) -> str:
 def blocks(home: Home, fake: Cloud) -> list[Path]:
     """Directories where the gateway's sockets should be: while they are there, it can't start."""
     home.environ["P1_KEY"] = KEY
-    text = CONFIG
+    text = TOLD.replace("{told}", "{root}/told") + CONFIG
     for name, value in (("root", str(home.root)), ("url", fake.base_url("ok"))):
         text = text.replace("{" + name + "}", value)
     make_agent(home)
