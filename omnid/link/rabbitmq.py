@@ -188,9 +188,10 @@ class RabbitLink:
 
     async def _bye(self, connection: Any) -> None:
         try:
-            await connection.close()
-        except (*self._failures, OSError) as error:
-            self._log.debug("goodbye_failed", link=self._endpoint.link, detail=str(error))
+            with self._mapped():
+                await connection.close()
+        except LinkDown as error:
+            self._log.debug("goodbye_failed", link=self._endpoint.link, detail=error.what)
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         """See `Messenger.send`."""
@@ -249,19 +250,10 @@ class RabbitLink:
                 raise
             channel.delivery_tag = tags[-1]
         try:
-            await self._wait(confirmed)
+            await confirmed
         finally:
             for tag in tags:
                 channel.message_id_delivery_tag.pop(str(tag), None)
-
-    async def _wait(self, future: Any) -> None:
-        """Waits for a future of the channel's, which tells those who wait of its own end as if they were cancelled."""
-        try:
-            await future
-        except anyio.get_cancelled_exc_class() as error:
-            if future.cancelled():
-                raise
-            raise self._endpoint.down(_detail(None)) from error
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
@@ -311,7 +303,7 @@ class RabbitLink:
             raise self._lost or self._endpoint.down(_detail(None))
         written = channel.create_future()
         await channel.write_queue.put(self._wire.together(channel, frames, written))
-        await self._wait(written)
+        await written
 
     async def refuse(self, received: Received, why: str) -> None:
         """See `Messenger.refuse`."""
@@ -359,11 +351,19 @@ class RabbitLink:
 
     @contextmanager
     def _mapped(self, *, dialling: bool = False) -> Generator[None]:
-        """Maps the library's errors; what a person has to mend is Rejected while it dials, and LinkDown later."""
+        """Maps the library's errors; what a person has to mend is Rejected while it dials, and LinkDown later.
+
+        Those who wait for what it will never hear any more are told so as if they were cancelled. Such a cancellation
+        belongs to no scope, and would quietly end the task group that it came to.
+        """
         try:
             yield
         except OmnidError:
             raise
+        except anyio.get_cancelled_exc_class() as error:
+            if anyio.get_current_task().has_pending_cancellation():
+                raise
+            raise self._endpoint.down(_detail(None)) from error
         except (*self._failures, OSError) as error:
             if dialling and isinstance(error, self._library.exceptions.AMQPError):
                 if type(error).__name__ == "InvalidFrameError":

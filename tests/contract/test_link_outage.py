@@ -163,7 +163,9 @@ async def test_a_batch_that_finds_its_queue_gone_is_sent_again_as_a_whole(broker
             assert names(await take(runner, 3)) == ["a1", "a2", "a3"]
 
 
-async def test_who_waits_for_a_confirmation_when_the_link_is_closed_hears_that_it_is_down(kit: Kit) -> None:
+@pytest.mark.parametrize("known", [True, False])
+async def test_who_sends_when_the_link_is_closed_hears_that_it_is_down(kit: Kit, known: bool) -> None:
+    """Also in the middle of making the queue of an end that it has sent nothing yet."""
     said: list[str] = []
 
     async def send(daemon: Link) -> None:
@@ -176,7 +178,8 @@ async def test_who_waits_for_a_confirmation_when_the_link_is_closed_hears_that_i
         anyio.create_task_group() as group,
         kit.daemon(url=f"{kit.broker.scheme}://127.0.0.1:{proxy.port}") as daemon,
     ):
-        await daemon.send(kit.runner_name, [command(0)])
+        if known:
+            await daemon.send(kit.runner_name, [command(0)])
         proxy.mute()
         group.start_soon(send, daemon)
         await proxy.request()
