@@ -256,6 +256,15 @@ async def test_a_cancel_ends_what_runs_and_what_waits_before_it_begins(bench: Be
         assert bench.cable.acked == ["a0", "a1", "a2", "a2", "a0", "unknown"]
 
 
+async def test_a_command_whose_cancel_lay_behind_it_at_the_broker_never_begins(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(command(0), Cancel("a0"))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == []
+        assert await bench.owed() == [("a0", "cancelled")]
+        assert bench.cable.acked == ["a0", "a0"]
+
+
 async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_start(bench: Bench) -> None:
     async with bench.runs():
         bench.cable.bring(*map(command, range(3)))
