@@ -6,6 +6,7 @@ A command is acknowledged once the ledger has it, and started only then; what wa
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVarTuple
 
 import anyio
@@ -179,7 +180,7 @@ class Remote:
                     held = Held(Begun(received.sender, command), [])
                     self._held.setdefault(command.attempt_id, held).came.append(received)
                 else:
-                    await self._refuse(received, command, why)
+                    await self._refuse(received, command, why, done)
             case Cancel(attempt_id):
                 if await self._cancel(attempt_id, done):
                     done.append(received)
@@ -197,16 +198,25 @@ class Remote:
             return "this runner makes no workspaces"
         return None
 
-    async def _refuse(self, received: Received, command: Command, why: str) -> None:
-        """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
+    async def _refuse(self, received: Received, command: Command, why: str, done: list[Received]) -> None:
+        """Sets a command aside that can't run here, and says so to its daemon: it has had no effect, and never will.
+
+        One that the ledger knows has begun before the config changed, or was given back before; it is dropped.
+        """
         problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
-        result = command.ended("unstarted", problem)
-        if not await self._written("result_waits", command.attempt_id, self._ledger.answer, received.sender, result):
-            return
-        try:
-            await self._messenger.refuse(received, why)
-        except LinkDown:
-            return  # It comes again, and so does its answer.
+        begun, result = Begun(received.sender, command), command.ended("unstarted", problem)
+        withdraw = partial(self._ledger.withdraw, begun, result)
+        match await insist(self._context, withdraw, "result_waits", attempt=command.attempt_id):
+            case None:
+                return
+            case False:
+                self._context.log.info("known_commands_dropped", attempts=[command.attempt_id])
+                done.append(received)
+            case True:
+                try:
+                    await self._messenger.refuse(received, why)
+                except LinkDown:
+                    return  # It comes again, and is dropped.
 
     async def _cancel(self, attempt_id: str, done: list[Received]) -> bool:
         """Has an attempt end, or never begin where it has no slot yet; tells whether that is written down."""

@@ -286,6 +286,38 @@ async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_
         assert await bench.owed() == [("a2", "cancelled"), ("a1", "cancelled")]
 
 
+async def test_what_it_had_begun_is_not_given_back_where_its_executor_is_offered_no_more(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.down = True  # It dies before the acknowledgement.
+        bench.cable.bring(command(0, "single"))
+        await anyio.wait_all_tasks_blocked()
+        bench.let(0)
+        await anyio.wait_all_tasks_blocked()
+        assert await bench.owed() == [("a0", "success")]
+        bench.cable.down = False
+        executors = bench.world.context.executors
+        bench.world.context.take_executors({"command": executors["command"]})
+        bench.cable.bring(command(0, "single"), command(1, "single"))
+        await anyio.wait_all_tasks_blocked()
+        assert (bench.cable.acked, bench.cable.refused) == (["a0"], ["a1"])
+        assert await bench.owed() == [("a0", "success"), ("a1", "unstarted")]
+
+
+async def test_what_it_has_given_back_never_begins_not_even_where_its_executor_is_offered_by_then(bench: Bench) -> None:
+    async with bench.runs():
+        executors = dict(bench.world.context.executors)
+        bench.world.context.take_executors({"command": executors["command"]})
+        bench.cable.down = True  # It can't be set aside.
+        bench.cable.bring(command(0, "single"))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.down = False
+        bench.world.context.take_executors(executors)
+        bench.cable.bring(command(0, "single"))
+        await anyio.wait_all_tasks_blocked()
+        assert (bench.started, bench.cable.acked, bench.cable.refused) == ([], ["a0"], [])
+        assert await bench.owed() == [("a0", "unstarted")]
+
+
 async def test_what_can_not_be_kept_is_not_acknowledged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def closed(*_: Any, **__: Any) -> None:
         raise Retryable("store_closed")
