@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from omnid.errors import Rejected
@@ -104,6 +105,29 @@ async def test_while_the_link_is_down_nothing_is_claimed_and_what_was_on_its_way
         assert (again, other.work.argv) == (first, ("two",))
         assert bench.world.gates.all() == []
         assert (await bench.ends(first)).id == task.id
+
+
+async def test_a_label_that_nobody_is_known_to_have_waits_a_lease_for_who_is_behind_a_link_that_is_down(
+    bench: Bench, clock: FakeClock
+) -> None:
+    bench.config("a", "b", links=("cable", "other"))
+    config = bench.context.config
+    behind = msgspec.structs.replace(config.remote[0], link="other")
+    bench.context.config = msgspec.structs.replace(config, remote=(behind, config.remote[1]))
+    bench.context.take_executors(bench.context.executors)
+    async with bench.runs():
+        bench.cables[0].turn(None)
+        bench.cables[1].turn(DOWN)
+        bench.cables[0].bring("b", beat())
+        await bench.world.add("one", labels=("gpu",))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cables[0].commands("b") == []
+        for _ in range(6):  # At once would be the daemon's own absence.
+            clock.now_s += 10
+            bench.cables[0].bring("b", beat())
+            bench.lines.configure()
+            await anyio.wait_all_tasks_blocked()
+        await bench.cables[0].until(lambda: bench.cables[0].commands("b"))
 
 
 async def test_a_command_that_can_not_be_sent_fails_its_task_and_holds_up_nobody(bench: Bench) -> None:
