@@ -186,10 +186,11 @@ class RunnerProcess:
             await self._drain.finish()
 
     def _changed(self) -> None:
-        """The link has gone up or down: what is owed may go out now."""
+        """The link has gone up or down, or is full or not: what is owed may go out now."""
         if self._connection.problem is not None:
             self._remote.link_down()
             self._comeback.gone(self._behind())
+        self.context.activity.ring()  # With room at the broker it may have got its name, and begin what it holds.
         self._drain.ring_all()
         self._health.ring()
 

@@ -187,6 +187,26 @@ async def test_a_killed_runner_adopts_what_it_had_begun(kit: Kit, daemon: Link, 
     await acknowledged(kit)
 
 
+async def test_what_it_holds_without_a_name_begins_once_there_is_room_for_the_name(
+    brokers: Callable[[str], Broker], host: Host
+) -> None:
+    kit = Kit("redis", brokers("redis"), "unnamed")
+    host.link(kit, "ping_every_s = 0.2\n")
+    begun = host.work / "begun"
+    async with kit.runner(), kit.daemon() as daemon:  # So that both are known there.
+        await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}", host.work)])
+    async with kit.daemon() as daemon:
+        kit.broker.fill()
+        try:
+            host.run()
+            await until(lambda: bool(host.logged("link_full")))
+            assert not begun.exists()
+        finally:
+            kit.broker.clear()
+        (result,) = await results(daemon, 1)
+        assert (result.outcome, begun.read_text()) == ("success", "x\n")
+
+
 @pytest.mark.parametrize("left", ["in the config", "nowhere"])
 async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_all_the_same(
     brokers: Callable[[str], Broker], host: Host, left: str
