@@ -246,11 +246,12 @@ def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
     if section is None and "://" in link:
         section = Link(name=DIRECTORY, url=link)
         for _, detail in links.problems(section):
-            value = "(hidden)" if "@" in link else repr(link)
-            raise Rejected("config_bad_value", key="--link", value=value, detail=detail)
+            raise Rejected("config_bad_value", key="--link", value="(hidden)", detail=detail)
     if section is None:
         detail = "name a [[link]] of the config, or give the URL of a broker"
-        raise Rejected("config_bad_value", key="runner.link", value=repr(link) if link else "(not set)", detail=detail)
+        # What is no name may be a URL that was mistyped, with a password in it.
+        shown = repr(link) if links.END_NAME.fullmatch(link) else "(hidden)" if link else "(not set)"
+        raise Rejected("config_bad_value", key="runner.link", value=shown, detail=detail)
     name = options.name or wanted.runner.name or _host_name()
     if links.END_NAME.fullmatch(name) is None:
         detail = f"it is {patterns.SAID[patterns.NAME]}"
