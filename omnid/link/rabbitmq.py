@@ -97,6 +97,7 @@ class RabbitLink:
                 await self._declare(self._receiving, endpoint.name)
                 self._publisher: Any = await self._sending.get_underlay_channel()
                 self._consumer: Any = await self._receiving.get_underlay_channel()
+                self._consumer.on_consumer_cancel_callbacks.add(self._cancelled)
                 await self._consumer.basic_consume(queue_of(endpoint.name), self._came)
         except BaseException:
             await self._close()
@@ -172,6 +173,13 @@ class RabbitLink:
 
     def _closed(self, _channel: Any, error: BaseException | None) -> None:
         self._lost = self._lost or self._endpoint.down(_detail(error))
+        self._filled.set()
+
+    def _cancelled(self, _frame: Any) -> None:
+        """Hears that nothing comes any more although the channel is open (``basic.cancel`` of the broker)."""
+        self._lost = self._lost or self._endpoint.down(
+            "RabbitMQ has cancelled its consumer: its queue was deleted or is gone"
+        )
         self._filled.set()
 
     async def __aexit__(

@@ -184,3 +184,17 @@ async def test_who_sends_when_the_link_is_closed_hears_that_it_is_down(kit: Kit,
         group.start_soon(send, daemon)
         await proxy.request()
     assert said == ["link_down"]
+
+
+async def test_whose_queue_is_deleted_under_it_hears_that_its_link_is_down(brokers: Callable[[str], Broker]) -> None:
+    broker: Any = brokers("rabbitmq")
+    kit = Kit("rabbitmq", broker, "cancelled")
+    async with kit.runner() as runner:
+        connection, channel = await broker._channel()
+        async with connection:
+            await channel.queue_delete(rabbitmq.queue_of(kit.runner_name))
+        with anyio.fail_after(WAIT_S), pytest.raises(LinkDown, match="cancelled its consumer"):
+            await runner.receive()
+    async with kit.runner() as runner, kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [command(1)])
+        assert names(await take(runner, 1)) == ["a1"]
