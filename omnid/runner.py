@@ -92,7 +92,7 @@ class RunnerProcess:
         self._health = Bell()
         self._state = Path(wanted.state.dir)
         self.store = SqliteStore(self._state / DATABASE_NAME, clock, store_settings(wanted))
-        self._ledger = Ledger(self.store)
+        self._ledger = Ledger(self.store, log)
         self._parts = Parts(wanted, environ, clock, log, secrets)
         supervised = self._parts.supervised
         self.context = Context(

@@ -111,7 +111,7 @@ class Bench:
 
     def again(self) -> None:
         """Has the next runner begin where the last has ended."""
-        self.ledger = Ledger(self.world.store)
+        self.ledger = Ledger(self.world.store, self.world.context.log)
         self.cable.acked.clear()
         self.remote = Remote(self.world.context, self.ledger, self.cable, Place(2, ("gpu",), 5.0))
 
