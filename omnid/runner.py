@@ -65,6 +65,8 @@ class Health(msgspec.Struct, frozen=True):
     running: int
     owed: int
     """Results that the broker has not confirmed yet."""
+    turned_away: int
+    """Daemons that are not told how the runner is, because too many are: they send it nothing."""
 
 
 class Options(NamedTuple):
@@ -216,6 +218,7 @@ class RunnerProcess:
                 slots=self._wanted.daemon.slots_max,
                 running=len(self.context.running),
                 owed=await self._ledger.owed(),
+                turned_away=self._remote.turned_away,
             )
             fresh = path.with_suffix(".new")
             fresh.write_bytes(msgspec.json.encode(line) + b"\n")

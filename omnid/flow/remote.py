@@ -140,6 +140,8 @@ class Remote:
         self._room = anyio.Event()
         self._watchers: dict[str, Watcher] = {}
         """The daemons that are told how it is."""
+        self._turned_away: dict[str, float] = {}
+        """Those that have asked beyond `WATCHERS_MAX`, and until when they want to know (monotonic)."""
         self._asked = Bell()
         self.leaving = False
 
@@ -248,9 +250,29 @@ class Remote:
         return bool(await insist(self._context, insisted, waits, attempt=attempt_id))
 
     def _watch(self, daemon: str, for_s: float, token: str) -> None:
+        until_s = self._context.clock.monotonic_s() + for_s
+        self._forget_watchers()
         if daemon in self._watchers or len(self._watchers) < WATCHERS_MAX:
-            self._watchers[daemon] = Watcher(self._context.clock.monotonic_s() + for_s, token)
+            self._turned_away.pop(daemon, None)
+            self._watchers[daemon] = Watcher(until_s, token)
             self._asked.ring()
+            return
+        if daemon not in self._turned_away:
+            self._context.log.warning("watcher_turned_away", daemon=daemon, most=WATCHERS_MAX)
+        if daemon in self._turned_away or len(self._turned_away) < WATCHERS_MAX:
+            self._turned_away[daemon] = until_s
+
+    def _forget_watchers(self) -> None:
+        """Forgets the daemons that have not asked again in time."""
+        now_s = self._context.clock.monotonic_s()
+        self._watchers = {daemon: watcher for daemon, watcher in self._watchers.items() if watcher.until_s > now_s}
+        self._turned_away = {daemon: until_s for daemon, until_s in self._turned_away.items() if until_s > now_s}
+
+    @property
+    def turned_away(self) -> int:
+        """How many daemons want to be told how it is and are not, because too many are."""
+        now_s = self._context.clock.monotonic_s()
+        return sum(until_s > now_s for until_s in self._turned_away.values())
 
     async def start(self, group: TaskGroup) -> None:
         """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
@@ -343,8 +365,7 @@ class Remote:
 
     async def tell(self) -> None:
         """Tells them now."""
-        now_s = self._context.clock.monotonic_s()
-        self._watchers = {daemon: watcher for daemon, watcher in self._watchers.items() if watcher.until_s > now_s}
+        self._forget_watchers()
         for daemon, watcher in tuple(self._watchers.items()):
             try:
                 await self._messenger.send(daemon, [self.heartbeat(watcher.token)])

@@ -38,8 +38,8 @@ class Cable:
         self._come: list[Received] = []
         self._filled = anyio.Event()
 
-    def bring(self, *messages: Message, tag: Any = None) -> None:
-        self._come += [Received(message, tag, "home") for message in messages]
+    def bring(self, *messages: Message, tag: Any = None, sender: str = "home") -> None:
+        self._come += [Received(message, tag, sender) for message in messages]
         self._filled.set()
 
     def _fail(self) -> None:
@@ -357,6 +357,25 @@ async def test_those_who_ask_hear_how_it_is_until_their_time_has_passed(bench: B
         await bench.remote.tell()
         assert len(bench.cable.sent) == 1
         assert bench.remote.heartbeat().running == 1
+
+
+async def test_who_asks_beyond_the_limit_is_named_and_takes_the_next_place(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "WATCHERS_MAX", 1)
+    async with bench.runs():
+        bench.cable.bring(Watch(10.0), sender="first")
+        for _ in range(2):
+            bench.cable.bring(Watch(60.0), sender="second")
+        await anyio.wait_all_tasks_blocked()
+        assert {to for to, _ in bench.cable.sent} == {"first"}
+        assert bench.remote.turned_away == 1
+        assert bench.world.logged.getvalue().count('"watcher_turned_away","daemon":"second"') == 1
+        bench.clock.now_s += 11.0
+        bench.cable.bring(Watch(60.0), sender="second")
+        await anyio.wait_all_tasks_blocked()
+        assert [to for to, _ in bench.cable.sent][-1] == "second"
+        assert bench.remote.turned_away == 0
 
 
 async def test_an_executor_that_is_down_is_not_offered_for_a_while(bench: Bench) -> None:
