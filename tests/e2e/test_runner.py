@@ -73,6 +73,13 @@ class Host(Home):
             timeout=WAIT_S,
         )
 
+    def how_it_is(self) -> str:
+        """Says how the runner is, or what it ended with."""
+        code = None if self.runner is None else self.runner.poll()
+        if self.runner is None or code is not None:
+            return f"ended with {code}: {self.said.read_text(errors='replace')[-1000:]}"
+        return self.call("--health").stdout
+
     def logged(self, event: str) -> list[dict[str, Any]]:
         path = self.state / "runner" / "runner.log"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
