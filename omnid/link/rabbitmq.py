@@ -146,12 +146,12 @@ class RabbitLink:
             await self._publish_to(f"{name}.holder", self._endpoint.holder.line.encode())
 
     async def _declare(self, channel: Any, name: str) -> None:
-        """Makes the queues of an end, whichever end comes first."""
+        """Makes the queues of an end, whichever end comes first.
+
+        A node of 3.10 that is killed within a second can lose what it has to know of the queue that was made last, and
+        comes back with one that nobody can use. So that is the queue of the dead messages, which nobody waits for.
+        """
         exchange = await channel.declare_exchange(DEAD, "direct", durable=True)
-        dead = await channel.declare_queue(
-            f"{queue_of(name)}.dead", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": DEAD_MAX}
-        )
-        await dead.bind(exchange, name)
         await channel.declare_queue(
             queue_of(name),
             durable=True,
@@ -165,6 +165,10 @@ class RabbitLink:
                 "x-overflow": "reject-publish",
             },
         )
+        dead = await channel.declare_queue(
+            f"{queue_of(name)}.dead", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": DEAD_MAX}
+        )
+        await dead.bind(exchange, name)
 
     def _came(self, message: Any) -> None:
         self._unacknowledged[message.delivery_tag] = None

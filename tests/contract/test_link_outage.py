@@ -78,7 +78,6 @@ async def test_a_killed_broker_is_noticed_at_once_and_its_return_too(kit: Kit) -
     async def do() -> None:
         await put(kit, 1)
         received = await watched.connection.receive()
-        await anyio.sleep(1.0)  # See QUEUE_WRITTEN_S in test_link.py.
         kit.broker.kill()
         assert await watched.until(up=False) < 1.0
         with pytest.raises(LinkDown):
