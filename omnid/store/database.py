@@ -118,10 +118,15 @@ class SqliteStore:
         return value
 
     def post(
-        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+        self,
+        fn: Callable[[Tx], T],
+        done: Callable[[Outcome[T]], None],
+        *,
+        then: Callable[[T], None] | None = None,
+        patient: bool = False,
     ) -> None:
         """See `interface.Store.post`."""
-        self._writer.post(Job(fn, self._clock.monotonic_s(), then, done))
+        self._writer.post(Job(fn, self._clock.monotonic_s(), then, done), patient=patient)
 
     def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
         """See `interface.Store.attend`."""

@@ -239,8 +239,8 @@ class Tx(Tables, Protocol):
         """Deletes a row and logs that."""
         ...
 
-    def forget(self, collection: Collection, id: str) -> None:
-        """Removes a row together with its whole history, as if it had never been."""
+    def forget(self, collection: Collection, *ids: str) -> None:
+        """Removes rows together with their whole history, as if they had never been."""
         ...
 
     def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
@@ -321,11 +321,17 @@ class Store(Protocol):
         ...
 
     def post(
-        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+        self,
+        fn: Callable[[Tx], T],
+        done: Callable[[Outcome[T]], None],
+        *,
+        then: Callable[[T], None] | None = None,
+        patient: bool = False,
     ) -> None:
         """Does what `write` does for a caller without a task: `done` is called, once, where `write` would return.
 
-        It is called on the event loop, at once where the store is closed, and must not raise.
+        It is called on the event loop, at once where the store is closed, and must not raise. `patient` is for one of
+        many that came together: whatever else waits has its turn between two of them.
         """
         ...
 

@@ -290,9 +290,8 @@ def forget_attempts(tx: Tx, task_id: str) -> list[str]:
     """Removes a task's attempts and their notes with their history; gives the ids of the attempts."""
     attempts: list[str] = [row[0] for row in tx.all("attempt_ids", task_id)]
     for attempt_id in attempts:
-        for (note_id,) in tx.all("note_ids", attempt_id):
-            tx.forget(NOTE, note_id)
-        tx.forget(ATTEMPT, attempt_id)
+        tx.forget(NOTE, *(id for (id,) in tx.all("note_ids", attempt_id)))
+    tx.forget(ATTEMPT, *attempts)
     return attempts
 
 

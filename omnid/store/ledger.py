@@ -146,7 +146,6 @@ def _forget(tx: Tx, before_ms: int, keep_max: int) -> list[str]:
     before_ord = max(before_ms << 16, 0 if row is None else row[0] + 1)
     gone: list[str] = [id for (id,) in tx.all("ledger_ended", before_ord, PAGE_MAX)]
     for id in gone:
-        for (note,) in tx.all("note_ids", id):
-            tx.forget(NOTE, note)
-        tx.forget(ATTEMPT, id)
+        tx.forget(NOTE, *(note for (note,) in tx.all("note_ids", id)))
+    tx.forget(ATTEMPT, *gone)
     return gone
