@@ -244,6 +244,7 @@ class Remote:
 
     async def start(self, group: TaskGroup) -> None:
         """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
+        self.runner.keep_tasks()
         while True:
             while begun := await self._startable():
                 known = {one.command.attempt_id for one in begun}

@@ -49,7 +49,8 @@ class Seats:
 
     def could(self, executor: str, labels: Collection[str]) -> bool:
         """Tells whether some runner can take a task now."""
-        return self._best(executor, labels) is not None
+        wanted = self._wanted(labels)
+        return any(seat.room(executor) > 0 and wanted <= seat.labels for seat in self._seats)
 
     def take(self, executor: str, labels: Collection[str]) -> str | None:
         """Gives the runner for a task, and counts it there; None where none can take it now.
@@ -63,8 +64,11 @@ class Seats:
         best.offered[executor] -= 1
         return best.runner
 
+    def _wanted(self, labels: Collection[str]) -> frozenset[str]:
+        return self._capabilities.intersection(labels) if labels else self._NOTHING
+
     def _best(self, executor: str, labels: Collection[str]) -> Seat | None:
-        wanted = self._capabilities.intersection(labels) if labels else self._NOTHING
+        wanted = self._wanted(labels)
         fit = [seat for seat in self._seats if seat.room(executor) > 0 and wanted <= seat.labels]
         return min(fit, key=_rank, default=None)
 

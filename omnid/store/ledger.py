@@ -5,7 +5,7 @@ for each daemon. An attempt that is known is never begun again, however often it
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +30,15 @@ class Begun(Struct, frozen=True):
 
     daemon: str
     command: Command
+
+
+class _Sender(Struct, frozen=True):
+    """The part of `Begun` that says who wants the result."""
+
+    daemon: str
+
+
+_sender = msgspec.json.Decoder(_Sender)
 
 
 class Open(NamedTuple):
@@ -101,7 +110,8 @@ def _begin(tx: Tx, begun: Begun) -> bool:
         tx.create(ATTEMPT, command.attempt_id, fields)
     except Taken:
         return False
-    journal.add_note(tx, command.attempt_id, COMMAND, msgspec.to_builtins(begun), notes_max=NOTES_MAX)
+    note = {"attempt_id": command.attempt_id, "kind": COMMAND, "body": begun}
+    tx.create(NOTE, journal.note_id(command.attempt_id, 1), note)
     return True
 
 
@@ -128,17 +138,18 @@ def _begun(reader: Reader, attempt_id: str) -> Begun | None:
 
 def _settle(tx: Tx, result: Result) -> bool:
     head = tx.one("attempt_head", result.attempt_id)
-    begun = None if head is None or head[4] is not None else _begun(tx, result.attempt_id)
-    if head is None or begun is None:
+    if head is None or head[4] is not None:
+        return False
+    note = tx.one("notes_of", result.attempt_id, COMMAND)
+    if note is None:
         return False
     journal.end_attempt(tx, head, {"ended_at_ms": tx.now_ms, "outcome": result.outcome})
-    _owe(tx, begun.daemon, result)
+    _owe(tx, _sender.decode(note[0]).daemon, result)
     return True
 
 
 def _owe(tx: Tx, daemon: str, result: Result) -> None:
-    body: dict[str, Any] = msgspec.to_builtins(result)
-    outbox.put(tx, daemon, "result", result.attempt_id, body, rows_max=OWED_MAX)
+    outbox.put(tx, daemon, "result", result.attempt_id, result, rows_max=OWED_MAX)
 
 
 def _forget(tx: Tx, before_ms: int, keep_max: int) -> list[str]:
