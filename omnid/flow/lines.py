@@ -36,7 +36,7 @@ NAP_S_MAX = 3600.0
 REFUSED = "message_refused"
 """The code with which a runner says that it has set a command aside."""
 RESULTS_AT_ONCE = 64
-"""How many results wait for the store at once: they share commits, and whoever submits has to wait behind them."""
+"""How many results wait for the store at once: they share commits, and are acknowledged together."""
 STALL_S = 5.0
 """By how much later than it should this may wake before it takes itself for the one who was away."""
 
@@ -193,9 +193,10 @@ class Lines:
                     (plain if self._is_plain(one, result) else alone).append((one, result))
                 case _:  # The door lets in nothing else.
                     done.append(one)
-        for (one, result), is_written in zip(
-            plain, await self._results.try_all([result for _, result in plain]), strict=True
-        ):
+        for one, _ in plain:
+            fleet.alive(one.sender)
+        written = await self._results.try_all([result for _, result in plain])
+        for (one, result), is_written in zip(plain, written, strict=True):
             if is_written:
                 done.append(one)
             else:
@@ -212,11 +213,8 @@ class Lines:
 
     def _is_plain(self, received: Received, result: Result) -> bool:
         """Tells whether a result can be written down as it is, together with others."""
-        fleet = self._context.fleet
-        if result.outcome == "unstarted" or fleet.where(result.attempt_id) not in (None, received.sender):
-            return False
-        fleet.alive(received.sender)
-        return True
+        runner = self._context.fleet.where(result.attempt_id)
+        return result.outcome != "unstarted" and runner in (None, received.sender)
 
     async def _settle(self, line: Line, received: Received, result: Result, done: list[Received]) -> None:
         """Writes a result down; in `done` goes what may be acknowledged, because the journal has it or knows better."""

@@ -158,6 +158,21 @@ async def test_who_posts_to_a_closed_store_is_told_at_once(tmp_path: Path) -> No
     assert told.values == ["store_closed"]
 
 
+async def test_what_came_together_leaves_others_each_second_turn(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        jobs, told = Jobs(), Told(8)
+        for name in ("p1", "p2", "p3", "p4", "p5"):
+            store.post(jobs.write(name), told, patient=True)
+        for name in ("a", "b", "c"):
+            store.post(jobs.write(name), told)
+        await told.all.wait()
+        assert jobs.runs == ["a", "p1", "b", "p2", "c", "p3", "p4", "p5"]
+        assert told.values == jobs.runs
+    late = Told(1)
+    store.post(jobs.write("late"), late, patient=True)
+    assert late.values == ["store_closed"]
+
+
 async def test_whoever_attends_looks_behind_the_group_that_stirred_in_the_same_commit(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         commits, jobs, told = commits_of(store), Jobs(), Told(3)
