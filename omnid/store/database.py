@@ -106,10 +106,17 @@ class SqliteStore:
     def zone(self, zone: ZoneInfo) -> None:
         self._tx.zone = zone
 
-    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self,
+        fn: Callable[[Tx], T],
+        *,
+        bulk: bool = False,
+        patient: bool = False,
+        then: Callable[[T], None] | None = None,
+    ) -> T:
         """See `interface.Store.write`."""
         try:
-            value = await self._writer.submit(fn, bulk=bulk, then=then)
+            value = await self._writer.submit(fn, bulk=bulk, patient=patient, then=then)
         except Retryable as error:
             if error.code == "disk_full":
                 self.trouble = Trouble(self._clock.monotonic_s(), Problem.of(error))

@@ -309,12 +309,20 @@ class Store(Protocol):
         """
         ...
 
-    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self,
+        fn: Callable[[Tx], T],
+        *,
+        bulk: bool = False,
+        patient: bool = False,
+        then: Callable[[T], None] | None = None,
+    ) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.
 
         What `fn` raises is raised here, and nothing of it was written. Raises Retryable(`disk_full`, `store_busy`,
         `store_closed`) and Fatal(`store_io`). `fn` runs on the event loop, so it must not block and takes well under
-        a millisecond; one that touches many rows is `bulk` and runs on the writer's thread. `then` is called with the
+        a millisecond; one that touches many rows is `bulk` and runs on the writer's thread. One that nobody waits for
+        is `patient`: whatever else waits has its turn between two of them. `then` is called with the
         value on the event loop once that is committed, even where the caller was cancelled or given up meanwhile: what
         is kept in memory of the journal is set there. It must not raise.
         """
@@ -330,8 +338,7 @@ class Store(Protocol):
     ) -> None:
         """Does what `write` does for a caller without a task: `done` is called, once, where `write` would return.
 
-        It is called on the event loop, at once where the store is closed, and must not raise. `patient` is for one of
-        many that came together: whatever else waits has its turn between two of them.
+        It is called on the event loop, at once where the store is closed, and must not raise.
         """
         ...
 

@@ -193,6 +193,7 @@ class InlineWriter:
         fn: Callable[[Any], Any],
         *,
         bulk: bool = False,  # noqa: ARG002 - all are alike here.
+        patient: bool = False,  # noqa: ARG002
         then: Callable[[Any], None] | None = None,
     ) -> Any:
         """Runs `fn` as a transaction of its own."""
@@ -260,7 +261,7 @@ class GroupWriter:
         self._group_s = group_s
         self._waiting: deque[Job] = deque()
         self._patient: deque[Job] = deque()
-        """Those of many that came together: of the others each second one goes before them."""
+        """Those that nobody waits for: between two of them one of the others has its turn."""
         self._turn = False
         """Whether the next one is one of the patient, if there are any."""
         self._bulk: deque[Job] = deque()
@@ -278,14 +279,19 @@ class GroupWriter:
         self._thread.start()
 
     async def submit(
-        self, fn: Callable[[Any], Any], *, bulk: bool = False, then: Callable[[Any], None] | None = None
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        bulk: bool = False,
+        patient: bool = False,
+        then: Callable[[Any], None] | None = None,
     ) -> Any:
         """Queues `fn` and waits until its batch is committed; raises Retryable(`store_busy`, `store_closed`)."""
         if self._closing:
             raise Retryable("store_closed")
         answered = anyio.Event()
         job = Job(fn, self._clock.monotonic_s(), then, lambda _: answered.set())
-        (self._bulk if bulk else self._waiting).append(job)
+        (self._bulk if bulk else self._patient if patient else self._waiting).append(job)
         self._gathered.set()
         await answered.wait()
         return job.outcome()
