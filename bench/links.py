@@ -66,8 +66,9 @@ def _idle(report: Report, fleet: Fleet, directory: Path) -> None:
             slot = next(slots)
             since_ns = time.monotonic_ns()
             fleet.client.exchange(message(slot))
-            fleet.until_done(slot + 1)
+            _until(lambda slot=slot: fleet.started_ns(slot))  # A look at the stamps costs the daemon nothing.
             ours.append((fleet.started_ns(slot) - since_ns) / 1e6)
+            fleet.until_done(slot + 1)
     bare.close()
     least_ms = median(rounds) + median(commits)
     report.add("submit to start at a runner through Redis, idle, p50", median(ours), "ms")
@@ -281,7 +282,7 @@ def _drain(report: Report, fleet: Fleet, slots: Iterator[int]) -> None:
     report.add("submits of another client meanwhile, p99", sorted(took)[int(0.99 * len(took))], "ms", "<", 20)
 
 
-def _until(holds: Callable[[], bool]) -> None:
+def _until(holds: Callable[[], object]) -> None:
     until_s = time.monotonic() + STEP_S
     while not holds():
         if time.monotonic() > until_s:

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVarTuple
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from omnid import __version__
 from omnid.errors import Retryable
@@ -255,6 +256,7 @@ class Remote:
                     self._context.log.info("known_commands_dropped", attempts=sorted(known))
                 held = [self._held.pop(one.command.attempt_id, None) for one in begun]
                 self._room.set()
+                await checkpoint()  # They start before this goes to the broker.
                 await self._ack([received for one in held if one is not None for received in one.came])
             await self._context.activity.wait()
 
