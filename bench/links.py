@@ -27,6 +27,8 @@ ROUNDS, COMMANDS = 3, 3_200
 BLOCKS, TURNS = 10, 25
 AWAY_BLOCKS, AWAY_TURNS = 4, 200
 PARKED, BATCH = 100_000, 1_000
+DRAIN_SLOTS = 256
+"""Of the one runner to which the parked are drained: as many as the four of the rates have together."""
 SUBMIT_EVERY_S = 0.02
 OUTAGES = 3
 LOOK_S = 0.002
@@ -47,7 +49,8 @@ def run(report: Report) -> None:
                 slots = count()
                 _away(report, fleet, slots)
                 _outages(report, fleet)
-                _drain(report, fleet, slots)
+            with Fleet(directory / "drain", redis, 1, SLOTS, runner_slots=DRAIN_SLOTS) as fleet:
+                _drain(report, fleet, count())
         with broker("rabbitmq", directory / "rabbitmq") as rabbitmq:
             _rates(report, directory, rabbitmq, durable=False)
 
@@ -277,7 +280,7 @@ def _drain(report: Report, fleet: Fleet, slots: Iterator[int]) -> None:
     what = f"{PARKED:,} tasks behind the link's gate claimed, sent, run and settled, on the broker's return"
     report.add(what, (PARKED + len(took)) / elapsed_s, "/s", ">=", 4_000)
     report.add("the daemon's processor time for each meanwhile", busy_us[0], "us")
-    report.add("the four runners' together", sum(busy_us[1:]), "us")
+    report.add("the runner's", busy_us[1], "us")
     report.add("the daemon's memory meanwhile, more", max(peak_mb) - before_mb, "MB", "<=", 20)
     report.add("submits of another client meanwhile, p99", sorted(took)[int(0.99 * len(took))], "ms", "<", 20)
 
