@@ -74,6 +74,8 @@ class Lines:
         self._bell = Bell()
         self._came_back: list[CameBack] = []
         """Comebacks that have yet to be written into their outages."""
+        self._unheard: frozenset[str] = frozenset()
+        """The runners for whose labels tasks may wait."""
 
     def configure(self) -> None:
         """Takes a changed config over: a link whose section changed is dialled anew."""
@@ -267,6 +269,7 @@ class Lines:
             await self._watch()
             await self._look_at_leases()
             await self._look_for_missing()
+            self._look_for_unheard()
             nap_s = self._nap_s()
             until_s = clock.monotonic_s() + nap_s
             with anyio.move_on_after(nap_s):
@@ -313,7 +316,7 @@ class Lines:
 
     def _nap_s(self) -> float:
         fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
-        times = [NAP_S_MAX + now_s]
+        times = [NAP_S_MAX + now_s, *fleet.unheard().values()]
         for peer in fleet.peers.values():
             ends_s = fleet.lease_ends_s(peer)
             times += [] if ends_s is None else [ends_s]
@@ -347,6 +350,13 @@ class Lines:
                 self._context.log.warning("attempts_missing", runner=peer.name, attempts=gone)
                 silent = span(MISSING_LEASES * peer.lease_s)
                 await self._lost(peer, gone, partial(_silent, peer.name, silent))
+
+    def _look_for_unheard(self) -> None:
+        """Lets tasks start that need not wait any longer for what a runner says of its labels."""
+        unheard = frozenset(self._context.fleet.unheard())
+        if self._unheard - unheard:
+            self._context.dispatch.ring()
+        self._unheard = unheard
 
     async def _lost(self, peer: Peer, attempts: Sequence[str], said: Callable[[str], Problem]) -> None:
         """Settles attempts of which nobody knows how far they came: promise 3."""

@@ -49,22 +49,27 @@ def put(
     tx: Tx, destination: str, kind: str, subject: str | None, body: Mapping[str, Any] | Struct, *, rows_max: int
 ) -> str:
     """Queues something and rings for its destination; beyond `rows_max` the oldest row goes. Gives the row's id."""
-    counts: dict[str, int] = tx.memory.setdefault("outbox", {})
-    count = counts.get(destination)
-    if count is None:
-        row = tx.one("outbox_count", destination)
-        count = row[0] if row else 0
-    if count >= rows_max:
-        oldest = tx.all("outbox_next", destination, 0, count + 1 - rows_max)
+    oldest = pushed_out(tx, destination, rows_max)
+    if oldest:
         tx.forget(OUTBOX, *(row[1] for row in oldest))
-        count -= len(oldest)
+        _counted(tx, destination, -len(oldest))
         _count_dropped(tx, destination, len(oldest))
     id = f"{tx.stamp():x}-{sha256(f'{destination} {subject}'.encode()).hexdigest()[:12]}"
     fields = {"destination": destination, "kind": kind, "subject": subject, "body": body, "created_at_ms": tx.now_ms}
     tx.create(OUTBOX, id, fields)
-    counts[destination] = count + 1
+    _counted(tx, destination, 1)
     tx.ring(destination)
     return id
+
+
+def pushed_out(tx: Tx, destination: str, rows_max: int) -> list[Row]:
+    """Gives the rows that make room for the next one, oldest first."""
+    counts: dict[str, int] = tx.memory.setdefault("outbox", {})
+    count = counts.get(destination)
+    if count is None:
+        row = tx.one("outbox_count", destination)
+        count = counts[destination] = row[0] if row else 0
+    return tx.all("outbox_next", destination, 0, count + 1 - rows_max) if count >= rows_max else []
 
 
 def peek(reader: Reader, destination: str, limit: int, after: int = 0) -> list[Delivery]:

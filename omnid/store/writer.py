@@ -195,7 +195,7 @@ class InlineWriter:
         fn: Callable[[Any], Any],
         *,
         bulk: bool = False,  # noqa: ARG002 - all are alike here.
-        patient: bool = False,  # noqa: ARG002
+        patient: bool = False,  # noqa: ARG002 - nobody waits here.
         then: Callable[[Any], None] | None = None,
     ) -> Any:
         """Runs `fn` as a transaction of its own."""
