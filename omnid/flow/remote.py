@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVarTuple
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from omnid import __version__
 from omnid.errors import Retryable
@@ -276,6 +277,7 @@ class Remote:
 
     async def start(self, group: TaskGroup) -> None:
         """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
+        self.runner.keep_tasks()
         while True:
             while begun := await self._startable():
                 known = {one.command.attempt_id for one in begun}
@@ -286,6 +288,7 @@ class Remote:
                     self._context.log.info("known_commands_dropped", attempts=sorted(known))
                 held = [self._held.pop(one.command.attempt_id, None) for one in begun]
                 self._room.set()
+                await checkpoint()  # They start before this goes to the broker.
                 await self._ack([received for one in held if one is not None for received in one.came])
             await self._context.activity.wait()
 

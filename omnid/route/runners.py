@@ -1,6 +1,6 @@
 """Which runner on another host gets a task. Pure."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from msgspec import Struct
 
@@ -69,26 +69,26 @@ class Seats:
 
     def could(self, executor: str, labels: Collection[str]) -> bool:
         """Tells whether some runner can take a task now."""
-        return self._best(executor, labels) is not None
+        return next(self._fits(executor, labels), None) is not None
 
     def take(self, executor: str, labels: Collection[str]) -> str | None:
         """Gives the runner for a task, and counts it there; None where none can take it now.
 
         It is the one that is filled least, and of those the one whose machine has the least to do.
         """
-        best = self._best(executor, labels)
+        best = min(self._fits(executor, labels), key=_rank, default=None)
         if best is None:
             return None
         best.free -= 1
         best.offered[executor] -= 1
         return best.runner
 
-    def _best(self, executor: str, labels: Collection[str]) -> Seat | None:
-        if self.holds(executor, labels):
-            return None
-        wanted = self._capabilities.intersection(labels) if labels else self._NOTHING
-        fit = [seat for seat in self._seats if seat.room(executor) > 0 and wanted <= seat.labels]
-        return min(fit, key=_rank, default=None)
+    def _fits(self, executor: str, labels: Collection[str]) -> Iterator[Seat]:
+        if not self.holds(executor, labels):
+            wanted = self._capabilities.intersection(labels) if labels else self._NOTHING
+            for seat in self._seats:
+                if seat.room(executor) > 0 and wanted <= seat.labels:
+                    yield seat
 
 
 def _rank(seat: Seat) -> tuple[float, float, str]:

@@ -5,7 +5,7 @@ for each daemon. An attempt that is known is never begun again, however often it
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -34,6 +34,15 @@ class Begun(Struct, frozen=True):
 
     daemon: str
     command: Command
+
+
+class _Sender(Struct, frozen=True):
+    """The part of `Begun` that says who wants the result."""
+
+    daemon: str
+
+
+_sender = msgspec.json.Decoder(_Sender)
 
 
 class Open(NamedTuple):
@@ -115,7 +124,8 @@ def _begin(tx: Tx, begun: Begun) -> bool:
         tx.create(ATTEMPT, command.attempt_id, fields)
     except Taken:
         return False
-    journal.add_note(tx, command.attempt_id, COMMAND, msgspec.to_builtins(begun), notes_max=NOTES_MAX)
+    note = {"attempt_id": command.attempt_id, "kind": COMMAND, "body": begun}
+    tx.create(NOTE, journal.note_id(command.attempt_id, 1), note)
     return True
 
 
@@ -146,14 +156,13 @@ def _begun(reader: Reader, attempt_id: str) -> Begun | None:
 
 def _settle(tx: Tx, result: Result) -> Settled:
     head = tx.one("attempt_head", result.attempt_id)
-    begun = None if head is None or head[4] is not None else _begun(tx, result.attempt_id)
-    if head is None or begun is None:
+    note = None if head is None or head[4] is not None else tx.one("notes_of", result.attempt_id, COMMAND)
+    if head is None or note is None:
         return Settled(False)
     journal.end_attempt(tx, head, {"ended_at_ms": tx.now_ms, "outcome": result.outcome})
-    daemon = begun.daemon
+    daemon = _sender.decode(note[0]).daemon
     dropped = [str(outbox.delivery_of(row).subject) for row in outbox.pushed_out(tx, daemon, OWED_MAX)]
-    body: dict[str, Any] = msgspec.to_builtins(result)
-    outbox.put(tx, daemon, "result", result.attempt_id, body, rows_max=OWED_MAX)
+    outbox.put(tx, daemon, "result", result.attempt_id, result, rows_max=OWED_MAX)
     return Settled(True, daemon, dropped)
 
 
@@ -162,7 +171,6 @@ def _forget(tx: Tx, before_ms: int, keep_max: int) -> list[str]:
     before_ord = max(before_ms << 16, 0 if row is None else row[0] + 1)
     gone: list[str] = [id for (id,) in tx.all("ledger_ended", before_ord, PAGE_MAX)]
     for id in gone:
-        for (note,) in tx.all("note_ids", id):
-            tx.forget(NOTE, note)
-        tx.forget(ATTEMPT, id)
+        tx.forget(NOTE, *(note for (note,) in tx.all("note_ids", id)))
+    tx.forget(ATTEMPT, *gone)
     return gone
