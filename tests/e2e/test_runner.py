@@ -232,7 +232,7 @@ async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_
         host.link(kit, third + (other if left == "in the config" else ""))
         host.config.write_text(host.config.read_text().replace('labels = ["gpu"]', 'executors = ["third"]'))
         host.run()
-        again = msgspec.structs.replace(command, attempt_id=command.attempt_id[:-1] + "2")
+        again = msgspec.structs.replace(command, attempt_id=command.attempt_id[:-1] + "2", number=2)
         await daemon.send(kit.runner_name, [again, Watch(60.0)])
         heard = await take(daemon, 2)
         assert {type(one.message) for one in heard} == {Result, Heartbeat}
