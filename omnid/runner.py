@@ -65,6 +65,10 @@ class Health(msgspec.Struct, frozen=True):
     running: int
     owed: int
     """Results that the broker has not confirmed yet."""
+    refused: int = 0
+    """Messages set aside since its start: of another version, wrongly signed, not offered."""
+    refused_why: str | None = None
+    """The last reason."""
 
 
 class Options(NamedTuple):
@@ -215,6 +219,8 @@ class RunnerProcess:
                 slots=self._wanted.daemon.slots_max,
                 running=len(self.context.running),
                 owed=await self._ledger.owed(),
+                refused=self._remote.refused.total,
+                refused_why=self._remote.refused.why,
             )
             fresh = path.with_suffix(".new")
             fresh.write_bytes(msgspec.json.encode(line) + b"\n")

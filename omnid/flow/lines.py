@@ -8,7 +8,7 @@ from anyio.abc import TaskGroup
 from msgspec import structs
 
 from omnid.errors import Rejected, Retryable
-from omnid.flow import outages
+from omnid.flow import outages, poison
 from omnid.flow.comeback import CameBack, Comeback
 from omnid.flow.commands import COMMAND, Commands, recall
 from omnid.flow.context import Bell, Context
@@ -22,7 +22,7 @@ from omnid.flow.keep import keep
 from omnid.flow.results import Results
 from omnid.link.connection import Connection
 from omnid.link.destination import Destination
-from omnid.link.interface import LinkDown, Received
+from omnid.link.interface import LinkDown, Poison, Received
 from omnid.model import Heartbeat, Problem, Result, Watch
 from omnid.settings_links import Link as Section
 from omnid.store import journal, outbox
@@ -184,6 +184,11 @@ class Lines:
         async with anyio.create_task_group() as group:
             for one in received:
                 match one.message:
+                    case Poison(why=why):
+                        refuse = partial(self._refuse, line, one, why)
+                        group.start_soon(
+                            partial(guard, f"poison on {line.section.name}", refuse, log=self._context.log)
+                        )
                     case Heartbeat() as heartbeat:
                         done.append(one)
                         if fleet.hear(one.sender, heartbeat):
@@ -220,7 +225,7 @@ class Lines:
             return result
         context = self._context
         context.fleet.bounce(result.attempt_id)
-        _, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
+        task_id, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
         detail = "it said no more" if result.problem is None else result.problem.what.rstrip(".")
         problem = Problem.make("runner_refused", runner=runner, task=name, detail=detail)
         if result.problem is not None and result.problem.code == REFUSED:
@@ -231,12 +236,15 @@ class Lines:
             def write(tx: Tx) -> None:
                 head = tx.one("attempt_head", result.attempt_id)
                 if head is not None and head[4] is None:  # Else a person may have dealt with it already.
-                    set_aside(tx, queue_of(runner), COMMAND, result.task_id, body)
+                    set_aside(tx, queue_of(runner), COMMAND, task_id, body)
 
             await insist(context, lambda: context.store.write(write), "refusal_waits", attempt=result.attempt_id)
         return structs.replace(result, problem=problem)
 
     async def _refuse(self, line: Line, received: Received, why: str) -> None:
+        """Sets a message aside: first among the dead here, where people look, then at the broker."""
+        if not await poison.bury(self._context, line.section.name, received, why):
+            return  # It comes again.
         try:
             await line.connection.refuse(received, why)
         except LinkDown as error:

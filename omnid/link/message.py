@@ -9,14 +9,15 @@ knows the attempt.
 import hmac
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import Annotated
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 from omnid.errors import Rejected
-from omnid.link.interface import Message
+from omnid.link.interface import Message, Poison
 from omnid.links import END_NAME
-from omnid.model import Cancel, Command, Heartbeat, Result, Watch
+from omnid.model import Cancel, Command, Heartbeat, Result, Watch, Work
 
 VERSION = 1
 MESSAGE_BYTES_MAX = 16 << 20
@@ -42,6 +43,27 @@ class _Envelope(Struct, frozen=True, kw_only=True):
     to: str
     body: Raw
     mac: str = ""
+
+
+Short = Annotated[str, Meta(max_length=200)]
+
+
+class _Claim(Struct, frozen=True):
+    """As much of an envelope as is looked at where it is refused; a later version may lack any of it."""
+
+    kind: Short = ""
+    sender: Short = field(name="from", default="")
+    body: Raw = Raw(b"null")
+
+
+class _CommandClaim(Struct, frozen=True):
+    """As much of a command as its answer needs."""
+
+    attempt_id: Short
+    task_id: Short = ""
+    number: int = 0
+    name: Short = ""
+    executor: Short = ""
 
 
 class Codec:
@@ -73,6 +95,13 @@ class Codec:
         if len(data) > MESSAGE_BYTES_MAX:
             raise self.refused(f"it has {len(data)} bytes, and at most {MESSAGE_BYTES_MAX} are sent")
         return data
+
+    def read(self, data: bytes) -> tuple[str, Message | Poison]:
+        """Reads what has come to this end, and who sent it; see `Received.sender`."""
+        try:
+            return self.decode(data)
+        except Rejected as error:
+            return _claimed(data, str(error.fields["detail"]))
 
     def decode(self, data: bytes) -> tuple[str, Message]:
         """Reads a message to this end, and who sent it; raises Rejected(`message_refused`) for all that is none."""
@@ -110,3 +139,23 @@ class Codec:
     def _mac(self, kind: str, sender: str, to: str, body: bytes) -> str:
         signed = b"\n".join((str(VERSION).encode(), kind.encode(), sender.encode(), to.encode(), body))
         return hmac.new(self._key, signed, sha256).hexdigest()
+
+
+def _claimed(data: bytes, why: str) -> tuple[str, Poison]:
+    """Gives what a message that is refused says of itself, as far as it can be read."""
+    if len(data) > MESSAGE_BYTES_MAX:
+        return "", Poison(why, data)
+    try:
+        claim = msgspec.json.decode(data, type=_Claim)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return "", Poison(why, data)
+    sender = claim.sender if END_NAME.fullmatch(claim.sender) else ""
+    return sender, Poison(why, data, claim.kind, _command(claim) if claim.kind == "command" else None)
+
+
+def _command(claim: _Claim) -> Command | None:
+    try:
+        said = msgspec.json.decode(claim.body, type=_CommandClaim)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return Command(said.attempt_id, said.task_id, said.number, said.name, said.executor, Work(), 0.0)

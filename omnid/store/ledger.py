@@ -71,10 +71,6 @@ class Ledger:
         """Ends an attempt, and queues its result for whoever sent it; False where it had ended."""
         return await self._store.write(lambda tx: _settle(tx, result))
 
-    async def answer(self, daemon: str, result: Result) -> None:
-        """Queues the result of a command that is not begun here."""
-        await self._store.write(lambda tx: _owe(tx, daemon, result))
-
     async def owed(self) -> int:
         """Gives how many results wait for their broker's confirmation."""
         return sum(one.rows for one in await self._store.read(outbox.waiting))

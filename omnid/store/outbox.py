@@ -4,7 +4,6 @@ A row is forgotten with its history once the other side has it, so the log holds
 nothing more. What fell out of a full queue is counted, because nobody would miss it otherwise.
 """
 
-import sys
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -60,7 +59,7 @@ def put(
             tx.forget(OUTBOX, row[1])
         count -= len(oldest)
         _count_dropped(tx, destination, len(oldest))
-    id = f"{tx.stamp():x}-{sha256(f'{destination} {subject}'.encode()).hexdigest()[:12]}"
+    id = _fresh_id(tx, destination, subject)
     fields = {"destination": destination, "kind": kind, "subject": subject, "body": body, "created_at_ms": tx.now_ms}
     tx.create(OUTBOX, id, fields)
     counts[destination] = count + 1
@@ -102,24 +101,28 @@ def bury(tx: Tx, id: str, problem: Problem, *, rows_max: int) -> bool:
     fields = {"tries": delivery.tries + 1, "retry_at_ms": None, "dead_at_ms": tx.now_ms, "problem": problem}
     tx.edit(OUTBOX, id, At(delivery.ord, delivery.heads), fields)
     _counted(tx, delivery.destination, -1)
-    row = tx.one("outbox_dead_count", delivery.destination)
-    surplus = row[0] - rows_max if row else 0
-    if surplus > 0:
-        for (oldest,) in tx.all("outbox_dead_oldest", delivery.destination, surplus):
-            tx.forget(OUTBOX, oldest)
-        _count_dropped(tx, delivery.destination, surplus)
+    _make_room(tx, delivery.destination, rows_max)
     return True
 
 
 def set_aside(
     tx: Tx, destination: str, kind: str, subject: str, body: dict[str, Any], problem: Problem, *, rows_max: int
 ) -> None:
-    """Puts among the dead what the other side has refused; the last one of a subject takes the place of the others."""
+    """Puts among the dead what one side has refused; the last one of a subject takes the place of the others."""
     for (id,) in tx.all("outbox_dead_of", subject, destination):
         tx.forget(OUTBOX, id)
-    # What waits there stays: only the dead are held to a number here.
-    id = put(tx, destination, kind, subject, body, rows_max=sys.maxsize)
-    bury(tx, id, problem, rows_max=rows_max)
+    fields = {
+        "destination": destination,
+        "kind": kind,
+        "subject": subject,
+        "body": body,
+        "created_at_ms": tx.now_ms,
+        "tries": 1,
+        "dead_at_ms": tx.now_ms,
+        "problem": problem,
+    }
+    tx.create(OUTBOX, _fresh_id(tx, destination, subject), fields)
+    _make_room(tx, destination, rows_max)
 
 
 def revive(tx: Tx, id: str) -> Delivery:
@@ -183,6 +186,20 @@ def _names(reader: Reader, query: str, name: str = "") -> list[str]:
         name = row[0]
         found.append(name)
     return found
+
+
+def _fresh_id(tx: Tx, destination: str, subject: str | None) -> str:
+    return f"{tx.stamp():x}-{sha256(f'{destination} {subject}'.encode()).hexdigest()[:12]}"
+
+
+def _make_room(tx: Tx, destination: str, rows_max: int) -> None:
+    """Forgets the oldest dead rows of a destination beyond a number."""
+    row = tx.one("outbox_dead_count", destination)
+    surplus = row[0] - rows_max if row else 0
+    if surplus > 0:
+        for (oldest,) in tx.all("outbox_dead_oldest", destination, surplus):
+            tx.forget(OUTBOX, oldest)
+        _count_dropped(tx, destination, surplus)
 
 
 def _by_id(reader: Reader, id: str) -> Delivery | None:

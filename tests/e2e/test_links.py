@@ -29,13 +29,13 @@ class Fleet(Home):
     def name(self, number: int) -> str:
         return f"{self.kit.runner_name}-{number}"
 
-    def link(self, count: int = 1, more: str = "", remote: str = "") -> None:
+    def link(self, count: int = 1, more: str = "", remote: str = "", link: str = "") -> None:
         """Writes the config of them all, with that many runners."""
         self.configure(
             f'[daemon]\nname = "{self.kit.daemon_name}"\nslots_max = 4\n'
             f"[runner]\nbeat_s = 0.2\n{more}"
             f'[[link]]\nname = "cable"\nurl = "{self.kit.broker.url}"\nuser = "{self.kit.broker.user}"\n'
-            f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 0.5\n'
+            f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 0.5\n{link}'
             + "".join(
                 f'[[remote]]\nname = "{self.name(number)}"\nlink = "cable"\nexecutors = ["command"]\n{remote}'
                 for number in range(count)
@@ -67,6 +67,11 @@ class Fleet(Home):
     def logged(self, event: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (self.state / "omnid.log").read_text().splitlines()]
         return [line for line in lines if line["event"] == event]
+
+    def refused(self, kind: str) -> dict[str, Any] | None:
+        """Gives a message of a kind that the daemon has set aside."""
+        dead = self.client.call("omnid/dead.list", {})["deliveries"]
+        return next((one for one in dead if one["body"].get("message") == kind), None)
 
     def close(self) -> None:
         for process in self.runners.values():
@@ -259,3 +264,27 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
     for name in ("down", "up"):
         schedule = next(one for one in fleet.client.call("omnid/schedule.list", {})["schedules"] if one["name"] == name)
         assert schedule["runs"] == 1
+
+
+@only_redis
+def test_with_two_keys_both_ends_say_what_they_refuse(fleet: Fleet) -> None:
+    fleet.link(link='key = "env:LINK_KEY"\n')
+    fleet.environ["LINK_KEY"] = "the key of the daemon"
+    fleet.start()
+    fleet.run(LINK_KEY="the key of the daemon")
+    assert fleet.wait(fleet.sh("true"))["task"]["state"] == "completed"
+    fleet.end()
+    name = fleet.run(LINK_KEY="another key than that")
+    fleet.sh("echo x >> begun")  # It goes out, because the runner's lease still runs.
+    found = until(lambda: fleet.refused("result"), "the answer that the daemon can't take")
+    assert found["destination"] == "link/cable"
+    said = fleet.ctl("dead", "show", found["id"])
+    assert f"result from {name} over link/cable" in said.out
+    assert "its signature is wrong" in said.out
+    assert '"outcome":"unstarted"' in found["body"]["text"]
+    health = fleet.root / name / "runner" / "health"
+    until(lambda: json.loads(health.read_text())["refused_why"] == "its signature is wrong", "the health line")
+    assert "came over the link cable" in fleet.ctl("dead", "retry", found["id"]).err
+    assert fleet.ctl("dead", "drop", found["id"]).code == 0
+    assert not fleet.refused("result")
+    assert not (fleet.work / "begun").exists()

@@ -74,7 +74,7 @@ async def test_a_result_ends_its_attempt_and_is_owed_to_whoever_sent_it(book: Bo
     assert await book.ledger.settle(result(2))
     assert not await book.ledger.settle(result(1))
     assert not await book.ledger.settle(result(9))
-    await book.ledger.answer("home", result(8))
+    assert await book.ledger.withdraw(begun(8), result(8))
     assert await book.ledger.open() == []
     assert (await book.owed("home"), await book.owed("away")) == (["a1", "a8"], ["a2"])
     assert await book.ledger.owed() == 3
