@@ -4,6 +4,7 @@ A row is forgotten with its history once the other side has it, so the log holds
 nothing more. What fell out of a full queue is counted, because nobody would miss it otherwise.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -67,9 +68,18 @@ def put(
     return id
 
 
-def peek(reader: Reader, destination: str, limit: int, after: int = 0) -> list[Delivery]:
-    """Gives what is delivered next, in order, behind the row of an `ord`."""
-    return [delivery_of(row) for row in reader.all("outbox_next", destination, after, limit)]
+def peek(
+    reader: Reader, destination: str, limit: int, bytes_max: int = sys.maxsize, *, after: int = 0
+) -> list[Delivery]:
+    """Gives what is delivered next, in order, behind the row of an `ord`: at least one, and few enough for both."""
+    found: list[Delivery] = []
+    left = bytes_max
+    for row in reader.all("outbox_next", destination, after, limit):
+        left -= len(row[5].encode())
+        if found and left < 0:
+            break
+        found.append(delivery_of(row))
+    return found
 
 
 def last(reader: Reader, destination: str) -> int | None:
