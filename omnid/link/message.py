@@ -69,17 +69,27 @@ class _CommandClaim(Struct, frozen=True):
 class Codec:
     """Writes messages to others, and reads those to the end `name`: the kinds in `takes`, signed where `key` is given.
 
-    Raises Rejected(`link_refused`) for a key that is too short to keep anybody out.
+    What is signed with one of `accepted` is read too, and nothing is ever signed with it: so keys are exchanged while
+    messages are on their way. Raises Rejected(`link_refused`) for a key that is too short to keep anybody out.
     """
 
-    def __init__(self, link: str, name: str, takes: Mapping[str, type[Message]], key: str = "") -> None:
-        if key and len(key.encode()) < KEY_BYTES_MIN:
+    def __init__(
+        self,
+        link: str,
+        name: str,
+        takes: Mapping[str, type[Message]],
+        key: str = "",
+        accepted: Sequence[str] = (),
+    ) -> None:
+        keys = [one.encode() for one in (key, *accepted) if one]
+        if any(len(one) < KEY_BYTES_MIN for one in keys):
             detail = f"its key has less than {KEY_BYTES_MIN} bytes"
             raise Rejected("link_refused", link=link, detail=detail)
         self.link = link
         self.name = name
         self._takes = takes
         self._key = key.encode()
+        self._accepted = keys
 
     def encode(self, to: str, batch: Sequence[Message]) -> list[bytes]:
         """Writes messages to one end; raises Rejected(`message_refused`) where one is too large."""
@@ -88,7 +98,7 @@ class Codec:
     def _encoded(self, to: str, message: Message) -> bytes:
         kind = _KINDS[type(message)]
         body = msgspec.json.encode(message)
-        mac = self._mac(kind, self.name, to, body) if self._key else ""
+        mac = _mac(self._key, kind, self.name, to, body) if self._key else ""
         data = msgspec.json.encode(
             _Envelope(omnid=VERSION, kind=kind, sender=self.name, to=to, body=Raw(body), mac=mac)
         )
@@ -118,9 +128,7 @@ class Codec:
         body = bytes(envelope.body)
         if envelope.to != self.name:
             raise self.refused(f"it is addressed to {envelope.to[:100]}")
-        if self._key and not hmac.compare_digest(
-            self._mac(envelope.kind, envelope.sender, envelope.to, body).encode(), envelope.mac.encode()
-        ):
+        if self._key and not self._is_signed(envelope, body):
             raise self.refused("its signature is wrong" if envelope.mac else "it isn't signed")
         if END_NAME.fullmatch(envelope.sender) is None:
             raise self.refused("its sender has no name that could be answered")
@@ -136,9 +144,14 @@ class Codec:
         """Makes the error of a message that is none."""
         return Rejected("message_refused", link=self.link, detail=detail)
 
-    def _mac(self, kind: str, sender: str, to: str, body: bytes) -> str:
-        signed = b"\n".join((str(VERSION).encode(), kind.encode(), sender.encode(), to.encode(), body))
-        return hmac.new(self._key, signed, sha256).hexdigest()
+    def _is_signed(self, envelope: _Envelope, body: bytes) -> bool:
+        macs = (_mac(key, envelope.kind, envelope.sender, envelope.to, body) for key in self._accepted)
+        return any(hmac.compare_digest(mac.encode(), envelope.mac.encode()) for mac in macs)
+
+
+def _mac(key: bytes, kind: str, sender: str, to: str, body: bytes) -> str:
+    signed = b"\n".join((str(VERSION).encode(), kind.encode(), sender.encode(), to.encode(), body))
+    return hmac.new(key, signed, sha256).hexdigest()
 
 
 def _claimed(data: bytes, why: str) -> tuple[str, Poison]:

@@ -288,3 +288,34 @@ def test_with_two_keys_both_ends_say_what_they_refuse(fleet: Fleet) -> None:
     assert fleet.ctl("dead", "drop", found["id"]).code == 0
     assert not fleet.refused("result")
     assert not (fleet.work / "begun").exists()
+
+
+@only_redis
+def test_keys_are_exchanged_while_tasks_run(fleet: Fleet) -> None:
+    for name in ("old", "new"):
+        (fleet.root / name).write_text(f"the {name} key of this link")
+
+    def known(key: str, *accepted: str) -> None:
+        others = ", ".join(f'"file:{fleet.root}/{name}"' for name in accepted)
+        fleet.link(link=f'key = "file:{fleet.root}/{key}"\naccepted_keys = [{others}]\n')
+
+    known("old")
+    fleet.start()
+    fleet.run()
+    assert fleet.wait(fleet.sh("true"))["task"]["state"] == "completed"
+    with fleet.gate() as gate:
+        for step in (("old", "new"), ("new", "old"), ("new",)):
+            known(*step)
+            assert fleet.ctl("config", "reload").code == 0
+            running = fleet.sh("echo x >> begun; read x < go")  # The runner is one step behind.
+            fleet.file("begun")
+            fleet.end()
+            queued = fleet.sh("true")
+            fleet.run()
+            gate.let()
+            for task in (running, queued):
+                view = fleet.wait(task)
+                assert (view["task"]["state"], len(view["attempts"])) == ("completed", 1)
+            (fleet.work / "begun").unlink()
+    assert fleet.client.call("omnid/dead.list", {})["deliveries"] == []
+    assert not fleet.logged("message_set_aside")
