@@ -80,6 +80,7 @@ class Drain:
         for queue in await self._context.store.read(outbox.destinations):
             if not queue.startswith(INBOX):
                 self._start(group, queue)
+                self._carriers[queue].sent_since = 0  # It could not be sent before this start.
         while True:
             rung, self._rung = self._rung, {}
             for queue in rung:

@@ -60,6 +60,8 @@ class Connection:
         """Until when this end surely has its name (boottime)."""
         self._down_at_s: float | None = None
         """Since when it is down; None while it is up, and before the first dial."""
+        self._logged = False
+        """Whether the outage that goes on stands in the log."""
         self._full: LinkFull | None = None
         self._refusing: set[str] = set()
         """The destinations that can't take what is sent to them although it is up; they are tried with each ping."""
@@ -93,10 +95,9 @@ class Connection:
             return "down"
         return "degraded" if self._full is not None or self.beats.is_slow or self.beats.is_lossy else "up"
 
-    @property
-    def down_since_s(self) -> float | None:
-        """Since when it is down (monotonic); None while it is up, and before the first dial has failed."""
-        return self._down_at_s
+    def was_down(self, down_s: float) -> None:
+        """Takes an outage over that began so long before this connection was made; called before `run`."""
+        self._down_at_s = self._clock.monotonic_s() - down_s
 
     async def run(self) -> None:
         """Keeps it open until it is cancelled."""
@@ -148,7 +149,7 @@ class Connection:
             self._log.info("link_up", link=self._section.name, down_s=down_s)
         else:
             self._back(down_s)
-        self._down_at_s = None
+        self._down_at_s, self._logged = None, False
         self._broken = anyio.Event()
         self._link = link
         self._changed()
@@ -158,6 +159,8 @@ class Connection:
         self.beats.look(self._clock.wall_ms(), "down")
         if self._down_at_s is None:
             self._down_at_s = self._clock.monotonic_s()
+        if not self._logged:
+            self._logged = True
             self._log.warning("link_down", link=self._section.name, **error.as_dict())
         self._changed()
 

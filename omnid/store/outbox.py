@@ -165,9 +165,9 @@ def dead(reader: Reader, after: int, limit: int) -> list[Delivery]:
     return [delivery_of(row) for row in reader.all("outbox_dead", after, limit)]
 
 
-def is_queued(reader: Reader, subject: str) -> bool:
-    """Tells whether something about a subject is still to be delivered."""
-    return reader.one("outbox_of", subject) is not None
+def is_queued(reader: Reader, subject: str, kind: str) -> bool:
+    """Tells whether something of a kind about a subject is still to be delivered."""
+    return reader.one("outbox_of", subject, kind) is not None
 
 
 def destinations(reader: Reader, after: str = "") -> list[str]:

@@ -267,6 +267,35 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
 
 
 @only_redis
+def test_an_outage_in_which_the_daemon_is_killed_is_one_row_with_all_that_waited(fleet: Fleet) -> None:
+    fleet.link()
+    fleet.start()
+    fleet.run(OMNID_DAEMON__SLOTS_MAX="1")
+    for back_before_the_daemon in (True, False):
+        running = fleet.sh("echo x >> begun; exec sleep 60")
+        fleet.file("begun")
+        fleet.kit.broker.kill()
+        until(lambda: fleet.client.status()["gates"], "the gate of the link")
+        fleet.client.control(running, "cancel")  # It lies in the outbox.
+        waiting = [fleet.sh("true") for _ in range(3)]
+        fleet.kill()
+        if back_before_the_daemon:
+            fleet.kit.broker.start()
+        fleet.start()
+        if not back_before_the_daemon:
+            until(lambda: fleet.client.status()["gates"][0]["wake_at_ms"], "a dial that failed")
+            fleet.kit.broker.start()
+        for task, state in ((running, "cancelled"), *((task, "completed") for task in waiting)):
+            assert fleet.wait(task)["task"]["state"] == state
+        outage, *_ = fleet.client.call("omnid/outage.list", {})["outages"]
+        assert (outage["parked"], outage["resumed"], outage["ended_at_ms"] > outage["began_at_ms"]) == (4, 4, True)
+        (fleet.work / "begun").unlink()
+    assert len(fleet.client.call("omnid/outage.list", {})["outages"]) == 2
+    _, broker, _ = fleet.client.call("omnid/link.list", {})["links"]
+    assert (broker["quality"], broker["waiting"], broker["beats"][-1]) == ("up", 0, "down")
+
+
+@only_redis
 def test_with_two_keys_both_ends_say_what_they_refuse(fleet: Fleet) -> None:
     fleet.link(link='key = "env:LINK_KEY"\n')
     fleet.environ["LINK_KEY"] = "the key of the daemon"

@@ -248,6 +248,19 @@ async def test_a_change_in_the_midst_of_a_dial_counts(bench: Bench) -> None:
     await bench.during(do)
 
 
+@pytest.mark.parametrize("failures", [0, 2])
+async def test_an_outage_that_began_earlier_goes_on_and_is_as_long_as_it_was(bench: Bench, failures: int) -> None:
+    bench.problems = [down()] * failures
+    bench.connection.was_down(100.0)
+
+    async def do() -> None:
+        await bench.link()
+        assert (bench.lines("link_down"), bench.lines("link_up")) == (min(1, failures), 1)
+        assert f'"down_s":{100.0 + sum(bench.slept)}' in bench.logged.getvalue()
+
+    await bench.during(do)
+
+
 async def test_a_send_that_fails_ends_the_link(bench: Bench) -> None:
     async def do() -> None:
         link = await bench.link()
