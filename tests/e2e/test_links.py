@@ -254,6 +254,7 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
     assert "is down" in outage["problem"]["what"]
     clients, broker, internet = fleet.client.call("omnid/link.list", {})["links"]
     assert (clients["quality"], internet["quality"]) == ("up", None)
+    assert (clients["latency_s"], clients["loss"]) == (None, None), "nobody measures them"
     assert (broker["name"], broker["quality"], broker["waiting"], broker["loss"] < 1) == ("cable", "up", 0, True)
     assert broker["latency_s"] > 0
     assert (broker["beats"][-1], set(broker["beats"][:-2])) == ("down", {None})  # The last minutes were as bad as that.
