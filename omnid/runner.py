@@ -65,6 +65,8 @@ class Health(msgspec.Struct, frozen=True):
     running: int
     owed: int
     """Results that the broker has not confirmed yet."""
+    turned_away: int
+    """Daemons that are not told how the runner is, because too many are: they send it nothing."""
     refused: int = 0
     """Messages set aside since its start: of another version, wrongly signed, not offered."""
     refused_why: str | None = None
@@ -96,7 +98,7 @@ class RunnerProcess:
         self._health = Bell()
         self._state = Path(wanted.state.dir)
         self.store = SqliteStore(self._state / DATABASE_NAME, clock, store_settings(wanted))
-        self._ledger = Ledger(self.store)
+        self._ledger = Ledger(self.store, log)
         self._parts = Parts(wanted, environ, clock, log, secrets)
         supervised = self._parts.supervised
         self.context = Context(
@@ -190,10 +192,11 @@ class RunnerProcess:
             await self._drain.finish()
 
     def _changed(self) -> None:
-        """The link has gone up or down: what is owed may go out now."""
+        """The link has gone up or down, or is full or not: what is owed may go out now."""
         if self._connection.problem is not None:
             self._remote.link_down()
             self._comeback.gone(self._behind())
+        self.context.activity.ring()  # With room at the broker it may have got its name, and begin what it holds.
         self._drain.ring_all()
         self._health.ring()
 
@@ -219,6 +222,7 @@ class RunnerProcess:
                 slots=self._wanted.daemon.slots_max,
                 running=len(self.context.running),
                 owed=await self._ledger.owed(),
+                turned_away=self._remote.turned_away,
                 refused=self._remote.refused.total,
                 refused_why=self._remote.refused.why,
             )
@@ -251,11 +255,12 @@ def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
     if section is None and "://" in link:
         section = Link(name=DIRECTORY, url=link)
         for _, detail in links.problems(section):
-            value = "(hidden)" if "@" in link else repr(link)
-            raise Rejected("config_bad_value", key="--link", value=value, detail=detail)
+            raise Rejected("config_bad_value", key="--link", value="(hidden)", detail=detail)
     if section is None:
         detail = "name a [[link]] of the config, or give the URL of a broker"
-        raise Rejected("config_bad_value", key="runner.link", value=repr(link) if link else "(not set)", detail=detail)
+        # What is no name may be a URL that was mistyped, with a password in it.
+        shown = repr(link) if links.END_NAME.fullmatch(link) else "(hidden)" if link else "(not set)"
+        raise Rejected("config_bad_value", key="runner.link", value=shown, detail=detail)
     name = options.name or wanted.runner.name or _host_name()
     if links.END_NAME.fullmatch(name) is None:
         detail = f"it is {patterns.SAID[patterns.NAME]}"

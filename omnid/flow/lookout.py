@@ -50,13 +50,13 @@ def look(tx: Tx, executor: str, seats: Seats, most: int) -> Found:
         place = Place(last.priority, last.ord, lacks, stirred=False)
     else:
         place = place._replace(lacks=lacks, stirred=place.stirred or tx.stirred)
-    rows, ahead = _page(tx, executor, place, most - len(tasks))
+    rows, ahead = _page(tx, executor, place, seats, most - len(tasks))
     if ahead is not None:
         places[executor] = ahead
     return Found([*tasks, *map(journal.task_of, rows)], more=ahead is not None or place.stirred)
 
 
-def _page(tx: Tx, executor: str, place: Place, most: int) -> tuple[list[Row], Place | None]:
+def _page(tx: Tx, executor: str, place: Place, seats: Seats, most: int) -> tuple[list[Row], Place | None]:
     """Gives the rows of what fits behind a place, and where it has stopped; None: that was all there is."""
     found: list[Row] = []
     left, fits = PAGE_MAX, dict[str | None, bool]()
@@ -64,7 +64,9 @@ def _page(tx: Tx, executor: str, place: Place, most: int) -> tuple[list[Row], Pl
         rows = tx.all("ready_behind", executor, place.priority, place.ord, left)
         for ord, text in rows:
             if text not in fits:
-                fits[text] = any(one.isdisjoint(journal.labels_of(text)) for one in place.lacks)
+                labels = journal.labels_of(text)
+                held = seats.holds(executor, labels)
+                fits[text] = not held and any(one.isdisjoint(labels) for one in place.lacks)
             place = place._replace(ord=ord)
             if fits[text]:
                 found += tx.all("task_by_ord", ord)

@@ -6,11 +6,13 @@ A command is acknowledged once the ledger has it, and started only then; what wa
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVarTuple
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from omnid import __version__
 from omnid.errors import Retryable
@@ -149,6 +151,8 @@ class Remote:
         """The daemons that are told how it is."""
         self._claimed: set[str] = set()
         """Those that were answered because a message said that it was theirs, without anybody vouching for it."""
+        self._turned_away: dict[str, float] = {}
+        """Those that have asked beyond `WATCHERS_MAX`, and until when they want to know (monotonic)."""
         self._asked = Bell()
         self.refused = Refused()
         self.leaving = False
@@ -190,7 +194,7 @@ class Remote:
                     held = Held(Begun(received.sender, command), [])
                     self._held.setdefault(command.attempt_id, held).came.append(received)
                 else:
-                    await self._refuse(received, command, why)
+                    await self._refuse(received, command, why, done)
             case Cancel(attempt_id):
                 if await self._cancel(attempt_id, done):
                     done.append(received)
@@ -210,13 +214,29 @@ class Remote:
             return "this runner makes no workspaces"
         return None
 
-    async def _refuse(self, received: Received, command: Command, why: str) -> None:
-        """Sets a command aside that can't run here, and says so to its daemon: it surely never has an effect."""
+    async def _refuse(self, received: Received, command: Command, why: str, done: list[Received]) -> None:
+        """Sets a command aside that can't run here, and says so to its daemon.
+
+        One that the ledger knows has begun before the config changed, or was given back before; it is dropped.
+        """
+        match await self._withdrawn(received.sender, command, why):
+            case None:
+                return
+            case False:
+                self._context.log.info("known_commands_dropped", attempts=[command.attempt_id])
+                done.append(received)
+            case True:
+                await self._set_aside(received, why)
+
+    async def _withdrawn(self, daemon: str, command: Command, why: str) -> bool | None:
+        """Answers a command that it has had no effect, and never will; False where the ledger knows it.
+
+        None where the ledger was closed.
+        """
         problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
-        result = command.ended("unstarted", problem)
-        begun = Begun(received.sender, msgspec.structs.replace(command, work=Work()))
-        if await self._written("result_waits", command.attempt_id, self._ledger.withdraw, begun, result):
-            await self._set_aside(received, why)
+        begun = Begun(daemon, msgspec.structs.replace(command, work=Work()))
+        withdraw = partial(self._ledger.withdraw, begun, command.ended("unstarted", problem))
+        return await insist(self._context, withdraw, "result_waits", attempt=command.attempt_id)
 
     async def _poisoned(self, received: Received, poison: Poison) -> None:
         """Sets aside what is no message for this end, and tells whoever it says has sent it.
@@ -224,17 +244,14 @@ class Remote:
         Nobody vouches for that, so a command is answered only where it never begins, and is known from then on: what
         somebody has forged can do no more than taking the command away would.
         """
-        sender, command = received.sender, poison.command
-        if sender and self._may_answer(sender):
-            if command is not None and not self._has(command.attempt_id):
-                await self._refuse(received, command, poison.why)
-                return
-            if poison.kind == "watch":
-                await self._tell_one(sender, "")  # It answers no watch, but shows that somebody is there.
+        daemon, command = received.sender, poison.command
+        if daemon and self._may_answer(daemon):
+            if command is not None and command.attempt_id not in self._held:
+                if await self._withdrawn(daemon, command, poison.why) is None:
+                    return
+            elif poison.kind == "watch":
+                await self._tell_one(daemon, "")  # It answers no watch, but shows that somebody is there.
         await self._set_aside(received, poison.why)
-
-    def _has(self, attempt_id: str) -> bool:
-        return attempt_id in self._context.running or attempt_id in self._held
 
     async def _set_aside(self, received: Received, why: str) -> None:
         self.refused = Refused(self.refused.total + 1, why)
@@ -279,12 +296,33 @@ class Remote:
         return bool(await insist(self._context, insisted, waits, attempt=attempt_id))
 
     def _watch(self, daemon: str, for_s: float, token: str) -> None:
+        until_s = self._context.clock.monotonic_s() + for_s
+        self._forget_watchers()
         if daemon in self._watchers or len(self._watchers) < WATCHERS_MAX:
-            self._watchers[daemon] = Watcher(self._context.clock.monotonic_s() + for_s, token)
+            self._turned_away.pop(daemon, None)
+            self._watchers[daemon] = Watcher(until_s, token)
             self._asked.ring()
+            return
+        if daemon not in self._turned_away:
+            self._context.log.warning("watcher_turned_away", daemon=daemon, most=WATCHERS_MAX)
+        if daemon in self._turned_away or len(self._turned_away) < WATCHERS_MAX:
+            self._turned_away[daemon] = until_s
+
+    def _forget_watchers(self) -> None:
+        """Forgets the daemons that have not asked again in time."""
+        now_s = self._context.clock.monotonic_s()
+        self._watchers = {daemon: watcher for daemon, watcher in self._watchers.items() if watcher.until_s > now_s}
+        self._turned_away = {daemon: until_s for daemon, until_s in self._turned_away.items() if until_s > now_s}
+
+    @property
+    def turned_away(self) -> int:
+        """How many daemons want to be told how it is and are not, because too many are."""
+        now_s = self._context.clock.monotonic_s()
+        return sum(until_s > now_s for until_s in self._turned_away.values())
 
     async def start(self, group: TaskGroup) -> None:
         """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
+        self.runner.keep_tasks()
         while True:
             while begun := await self._startable():
                 known = {one.command.attempt_id for one in begun}
@@ -295,6 +333,7 @@ class Remote:
                     self._context.log.info("known_commands_dropped", attempts=sorted(known))
                 held = [self._held.pop(one.command.attempt_id, None) for one in begun]
                 self._room.set()
+                await checkpoint()  # They start before this goes to the broker.
                 await self._ack([received for one in held if one is not None for received in one.came])
             await self._context.activity.wait()
 
@@ -374,8 +413,7 @@ class Remote:
 
     async def tell(self) -> None:
         """Tells them now."""
-        now_s = self._context.clock.monotonic_s()
-        self._watchers = {daemon: watcher for daemon, watcher in self._watchers.items() if watcher.until_s > now_s}
+        self._forget_watchers()
         for daemon, watcher in tuple(self._watchers.items()):
             if not await self._tell_one(daemon, watcher.token):
                 return  # Each of them asks again.

@@ -1,6 +1,5 @@
 """One suite for all links: what is sent arrives, in order, and comes again until it is acknowledged."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,20 @@ from omnid.link.interface import EMBEDDED, Link, LinkDown, LinkFull, Poison
 from omnid.link.message import COMMANDS, MESSAGE_BYTES_MAX, Codec
 from omnid.link.redis import lease_of
 from omnid.model import Cancel
-from tests.contract.links import KINDS, WAIT_S, Kit, command, kit_of, names, occupy, result, sifted, take, until_ping
+from tests.contract.links import (
+    KINDS,
+    WAIT_S,
+    Kit,
+    command,
+    kit_of,
+    names,
+    occupy,
+    pinged,
+    result,
+    sifted,
+    take,
+    until_ping,
+)
 from tests.fakes.brokers import Broker, free_port
 from tests.fakes.proxy import proxied
 
@@ -379,6 +391,40 @@ async def test_who_has_lost_his_name_hears_of_it(brokers: Callable[[str], Broker
         assert client.delete(lease_of(kit.runner_name)) == 1  # It is still the other's.
 
 
+async def test_a_name_that_a_full_server_can_not_write_down_is_not_had(brokers: Callable[[str], Broker]) -> None:
+    kit = Kit("redis", brokers("redis"), "nameless")
+    async with kit.runner() as known:
+        assert known.name_s > 0
+    kit.broker.fill()
+    try:
+        other = kit.runner(holder=Holder("another-ledger", "gpu.example, process 12"))
+        async with kit.runner() as one, other as another:
+            for link in (one, another):
+                assert isinstance(await pinged(link), LinkFull)
+                assert link.name_s == 0
+            kit.broker.clear()
+            assert await pinged(one) is None
+            assert one.name_s > 0
+            with pytest.raises(LinkDown) as caught:
+                await another.ping()
+            assert (caught.value.code, another.name_s) == ("name_taken", 0)
+            kit.broker.fill()
+            assert isinstance(await pinged(one), LinkFull)
+            assert one.name_s > 0, "what was written down can be kept"
+    finally:
+        kit.broker.clear()
+
+
+async def test_who_has_lost_his_name_does_not_prolong_the_lease_of_another(brokers: Callable[[str], Broker]) -> None:
+    kit = Kit("redis", brokers("redis"), "prolonged")
+    async with kit.runner() as runner:
+        with kit.broker.client() as client:
+            client.set(lease_of(kit.runner_name), "another-ledger elsewhere, process 3", px=5_000)
+            with pytest.raises(LinkDown):
+                await runner.ping()
+            assert client.pttl(lease_of(kit.runner_name)) <= 5_000
+
+
 async def test_a_full_broker_takes_nothing_and_still_gives_what_it_has(kit: Kit) -> None:
     async with kit.daemon(timeout_s=FROZEN_S) as daemon:
         async with kit.runner() as runner:  # It is known there.
@@ -421,24 +467,6 @@ async def test_what_belongs_to_another_program_is_left_alone(kit: Kit) -> None:
         await runner.send(f"{kit.daemon_name}-2", [result(1)])
 
 
-@pytest.mark.parametrize("keys", [("short",), (KEY, ("short",))])
-def test_a_key_that_keeps_nobody_out_is_refused(keys: Any) -> None:
-    with pytest.raises(Rejected) as caught:
-        Codec("cable", "r", COMMANDS, *keys)
-    assert caught.value.code == "link_refused"
-
-
-def test_what_is_signed_with_an_accepted_key_is_read_and_nothing_is_signed_with_it() -> None:
-    old, new = KEY, "a new key of 16 bytes"
-    ends = {keys: Codec("cable", "r", COMMANDS, keys[0], keys[1:]) for keys in ((old,), (old, new), (new, old), (new,))}
-    sent = {keys: end.encode("r", [command(1)])[0] for keys, end in ends.items()}
-    assert sent[old, new] == sent[old,] != sent[new, old] == sent[new,]
-    for keys, end in ends.items():
-        read = {signed: end.read(sent[signed,])[1] for signed in (old, new)}
-        assert {signed for signed, one in read.items() if one == command(1)} == set(keys)
-        assert isinstance(end.read(sent[old,].replace(b'"mac":"', b'"mac":"f'))[1], Poison)
-
-
 async def test_an_old_server_is_refused(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     if kit.kind == "rabbitmq":
         monkeypatch.setattr(rabbitmq, "VERSION_MIN", (99, 1))
@@ -469,12 +497,3 @@ async def test_on_another_backend_it_is_refused(kind: str, anyio_backend: str) -
 
     error = await refused(Kit(kind, Nowhere(), "trio").daemon())
     assert "needs asyncio" in error.what
-
-
-def test_the_libraries_are_loaded_by_the_first_dial_only() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, omnid.link.redis, omnid.link.rabbitmq; print({'redis', 'aio_pika'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert done.stdout == "set()\n"
