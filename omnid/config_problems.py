@@ -84,7 +84,7 @@ def runners(runner: dict[str, Any], given: tuple[Link, ...], executors: tuple[Ex
     """Checks the links, and what the runner is called and offers."""
     for link in given:
         where = f"link.{link.name}"
-        for reference in (link.password, link.key):
+        for reference in (link.password, link.key, *link.accepted_keys):
             if reference and not is_reference(reference):
                 yield Rejected("secret_plain", key=where)
         for key, detail in links.problems(link):

@@ -27,6 +27,8 @@ def problems(link: Link) -> Iterator[tuple[str, str]]:
         return
     if "@" in parts.netloc or parts.query or parts.fragment:
         yield "url", "it is a scheme, a host, a port and a path; user and password have their own settings"
+    if link.accepted_keys and not link.key:
+        yield "accepted_keys", "they are taken beside `key`, and without one nothing is signed at all"
     if platform.is_loopback(host):
         return
     if parts.scheme in TLS and link.password:

@@ -71,8 +71,9 @@ def dial(section: LinkSection, end: End, secrets: Secrets, log: Logger) -> Calla
 
     async def made() -> Link:
         password, key = [await secrets.resolve(one) if one else "" for one in (section.password, section.key)]
+        accepted = [await secrets.resolve(one) for one in section.accepted_keys]
         endpoint = Endpoint(
-            Codec(section.name, end.name, end.takes, key),
+            Codec(section.name, end.name, end.takes, key, accepted),
             section.url,
             section.user,
             password,

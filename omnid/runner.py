@@ -67,6 +67,10 @@ class Health(msgspec.Struct, frozen=True):
     """Results that the broker has not confirmed yet."""
     turned_away: int
     """Daemons that are not told how the runner is, because too many are: they send it nothing."""
+    refused: int = 0
+    """Messages set aside since its start: of another version, wrongly signed, not offered."""
+    refused_why: str | None = None
+    """The last reason."""
 
 
 class Options(NamedTuple):
@@ -219,6 +223,8 @@ class RunnerProcess:
                 running=len(self.context.running),
                 owed=await self._ledger.owed(),
                 turned_away=self._remote.turned_away,
+                refused=self._remote.refused.total,
+                refused_why=self._remote.refused.why,
             )
             fresh = path.with_suffix(".new")
             fresh.write_bytes(msgspec.json.encode(line) + b"\n")

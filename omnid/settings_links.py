@@ -12,13 +12,14 @@ Label = Annotated[str, Meta(pattern=LABEL)]
 
 
 class Link(Section, frozen=True, kw_only=True):
-    """A broker that carries commands to runners and results back; `password` and `key` are references."""
+    """A broker that carries commands to runners and results back; `password` and all keys are references."""
 
     name: Name
     url: str
     user: str = ""
     password: str = ""
     key: str = ""
+    accepted_keys: Annotated[tuple[str, ...], Meta(max_length=8)] = ()
     unsigned: bool = False
     ca: str = ""
     timeout_s: Seconds = 10.0

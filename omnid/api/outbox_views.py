@@ -3,12 +3,15 @@
 from functools import partial
 
 from omnid.api.shapes_outbox import DeadList, DeadPage, DeadRef, DeadView, OutboxView
+from omnid.errors import Rejected
 from omnid.flow import control
 from omnid.flow.caller import Caller
 from omnid.flow.commands import COMMAND
 from omnid.flow.context import Context
 from omnid.flow.inbox import QUEUE as INBOX
 from omnid.flow.once import once
+from omnid.flow.poison import KIND as POISON
+from omnid.flow.poison import QUEUE as LINK
 from omnid.model import Delivery
 from omnid.store import outbox
 from omnid.store.interface import Reader, Tx
@@ -35,7 +38,10 @@ class OutboxViews:
         return _dead(await self._context.store.read(partial(outbox.need_dead, id=params.id)))
 
     async def retry(self, caller: Caller, params: DeadRef) -> DeadView:
-        """Has a dead delivery tried again; of a command that a runner has refused, its task."""
+        """Has a dead delivery tried again, of a command that a runner has refused its task.
+
+        What came over a link can't be: raises Rejected(`nothing_to_retry`).
+        """
         retry = partial(_retry, context=self._context, caller=caller, id=params.id)
         return await self._context.store.write(once(caller, "dead.retry", params, retry, DeadView))
 
@@ -47,6 +53,8 @@ class OutboxViews:
 
 def _retry(tx: Tx, *, context: Context, caller: Caller, id: str) -> DeadView:
     dead = outbox.need_dead(tx, id)
+    if dead.kind == POISON:
+        raise Rejected("nothing_to_retry", id=id, link=dead.destination.removeprefix(LINK))
     if dead.kind != COMMAND:
         return _dead(outbox.revive(tx, id))
     control.order(context, caller, control.Order(str(dead.subject), "retry"))(tx)

@@ -17,9 +17,9 @@ class LinkView(Struct, frozen=True):
     why: str
     """Why it is degraded or down; empty where it is up."""
     latency_s: float | None
-    """How long the last answered ping took."""
+    """How long the last answered ping took; None of the clients: they ask, and nobody pings them."""
     loss: float | None
-    """The share of the last 20 pings that got no answer."""
+    """The share of the last 20 pings that got no answer; None of the clients."""
     waiting: int
     """What lies in the outboxes for it; of the clients: how many are there."""
     beats: list[Quality | None]

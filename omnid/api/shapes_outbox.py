@@ -32,11 +32,13 @@ class DeadList(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class DeadView(Struct, frozen=True):
-    """Something that could not be delivered and was given up."""
+    """Something that could not be delivered and was given up, or that came over a link and could not be taken."""
 
     id: str
     destination: str
+    """Where it was to go; ``link/NAME``: it came over that link."""
     kind: str
+    """``message``: it came over a link, so it can be dropped and not retried."""
     subject: str | None
     body: dict[str, Any]
     created_at_ms: int

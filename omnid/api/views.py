@@ -21,6 +21,7 @@ from omnid.api.shapes import (
 from omnid.errors import Rejected, Retryable
 from omnid.flow.asking import message_of, open_requests
 from omnid.flow.caller import Caller, find_task
+from omnid.flow.commands import COMMAND
 from omnid.flow.context import Context
 from omnid.flow.diskroom import DiskRoom
 from omnid.flow.explain import Situation, calls_text, gate_text, why
@@ -145,7 +146,7 @@ class Views:
                 gate=self._gates.of(task.executor),
                 zone=context.zone,
                 no_seat=context.fleet.waits(task.executor, task.labels),
-                unsent=last is not None and last.ended_at_ms is None and is_queued(reader, last.id),
+                unsent=last is not None and last.ended_at_ms is None and is_queued(reader, last.id, COMMAND),
                 lane_holder=None if holder is None or holder[0] == task.id else _seen(caller, holder[1:]),
                 executor_known=executor is not None,
                 executor_full=executor is not None

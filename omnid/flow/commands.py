@@ -19,6 +19,7 @@ BATCH_MAX = 64
 SEND_S_MAX = 120.0
 COMMAND = "command"
 """The kind of the rows that hold commands; a dead one holds what it was about."""
+CANCEL = "cancel"
 ROWS_MAX = 1 << 30
 """A runner's outbox has no limit but its window: what is in it is an attempt in the journal."""
 
@@ -32,8 +33,9 @@ def hand_over(tx: Tx, runner: str, command: Command) -> None:
 
 
 def recall(tx: Tx, runner: str, attempt_id: str) -> None:
-    """Has a runner told to end an attempt: behind its command, whether that has gone out or not."""
-    outbox.put(tx, queue_of(runner), "cancel", attempt_id, Cancel(attempt_id), rows_max=ROWS_MAX)
+    """Has a runner told to end an attempt: behind its command, whether that has gone out or not; once is enough."""
+    if not outbox.is_queued(tx, attempt_id, CANCEL):
+        outbox.put(tx, queue_of(runner), CANCEL, attempt_id, Cancel(attempt_id), rows_max=ROWS_MAX)
 
 
 def recall_uncertain(tx: Tx, task: Task) -> None:
@@ -85,7 +87,7 @@ class Commands:
             await self._settles.settle(messages[0].ended("rejected", Problem.of(error)))
 
     async def _message(self, delivery: Delivery) -> Command | Cancel | None:
-        if delivery.kind == "cancel":
+        if delivery.kind == CANCEL:
             return msgspec.convert(delivery.body, Cancel)
         command = msgspec.convert(delivery.body, Command)
         fleet = self._context.fleet

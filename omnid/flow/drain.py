@@ -21,6 +21,9 @@ from omnid.retry import Backoff
 from omnid.store import outbox
 
 DAY_MS = 86_400_000
+BATCH_BYTES_MAX = 4 << 20
+"""How much is sent at once, unless one delivery alone has more: what fails in the middle is sent again as a whole, so a
+slow line gets through a batch, and doesn't begin anew with a larger one for ever."""
 
 CaughtUp = Callable[[str, int], None]
 """Hears that a queue is empty again which could not be sent for a while, and how many were sent since."""
@@ -77,6 +80,7 @@ class Drain:
         for queue in await self._context.store.read(outbox.destinations):
             if not queue.startswith(INBOX):
                 self._start(group, queue)
+                self._carriers[queue].sent_since = 0  # It could not be sent before this start.
         while True:
             rung, self._rung = self._rung, {}
             for queue in rung:
@@ -136,7 +140,7 @@ class Carrier:
         context = self._context
         destination = self._open(self._queue)
         limit = 1 if destination is None or self._single else destination.batch_max
-        batch = await context.store.peek(lambda reader: outbox.peek(reader, self._queue, limit))
+        batch = await context.store.peek(lambda reader: outbox.peek(reader, self._queue, limit, BATCH_BYTES_MAX))
         if not batch and self.sent_since is not None:
             sent, self.sent_since = self.sent_since, None
             self._caught_up(self._queue, sent)

@@ -174,9 +174,9 @@ class Gates:
             open_link = partial(_open_link, link=link, executors=alone, queues=queues)
             await self._context.store.write(open_link, then=lambda _: self._opened((id,)))
 
-    def links_down(self) -> list[str]:
-        """Gives the links whose gates are closed."""
-        return [gate.subject for gate in self._closed.values() if gate.cause == LINK]
+    def links_down(self) -> dict[str, int]:
+        """Gives the links whose gates are closed, and since when (wall time)."""
+        return {gate.subject: gate.closed_at_ms for gate in self._closed.values() if gate.cause == LINK}
 
     def refused_links(self) -> list[Gate]:
         """Gives the gates of links that a person must mend: a password, a certificate, the config."""
@@ -335,7 +335,10 @@ def _open_gate(tx: Tx, *, id: str) -> bool:
 
 
 def _open_link(tx: Tx, *, link: str, executors: Sequence[str], queues: Sequence[str]) -> None:
-    """Opens the gate of a link, and counts what waited for it: behind the gate, and in the outboxes."""
+    """Opens the gate of a link, and counts what waited for it: behind the gate, and in the outboxes.
+
+    Nothing has gone out yet, or it would be missing.
+    """
     journal.open_gate(tx, f"{LINK}:{link}")
     rows = [*(tx.one("count_ready", name, PARKED_MAX) for name in executors)]
     rows += [tx.one("outbox_count", queue) for queue in queues]

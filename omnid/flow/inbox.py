@@ -27,7 +27,7 @@ def keep_for_origin(tx: Tx, config: Config, task: Task, event: str) -> None:
 
 def unread(reader: Reader, origin: str, limit: int, after: int = 0) -> list[Delivery]:
     """Gives what an origin hasn't acknowledged, the oldest first, behind the row of an `ord`."""
-    return outbox.peek(reader, f"{QUEUE}{origin}", limit, after)
+    return outbox.peek(reader, f"{QUEUE}{origin}", limit, after=after)
 
 
 def last(reader: Reader, origin: str) -> int | None:

@@ -8,7 +8,7 @@ from anyio.abc import TaskGroup
 from msgspec import structs
 
 from omnid.errors import Rejected, Retryable
-from omnid.flow import outages
+from omnid.flow import outages, poison
 from omnid.flow.comeback import CameBack, Comeback
 from omnid.flow.commands import COMMAND, Commands, recall
 from omnid.flow.context import Bell, Context
@@ -22,7 +22,7 @@ from omnid.flow.keep import keep
 from omnid.flow.results import Results
 from omnid.link.connection import Connection
 from omnid.link.destination import Destination
-from omnid.link.interface import LinkDown, Received
+from omnid.link.interface import LinkDown, Poison, Received
 from omnid.model import Heartbeat, Problem, Result, Watch
 from omnid.settings_links import Link as Section
 from omnid.store import journal, outbox
@@ -52,6 +52,8 @@ class Line:
         self.connection = connection
         self.comeback = comeback
         self.scope = anyio.CancelScope()
+        self.bell = Bell()
+        """Rung when it has gone up or down."""
         self.tried = False
         """Whether it has been up or down yet."""
         self.settling = False
@@ -101,9 +103,12 @@ class Lines:
                 del self._lines[name]
                 line.scope.cancel()
                 self._context.fleet.link_down(name)
+        down = self._gates.links_down()
         for name, section in sections.items():
             if name not in self._lines:
                 connection = self._connect(section, partial(self._changed, name), partial(self._back, name))
+                if name in down:  # By an earlier daemon, or with an earlier config.
+                    connection.was_down(max(0, self._context.clock.wall_ms() - down[name]) / 1000)
                 comeback = Comeback(name, self._context.clock, self._context.log, self._told)
                 line = self._lines[name] = Line(section, connection, comeback)
                 group.start_soon(self._keep_open, line)
@@ -113,7 +118,11 @@ class Lines:
         context, name = self._context, line.section.name
         with line.scope:
             async with anyio.create_task_group() as group:
-                for what, loop in (("link", line.connection.run), ("results", partial(self._listen, line))):
+                for what, loop in (
+                    ("link", line.connection.run),
+                    ("gate", partial(self._keep_gate, line)),
+                    ("results", partial(self._listen, line)),
+                ):
                     group.start_soon(partial(keep, f"{what} {name}", loop, clock=context.clock, log=context.log))
 
     def _changed(self, name: str) -> None:
@@ -122,16 +131,40 @@ class Lines:
         if line is None:
             return
         line.tried = True
-        fleet = self._context.fleet
+        if line.connection.trouble is not None:
+            self._context.fleet.link_down(name)
+            line.comeback.gone(self._behind(name))
+            self._context.dispatch.ring()
+        elif self._context.fleet.is_up(name):
+            self._let_go(line)  # One of its destinations may take something again.
+            return
+        line.bell.ring()
+
+    async def _keep_gate(self, line: Line) -> None:
+        """Keeps the gate of a link; what waits for it is counted when the gate is opened, and goes out then."""
+        name = line.section.name
+        while True:
+            problem = line.connection.trouble
+            if problem is None:
+                try:
+                    await self._gates.link_up(name)
+                except Retryable:
+                    self._let_go(line)  # What can go out waits for no store.
+                    raise
+                self._let_go(line)
+            elif line.tried:
+                await self._gates.link_down(name, problem)
+            await line.bell.wait()
+
+    def _let_go(self, line: Line) -> None:
+        """Has what waits for a link go out, where it is still up."""
+        fleet, name = self._context.fleet, line.section.name
         if line.connection.trouble is None:
             fleet.link_up(name)
             for peer in fleet.on_link(name):
                 self._drain.ring(queue_of(peer.name))
-        else:
-            fleet.link_down(name)
-            line.comeback.gone(self._behind(name))
-        self._context.dispatch.ring()
-        self._bell.ring()
+            self._context.dispatch.ring()
+            self._bell.ring()
 
     def _back(self, name: str, down_s: float) -> None:
         """A link is up again after an outage; its queues haven't been rung yet."""
@@ -148,8 +181,9 @@ class Lines:
             line.comeback.caught_up(queue, sent)
 
     def _told(self, came_back: CameBack) -> None:
-        self._came_back.append(came_back)
-        self._bell.ring()
+        if came_back.left:
+            self._came_back.append(came_back)
+            self._bell.ring()
 
     def open(self, runner: str) -> Destination:
         """Gives the destination of a runner's queue."""
@@ -183,7 +217,7 @@ class Lines:
         fleet = self._context.fleet
         done: list[Received] = []
         plain: list[tuple[Received, Result]] = []
-        alone: list[tuple[Received, Result]] = []
+        alone: list[tuple[Received, Result | Poison]] = []
         for one in received:
             match one.message:
                 case Heartbeat() as heartbeat:
@@ -191,8 +225,10 @@ class Lines:
                     if fleet.hear(one.sender, heartbeat):
                         self._context.dispatch.ring()
                         self._bell.ring()
-                case Result() as result:
-                    (plain if self._is_plain(one, result) else alone).append((one, result))
+                case Result() as result if self._is_plain(one, result):
+                    plain.append((one, result))
+                case Result() | Poison() as message:
+                    alone.append((one, message))
                 case _:  # The door lets in nothing else.
                     done.append(one)
         for one, _ in plain:
@@ -204,14 +240,22 @@ class Lines:
             else:
                 alone.append((one, result))
         async with anyio.create_task_group() as group:
-            for one, result in alone:
+            for one, message in alone:
                 # What one fails with is none of the others' business; it comes again at the next connection.
-                settle = partial(self._settle, line, one, result, done)
-                group.start_soon(partial(guard, f"result from {one.sender}", settle, log=self._context.log))
+                look_at = partial(self._look_at, line, one, message, done)
+                group.start_soon(partial(guard, f"message from {one.sender}", look_at, log=self._context.log))
         try:
             await line.connection.ack(done)
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)  # It comes again, and is refused as known.
+
+    async def _look_at(self, line: Line, received: Received, message: Result | Poison, done: list[Received]) -> None:
+        """Takes what has to be looked at by itself."""
+        match message:
+            case Result():
+                await self._settle(line, received, message, done)
+            case Poison(why=why):
+                await self._refuse(line, received, why)
 
     def _is_plain(self, received: Received, result: Result) -> bool:
         """Tells whether a result can be written down as it is, together with others."""
@@ -238,7 +282,7 @@ class Lines:
             return result
         context = self._context
         context.fleet.bounce(result.attempt_id)
-        _, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
+        task_id, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
         detail = "it said no more" if result.problem is None else result.problem.what.rstrip(".")
         problem = Problem.make("runner_refused", runner=runner, task=name, detail=detail)
         if result.problem is not None and result.problem.code == REFUSED:
@@ -249,12 +293,15 @@ class Lines:
             def write(tx: Tx) -> None:
                 head = tx.one("attempt_head", result.attempt_id)
                 if head is not None and head[4] is None:  # Else a person may have dealt with it already.
-                    set_aside(tx, queue_of(runner), COMMAND, result.task_id, body)
+                    set_aside(tx, queue_of(runner), COMMAND, task_id, body)
 
             await insist(context, lambda: context.store.write(write), "refusal_waits", attempt=result.attempt_id)
         return structs.replace(result, problem=problem)
 
     async def _refuse(self, line: Line, received: Received, why: str) -> None:
+        """Sets a message aside: first among the dead here, where people look, then at the broker."""
+        if not await poison.bury(self._context, line.section.name, received, why):
+            return  # It comes again.
         try:
             await line.connection.refuse(received, why)
         except LinkDown as error:
@@ -264,7 +311,7 @@ class Lines:
         """Keeps the gates of links, asks for heartbeats, and looks after leases; ends when it is cancelled."""
         clock = self._context.clock
         while True:
-            await self._keep_gates()
+            await self._open_unused()
             await self._write_comebacks()
             await self._watch()
             await self._look_at_leases()
@@ -277,26 +324,21 @@ class Lines:
             if clock.monotonic_s() > until_s + STALL_S:
                 self._context.fleet.bear_with()
 
-    async def _keep_gates(self) -> None:
+    async def _open_unused(self) -> None:
+        """Opens the gates of links that nothing uses any more."""
+        used = {remote.link for remote in self._context.config.remote}
         for link in self._gates.links_down():
-            if link not in self._lines:
+            if link not in used:
                 await self._gates.link_up(link)
-        for name, line in tuple(self._lines.items()):
-            problem = line.connection.trouble
-            if problem is None:
-                await self._gates.link_up(name)
-            elif line.tried:
-                await self._gates.link_down(name, problem)
 
     async def _write_comebacks(self) -> None:
-        """Writes into the outages that are over what was sent after them."""
+        """Writes into the outages that are over what of them didn't go out before the next one."""
         while self._came_back:
             one = self._came_back[0]
 
             def write(tx: Tx, one: CameBack = one) -> None:
                 left = sum(row[0] for queue in one.left if (row := tx.one("outbox_count", queue)) is not None)
-                parked = one.sent + left
-                outages.came_back(tx, LINK, one.link, since_ms=one.up_at_ms, parked=parked, sent=one.sent)
+                outages.left_behind(tx, LINK, one.link, since_ms=one.up_at_ms, left=left)
 
             await self._context.store.write(write)
             self._came_back.pop(0)
@@ -305,7 +347,7 @@ class Lines:
         now_s = self._context.clock.monotonic_s()
         for peer in tuple(self._context.fleet.peers.values()):
             line = self._lines.get(peer.link or "")
-            if line is None or line.connection.problem is not None or _watch_due_s(peer) > now_s:
+            if line is None or not self._context.fleet.is_up(peer.link) or _watch_due_s(peer) > now_s:
                 continue
             peer.watched_s = now_s
             peer.unanswered += 1

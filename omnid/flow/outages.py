@@ -68,12 +68,14 @@ def over(tx: Tx, cause: str, subject: str, *, waited: int = 0, fires: bool = Tru
             fire(tx, *_events(cause, subject, end=True))
 
 
-def came_back(tx: Tx, cause: str, subject: str, *, since_ms: int, parked: int, sent: int) -> None:
-    """Writes into an outage that was over after a time what was sent after it, and at least `parked` that waited."""
+def left_behind(tx: Tx, cause: str, subject: str, *, since_ms: int, left: int) -> None:
+    """Writes into the last outage that is over how much of what it has parked didn't go out before the next one.
+
+    Nothing where that was over before `since_ms`.
+    """
     row = tx.one("last_outage", cause, subject)
-    if row is not None and row[4] is not None and row[4] >= since_ms:
-        waited = max(parked, row[2] or 0)
-        _edit(tx, row, {"parked": waited, "resumed": waited - (parked - sent)})
+    if row is not None and row[4] >= since_ms:
+        _edit(tx, row, {"resumed": max(0, (row[2] or 0) - left)})
 
 
 def _open(reader: Reader, cause: str, subject: str) -> Row | None:

@@ -22,8 +22,8 @@ from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
 from omnid.flow.runner import Runner, lost, unbegun
-from omnid.link.interface import LinkDown, Messenger, Received, Station
-from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch
+from omnid.link.interface import LinkDown, Messenger, Poison, Received, Station
+from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch, Work
 from omnid.store.ledger import Begun, Ledger
 
 Args = TypeVarTuple("Args")
@@ -33,7 +33,7 @@ TOLD_MAX = 1_024
 """How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
 WATCHERS_MAX = 64
-"""How many daemons are told how it is: others send it nothing."""
+"""How many daemons are told how it is, because others send it nothing; and how many that only say they are some."""
 WATCH_S_MAX = 3_600.0
 REST_S = 30.0
 """How long an executor that was down is not offered, unless an attempt on it ends before."""
@@ -118,6 +118,14 @@ class Watcher(NamedTuple):
     token: str
 
 
+class Refused(NamedTuple):
+    """What a runner has set aside since its start."""
+
+    total: int = 0
+    why: str | None = None
+    """The last of it."""
+
+
 class Held(NamedTuple):
     """A command that waits for a slot, and the messages that brought it: it may have come more than once."""
 
@@ -141,9 +149,12 @@ class Remote:
         self._room = anyio.Event()
         self._watchers: dict[str, Watcher] = {}
         """The daemons that are told how it is."""
+        self._claimed: set[str] = set()
+        """Those that were answered because a message said that it was theirs, without anybody vouching for it."""
         self._turned_away: dict[str, float] = {}
         """Those that have asked beyond `WATCHERS_MAX`, and until when they want to know (monotonic)."""
         self._asked = Bell()
+        self.refused = Refused()
         self.leaving = False
 
     async def recover(self, group: TaskGroup) -> int:
@@ -190,6 +201,8 @@ class Remote:
             case Watch(for_s, token):
                 self._watch(received.sender, min(for_s, WATCH_S_MAX), token)
                 done.append(received)
+            case Poison() as poison:
+                await self._poisoned(received, poison)
             case _:  # The door lets in nothing else.
                 done.append(received)
 
@@ -202,24 +215,56 @@ class Remote:
         return None
 
     async def _refuse(self, received: Received, command: Command, why: str, done: list[Received]) -> None:
-        """Sets a command aside that can't run here, and says so to its daemon: it has had no effect, and never will.
+        """Sets a command aside that can't run here, and says so to its daemon.
 
         One that the ledger knows has begun before the config changed, or was given back before; it is dropped.
         """
-        problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
-        begun, result = Begun(received.sender, command), command.ended("unstarted", problem)
-        withdraw = partial(self._ledger.withdraw, begun, result)
-        match await insist(self._context, withdraw, "result_waits", attempt=command.attempt_id):
+        match await self._withdrawn(received.sender, command, why):
             case None:
                 return
             case False:
                 self._context.log.info("known_commands_dropped", attempts=[command.attempt_id])
                 done.append(received)
             case True:
-                try:
-                    await self._messenger.refuse(received, why)
-                except LinkDown:
-                    return  # It comes again, and is dropped.
+                await self._set_aside(received, why)
+
+    async def _withdrawn(self, daemon: str, command: Command, why: str) -> bool | None:
+        """Answers a command that it has had no effect, and never will; False where the ledger knows it.
+
+        None where the ledger was closed.
+        """
+        problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
+        begun = Begun(daemon, msgspec.structs.replace(command, work=Work()))
+        withdraw = partial(self._ledger.withdraw, begun, command.ended("unstarted", problem))
+        return await insist(self._context, withdraw, "result_waits", attempt=command.attempt_id)
+
+    async def _poisoned(self, received: Received, poison: Poison) -> None:
+        """Sets aside what is no message for this end, and tells whoever it says has sent it.
+
+        Nobody vouches for that, so a command is answered only where it never begins, and is known from then on: what
+        somebody has forged can do no more than taking the command away would.
+        """
+        daemon, command = received.sender, poison.command
+        if daemon and self._may_answer(daemon):
+            if command is not None and command.attempt_id not in self._held:
+                if await self._withdrawn(daemon, command, poison.why) is None:
+                    return
+            elif poison.kind == "watch":
+                await self._tell_one(daemon, "")  # It answers no watch, but shows that somebody is there.
+        await self._set_aside(received, poison.why)
+
+    async def _set_aside(self, received: Received, why: str) -> None:
+        self.refused = Refused(self.refused.total + 1, why)
+        try:
+            await self._messenger.refuse(received, why)
+        except LinkDown:
+            return  # It comes again, and counts again.
+
+    def _may_answer(self, daemon: str) -> bool:
+        """Tells whether one is answered that only says that it is a daemon: not many are, because anybody can."""
+        if daemon not in self._watchers and len(self._claimed) < WATCHERS_MAX:
+            self._claimed.add(daemon)
+        return daemon in self._watchers or daemon in self._claimed
 
     async def _cancel(self, attempt_id: str, done: list[Received]) -> bool:
         """Has an attempt end, or never begin where it has no slot yet; tells whether that is written down."""
@@ -370,9 +415,15 @@ class Remote:
         """Tells them now."""
         self._forget_watchers()
         for daemon, watcher in tuple(self._watchers.items()):
-            try:
-                await self._messenger.send(daemon, [self.heartbeat(watcher.token)])
-            except LinkDown:
+            if not await self._tell_one(daemon, watcher.token):
                 return  # Each of them asks again.
-            except Retryable as error:
-                self._context.log.debug("beat_failed", daemon=daemon, detail=error.what)
+
+    async def _tell_one(self, daemon: str, token: str) -> bool:
+        """Tells one of them; False where the link is down."""
+        try:
+            await self._messenger.send(daemon, [self.heartbeat(token)])
+        except LinkDown:
+            return False
+        except Retryable as error:
+            self._context.log.debug("beat_failed", daemon=daemon, detail=error.what)
+        return True

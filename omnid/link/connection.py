@@ -3,12 +3,14 @@
 A broker that is frozen takes connections and says nothing, so only a ping tells; one that answers late is slow.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 
 import anyio
 
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
+from omnid.link import network
 from omnid.link.beats import Beats, Quality
 from omnid.link.interface import Link, LinkDown, LinkFull, Message, Received
 from omnid.log import Logger
@@ -27,7 +29,8 @@ class Connection:
     """See `interface.Messenger`: it sends and receives over one link after the other, while `run` runs.
 
     `back` hears for how long it was down, in the place of the log: whoever knows what goes out now says more.
-    `changed` is called when it goes up, when it goes down, and when it becomes slow or quick, full or not.
+    `changed` is called when it goes up, when it goes down, and when it becomes slow or quick, full or not. `moves`
+    yields when the machine's network has changed.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Connection:
         log: Logger,
         changed: Callable[[], None],
         back: Callable[[float], None] | None = None,
+        *,
+        moves: Callable[[], AsyncGenerator[None]] = network.changes,
     ) -> None:
         self._section = section
         self._dial = dial
@@ -45,6 +50,9 @@ class Connection:
         self._log = log
         self._changed = changed
         self._back = back
+        self._moves = moves
+        self._pause: anyio.CancelScope | None = None
+        """Around the wait for the next dial."""
         self._link: Link | None = None
         self._broken = anyio.Event()
         self._error: LinkDown | Rejected = LinkDown("link_down", link=section.name, detail="it hasn't been dialled yet")
@@ -52,6 +60,8 @@ class Connection:
         """Until when this end surely has its name (boottime)."""
         self._down_at_s: float | None = None
         """Since when it is down; None while it is up, and before the first dial."""
+        self._logged = False
+        """Whether the outage that goes on stands in the log."""
         self._full: LinkFull | None = None
         self._refusing: set[str] = set()
         """The destinations that can't take what is sent to them although it is up; they are tried with each ping."""
@@ -85,23 +95,37 @@ class Connection:
             return "down"
         return "degraded" if self._full is not None or self.beats.is_slow or self.beats.is_lossy else "up"
 
-    @property
-    def down_since_s(self) -> float | None:
-        """Since when it is down (monotonic); None while it is up, and before the first dial has failed."""
-        return self._down_at_s
+    def was_down(self, down_s: float) -> None:
+        """Takes an outage over that began so long before this connection was made; called before `run`."""
+        self._down_at_s = self._clock.monotonic_s() - down_s
 
     async def run(self) -> None:
         """Keeps it open until it is cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._hurry)
+            await self._dial_on()
+
+    async def _hurry(self) -> None:
+        """Ends the wait for the next dial when the network has changed: it may be there again."""
+        async with aclosing(self._moves()) as moves:
+            async for _ in moves:
+                if self._pause is not None:
+                    self._pause.cancel()
+
+    async def _dial_on(self) -> None:
+        """Dials again and again; the pauses grow, however one of them may end."""
         section, failures = self._section, 0
         backoff = Backoff(section.retry_base_s, max(section.retry_base_s, section.retry_max_s))
         while True:
+            pause = self._pause = anyio.CancelScope()  # Before the dial, so that a change in its midst counts too.
             up_s = await self._once()
             failures = 1 if up_s >= section.stable_s else failures + 1
             # What only a person can mend needn't be tried often, but isn't given up either.
             tries = failures if isinstance(self._error, LinkDown) else REFUSED_TRIES
             wait_s = backoff.delay_s(tries, self._clock.uniform)
             self.next_try_at_ms = self._clock.wall_ms() + round(1000 * wait_s)
-            await anyio.sleep(wait_s)
+            with pause:
+                await anyio.sleep(wait_s)
             self.next_try_at_ms = None
 
     async def _once(self) -> float:
@@ -125,7 +149,7 @@ class Connection:
             self._log.info("link_up", link=self._section.name, down_s=down_s)
         else:
             self._back(down_s)
-        self._down_at_s = None
+        self._down_at_s, self._logged = None, False
         self._broken = anyio.Event()
         self._link = link
         self._changed()
@@ -135,6 +159,8 @@ class Connection:
         self.beats.look(self._clock.wall_ms(), "down")
         if self._down_at_s is None:
             self._down_at_s = self._clock.monotonic_s()
+        if not self._logged:
+            self._logged = True
             self._log.warning("link_down", link=self._section.name, **error.as_dict())
         self._changed()
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from msgspec import Struct
+
 from omnid.errors import Retryable
 from omnid.model import Cancel, Command, Heartbeat, Result, Watch
 
@@ -22,14 +24,25 @@ class LinkFull(LinkDown):
     """It is there and takes nothing now, as a broker without memory or disk; what comes can still be acknowledged."""
 
 
+class Poison(Struct, frozen=True):
+    """What has come in the place of a message and is none for this end. Nobody vouches for what it says of itself."""
+
+    why: str
+    data: bytes
+    kind: str = ""
+    """Which kind of message it says it is."""
+    command: Command | None = None
+    """The command that it says it is, without its work."""
+
+
 class Received(NamedTuple):
     """A message that has come and isn't acknowledged yet."""
 
-    message: Message
+    message: Message | Poison
     tag: Any = None
     """What the link knows it by."""
     sender: str = ""
-    """The name of the end that it comes from."""
+    """The name of the end that it comes from; of poison what it says, "" where that is no name."""
 
 
 class Messenger(Protocol):
@@ -69,7 +82,7 @@ class Station(Messenger, Protocol):
 
 
 class Link(Messenger, Protocol):
-    """One connection of one end. What is no message for this end it sets aside and logs; that never comes in.
+    """One connection of one end. What is no message for this end comes as `Poison`, for its receiver to refuse.
 
     `receive` is cancelled only to end the connection, because what was on its way comes at the next one then; and a
     connection that is dead shows in `ping`, not there.

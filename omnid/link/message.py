@@ -9,14 +9,15 @@ knows the attempt.
 import hmac
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import Annotated
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 from omnid.errors import Rejected
-from omnid.link.interface import Message
+from omnid.link.interface import Message, Poison
 from omnid.links import END_NAME
-from omnid.model import Cancel, Command, Heartbeat, Result, Watch
+from omnid.model import Cancel, Command, Heartbeat, Result, Watch, Work
 
 VERSION = 1
 MESSAGE_BYTES_MAX = 16 << 20
@@ -44,20 +45,51 @@ class _Envelope(Struct, frozen=True, kw_only=True):
     mac: str = ""
 
 
+Short = Annotated[str, Meta(max_length=200)]
+
+
+class _Claim(Struct, frozen=True):
+    """As much of an envelope as is looked at where it is refused; a later version may lack any of it."""
+
+    kind: Short = ""
+    sender: Short = field(name="from", default="")
+    body: Raw = Raw(b"null")
+
+
+class _CommandClaim(Struct, frozen=True):
+    """As much of a command as its answer needs."""
+
+    attempt_id: Short
+    task_id: Short = ""
+    number: int = 0
+    name: Short = ""
+    executor: Short = ""
+
+
 class Codec:
     """Writes messages to others, and reads those to the end `name`: the kinds in `takes`, signed where `key` is given.
 
-    Raises Rejected(`link_refused`) for a key that is too short to keep anybody out.
+    What is signed with one of `accepted` is read too, and nothing is ever signed with it: so keys are exchanged while
+    messages are on their way. Raises Rejected(`link_refused`) for a key that is too short to keep anybody out.
     """
 
-    def __init__(self, link: str, name: str, takes: Mapping[str, type[Message]], key: str = "") -> None:
-        if key and len(key.encode()) < KEY_BYTES_MIN:
+    def __init__(
+        self,
+        link: str,
+        name: str,
+        takes: Mapping[str, type[Message]],
+        key: str = "",
+        accepted: Sequence[str] = (),
+    ) -> None:
+        keys = [one.encode() for one in (key, *accepted) if one]
+        if any(len(one) < KEY_BYTES_MIN for one in keys):
             detail = f"its key has less than {KEY_BYTES_MIN} bytes"
             raise Rejected("link_refused", link=link, detail=detail)
         self.link = link
         self.name = name
         self._takes = takes
         self._key = key.encode()
+        self._accepted = keys
 
     def encode(self, to: str, batch: Sequence[Message]) -> list[bytes]:
         """Writes messages to one end; raises Rejected(`message_refused`) where one is too large."""
@@ -66,13 +98,20 @@ class Codec:
     def _encoded(self, to: str, message: Message) -> bytes:
         kind = _KINDS[type(message)]
         body = msgspec.json.encode(message)
-        mac = self._mac(kind, self.name, to, body) if self._key else ""
+        mac = _mac(self._key, kind, self.name, to, body) if self._key else ""
         data = msgspec.json.encode(
             _Envelope(omnid=VERSION, kind=kind, sender=self.name, to=to, body=Raw(body), mac=mac)
         )
         if len(data) > MESSAGE_BYTES_MAX:
             raise self.refused(f"it has {len(data)} bytes, and at most {MESSAGE_BYTES_MAX} are sent")
         return data
+
+    def read(self, data: bytes) -> tuple[str, Message | Poison]:
+        """Reads what has come to this end, and who sent it; see `Received.sender`."""
+        try:
+            return self.decode(data)
+        except Rejected as error:
+            return _claimed(data, str(error.fields["detail"]))
 
     def decode(self, data: bytes) -> tuple[str, Message]:
         """Reads a message to this end, and who sent it; raises Rejected(`message_refused`) for all that is none."""
@@ -89,9 +128,7 @@ class Codec:
         body = bytes(envelope.body)
         if envelope.to != self.name:
             raise self.refused(f"it is addressed to {envelope.to[:100]}")
-        if self._key and not hmac.compare_digest(
-            self._mac(envelope.kind, envelope.sender, envelope.to, body).encode(), envelope.mac.encode()
-        ):
+        if self._key and not self._is_signed(envelope, body):
             raise self.refused("its signature is wrong" if envelope.mac else "it isn't signed")
         if END_NAME.fullmatch(envelope.sender) is None:
             raise self.refused("its sender has no name that could be answered")
@@ -107,6 +144,31 @@ class Codec:
         """Makes the error of a message that is none."""
         return Rejected("message_refused", link=self.link, detail=detail)
 
-    def _mac(self, kind: str, sender: str, to: str, body: bytes) -> str:
-        signed = b"\n".join((str(VERSION).encode(), kind.encode(), sender.encode(), to.encode(), body))
-        return hmac.new(self._key, signed, sha256).hexdigest()
+    def _is_signed(self, envelope: _Envelope, body: bytes) -> bool:
+        macs = (_mac(key, envelope.kind, envelope.sender, envelope.to, body) for key in self._accepted)
+        return any(hmac.compare_digest(mac.encode(), envelope.mac.encode()) for mac in macs)
+
+
+def _mac(key: bytes, kind: str, sender: str, to: str, body: bytes) -> str:
+    signed = b"\n".join((str(VERSION).encode(), kind.encode(), sender.encode(), to.encode(), body))
+    return hmac.new(key, signed, sha256).hexdigest()
+
+
+def _claimed(data: bytes, why: str) -> tuple[str, Poison]:
+    """Gives what a message that is refused says of itself, as far as it can be read."""
+    if len(data) > MESSAGE_BYTES_MAX:
+        return "", Poison(why, data)
+    try:
+        claim = msgspec.json.decode(data, type=_Claim)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return "", Poison(why, data)
+    sender = claim.sender if END_NAME.fullmatch(claim.sender) else ""
+    return sender, Poison(why, data, claim.kind, _command(claim) if claim.kind == "command" else None)
+
+
+def _command(claim: _Claim) -> Command | None:
+    try:
+        said = msgspec.json.decode(claim.body, type=_CommandClaim)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return Command(said.attempt_id, said.task_id, said.number, said.name, said.executor, Work(), 0.0)

@@ -19,7 +19,7 @@ from typing import Any, Self
 import anyio
 import anyio.to_thread
 
-from omnid.errors import OmnidError, Rejected
+from omnid.errors import OmnidError
 from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
 from omnid.link.interface import LinkDown, Message, Received
 from omnid.loading import loading
@@ -269,22 +269,17 @@ class RabbitLink:
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
-        while True:
-            while not self._arrived:
-                if self._lost is not None:
-                    raise self._lost
-                self._filled = anyio.Event()
-                await self._filled.wait()
-            received: list[Received] = []
-            while self._arrived and len(received) < self._endpoint.batch_max:
-                message = self._arrived.popleft()
-                try:
-                    sender, decoded = self._codec.decode(message.body)
-                    received.append(Received(decoded, message, sender))
-                except Rejected as error:
-                    await self._set_aside(message, error.what)
-            if received:
-                return received
+        while not self._arrived:
+            if self._lost is not None:
+                raise self._lost
+            self._filled = anyio.Event()
+            await self._filled.wait()
+        received: list[Received] = []
+        while self._arrived and len(received) < self._endpoint.batch_max:
+            message = self._arrived.popleft()
+            sender, read = self._codec.read(message.body)
+            received.append(Received(read, message, sender))
+        return received
 
     async def ack(self, received: Sequence[Received]) -> None:
         """See `Messenger.ack`."""
@@ -318,11 +313,8 @@ class RabbitLink:
         await written
 
     async def refuse(self, received: Received, why: str) -> None:
-        """See `Messenger.refuse`."""
-        await self._set_aside(received.tag, why)
-
-    async def _set_aside(self, message: Any, why: str) -> None:
-        """Has the broker move a message to the dead ones; the reason stands in the log."""
+        """See `Messenger.refuse`: the broker moves it, and the reason stands in the log."""
+        message = received.tag
         self._unacknowledged.pop(message.delivery_tag, None)
         with self._mapped(), self._endpoint.deadline():
             await self._settle([self._wire.reject(message.delivery_tag)])

@@ -6,7 +6,7 @@ stream is trimmed behind that alone. With ``appendfsync always`` an answer to XA
 """
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
@@ -14,9 +14,8 @@ from typing import Any, Self
 import anyio
 import anyio.to_thread
 
-from omnid.errors import Rejected
 from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
-from omnid.link.interface import LinkFull, Message, Received
+from omnid.link.interface import Message, Received
 from omnid.loading import loading
 from omnid.log import Logger
 
@@ -186,17 +185,13 @@ class RedisLink:
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
-        while True:
-            received: list[Received] = []
-            for entry in await self._entries():
-                try:
-                    sender, message = self._codec.decode((entry[1] or {}).get(b"m", b""))
-                    received.append(Received(message, entry, sender))
-                except Rejected as error:
-                    with suppress(LinkFull):  # It stays where it is, and comes again with the next connection.
-                        await self._set_aside(entry, error.what)
-            if received:
-                return received
+        while not (entries := await self._entries()):
+            pass
+        return [self._read(entry) for entry in entries]
+
+    def _read(self, entry: Entry) -> Received:
+        sender, message = self._codec.read((entry[1] or {}).get(b"m", b""))
+        return Received(message, entry, sender)
 
     async def _entries(self) -> list[Entry]:
         """Reads entries: first what an earlier connection has read and not acknowledged, then what is new."""
@@ -222,13 +217,11 @@ class RedisLink:
 
     async def refuse(self, received: Received, why: str) -> None:
         """See `Messenger.refuse`."""
-        await self._set_aside(received.tag, why)
-
-    async def _set_aside(self, entry: Entry, why: str) -> None:
-        """Moves an entry to the dead ones; a failure in between leaves it in both places, and not in none."""
+        entry: Entry = received.tag
         id, fields = entry
         what = [part for field in (fields or {}).items() for part in field]
         with self._mapped(), self._endpoint.deadline():
+            # A failure in between leaves it in both places, and not in none.
             await self._client.execute_command("XADD", self._dead, "MAXLEN", "~", DEAD_MAX, "*", *what, "why", why)
             await self._forget([id])
         self._log.warning("message_set_aside", link=self._endpoint.link, why=why)

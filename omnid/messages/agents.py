@@ -43,6 +43,11 @@ AGENTS: dict[str, Message] = {
         "It was delivered, dropped, or is still being tried.",
         "`omnictl dead list` shows those that were given up.",
     ),
+    "nothing_to_retry": Message(
+        "{id} came over the link {link}, so it can't be sent from here again.",
+        "It could not be taken: another version, a wrong signature, or not from omnid. `omnictl dead show` says which.",
+        "Mend the end that sent it; then `omnictl dead drop {id}`.",
+    ),
     "delivery_failed": Message(
         "{destination} could not be reached: {detail}.",
         "The other side is down, slow, or not set up.",

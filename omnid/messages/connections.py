@@ -72,7 +72,7 @@ CONNECTIONS: dict[str, Message] = {
     "message_refused": Message(
         "A message on the link {link} is refused: {detail}.",
         "Only messages of this version, to this end, that whoever has the link's key has signed are taken.",
-        "Look at the dead messages of the broker; bring both ends to the same version and key.",
+        "Bring both ends to the same version and key. `omnictl dead` shows it, and the broker has it whole.",
     ),
     "path_too_long": Message(
         "The socket path {path} has {length} bytes; this system takes {limit}.",

@@ -54,12 +54,26 @@ def put(
         tx.forget(OUTBOX, *(row[1] for row in oldest))
         _counted(tx, destination, -len(oldest))
         _count_dropped(tx, destination, len(oldest))
-    id = f"{tx.stamp():x}-{sha256(f'{destination} {subject}'.encode()).hexdigest()[:12]}"
+    id = _fresh_id(tx, destination, subject)
     fields = {"destination": destination, "kind": kind, "subject": subject, "body": body, "created_at_ms": tx.now_ms}
     tx.create(OUTBOX, id, fields)
     _counted(tx, destination, 1)
     tx.ring(destination)
     return id
+
+
+def peek(
+    reader: Reader, destination: str, limit: int, bytes_max: int = sys.maxsize, *, after: int = 0
+) -> list[Delivery]:
+    """Gives what is delivered next, in order, behind the row of an `ord`: at least one, and few enough for both."""
+    found: list[Delivery] = []
+    left = bytes_max
+    for row in reader.all("outbox_next", destination, after, limit):
+        left -= len(row[5].encode())
+        if found and left < 0:
+            break
+        found.append(delivery_of(row))
+    return found
 
 
 def pushed_out(tx: Tx, destination: str, rows_max: int) -> list[Row]:
@@ -70,11 +84,6 @@ def pushed_out(tx: Tx, destination: str, rows_max: int) -> list[Row]:
         row = tx.one("outbox_count", destination)
         count = counts[destination] = row[0] if row else 0
     return tx.all("outbox_next", destination, 0, count + 1 - rows_max) if count >= rows_max else []
-
-
-def peek(reader: Reader, destination: str, limit: int, after: int = 0) -> list[Delivery]:
-    """Gives what is delivered next, in order, behind the row of an `ord`."""
-    return [delivery_of(row) for row in reader.all("outbox_next", destination, after, limit)]
 
 
 def last(reader: Reader, destination: str) -> int | None:
@@ -113,22 +122,27 @@ def bury(tx: Tx, id: str, problem: Problem, *, rows_max: int) -> bool:
     fields = {"tries": delivery.tries + 1, "retry_at_ms": None, "dead_at_ms": tx.now_ms, "problem": problem}
     tx.edit(OUTBOX, id, At(delivery.ord, delivery.heads), fields)
     _counted(tx, delivery.destination, -1)
-    row = tx.one("outbox_dead_count", delivery.destination)
-    surplus = row[0] - rows_max if row else 0
-    if surplus > 0:
-        tx.forget(OUTBOX, *(oldest for (oldest,) in tx.all("outbox_dead_oldest", delivery.destination, surplus)))
-        _count_dropped(tx, delivery.destination, surplus)
+    _make_room(tx, delivery.destination, rows_max)
     return True
 
 
 def set_aside(
     tx: Tx, destination: str, kind: str, subject: str, body: dict[str, Any], problem: Problem, *, rows_max: int
 ) -> None:
-    """Puts among the dead what the other side has refused; the last one of a subject takes the place of the others."""
+    """Puts among the dead what one side has refused; the last one of a subject takes the place of the others."""
     tx.forget(OUTBOX, *(id for (id,) in tx.all("outbox_dead_of", subject, destination)))
-    # What waits there stays: only the dead are held to a number here.
-    id = put(tx, destination, kind, subject, body, rows_max=sys.maxsize)
-    bury(tx, id, problem, rows_max=rows_max)
+    fields = {
+        "destination": destination,
+        "kind": kind,
+        "subject": subject,
+        "body": body,
+        "created_at_ms": tx.now_ms,
+        "tries": 1,
+        "dead_at_ms": tx.now_ms,
+        "problem": problem,
+    }
+    tx.create(OUTBOX, _fresh_id(tx, destination, subject), fields)
+    _make_room(tx, destination, rows_max)
 
 
 def revive(tx: Tx, id: str) -> Delivery:
@@ -161,9 +175,9 @@ def dead(reader: Reader, after: int, limit: int) -> list[Delivery]:
     return [delivery_of(row) for row in reader.all("outbox_dead", after, limit)]
 
 
-def is_queued(reader: Reader, subject: str) -> bool:
-    """Tells whether something about a subject is still to be delivered."""
-    return reader.one("outbox_of", subject) is not None
+def is_queued(reader: Reader, subject: str, kind: str) -> bool:
+    """Tells whether something of a kind about a subject is still to be delivered."""
+    return reader.one("outbox_of", subject, kind) is not None
 
 
 def destinations(reader: Reader, after: str = "") -> list[str]:
@@ -192,6 +206,19 @@ def _names(reader: Reader, query: str, name: str = "") -> list[str]:
         name = row[0]
         found.append(name)
     return found
+
+
+def _fresh_id(tx: Tx, destination: str, subject: str | None) -> str:
+    return f"{tx.stamp():x}-{sha256(f'{destination} {subject}'.encode()).hexdigest()[:12]}"
+
+
+def _make_room(tx: Tx, destination: str, rows_max: int) -> None:
+    """Forgets the oldest dead rows of a destination beyond a number."""
+    row = tx.one("outbox_dead_count", destination)
+    surplus = row[0] - rows_max if row else 0
+    if surplus > 0:
+        tx.forget(OUTBOX, *(oldest for (oldest,) in tx.all("outbox_dead_oldest", destination, surplus)))
+        _count_dropped(tx, destination, surplus)
 
 
 def _by_id(reader: Reader, id: str) -> Delivery | None:

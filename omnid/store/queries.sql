@@ -188,7 +188,8 @@ SELECT min(started_at_ms) FROM attempt WHERE ended_at_ms IS NULL AND ord > $1 AN
 -- name: open_outage
 SELECT ord, id, parked, heads, began_at_ms FROM outage WHERE cause = $1 AND subject = $2 AND ended_at_ms IS NULL LIMIT 1
 -- name: last_outage
-SELECT ord, id, parked, heads, ended_at_ms FROM outage WHERE cause = $1 AND subject = $2 ORDER BY ord DESC LIMIT 1
+SELECT ord, id, parked, heads, ended_at_ms FROM outage
+WHERE cause = $1 AND subject = $2 AND ended_at_ms IS NOT NULL ORDER BY ord DESC LIMIT 1
 -- name: old_outages
 SELECT id FROM outage WHERE ended_at_ms < $1 ORDER BY began_at_ms LIMIT $2
 
@@ -278,7 +279,7 @@ SELECT {outbox_row} FROM outbox WHERE id = $1
 SELECT destination, dead_at_ms IS NULL, count(*) FROM outbox WHERE id IN (SELECT value FROM json_each($1))
 GROUP BY 1, 2
 -- name: outbox_of
-SELECT id FROM outbox WHERE subject = $1 AND dead_at_ms IS NULL LIMIT 1
+SELECT id FROM outbox WHERE subject = $1 AND kind = $2 AND dead_at_ms IS NULL LIMIT 1
 -- name: outbox_count
 SELECT count(*) FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL
 -- name: outbox_last

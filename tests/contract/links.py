@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from omnid.clock import SystemClock
 from omnid.link.endpoint import Endpoint, Holder
-from omnid.link.interface import Link, LinkDown, LinkFull, Received
+from omnid.link.interface import Link, LinkDown, LinkFull, Poison, Received
 from omnid.link.message import COMMANDS, RESULTS, Codec
 from omnid.link.rabbitmq import RabbitLink
 from omnid.link.redis import RedisLink
@@ -91,6 +92,15 @@ async def take(link: Any, count: int) -> list[Received]:
 
 def names(received: Sequence[Received]) -> list[str]:
     return [one.message.attempt_id for one in received]
+
+
+async def sifted(link: Any, received: Sequence[Received]) -> list[Received]:
+    """Refuses the poison of what has come, where the broker takes that now, and gives the messages."""
+    for one in received:
+        if isinstance(one.message, Poison):
+            with suppress(LinkFull):
+                await link.refuse(one, one.message.why)
+    return [one for one in received if not isinstance(one.message, Poison)]
 
 
 async def until_ping(link: Link, kind: type[LinkDown] | None) -> None:

@@ -88,6 +88,8 @@ ELSEWHERE = {
     "name_taken": "tests/contract/test_link.py::test_a_name_is_taken_by_one_alone_and_free_when_he_says_goodbye",
     "link_refused": "tests/contract/test_link.py::test_a_link_that_can_not_be_used_says_why",
     "message_refused": "tests/contract/test_link.py::test_what_is_no_message_for_this_end_is_set_aside",
+    "nothing_to_retry": "tests/unit/test_poison.py"
+    "::test_what_the_daemon_sets_aside_is_among_the_dead_to_be_dropped_and_not_retried",
     "http_refused": "tests/unit/test_http.py::test_without_the_token_nobody_comes_in",
     "no_question": "tests/unit/test_asking.py::test_what_is_not_open_takes_no_answer",
     "answer_unfit": "tests/unit/test_forms.py::test_what_does_not_fit_is_refused_with_what_is_wrong",

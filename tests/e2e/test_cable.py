@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from omnid.ctl.demo_broker import free_port, redis_argv
 from omnid.settings import Mode, Models
-from tests.e2e.harness import LOOK_S, Home, until
+from tests.e2e.harness import LOOK_S, Home, now_ms, until
 from tests.e2e.netns import FAR, Cable
 
 SCALE = float(os.environ.get("OMNID_CABLE_SCALE", "20"))
@@ -169,3 +170,52 @@ def test_names_that_nobody_resolves_are_waited_for_no_longer_than_connections(
     client.finish()
     with capsys.disabled():
         print(f"\nno names, 1/{SCALE:g} of the times: gone {gone_s:.1f} s, stop {stop_s:.1f} s, back {back_s:.1f} s")
+
+
+LINK_CONFIG = f"""
+[[executor]]
+name = "far"
+kind = "command"
+[[link]]
+name = "cable"
+url = "redis://{FAR}:%d"
+unsigned = true
+timeout_s = 1.0
+retry_base_s = 600.0
+retry_max_s = 600.0
+[[remote]]
+name = "gpu"
+link = "cable"
+executors = ["far"]
+"""
+LONG_MS = 60_000
+
+
+@pytest.fixture
+def broker(cable: Cable, tmp_path: Path) -> Iterator[int]:
+    """A broker at the far end of the cable; gives its port."""
+    port = free_port()
+    argv = [*cable.far, *redis_argv(str(tmp_path), port), "--bind", FAR, "--protected-mode", "no"]
+    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        yield port
+        process.kill()
+
+
+def test_a_broker_is_dialled_when_the_cable_is_back(
+    home: Home, cable: Cable, broker: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.through = cable.near
+    home.configure(LINK_CONFIG % broker)
+    cable.pull()
+    home.start()
+
+    def waits() -> bool:
+        gates = home.client.status()["gates"]
+        return bool(gates) and (gates[0]["wake_at_ms"] or 0) > now_ms() + LONG_MS
+
+    until(waits, "a long wait for the next dial")
+    began_s = time.monotonic()
+    cable.plug()
+    until(lambda: not home.client.status()["gates"], "the link to be up")
+    with capsys.disabled():
+        print(f"\nthe broker is back {time.monotonic() - began_s:.1f} s after the cable")

@@ -29,13 +29,13 @@ class Fleet(Home):
     def name(self, number: int) -> str:
         return f"{self.kit.runner_name}-{number}"
 
-    def link(self, count: int = 1, more: str = "", remote: str = "") -> None:
+    def link(self, count: int = 1, more: str = "", remote: str = "", link: str = "") -> None:
         """Writes the config of them all, with that many runners."""
         self.configure(
             f'[daemon]\nname = "{self.kit.daemon_name}"\nslots_max = 4\n'
             f"[runner]\nbeat_s = 0.2\n{more}"
             f'[[link]]\nname = "cable"\nurl = "{self.kit.broker.url}"\nuser = "{self.kit.broker.user}"\n'
-            f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 0.5\n'
+            f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 0.5\n{link}'
             + "".join(
                 f'[[remote]]\nname = "{self.name(number)}"\nlink = "cable"\nexecutors = ["command"]\n{remote}'
                 for number in range(count)
@@ -67,6 +67,11 @@ class Fleet(Home):
     def logged(self, event: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (self.state / "omnid.log").read_text().splitlines()]
         return [line for line in lines if line["event"] == event]
+
+    def refused(self, kind: str) -> dict[str, Any] | None:
+        """Gives a message of a kind that the daemon has set aside."""
+        dead = self.client.call("omnid/dead.list", {})["deliveries"]
+        return next((one for one in dead if one["body"].get("message") == kind), None)
 
     def close(self) -> None:
         for process in self.runners.values():
@@ -249,6 +254,7 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
     assert "is down" in outage["problem"]["what"]
     clients, broker, internet = fleet.client.call("omnid/link.list", {})["links"]
     assert (clients["quality"], internet["quality"]) == ("up", None)
+    assert (clients["latency_s"], clients["loss"]) == (None, None), "nobody measures them"
     assert (broker["name"], broker["quality"], broker["waiting"], broker["loss"] < 1) == ("cable", "up", 0, True)
     assert broker["latency_s"] > 0
     assert (broker["beats"][-1], set(broker["beats"][:-2])) == ("down", {None})  # The last minutes were as bad as that.
@@ -259,3 +265,87 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
     for name in ("down", "up"):
         schedule = next(one for one in fleet.client.call("omnid/schedule.list", {})["schedules"] if one["name"] == name)
         assert schedule["runs"] == 1
+
+
+@only_redis
+def test_an_outage_in_which_the_daemon_is_killed_is_one_row_with_all_that_waited(fleet: Fleet) -> None:
+    fleet.link()
+    fleet.start()
+    fleet.run(OMNID_DAEMON__SLOTS_MAX="1")
+    for back_before_the_daemon in (True, False):
+        running = fleet.sh("echo x >> begun; exec sleep 60")
+        fleet.file("begun")
+        fleet.kit.broker.kill()
+        until(lambda: fleet.client.status()["gates"], "the gate of the link")
+        fleet.client.control(running, "cancel")  # It lies in the outbox.
+        waiting = [fleet.sh("true") for _ in range(3)]
+        fleet.kill()
+        if back_before_the_daemon:
+            fleet.kit.broker.start()
+        fleet.start()
+        if not back_before_the_daemon:
+            until(lambda: fleet.client.status()["gates"][0]["wake_at_ms"], "a dial that failed")
+            fleet.kit.broker.start()
+        for task, state in ((running, "cancelled"), *((task, "completed") for task in waiting)):
+            assert fleet.wait(task)["task"]["state"] == state
+        outage, *_ = fleet.client.call("omnid/outage.list", {})["outages"]
+        assert (outage["parked"], outage["resumed"], outage["ended_at_ms"] > outage["began_at_ms"]) == (4, 4, True)
+        (fleet.work / "begun").unlink()
+    assert len(fleet.client.call("omnid/outage.list", {})["outages"]) == 2
+    _, broker, _ = fleet.client.call("omnid/link.list", {})["links"]
+    assert (broker["quality"], broker["waiting"], broker["beats"][-1]) == ("up", 0, "down")
+
+
+@only_redis
+def test_with_two_keys_both_ends_say_what_they_refuse(fleet: Fleet) -> None:
+    fleet.link(link='key = "env:LINK_KEY"\n')
+    fleet.environ["LINK_KEY"] = "the key of the daemon"
+    fleet.start()
+    fleet.run(LINK_KEY="the key of the daemon")
+    assert fleet.wait(fleet.sh("true"))["task"]["state"] == "completed"
+    fleet.end()
+    name = fleet.run(LINK_KEY="another key than that")
+    fleet.sh("echo x >> begun")  # It goes out, because the runner's lease still runs.
+    found = until(lambda: fleet.refused("result"), "the answer that the daemon can't take")
+    assert found["destination"] == "link/cable"
+    said = fleet.ctl("dead", "show", found["id"])
+    assert f"result from {name} over link/cable" in said.out
+    assert "its signature is wrong" in said.out
+    assert '"outcome":"unstarted"' in found["body"]["text"]
+    health = fleet.root / name / "runner" / "health"
+    until(lambda: json.loads(health.read_text())["refused_why"] == "its signature is wrong", "the health line")
+    assert "came over the link cable" in fleet.ctl("dead", "retry", found["id"]).err
+    assert fleet.ctl("dead", "drop", found["id"]).code == 0
+    assert not fleet.refused("result")
+    assert not (fleet.work / "begun").exists()
+
+
+@only_redis
+def test_keys_are_exchanged_while_tasks_run(fleet: Fleet) -> None:
+    for name in ("old", "new"):
+        (fleet.root / name).write_text(f"the {name} key of this link")
+
+    def known(key: str, *accepted: str) -> None:
+        others = ", ".join(f'"file:{fleet.root}/{name}"' for name in accepted)
+        fleet.link(link=f'key = "file:{fleet.root}/{key}"\naccepted_keys = [{others}]\n')
+
+    known("old")
+    fleet.start()
+    fleet.run()
+    assert fleet.wait(fleet.sh("true"))["task"]["state"] == "completed"
+    with fleet.gate() as gate:
+        for step in (("old", "new"), ("new", "old"), ("new",)):
+            known(*step)
+            assert fleet.ctl("config", "reload").code == 0
+            running = fleet.sh("echo x >> begun; read x < go")  # The runner is one step behind.
+            fleet.file("begun")
+            fleet.end()
+            queued = fleet.sh("true")
+            fleet.run()
+            gate.let()
+            for task in (running, queued):
+                view = fleet.wait(task)
+                assert (view["task"]["state"], len(view["attempts"])) == ("completed", 1)
+            (fleet.work / "begun").unlink()
+    assert fleet.client.call("omnid/dead.list", {})["deliveries"] == []
+    assert not fleet.logged("message_set_aside")

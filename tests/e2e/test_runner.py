@@ -342,6 +342,9 @@ async def test_what_it_does_not_offer_is_set_aside_and_told(brokers: Callable[[s
     assert len(await kit.broker.dead(kit.runner_name)) == 2
 
 
+SIGNED = '[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\n'
+
+
 @pytest.mark.parametrize(
     ("config", "argv", "why"),
     [
@@ -357,6 +360,8 @@ async def test_what_it_does_not_offer_is_set_aside_and_told(brokers: Callable[[s
         ('[[link]]\nname = "a"\nurl = "rediss://192.0.2.1"', ("--link", "a"), "set unsigned = true"),
         ('[[link]]\nname = "a"\nurl = "redis://192.0.2.1"\nkey = "env:K"\npassword = "env:P"', (), "TLS only"),
         ('[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\npassword = "hidden-word"', (), "plain"),
+        (f'{SIGNED}key = "env:K"\naccepted_keys = ["env:A", "hidden-word"]', (), "plain"),
+        (f'{SIGNED}accepted_keys = ["env:A"]', (), "without one nothing is signed"),
         ('[runner]\nlink = "abc"\n[[link]]\nname = "abd"\nurl = "redis://127.0.0.1"', (), "did you mean abd"),
         ('[runner]\nexecutors = ["codex"]', ("--link", "redis://127.0.0.1"), "a runner offers"),
     ],

@@ -44,6 +44,10 @@ class Cable:
         self._come: list[Received] = []
         self._bell = anyio.Event()
         self.told = anyio.Event()
+        self.down_s: float | None = None
+
+    def was_down(self, down_s: float) -> None:
+        self.down_s = down_s
 
     async def run(self) -> None:
         await anyio.sleep_forever()
@@ -53,8 +57,11 @@ class Cable:
         return self.problem
 
     def turn(self, problem: Problem | None) -> None:
-        if self.problem is not None and problem is None:
-            self._back(1.0)
+        if problem is not None:
+            self.down_s = self.down_s or 1.0
+        elif self.down_s is not None:
+            self._back(self.down_s)
+            self.down_s = None
         self.problem = problem
         self._changed()
 
@@ -145,8 +152,8 @@ class Bench:
         return self.cables[-1]
 
     @asynccontextmanager
-    async def runs(self) -> AsyncIterator[None]:
-        """Runs the loops of a daemon's start, with the cable up and nobody heard."""
+    async def runs(self, *, up: bool = True) -> AsyncIterator[None]:
+        """Runs the loops of a daemon's start, with the cable up and nobody heard, or with a dial that failed."""
         context, gates = self.context, self.world.gates
         self.drain = Drain(context, lambda queue: self.lines.open(runner_of(queue) or ""))
         context.store.rung = self.drain.ring
@@ -160,7 +167,7 @@ class Bench:
                 for loop in (self.lines.run, self.lines.tend, dispatcher.run, partial(self.drain.run, group)):
                     group.start_soon(loop)
                 await anyio.wait_all_tasks_blocked()
-                self.cable.turn(None)
+                self.cable.turn(None if up else DOWN)
                 await anyio.wait_all_tasks_blocked()
                 yield
                 group.cancel_scope.cancel()

@@ -1,6 +1,6 @@
 """The connection that keeps a link open: backoff, its reset, one line per outage, and what becomes of what has come."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from io import StringIO
 from typing import Any, Self
 
@@ -109,14 +109,23 @@ class Bench:
         self.up: FakeLink | None = None
         self.closed = self.pings = self.changes = 0
         self.ping_takes_s = 0.0
+        self.patient = False
+        """Whether the wait for the next dial has no end of its own."""
         self.occupied: set[str] = set()
         self.awake, self.changed = anyio.Event(), anyio.Event()
         log = Log(self.clock, lambda text: text, stream=self.logged).logger()
-        self.connection = Connection(SECTION, self._dial, self.clock, log, self._changed)
+        self.moved = anyio.Event()
+        self.connection = Connection(SECTION, self._dial, self.clock, log, self._changed, moves=self._network)
         monkeypatch.setattr(connection.anyio, "sleep", self._sleep)
 
     async def _dial(self) -> Any:
         return FakeLink(self)
+
+    async def _network(self) -> AsyncGenerator[None]:
+        while True:
+            await self.moved.wait()
+            self.moved = anyio.Event()
+            yield
 
     def _changed(self) -> None:
         self.changes += 1
@@ -128,7 +137,7 @@ class Bench:
             await self.awake.wait()
         else:
             self.slept.append(delay_s)
-            await checkpoint()
+            await (anyio.sleep_forever() if self.patient else checkpoint())
         self.clock.now_s += delay_s
 
     async def link(self) -> FakeLink:
@@ -193,6 +202,61 @@ async def test_a_link_that_breaks_soon_waits_longer_each_time_and_one_that_held_
         assert bench.slept == [1, 2, 1]
         assert (bench.lines("link_down"), bench.lines("link_up")) == (3, 4)
         assert bench.closed == 3
+
+    await bench.during(do)
+
+
+async def test_when_the_network_changes_it_is_dialled_at_once_and_a_failure_waits_longer_still(bench: Bench) -> None:
+    bench.problems, bench.patient = [down() for _ in range(4)], True
+
+    async def do() -> None:
+        for count in range(1, 4):
+            await anyio.wait_all_tasks_blocked()
+            assert bench.slept == [1, 2, 4, 8][:count]
+            bench.moved.set()
+        await anyio.wait_all_tasks_blocked()
+        assert (bench.slept, bench.up) == ([1, 2, 4, 8], None)
+        assert bench.connection.next_try_at_ms == bench.clock.wall_ms() + 8_000
+        bench.moved.set()
+        await bench.link()
+        assert (bench.connection.next_try_at_ms, bench.lines("link_down")) == (None, 1)
+        bench.moved.set()
+        await anyio.wait_all_tasks_blocked()
+        assert bench.connection.problem is None, "a link that is up is left alone"
+
+    await bench.during(do)
+
+
+async def test_a_change_in_the_midst_of_a_dial_counts(bench: Bench) -> None:
+    bench.patient, dials = True, 0
+
+    async def dial() -> Any:
+        nonlocal dials
+        dials += 1
+        if dials == 1:
+            bench.moved.set()
+            await anyio.wait_all_tasks_blocked()
+            raise down()
+        return FakeLink(bench)
+
+    bench.connection._dial = dial
+
+    async def do() -> None:
+        await bench.link()
+        assert dials == 2
+
+    await bench.during(do)
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+async def test_an_outage_that_began_earlier_goes_on_and_is_as_long_as_it_was(bench: Bench, failures: int) -> None:
+    bench.problems = [down()] * failures
+    bench.connection.was_down(100.0)
+
+    async def do() -> None:
+        await bench.link()
+        assert (bench.lines("link_down"), bench.lines("link_up")) == (min(1, failures), 1)
+        assert f'"down_s":{100.0 + sum(bench.slept)}' in bench.logged.getvalue()
 
     await bench.during(do)
 

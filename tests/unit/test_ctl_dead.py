@@ -10,6 +10,18 @@ DEAD = shapes_outbox.DeadView(
 )
 OTHER = shapes_outbox.DeadView("2f-ab", "notice/desktop", "notice", "claude", {}, NOW_MS, NOW_MS, 1, None)
 
+CAME = shapes_outbox.DeadView(
+    "3f-ab",
+    "link/cable",
+    "message",
+    "d1",
+    {"from": "gpu-1", "message": "result", "bytes": 5000, "text": "{\x1b[31m"},
+    NOW_MS,
+    NOW_MS - 60_000,
+    1,
+    PROBLEM,
+)
+
 
 def test_the_dead_are_listed_page_by_page():
     pages = [shapes_outbox.DeadPage([DEAD], 5), shapes_outbox.DeadPage([OTHER], None)]
@@ -47,6 +59,20 @@ def test_they_are_retried_and_dropped_one_by_one_or_all(action: str, said: str):
     pages = [shapes_outbox.DeadPage([DEAD], 5), shapes_outbox.DeadPage([OTHER], None)]
     ran = Ran("dead", action, "all", daemon=Daemon(dead__list=pages, **answers))
     assert [params.get("id") for _, params in ran.calls] == [None, None, "1f-ab", "2f-ab"]
+
+
+def test_what_came_over_a_link_is_shown_and_dropped_and_all_of_the_rest_is_retried():
+    ran = Ran("dead", "show", "3f-ab", daemon=Daemon(dead__show=CAME))
+    assert "3f-ab  result from gpu-1 over link/cable" in ran.out
+    assert "5000 bytes" in ran.out
+    assert "\x1b" not in ran.out
+    assert "tries" not in ran.out
+    page = shapes_outbox.DeadPage([CAME, OTHER], None)
+    ran = Ran("dead", daemon=Daemon(dead__list=page), environ={"COLUMNS": "200"})
+    assert "result from gpu-1" in ran.out
+    for action, ids in (("retry", ["2f-ab"]), ("drop", ["3f-ab", "2f-ab"])):
+        ran = Ran("dead", action, "all", daemon=Daemon(dead__list=page, **{f"dead__{action}": OTHER}))
+        assert [params["id"] for _, params in ran.calls[1:]] == ids
 
 
 @pytest.mark.parametrize("words", [("bury",), ("retry",), ("show",)])

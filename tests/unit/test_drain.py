@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from omnid.errors import Rejected, Retryable
 from omnid.flow.control import Cancelling
-from omnid.flow.drain import DAY_MS, Carrier, Drain
+from omnid.flow.drain import BATCH_BYTES_MAX, DAY_MS, Carrier, Drain
 from omnid.flow.wakeup import Wakeup
 from omnid.link.destination import Destination
 from omnid.model import Delivery
@@ -139,6 +139,17 @@ async def test_a_batch_is_as_large_as_the_destination_takes(world: World) -> Non
     await put(world, "1", "2", "3")
     await carry_all(carrier(world, place))
     assert place.calls == [["1", "2"], ["3"]]
+
+
+async def test_a_batch_has_a_few_mebibytes_and_what_is_larger_goes_alone(world: World) -> None:
+    place = Place(batch_max=64)
+    third = BATCH_BYTES_MAX // 3
+    sizes = [third, third, third, 1, 2 * BATCH_BYTES_MAX, 1, *([third] * 5)]
+    texts = ["ß" * (size // 2) if size > 1 else str(size) for size in sizes]
+    await put(world, *texts)
+    await carry_all(carrier(world, place))
+    assert place.texts == texts
+    assert [len(call) for call in place.calls] == [2, 2, 1, 3, 2, 1]
 
 
 async def test_rows_that_come_later_wake_their_carrier_at_once(world: World) -> None:

@@ -1,6 +1,7 @@
 """Large libraries are imported by one thread at a time."""
 
 import gc
+import subprocess
 import sys
 import threading
 from types import ModuleType
@@ -48,3 +49,9 @@ def test_an_import_that_fails_holds_up_no_other() -> None:
                 raise ImportError
         except ImportError:
             assert gc.isenabled()
+
+
+def test_the_libraries_of_links_are_loaded_by_the_first_dial_only() -> None:
+    code = "import sys, omnid.link.redis, omnid.link.rabbitmq; print({'redis', 'aio_pika'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

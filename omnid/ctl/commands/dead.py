@@ -11,6 +11,8 @@ from omnid.ctl.render import Cell
 
 _ACTIONS = ("list", "show", "retry", "drop")
 _ALL = "all"
+_MESSAGE = "message"
+"""The kind of what came over a link and could not be taken."""
 _LABEL_COLUMNS = 13
 
 
@@ -24,22 +26,35 @@ def _dead(context: Context) -> int:
         context.given.misuse(f"`dead {action}` needs the ID of a delivery; `omnictl dead list` shows them")
     if action == "show":
         return _show(context, ids)
-    done = [context.call(f"dead.{action}", id=id) for id in (_every(context) if ids == [_ALL] else ids)]
+    done = [context.call(f"dead.{action}", id=id) for id in (_every(context, action) if ids == [_ALL] else ids)]
     after = "is tried again" if action == "retry" else "was dropped"
-    context.give({"deliveries": done}, [f"{one['id']} to {one['destination']} {after}." for one in done])
+    said = [f"{one['id']} {_place(one)} {after}." for one in done]
+    context.give({"deliveries": done}, said)
     return 0
 
 
-def _every(context: Context) -> list[str]:
+def _every(context: Context, action: str) -> list[str]:
     # All of them before the first is retried or dropped, which changes the list.
-    return [one["id"] for page in pages.pages(context, _DEAD, {}) for one in page[_DEAD.rows]]
+    rows = [one for page in pages.pages(context, _DEAD, {}) for one in page[_DEAD.rows]]
+    return [one["id"] for one in rows if action == "drop" or one["kind"] != _MESSAGE]
+
+
+def _place(one: Mapping[str, Any]) -> str:
+    return f"{'over' if one['kind'] == _MESSAGE else 'to'} {one['destination']}"
+
+
+def _what(one: Mapping[str, Any]) -> str:
+    body = one["body"]
+    if one["kind"] == _MESSAGE:
+        return f"{body['message'] or _MESSAGE} from {body['from'] or 'nobody knows whom'}"
+    return f"{one['kind']} {body.get('task') or one['subject'] or ''}"
 
 
 def _row(one: Mapping[str, Any], now_ms: int) -> Sequence[Cell]:
     return (
         Cell(one["id"], "bold"),
         Cell(one["destination"]),
-        Cell(f"{one['kind']} {one['body'].get('task') or one['subject'] or ''}"),
+        Cell(_what(one)),
         Cell(times.distance(one["dead_at_ms"], now_ms), "dim"),
         Cell(one["problem"]["what"] if one["problem"] else "", "red"),
     )
@@ -48,7 +63,7 @@ def _row(one: Mapping[str, Any], now_ms: int) -> Sequence[Cell]:
 _DEAD = pages.Listing(
     method="dead.list",
     rows="deliveries",
-    header=("ID", "TO", "WHAT", "GIVEN UP", "WHY"),
+    header=("ID", "PLACE", "WHAT", "GIVEN UP", "WHY"),
     row=_row,
     none="Nothing was given up.",
     start="after",
@@ -67,10 +82,14 @@ def _show(context: Context, ids: list[str]) -> int:
 
 def _one(context: Context, one: Mapping[str, Any]) -> None:
     screen, now_ms = context.screen, context.world.now_ms()
-    screen.put(Cell(one["id"], "bold"), f"  {one['kind']} to {one['destination']}")
-    screen.paragraph("  written", times.distance(one["created_at_ms"], now_ms), _LABEL_COLUMNS)
-    tries = f"{times.distance(one['dead_at_ms'], now_ms)}, after {one['tries']} tries"
-    screen.paragraph("  given up", tries, _LABEL_COLUMNS)
+    came = one["kind"] == _MESSAGE
+    screen.put(Cell(one["id"], "bold"), f"  {_what(one) if came else one['kind']} {_place(one)}")
+    when = times.distance(one["dead_at_ms"], now_ms)
+    if came:
+        screen.paragraph("  set aside", f"{when}; {one['body']['bytes']} bytes", _LABEL_COLUMNS)
+    else:
+        screen.paragraph("  written", times.distance(one["created_at_ms"], now_ms), _LABEL_COLUMNS)
+        screen.paragraph("  given up", f"{when}, after {one['tries']} tries", _LABEL_COLUMNS)
     screen.paragraph("  text", str(one["body"].get("text", "")), _LABEL_COLUMNS)
     if one["problem"]:
         views.problem(screen, one["problem"], indent=2)
@@ -84,7 +103,7 @@ def _reply(context: Context) -> int:
 VERBS = {
     "dead": Verb(
         _dead,
-        "Shows what could not be delivered and was given up, has it tried again, or drops it. `all`: every ID.",
+        "Shows what could not be delivered, or taken from a link; has it tried again, or drops it. `all`: every ID.",
         "[list|show|retry|drop] [ID...]",
         (Option("limit", "N", "At most so many (100; up to 500)"), pages.CURSOR, pages.ALL),
         ("omnictl dead", "omnictl dead retry all"),
