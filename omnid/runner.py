@@ -22,6 +22,7 @@ from omnid.executor.interface import Executor
 from omnid.flow.comeback import Comeback
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
+from omnid.flow.guard import guard
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
 from omnid.flow.remote import Place, Remote, held_max
@@ -65,6 +66,8 @@ class Health(msgspec.Struct, frozen=True):
     running: int
     owed: int
     """Results that the broker has not confirmed yet."""
+    leaving: bool = False
+    """Whether it was told to stop."""
 
 
 class Options(NamedTuple):
@@ -87,6 +90,8 @@ class RunnerProcess:
         self._clock = clock
         self._log = log
         self._stop = anyio.Event()
+        self._leaving = anyio.CancelScope()
+        """Around all that a stop waits for."""
         self._made: dict[str, Executor] = {}
         """The executors of the config, offered or not."""
         self._health = Bell()
@@ -138,7 +143,9 @@ class RunnerProcess:
             self._log.info("stopped", pid=os.getpid())
 
     def stop(self) -> None:
-        """Makes `serve` end."""
+        """Makes `serve` end: in an orderly way, and at once when it is called again."""
+        if self._stop.is_set():
+            self._leaving.cancel()
         self._stop.set()
 
     async def _open(self, work: TaskGroup) -> None:
@@ -179,11 +186,21 @@ class RunnerProcess:
         }
 
     async def _leave(self) -> None:
-        """Takes nothing new, says so, and lets out what is owed; commands go on under their supervisors."""
-        self._remote.leaving = True
-        with anyio.move_on_after(self._wanted.daemon.stop_grace_s):
-            await self._remote.tell()
-            await self._drain.finish()
+        """Gives back what has not begun, waits a while for what runs, and lets out what is owed.
+
+        Commands that run longer go on under their supervisors, and the next start adopts them.
+        """
+        remote, grace_s = self._remote, self._wanted.daemon.stop_grace_s
+        with self._leaving:
+            with anyio.move_on_after(grace_s):
+                await remote.leave()
+            self._health.ring()
+            with anyio.move_on_after(self._wanted.runner.drain_s):
+                await remote.idle.wait()
+            with anyio.move_on_after(grace_s):
+                await guard("flush", self._drain.flush, log=self._log)
+        running, unsent = len(self.context.running), await self._ledger.owed()
+        self._log.info("drained", given_back=remote.given_back, running=running, unsent=unsent)
 
     def _changed(self) -> None:
         """The link has gone up or down: what is owed may go out now."""
@@ -215,6 +232,7 @@ class RunnerProcess:
                 slots=self._wanted.daemon.slots_max,
                 running=len(self.context.running),
                 owed=await self._ledger.owed(),
+                leaving=self._remote.leaving,
             )
             fresh = path.with_suffix(".new")
             fresh.write_bytes(msgspec.json.encode(line) + b"\n")
@@ -316,7 +334,7 @@ def _run(wanted: Config, section: Link, environ: Mapping[str, str], clock: Clock
 async def _serve_with_signals(
     wanted: Config, section: Link, environ: Mapping[str, str], clock: Clock, log: Logger, secrets: Secrets
 ) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until SIGTERM or SIGINT; the second one ends what the first waits for."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
 

@@ -47,6 +47,10 @@ class Host(Home):
             f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 1.0\n{more}'
         )
 
+    def drain(self, seconds: float) -> None:
+        """Says for how long a stop waits for what runs."""
+        self.config.write_text(self.config.read_text().replace("[runner]\n", f"[runner]\ndrain_s = {seconds}\n"))
+
     def run(self) -> None:
         """Starts the runner."""
         with self.said.open("ab") as said:
@@ -54,10 +58,18 @@ class Host(Home):
                 RUNNER, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=self.environ, cwd=self.root
             )
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Ends it; gives its exit code."""
+    def tell(self, number: int = signal.SIGTERM) -> None:
         assert self.runner is not None
         self.runner.send_signal(number)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ends it; gives its exit code."""
+        self.tell(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Waits for its end; gives its exit code."""
+        assert self.runner is not None
         code = self.runner.wait(WAIT_S)
         self.runner = None
         return code
@@ -191,7 +203,8 @@ async def test_a_killed_runner_adopts_what_it_had_begun(kit: Kit, daemon: Link, 
 async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_all_the_same(
     brokers: Callable[[str], Broker], host: Host, left: str
 ) -> None:
-    kit = Kit("redis", brokers("redis"), "left")
+    # A name of its own: the one before was killed, and has its name for a while.
+    kit = Kit("redis", brokers("redis"), f"left-{left.replace(' ', '-')}")
     other, third = (f'[[executor]]\nname = "{name}"\nkind = "command"\n' for name in ("other", "third"))
     host.link(kit, other + third)
     begun, go = host.work / "begun", host.work / "go"
@@ -224,6 +237,7 @@ async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_
 async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], Broker], host: Host) -> None:
     kit = Kit("redis", brokers("redis"), "stop")
     host.link(kit)
+    host.drain(0.3)
     begun, go = host.work / "begun", host.work / "go"
     os.mkfifo(go)
     async with kit.daemon() as daemon:
@@ -233,13 +247,73 @@ async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], 
         began_s = time.monotonic()
         assert host.end() == 0
         assert time.monotonic() - began_s < 10.0
-        beats: list[Heartbeat] = []
-        while not (beats and beats[-1].leaving):
-            received = await take(daemon, 1)
-            await daemon.ack(received)
-            beats += [one.message for one in received if isinstance(one.message, Heartbeat)]
+        await leaving(daemon)
+        assert drained(host) == (0, 1, 0)
         await anyio.to_thread.run_sync(go.write_text, "\n")  # It ends while no runner is there.
         host.run()
+        assert [result.outcome for result in await results(daemon, 1)] == ["success"]
+
+
+async def leaving(daemon: Link) -> list[Result]:
+    """Waits until the runner has said that it leaves; gives the results that came before."""
+    found: list[Result] = []
+    beats: list[Heartbeat] = []
+    while not (beats and beats[-1].leaving):
+        received = await take(daemon, 1)
+        await daemon.ack(received)
+        beats += [one.message for one in received if isinstance(one.message, Heartbeat)]
+        found += [one.message for one in received if isinstance(one.message, Result)]
+    return found
+
+
+def drained(host: Host) -> tuple[int, int, int]:
+    (line,) = host.logged("drained")
+    return line["given_back"], line["running"], line["unsent"]
+
+
+async def test_a_stop_gives_back_what_has_not_begun_and_lets_out_what_ends_meanwhile(
+    kit: Kit, daemon: Link, host: Host
+) -> None:
+    host.link(kit, "[daemon]\nslots_max = 1\n")
+    host.drain(60.0)
+    begun, go = host.work / "begun", host.work / "go"
+    os.mkfifo(go)
+    commands = [sh(number, f"echo {number} >> {begun}; read line < {go}", host.work) for number in range(4)]
+    host.run()
+    await daemon.send(kit.runner_name, [*commands[:3], Watch(60.0)])
+    await until(begun.exists)
+    host.tell()
+    back = await leaving(daemon)
+    back += await results(daemon, 2 - len(back))
+    await daemon.send(kit.runner_name, [commands[3]])  # By a daemon that has not heard of it yet.
+    back += await results(daemon, 1)
+    assert [(one.attempt_id, one.outcome) for one in back] == [(one.attempt_id, "unstarted") for one in commands[1:]]
+    assert {one.problem and one.problem.code for one in back} == {"runner_left"}
+    await until(lambda: health(host)["leaving"])
+    await acknowledged(kit)
+    await anyio.to_thread.run_sync(go.write_text, "\n")
+    assert [(one.attempt_id, one.outcome) for one in await results(daemon, 1)] == [(commands[0].attempt_id, "success")]
+    assert await anyio.to_thread.run_sync(host.ended) == 0
+    assert drained(host) == (3, 0, 0)
+    assert begun.read_text() == "0\n"
+
+
+async def test_a_second_stop_ends_it_at_once(brokers: Callable[[str], Broker], host: Host) -> None:
+    kit = Kit("redis", brokers("redis"), "twice")
+    host.link(kit)
+    host.drain(3600.0)
+    begun, go = host.work / "begun", host.work / "go"
+    os.mkfifo(go)
+    async with kit.daemon() as daemon:
+        host.run()
+        await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}; read line < {go}", host.work), Watch(60.0)])
+        await until(begun.exists)
+        host.tell()
+        await leaving(daemon)
+        assert host.end() == 0
+        assert drained(host) == (0, 1, 0)
+        host.run()
+        await anyio.to_thread.run_sync(go.write_text, "\n")
         assert [result.outcome for result in await results(daemon, 1)] == ["success"]
 
 
