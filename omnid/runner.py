@@ -99,6 +99,7 @@ class RunnerProcess:
         self.store = SqliteStore(self._state / DATABASE_NAME, clock, store_settings(wanted))
         self._ledger = Ledger(self.store)
         self._parts = Parts(wanted, environ, clock, log, secrets)
+        self._parts.asks = False
         supervised = self._parts.supervised
         self.context = Context(
             store=self.store,

@@ -21,6 +21,7 @@ from omnid.model import Cancel, Command, Heartbeat, Result, Watch, Work
 from tests.contract.links import KINDS, WAIT_S, Kit, kit_of, take
 from tests.e2e.harness import Home
 from tests.e2e.harness import until as harness_until
+from tests.fakes import mcp_asking_server
 from tests.fakes.brokers import Broker
 
 pytestmark = pytest.mark.anyio
@@ -387,6 +388,22 @@ async def test_what_it_does_not_offer_is_set_aside_and_told(brokers: Callable[[s
     assert "doesn't offer its executor codex" in problem.what
     await until(lambda: len(host.logged("message_set_aside")) == 2)
     assert len(await kit.broker.dead(kit.runner_name)) == 2
+
+
+async def test_a_server_on_a_runner_is_told_that_nobody_can_be_asked(
+    brokers: Callable[[str], Broker], host: Host
+) -> None:
+    kit = Kit("redis", brokers("redis"), "asks")
+    argv = json.dumps([sys.executable, mcp_asking_server.__file__])
+    host.link(kit, f'[[executor]]\nname = "forms"\nkind = "mcp"\nargv = {argv}\n')
+    host.run()
+    async with kit.daemon() as daemon:
+        work = Work(server="forms", tool="greet")
+        await daemon.send(kit.runner_name, [sh(1, "", host.work, executor="forms", work=work)])
+        (result,) = await results(daemon, 1)
+    assert result.problem is not None
+    assert (result.outcome, result.problem.code, "elicitation" in result.problem.what) == ("failure", "reported_error", True), result
+    assert host.logged("mcp_not_asked") == []
 
 
 @pytest.mark.parametrize(
