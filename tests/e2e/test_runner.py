@@ -402,7 +402,11 @@ async def test_a_server_on_a_runner_is_told_that_nobody_can_be_asked(
         await daemon.send(kit.runner_name, [sh(1, "", host.work, executor="forms", work=work)])
         (result,) = await results(daemon, 1)
     assert result.problem is not None
-    assert (result.outcome, result.problem.code, "elicitation" in result.problem.what) == ("failure", "reported_error", True), result
+    assert (result.outcome, result.problem.code, "elicitation" in result.problem.what) == (
+        "failure",
+        "reported_error",
+        True,
+    ), result
     assert host.logged("mcp_not_asked") == []
 
 
