@@ -13,6 +13,7 @@ ELSEWHERE = {
     "session_gone": "tests/contract/test_profile.py::test_a_session_that_was_lost_with_the_machine_is_asked_about",
     "session_taken": "tests/contract/test_profile.py::test_a_session_that_is_there_already_is_gone_on_with",
     "schedule_taken": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
+    "schedule_busy": "tests/e2e/test_schedules.py::test_a_run_by_hand_beside_one_that_goes_on_is_refused",
     "schedule_of_config": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
     "other_schedule": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
     "daemon_differs": "tests/unit/test_relay_session.py::test_a_daemon_of_another_version_is_named_at_once",
