@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from omnid import __version__, config, links, patterns
 from omnid.clock import Clock, SystemClock
 from omnid.daemon import EXECUTOR_CLOSE_S, store_settings
-from omnid.errors import OmnidError, Rejected
+from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.executor.interface import Executor
 from omnid.flow.comeback import Comeback
 from omnid.flow.context import Bell, Context
@@ -236,8 +236,11 @@ class RunnerProcess:
                 leaving=self._remote.leaving,
             )
             fresh = path.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.encode(line) + b"\n")
-            fresh.replace(path)
+            try:
+                fresh.write_bytes(msgspec.json.encode(line) + b"\n")
+                fresh.replace(path)
+            except OSError as error:  # A full disk, say: what is told is old meanwhile, and counts as unwell.
+                raise Retryable("state_unwritable", path=self._state, detail=error.strerror) from error
             with anyio.move_on_after(HEALTH_EVERY_S):
                 await self._health.wait()
 

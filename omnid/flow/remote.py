@@ -4,6 +4,7 @@ A command is acknowledged once the ledger has it, and started only then; what wa
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVarTuple
@@ -30,6 +31,8 @@ HELD_MIN = 1_024
 TOLD_MAX = 1_024
 """How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
+ATTEMPT_ID = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
+"""It names a directory of the spool, and whoever can write to the broker may have chosen it."""
 WATCHERS_MAX = 64
 """How many daemons are told how it is: others send it nothing."""
 WATCH_S_MAX = 3_600.0
@@ -202,6 +205,8 @@ class Remote:
 
     def _wrong(self, command: Command) -> str | None:
         """Says why a command can't run here; None where it can."""
+        if ATTEMPT_ID.fullmatch(command.attempt_id) is None:
+            return "the id of its attempt is none"
         if command.executor not in self._context.executors:
             return f"this runner doesn't offer its executor {command.executor}"
         if command.work.workspace not in (None, NO_WORKSPACE):

@@ -349,6 +349,25 @@ def health(host: Host) -> dict[str, Any]:
     return found
 
 
+async def test_a_health_line_that_can_not_be_written_is_logged_once_and_stops_nothing(
+    brokers: Callable[[str], Broker], host: Host
+) -> None:
+    kit = Kit("redis", brokers("redis"), "health")
+    host.link(kit)
+    obstacle = host.state / "runner" / "health.new"
+    obstacle.mkdir(parents=True)
+    obstacle.parent.chmod(0o700)
+    host.run()
+    async with kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [sh(1, "true", host.work)])
+        assert [result.outcome for result in await results(daemon, 1)] == ["success"]
+        assert host.call("--health").returncode == 1
+        (line,) = host.logged("loop_waits")
+        assert (line["loop"], line["code"], host.logged("loop_failed")) == ("health", "state_unwritable", [])
+        obstacle.rmdir()
+        await until(lambda: host.call("--health").returncode == 0)
+
+
 async def test_a_cancel_reaches_what_runs_and_what_waits(brokers: Callable[[str], Broker], host: Host) -> None:
     kit = Kit("redis", brokers("redis"), "cancel")
     host.link(kit, "[daemon]\nslots_max = 1\n")
