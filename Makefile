@@ -110,7 +110,7 @@ lock: ## newest versions into the locks, for all platforms (needs uv)
 	@echo 'litellm[proxy]>=1.106,<2' | uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" - \
 		-o bench/requirements-proxy.txt
-	@echo 'celery[redis]>=5.5,<6' | uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	@printf 'celery[redis]>=5.5,<6\nredis[hiredis]\n' | uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" - \
 		-o bench/requirements-celery.txt
 

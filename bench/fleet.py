@@ -49,8 +49,12 @@ executors = ["{executor}"]
 class Fleet:
     """A context manager; the broker goes on where it is another's."""
 
-    def __init__(self, directory: Path, broker: Broker, runners: int, slots: int) -> None:
+    def __init__(
+        self, directory: Path, broker: Broker, runners: int, slots: int, *, runner_slots: int = RUNNER_SLOTS
+    ) -> None:
+        """Takes the `slots` of the stamps, and how many commands each runner runs at once."""
         self.broker = broker
+        self._runner_slots = runner_slots
         self._names = [f"r{number}" for number in range(runners)]
         directory.mkdir()
         (directory / "password").write_text(broker.password)
@@ -88,7 +92,7 @@ class Fleet:
     @contextlib.contextmanager
     def _runner(self, name: str) -> Iterator[None]:
         """Runs a runner; its pipe ends it, even where the bench is killed."""
-        settings = {"OMNID_STATE": str(self._directory / name), "OMNID_DAEMON__SLOTS_MAX": str(RUNNER_SLOTS)}
+        settings = {"OMNID_STATE": str(self._directory / name), "OMNID_DAEMON__SLOTS_MAX": str(self._runner_slots)}
         argv = [sys.executable, "-m", "bench.served_runner", str(self._directory / "stamps"), name]
         with subprocess.Popen(argv, env={**self._environ, **settings}, cwd=HERE, stdin=subprocess.PIPE) as process:
             self._runners.append(process)

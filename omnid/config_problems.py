@@ -14,6 +14,8 @@ from omnid.settings import Origin as OriginSection
 from omnid.settings_links import Link, Remote
 
 SHOWN_CHARS_MAX = 200
+HIDDEN = object()
+"""Stands for a value that may hold a secret, wherever in it."""
 
 
 def hint(name: str, known: list[str]) -> str:
@@ -30,7 +32,8 @@ def unknown(key: str, known: list[str]) -> Rejected:
 def bad(key: str, value: object, detail: str) -> Rejected:
     """Says what is wrong with a value."""
     # A secret in a place where none belongs must not come out with the error.
-    shown = "(not set)" if value is None else "(hidden)" if looks_plain(key, str(value)) else repr(value)
+    is_hidden = value is HIDDEN or looks_plain(key, str(value))
+    shown = "(not set)" if value is None else "(hidden)" if is_hidden else repr(value)
     shown = re.sub(r"//[^/@\s]+@", "//(hidden)@", shown)
     return Rejected("config_bad_value", key=key, value=shown[:SHOWN_CHARS_MAX], detail=detail)
 
@@ -85,13 +88,13 @@ def runners(runner: dict[str, Any], given: tuple[Link, ...], executors: tuple[Ex
             if reference and not is_reference(reference):
                 yield Rejected("secret_plain", key=where)
         for key, detail in links.problems(link):
-            # An address may hold a password.
-            value = None if "@" in link.url else getattr(link, key) or None
-            yield bad(f"{where}.{key}", value, detail)
+            yield bad(f"{where}.{key}", HIDDEN if key == "url" else getattr(link, key) or None, detail)
     names = [link.name for link in given]
     if runner.get("link", "") not in ("", *names):
         detail = f"there is no link of that name{hint(runner['link'], names)}"
-        yield bad("runner.link", runner["link"], detail)
+        # What is no name may be an address that was put into the wrong place.
+        value = runner["link"] if links.END_NAME.fullmatch(str(runner["link"])) else HIDDEN
+        yield bad("runner.link", value, detail)
     offerable = [executor.name for executor in executors if links.may_be_offered(executor)]
     for name in runner.get("executors", ()):
         if name not in offerable:

@@ -19,8 +19,8 @@ def problems(link: Link) -> Iterator[tuple[str, str]]:
     try:
         parts = urlsplit(link.url)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        yield "url", f"it is no address: {error}"
+    except ValueError:  # Its text quotes what may be a password.
+        yield "url", "it is no address: scheme://host:port, with a number as its port"
         return
     if parts.scheme not in (*TLS, *TLS.values()) or not host:
         yield "url", f"it is the address of a broker: {', '.join(f'{scheme}://HOST' for scheme in TLS.values())}"

@@ -187,6 +187,7 @@ class Parts:
                     self.supervised,
                     self._secrets,
                     self._environ,
+                    log=self._log,
                     zone=lambda: self.context.zone,
                     workspaces=self.workspaces,
                 )

@@ -66,6 +66,8 @@ class Health(msgspec.Struct, frozen=True):
     running: int
     owed: int
     """Results that the broker has not confirmed yet."""
+    turned_away: int
+    """Daemons that are not told how the runner is, because too many are: they send it nothing."""
     leaving: bool = False
     """Whether it was told to stop."""
 
@@ -97,7 +99,7 @@ class RunnerProcess:
         self._health = Bell()
         self._state = Path(wanted.state.dir)
         self.store = SqliteStore(self._state / DATABASE_NAME, clock, store_settings(wanted))
-        self._ledger = Ledger(self.store)
+        self._ledger = Ledger(self.store, log)
         self._parts = Parts(wanted, environ, clock, log, secrets)
         self._parts.asks = False
         supervised = self._parts.supervised
@@ -204,10 +206,11 @@ class RunnerProcess:
         self._log.info("drained", given_back=remote.given_back, running=running, unsent=unsent)
 
     def _changed(self) -> None:
-        """The link has gone up or down: what is owed may go out now."""
+        """The link has gone up or down, or is full or not: what is owed may go out now."""
         if self._connection.problem is not None:
             self._remote.link_down()
             self._comeback.gone(self._behind())
+        self.context.activity.ring()  # With room at the broker it may have got its name, and begin what it holds.
         self._drain.ring_all()
         self._health.ring()
 
@@ -233,6 +236,7 @@ class RunnerProcess:
                 slots=self._wanted.daemon.slots_max,
                 running=len(self.context.running),
                 owed=await self._ledger.owed(),
+                turned_away=self._remote.turned_away,
                 leaving=self._remote.leaving,
             )
             fresh = path.with_suffix(".new")
@@ -267,11 +271,12 @@ def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
     if section is None and "://" in link:
         section = Link(name=DIRECTORY, url=link)
         for _, detail in links.problems(section):
-            value = "(hidden)" if "@" in link else repr(link)
-            raise Rejected("config_bad_value", key="--link", value=value, detail=detail)
+            raise Rejected("config_bad_value", key="--link", value="(hidden)", detail=detail)
     if section is None:
         detail = "name a [[link]] of the config, or give the URL of a broker"
-        raise Rejected("config_bad_value", key="runner.link", value=repr(link) if link else "(not set)", detail=detail)
+        # What is no name may be a URL that was mistyped, with a password in it.
+        shown = repr(link) if links.END_NAME.fullmatch(link) else "(hidden)" if link else "(not set)"
+        raise Rejected("config_bad_value", key="runner.link", value=shown, detail=detail)
     name = options.name or wanted.runner.name or _host_name()
     if links.END_NAME.fullmatch(name) is None:
         detail = f"it is {patterns.SAID[patterns.NAME]}"

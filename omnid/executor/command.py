@@ -23,6 +23,7 @@ from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
 from omnid.executor.workspace import Workspaces
 from omnid.executor.workspace_kind import uses
+from omnid.log import Logger
 from omnid.model import Command, Outcome, Problem, Result, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section
@@ -53,6 +54,7 @@ class CommandExecutor:
         secrets: Secrets,
         environ: Mapping[str, str],
         *,
+        log: Logger,
         zone: Callable[[], ZoneInfo] = lambda: ZoneInfo("UTC"),
         workspaces: Workspaces | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class CommandExecutor:
         self._supervised = supervised
         self._secrets = secrets
         self._environ = environ
+        self._log = log
         self._workspaces = workspaces
         self._cancelled: dict[str, bool] = {}
         """The attempts that `run` works on, and whether a cancel came for them."""
@@ -205,13 +208,21 @@ class CommandExecutor:
 
     async def _insist(self, command: Command, ports: Ports) -> Result | None:
         """Does `_finish` until it can be done: were what has ended taken back, its work would be done twice."""
+        attempt, failures = command.attempt_id, 0
         while True:
             try:
                 with readable(command.executor, self._supervised.spool.root):
-                    return await self._finish(command, ports)
+                    result = await self._finish(command, ports)
             except Retryable as error:
                 if error.code == "store_closed":
                     raise
+                failures += 1
+                if failures == 1:
+                    self._log.warning("end_waits", attempt=attempt, **error.as_dict())
+            else:
+                if failures:
+                    self._log.info("end_read", attempt=attempt, tries=failures + 1)
+                return result
             await anyio.sleep(INSIST_S)
 
     async def _finish(self, command: Command, ports: Ports) -> Result | None:

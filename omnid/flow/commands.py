@@ -10,8 +10,8 @@ from omnid.flow.context import Context
 from omnid.flow.fleet import QUEUE, queue_of
 from omnid.flow.runner import Settles, unbegun
 from omnid.link.interface import LinkDown, Messenger
-from omnid.model import Cancel, Command, Delivery, Problem
-from omnid.store import outbox
+from omnid.model import Cancel, Command, Delivery, Problem, Task
+from omnid.store import journal, outbox
 from omnid.store.interface import Tx
 
 BATCH_MAX = 64
@@ -34,6 +34,15 @@ def hand_over(tx: Tx, runner: str, command: Command) -> None:
 def recall(tx: Tx, runner: str, attempt_id: str) -> None:
     """Has a runner told to end an attempt: behind its command, whether that has gone out or not."""
     outbox.put(tx, queue_of(runner), "cancel", attempt_id, Cancel(attempt_id), rows_max=ROWS_MAX)
+
+
+def recall_uncertain(tx: Tx, task: Task) -> None:
+    """Has the runner of an uncertain task told, for when it comes back, to end what somebody has decided about."""
+    row = tx.one("attempt_by_number", task.id, task.attempt) if task.state == "uncertain" else None
+    attempt = None if row is None else journal.attempt_of(row)
+    runner = None if attempt is None else (attempt.route or {}).get("runner")
+    if attempt is not None and runner is not None:
+        recall(tx, runner, attempt.id)
 
 
 class Commands:

@@ -10,7 +10,7 @@ from omnid.errors import Rejected
 from omnid.flow import loops
 from omnid.flow.answers import action_of, read_answer, take_code
 from omnid.flow.caller import Caller, find_task
-from omnid.flow.commands import recall
+from omnid.flow.commands import recall, recall_uncertain
 from omnid.flow.context import Context
 from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
 from omnid.flow.intake import granted, needs_approval, permit_id, title_of
@@ -121,6 +121,7 @@ def _cancel(case: Case) -> Effect:
         journal.edit_task(tx, task, cancel=True)
         row = tx.one("attempt_by_number", task.id, task.attempt)
         return Effect(task.id, [task.id], None if row is None else row[1])
+    recall_uncertain(tx, task)
     tx.run("drop_dependencies_of", task.id)
     journal.advance_task(tx, task, "cancel", finished_at_ms=tx.now_ms, reason=None, wake_at_ms=None, cancel=True)
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
@@ -208,6 +209,7 @@ def _finish(case: Case) -> Effect:
         raise _refuse(task, "complete", "Its attempt still runs.", "cancel it first, then complete it")
     if task.state == "completed":
         raise _refuse(task, "complete", "It is done already.", "nothing needs to be done")
+    recall_uncertain(tx, task)
     tx.run("drop_dependencies_of", task.id)
     text = case.order.output or "finished by hand"
     if task.attempt:
@@ -224,6 +226,7 @@ def _again(case: Case) -> Effect:
     tx, task = case.tx, case.task
     if task.state != "uncertain":
         raise _refuse(task, "again", "Only an uncertain task is resolved.", "`omnictl retry` runs others again")
+    recall_uncertain(tx, task)
     settle_wait(tx, journal.advance_task(tx, task, "again", problem=None))
     return Effect(task.id, [task.id])
 
@@ -232,6 +235,7 @@ def _fail(case: Case) -> Effect:
     tx, task = case.tx, case.task
     if task.state != "uncertain":
         raise _refuse(task, "fail", "Only an uncertain task is resolved.", "`omnictl cancel` ends others")
+    recall_uncertain(tx, task)
     journal.advance_task(tx, task, "give_up", finished_at_ms=tx.now_ms)
     return Effect(task.id, [task.id, *settle_dependents(tx, task.id)])
 
@@ -325,6 +329,7 @@ def _delete(case: Case) -> Effect:
     tx, task = case.tx, case.task
     if task.state in RUNNING:
         raise _refuse(task, "delete", "Its attempt still runs.", "cancel it first, then delete it")
+    recall_uncertain(tx, task)
     touched = [task.id]
     if task.state not in TERMINAL:
         event = "cancel"

@@ -195,7 +195,7 @@ class Carrier:
         ids = [delivery.id for delivery in batch]
         if self.sent_since is not None:
             self.sent_since += len(batch)
-        await self._write_down(lambda: self._context.store.write(lambda tx: outbox.confirm(tx, ids)))
+        await self._write_down(lambda: self._context.store.write(lambda tx: outbox.confirm(tx, ids), patient=True))
         if self._failures:
             self._context.log.info("destination_back", destination=self._queue, after=self._failures)
         self._failures, self._not_before_ms, self._single = 0, 0, False

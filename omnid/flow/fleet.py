@@ -67,6 +67,11 @@ class Peer:
         return None if self.section is None else self.section.link
 
     @property
+    def executors(self) -> tuple[str, ...]:
+        """Those whose tasks it may get."""
+        return () if self.section is None else self.section.executors
+
+    @property
     def lease_s(self) -> float:
         """For how long its silence is borne."""
         return LEASE_S if self.section is None else self.section.lease_s
@@ -145,7 +150,7 @@ class Fleet:
     def of(self, executor: str) -> list[Peer]:
         """Gives the runners that may get an executor's tasks."""
         peers = self.peers.values()
-        return [peer for peer in peers if peer.section is not None and executor in peer.section.executors]
+        return [peer for peer in peers if executor in peer.executors]
 
     def on_link(self, link: str) -> list[Peer]:
         """Gives the runners that a link leads to."""
@@ -298,7 +303,18 @@ class Fleet:
         peers = self.peers.values()
         found = (self._seat(peer, closed, freed.get(peer.name, Counter())) for peer in peers)
         seats = [seat for seat in found if seat is not None]
-        return Seats(seats, frozenset(label for peer in peers for label in peer.labels))
+        unheard = frozenset(executor for name in self.unheard() for executor in self.peers[name].executors)
+        return Seats(seats, frozenset(label for peer in peers for label in peer.labels), unheard)
+
+    def unheard(self) -> dict[str, float]:
+        """Gives the runners that have yet to say which labels they have, and until when that is waited for (monotonic).
+
+        A link that is down keeps nobody waiting for longer than a lease.
+        """
+        new = (peer for peer in self.peers.values() if peer.heartbeat is None and peer.lost_at_ms is None)
+        ends = {peer.name: peer.awaited_s + peer.lease_s for peer in new}
+        now_s = self._clock.monotonic_s()
+        return {name: ends_s for name, ends_s in ends.items() if ends_s > now_s}
 
     def _seat(self, peer: Peer, closed: frozenset[str], freed: Counter[str]) -> Seat | None:
         heartbeat, section = peer.heartbeat, peer.section
@@ -336,11 +352,14 @@ class Fleet:
 
     def waits(self, executor: str, labels: Collection[str]) -> str | None:
         """Says why no runner takes a task now; None where one does, or the executor works in the daemon."""
-        if executor not in self.executors or self.seats().could(executor, labels):
+        seats = self.seats()
+        if executor not in self.executors or seats.could(executor, labels):
             return None
         peers = self.peers.values()
         wanted = frozenset(labels).intersection(label for peer in peers for label in peer.labels)
-        return "; ".join(self._said(peer, executor, wanted) for peer in self.of(executor))
+        unheard = self.unheard() if seats.holds(executor, labels) else None
+        meant = (peer for peer in self.of(executor) if unheard is None or peer.name in unheard)
+        return "; ".join(self._said(peer, executor, wanted) for peer in meant)
 
     def _said(self, peer: Peer, executor: str, wanted: frozenset[str]) -> str:
         match self.state(peer):

@@ -35,8 +35,8 @@ WATCH_S_MAX = 600.0
 NAP_S_MAX = 3600.0
 REFUSED = "message_refused"
 """The code with which a runner says that it has set a command aside."""
-RESULTS_AT_ONCE = 16
-"""How many results wait for the store at once: they share commits, and whoever submits has to wait behind them."""
+RESULTS_AT_ONCE = 64
+"""How many results wait for the store at once: they share commits, and are acknowledged together."""
 STALL_S = 5.0
 """By how much later than it should this may wake before it takes itself for the one who was away."""
 
@@ -74,6 +74,8 @@ class Lines:
         self._bell = Bell()
         self._came_back: list[CameBack] = []
         """Comebacks that have yet to be written into their outages."""
+        self._unheard: frozenset[str] = frozenset()
+        """The runners for whose labels tasks may wait."""
 
     def configure(self) -> None:
         """Takes a changed config over: a link whose section changed is dialled anew."""
@@ -180,25 +182,41 @@ class Lines:
     async def _take(self, line: Line, received: Sequence[Received]) -> None:
         fleet = self._context.fleet
         done: list[Received] = []
-        # Side by side, so that they share commits.
+        plain: list[tuple[Received, Result]] = []
+        alone: list[tuple[Received, Result]] = []
+        for one in received:
+            match one.message:
+                case Heartbeat() as heartbeat:
+                    done.append(one)
+                    if fleet.hear(one.sender, heartbeat):
+                        self._context.dispatch.ring()
+                        self._bell.ring()
+                case Result() as result:
+                    (plain if self._is_plain(one, result) else alone).append((one, result))
+                case _:  # The door lets in nothing else.
+                    done.append(one)
+        for one, _ in plain:
+            fleet.alive(one.sender)
+        written = await self._results.try_all([result for _, result in plain])
+        for (one, result), is_written in zip(plain, written, strict=True):
+            if is_written:
+                done.append(one)
+            else:
+                alone.append((one, result))
         async with anyio.create_task_group() as group:
-            for one in received:
-                match one.message:
-                    case Heartbeat() as heartbeat:
-                        done.append(one)
-                        if fleet.hear(one.sender, heartbeat):
-                            self._context.dispatch.ring()
-                            self._bell.ring()
-                    case Result() as result:
-                        # What one fails with is none of the others' business; it comes again at the next connection.
-                        settle = partial(self._settle, line, one, result, done)
-                        group.start_soon(partial(guard, f"result from {one.sender}", settle, log=self._context.log))
-                    case _:  # The door lets in nothing else.
-                        done.append(one)
+            for one, result in alone:
+                # What one fails with is none of the others' business; it comes again at the next connection.
+                settle = partial(self._settle, line, one, result, done)
+                group.start_soon(partial(guard, f"result from {one.sender}", settle, log=self._context.log))
         try:
             await line.connection.ack(done)
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)  # It comes again, and is refused as known.
+
+    def _is_plain(self, received: Received, result: Result) -> bool:
+        """Tells whether a result can be written down as it is, together with others."""
+        runner = self._context.fleet.where(result.attempt_id)
+        return result.outcome != "unstarted" and runner in (None, received.sender)
 
     async def _settle(self, line: Line, received: Received, result: Result, done: list[Received]) -> None:
         """Writes a result down; in `done` goes what may be acknowledged, because the journal has it or knows better."""
@@ -253,6 +271,7 @@ class Lines:
             await self._watch()
             await self._look_at_leases()
             await self._look_for_missing()
+            self._look_for_unheard()
             nap_s = self._nap_s()
             until_s = clock.monotonic_s() + nap_s
             with anyio.move_on_after(nap_s):
@@ -299,7 +318,7 @@ class Lines:
 
     def _nap_s(self) -> float:
         fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
-        times = [NAP_S_MAX + now_s]
+        times = [NAP_S_MAX + now_s, *fleet.unheard().values()]
         for peer in fleet.peers.values():
             ends_s = fleet.lease_ends_s(peer)
             times += [] if ends_s is None else [ends_s]
@@ -333,6 +352,13 @@ class Lines:
                 self._context.log.warning("attempts_missing", runner=peer.name, attempts=gone)
                 silent = span(MISSING_LEASES * peer.lease_s)
                 await self._lost(peer, gone, partial(_silent, peer.name, silent))
+
+    def _look_for_unheard(self) -> None:
+        """Lets tasks start that need not wait any longer for what a runner says of its labels."""
+        unheard = frozenset(self._context.fleet.unheard())
+        if self._unheard - unheard:
+            self._context.dispatch.ring()
+        self._unheard = unheard
 
     async def _lost(self, peer: Peer, attempts: Sequence[str], said: Callable[[str], Problem]) -> None:
         """Settles attempts of which nobody knows how far they came: promise 3."""

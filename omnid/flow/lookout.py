@@ -5,6 +5,8 @@ what was looked at already, as long as no runner has room that could take someth
 before that place is looked for by a second search from the first on, side by side with the one that is far ahead.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from omnid.model import Task
@@ -17,6 +19,9 @@ FIRST_MAX = 256
 PAGE_MAX = 1_024
 """How many more of them one transaction looks at: about two milliseconds' worth."""
 MEMORY = "lookout"
+
+Fits = Callable[[str | None], bool]
+"""Tells of the labels of a task, as they stand in its row, whether some runner can take it now."""
 
 
 class Place(NamedTuple):
@@ -73,41 +78,48 @@ def look(tx: Tx, executor: str, seats: Seats, most: int) -> Found:
     search = search._replace(
         far=max(search.far, begin, key=_order), near=search.near and max(search.near, begin, key=_order)
     )
-    rows, ahead = _pages(tx, executor, search._replace(lacks=lacks), most - len(tasks))
+    fits = _fitting(executor, seats, lacks)
+    rows, ahead = _pages(tx, executor, search._replace(lacks=lacks), fits, most - len(tasks))
     if ahead is not None:
         searches[executor] = ahead
     return Found([*tasks, *map(journal.task_of, rows)], more=ahead is not None or search.stirred)
 
 
-def _pages(tx: Tx, executor: str, search: Search, most: int) -> tuple[list[Row], Search | None]:
+def _fitting(executor: str, seats: Seats, lacks: frozenset[frozenset[str]]) -> Fits:
+    @cache
+    def fits(text: str | None) -> bool:
+        labels = journal.labels_of(text)
+        return not seats.holds(executor, labels) and any(one.isdisjoint(labels) for one in lacks)
+
+    return fits
+
+
+def _pages(tx: Tx, executor: str, search: Search, fits: Fits, most: int) -> tuple[list[Row], Search | None]:
     """Gives what fits of the next page, half of it near where there are two searches, and where they have stopped."""
     found: list[Row] = []
     near, left = search.near, PAGE_MAX
     if near is not None:
         left = PAGE_MAX // 2
-        found, near = _page(tx, executor, near, search, most, left=PAGE_MAX - left, until=search.far)
+        found, near = _page(tx, executor, near, fits, most, left=PAGE_MAX - left, until=search.far)
         if len(found) == most:
             return found, search._replace(near=near)
-    rows, far = _page(tx, executor, search.far, search, most - len(found), left=left)
+    rows, far = _page(tx, executor, search.far, fits, most - len(found), left=left)
     ends = far or near  # The one that is left goes on to the end by itself.
     return found + rows, ends and search._replace(far=ends, near=near if far else None)
 
 
 def _page(
-    tx: Tx, executor: str, place: Place, search: Search, most: int, *, left: int, until: Place | None = None
+    tx: Tx, executor: str, place: Place, fits: Fits, most: int, *, left: int, until: Place | None = None
 ) -> tuple[list[Row], Place | None]:
     """Gives the rows of what fits between two places, and where it has stopped; None: that was all there is."""
     found: list[Row] = []
-    fits = dict[str | None, bool]()
     while True:
         rows = tx.all("ready_behind", executor, place.priority, place.ord, left)
         for ord, text in rows:
             place = place._replace(ord=ord)
             if until is not None and _order(place) > _order(until):
                 return found, None
-            if text not in fits:
-                fits[text] = any(one.isdisjoint(journal.labels_of(text)) for one in search.lacks)
-            if fits[text]:
+            if fits(text):
                 found += tx.all("task_by_ord", ord)
                 if len(found) == most:
                     return found, place

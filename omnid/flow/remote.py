@@ -7,11 +7,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVarTuple
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from omnid import __version__
 from omnid.errors import Retryable
@@ -147,6 +149,8 @@ class Remote:
         """Held by whoever writes down that commands begin, or go back."""
         self._watchers: dict[str, Watcher] = {}
         """The daemons that are told how it is."""
+        self._turned_away: dict[str, float] = {}
+        """Those that have asked beyond `WATCHERS_MAX`, and until when they want to know (monotonic)."""
         self._asked = Bell()
         self.leaving = False
         self.idle = anyio.Event()
@@ -193,7 +197,7 @@ class Remote:
                     held = Held(Begun(received.sender, command), [])
                     self._held.setdefault(command.attempt_id, held).came.append(received)
                 else:
-                    await self._refuse(received, command, why)
+                    await self._refuse(received, command, why, done)
             case Cancel(attempt_id):
                 if await self._cancel(attempt_id, done):
                     done.append(received)
@@ -213,16 +217,25 @@ class Remote:
             return "this runner makes no workspaces"
         return None
 
-    async def _refuse(self, received: Received, command: Command, why: str) -> None:
-        """Sets a command aside that can't run here, and says so to its daemon: it surely had no effect."""
+    async def _refuse(self, received: Received, command: Command, why: str, done: list[Received]) -> None:
+        """Sets a command aside that can't run here, and says so to its daemon: it has had no effect, and never will.
+
+        One that the ledger knows has begun before the config changed, or was given back before; it is dropped.
+        """
         problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
-        result = command.ended("unstarted", problem)
-        if not await self._written("result_waits", command.attempt_id, self._ledger.answer, received.sender, result):
-            return
-        try:
-            await self._messenger.refuse(received, why)
-        except LinkDown:
-            return  # It comes again, and so does its answer.
+        begun, result = Begun(received.sender, command), command.ended("unstarted", problem)
+        withdraw = partial(self._ledger.withdraw, begun, result)
+        match await insist(self._context, withdraw, "result_waits", attempt=command.attempt_id):
+            case None:
+                return
+            case False:
+                self._context.log.info("known_commands_dropped", attempts=[command.attempt_id])
+                done.append(received)
+            case True:
+                try:
+                    await self._messenger.refuse(received, why)
+                except LinkDown:
+                    return  # It comes again, and is dropped.
 
     async def _cancel(self, attempt_id: str, done: list[Received]) -> bool:
         """Has an attempt end, or never begin where it has no slot yet; tells whether that is written down."""
@@ -254,12 +267,33 @@ class Remote:
         return bool(await insist(self._context, insisted, waits, attempt=attempt_id))
 
     def _watch(self, daemon: str, for_s: float, token: str) -> None:
+        until_s = self._context.clock.monotonic_s() + for_s
+        self._forget_watchers()
         if daemon in self._watchers or len(self._watchers) < WATCHERS_MAX:
-            self._watchers[daemon] = Watcher(self._context.clock.monotonic_s() + for_s, token)
+            self._turned_away.pop(daemon, None)
+            self._watchers[daemon] = Watcher(until_s, token)
             self._asked.ring()
+            return
+        if daemon not in self._turned_away:
+            self._context.log.warning("watcher_turned_away", daemon=daemon, most=WATCHERS_MAX)
+        if daemon in self._turned_away or len(self._turned_away) < WATCHERS_MAX:
+            self._turned_away[daemon] = until_s
+
+    def _forget_watchers(self) -> None:
+        """Forgets the daemons that have not asked again in time."""
+        now_s = self._context.clock.monotonic_s()
+        self._watchers = {daemon: watcher for daemon, watcher in self._watchers.items() if watcher.until_s > now_s}
+        self._turned_away = {daemon: until_s for daemon, until_s in self._turned_away.items() if until_s > now_s}
+
+    @property
+    def turned_away(self) -> int:
+        """How many daemons want to be told how it is and are not, because too many are."""
+        now_s = self._context.clock.monotonic_s()
+        return sum(until_s > now_s for until_s in self._turned_away.values())
 
     async def start(self, group: TaskGroup) -> None:
         """Starts what fits, whenever something has come or ended; ends when it is cancelled."""
+        self.runner.keep_tasks()
         while True:
             while begun := await self._startable():
                 known = {one.command.attempt_id for one in begun}
@@ -270,6 +304,7 @@ class Remote:
                     held = self._let_go(begun)
                 if known:
                     self._context.log.info("known_commands_dropped", attempts=sorted(known))
+                await checkpoint()  # They start before this goes to the broker.
                 await self._ack([received for one in held for received in one.came])
             if self.leaving and not self._context.running:
                 self.idle.set()
@@ -393,8 +428,7 @@ class Remote:
 
     async def tell(self) -> None:
         """Tells them now."""
-        now_s = self._context.clock.monotonic_s()
-        self._watchers = {daemon: watcher for daemon, watcher in self._watchers.items() if watcher.until_s > now_s}
+        self._forget_watchers()
         for daemon, watcher in tuple(self._watchers.items()):
             try:
                 await self._messenger.send(daemon, [self.heartbeat(watcher.token)])

@@ -1,6 +1,7 @@
 """Takes results: ends the attempt and moves its task on, in one transaction. Late and double results are refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from omnid.route.budget import Budget
 from omnid.settings import Config
 from omnid.states import RUNNING, advance
 from omnid.store import journal
-from omnid.store.interface import Tx
+from omnid.store.interface import Outcome, Tx
 
 Chance = Callable[[float, float], float]
 """Draws a float between two bounds; see `Clock.uniform`."""
@@ -137,13 +138,44 @@ class Results:
         if failures:
             del context.unwritten[result.attempt_id]
             context.log.info("result_written", attempt=result.attempt_id, tries=failures + 1)
+        self._tell(result, touched)
+        return touched
+
+    async def try_all(self, results: Sequence[Result]) -> list[bool]:
+        """Tries once to write results that have come together; tells of each whether it is written.
+
+        Each succeeds or fails on its own. It is `write_down` without the task that each of them would need, and without
+        its patience: what is not written here is the caller's to write down.
+        """
+        written = [False] * len(results)
+        answered = anyio.Event()
+        unanswered = len(results)
+
+        def done(at: int, outcome: Outcome[tuple[list[str], Turned]]) -> None:
+            nonlocal unanswered
+            unanswered -= 1
+            if unanswered == 0:
+                answered.set()
+            with suppress(Exception):  # It comes again where it is written down alone.
+                self._tell(results[at], outcome.outcome()[0])
+                written[at] = True
+
+        for at, result in enumerate(results):
+            free = partial(self._free, result.attempt_id)
+            self._context.store.post(partial(self._finish, result=result), partial(done, at), then=free, patient=True)
+        if results:
+            await answered.wait()
+        return written
+
+    def _tell(self, result: Result, touched: list[str]) -> None:
+        """Tells those who wait of a result that is written down; `touched` is empty where it didn't count."""
+        context = self._context
         if not touched:
             context.log.warning("late_result_refused", attempt=result.attempt_id, outcome=result.outcome)
-            return touched
+            return
         context.watch.tell(touched)
         if result.outcome != "success" or len(touched) > 1:
             context.timer.ring()  # A wait of this task or of those after it may be the next thing due.
-        return touched
 
     def _finish(self, tx: Tx, *, result: Result) -> tuple[list[str], Turned]:
         context = self._context

@@ -128,15 +128,13 @@ def forget_old(tx: Tx, *, now_ms: int, settings: Settings) -> int:
     if surplus is not None:
         before = max(before, surplus[0] + 1)
     answers = tx.all("old_answers", before, settings.batch)
-    for (id,) in answers:
-        tx.forget(ANSWER, id)
+    tx.forget(ANSWER, *(id for (id,) in answers))
     before = _hlc(now_ms, settings.deleted_days)
     tombstones = tx.all("old_tombstones", before, settings.batch)
     for name, id in tombstones:
         tx.forget_history(COLLECTIONS[name], id, before)
     outages = tx.all("old_outages", round(now_ms - settings.finished_days * DAY_MS), settings.batch)
-    for (id,) in outages:
-        tx.forget(OUTAGE, id)
+    tx.forget(OUTAGE, *(id for (id,) in outages))
     unread = inbox.forget_old(tx, round(now_ms - settings.finished_days * DAY_MS))
     return len(answers) + len(tombstones) + len(outages) + unread
 

@@ -19,7 +19,7 @@ from omnid.model import Command, InputRequest, InputResponse, Problem, Result
 from omnid.store import journal
 
 IDLE_MAX = 64
-"""How many tasks are kept for the next attempts, once `run` has begun."""
+"""How many tasks are kept for the next attempts, once what an earlier process had begun is taken over."""
 OVERRUN_S = 60.0
 """How much longer than its timeout an executor may take to give a result before the runner gives up on it."""
 
@@ -100,11 +100,15 @@ class Runner:
 
     async def run(self, group: TaskGroup, link: Link) -> None:
         """Starts each command that arrives in the group; ends when it is cancelled."""
-        self._idle_max = IDLE_MAX
+        self.keep_tasks()
         while True:
             for received in await link.receive():
                 if isinstance(received.message, Command):
                     self.begin(group, received.message)
+
+    def keep_tasks(self) -> None:
+        """Has tasks that have nothing to do wait for the next attempts; those of before end with their attempts."""
+        self._idle_max = IDLE_MAX
 
     def begin(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
         """Starts one command in the group, on the executor `name` where that isn't the command's own."""

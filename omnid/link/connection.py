@@ -4,7 +4,6 @@ A broker that is frozen takes connections and says nothing, so only a ping tells
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 
 import anyio
 
@@ -188,7 +187,7 @@ class Connection:
             await anyio.sleep(self._section.ping_every_s)
 
     async def _ping(self, link: Link) -> None:
-        """Pings: an answer says that this end has its name, and one that there is no room says so too."""
+        """Pings: an answer says that this end has its name, and so may one that there is no room; see `Link.name_s`."""
         began_s = self._clock.boottime_s()
         try:
             await link.ping()
@@ -239,8 +238,11 @@ class Connection:
             if self._clock.boottime_s() >= self._named_until_s:
                 await self._ping(link)
 
-        with suppress(LinkFull):
+        try:
             await self._through(keep)
+        except LinkFull:
+            if self._link is None or not self._link.name_s:
+                raise
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`; waits while it is down. It may be cancelled."""

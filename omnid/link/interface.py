@@ -77,7 +77,10 @@ class Link(Messenger, Protocol):
 
     @property
     def name_s(self) -> float:
-        """For how long this end surely has its name after the begin of a dial or a ping that was answered."""
+        """For how long this end surely has its name after the begin of a dial or a ping that was answered.
+
+        0: it was let in without, because the other side has no room to write the name down.
+        """
         ...
 
     async def __aenter__(self) -> Self:

@@ -97,6 +97,7 @@ class RabbitLink:
                 await self._declare(self._receiving, endpoint.name)
                 self._publisher: Any = await self._sending.get_underlay_channel()
                 self._consumer: Any = await self._receiving.get_underlay_channel()
+                self._consumer.on_consumer_cancel_callbacks.add(self._cancelled)
                 await self._consumer.basic_consume(queue_of(endpoint.name), self._came)
         except BaseException:
             await self._close()
@@ -174,6 +175,13 @@ class RabbitLink:
         self._lost = self._lost or self._endpoint.down(_detail(error))
         self._filled.set()
 
+    def _cancelled(self, _frame: Any) -> None:
+        """Hears that nothing comes any more although the channel is open (``basic.cancel`` of the broker)."""
+        self._lost = self._lost or self._endpoint.down(
+            "RabbitMQ has cancelled its consumer: its queue was deleted or is gone"
+        )
+        self._filled.set()
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -188,9 +196,10 @@ class RabbitLink:
 
     async def _bye(self, connection: Any) -> None:
         try:
-            await connection.close()
-        except (*self._failures, OSError) as error:
-            self._log.debug("goodbye_failed", link=self._endpoint.link, detail=str(error))
+            with self._mapped():
+                await connection.close()
+        except LinkDown as error:
+            self._log.debug("goodbye_failed", link=self._endpoint.link, detail=error.what)
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         """See `Messenger.send`."""
@@ -249,19 +258,10 @@ class RabbitLink:
                 raise
             channel.delivery_tag = tags[-1]
         try:
-            await self._wait(confirmed)
+            await confirmed
         finally:
             for tag in tags:
                 channel.message_id_delivery_tag.pop(str(tag), None)
-
-    async def _wait(self, future: Any) -> None:
-        """Waits for a future of the channel's, which tells those who wait of its own end as if they were cancelled."""
-        try:
-            await future
-        except anyio.get_cancelled_exc_class() as error:
-            if future.cancelled():
-                raise
-            raise self._endpoint.down(_detail(None)) from error
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
@@ -311,7 +311,7 @@ class RabbitLink:
             raise self._lost or self._endpoint.down(_detail(None))
         written = channel.create_future()
         await channel.write_queue.put(self._wire.together(channel, frames, written))
-        await self._wait(written)
+        await written
 
     async def refuse(self, received: Received, why: str) -> None:
         """See `Messenger.refuse`."""
@@ -359,11 +359,19 @@ class RabbitLink:
 
     @contextmanager
     def _mapped(self, *, dialling: bool = False) -> Generator[None]:
-        """Maps the library's errors; what a person has to mend is Rejected while it dials, and LinkDown later."""
+        """Maps the library's errors; what a person has to mend is Rejected while it dials, and LinkDown later.
+
+        Those who wait for what it will never hear any more are told so as if they were cancelled. Such a cancellation
+        belongs to no scope, and would quietly end the task group that it came to.
+        """
         try:
             yield
         except OmnidError:
             raise
+        except anyio.get_cancelled_exc_class() as error:
+            if anyio.get_current_task().has_pending_cancellation():
+                raise
+            raise self._endpoint.down(_detail(None)) from error
         except (*self._failures, OSError) as error:
             if dialling and isinstance(error, self._library.exceptions.AMQPError):
                 if type(error).__name__ == "InvalidFrameError":

@@ -106,10 +106,17 @@ class SqliteStore:
     def zone(self, zone: ZoneInfo) -> None:
         self._tx.zone = zone
 
-    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self,
+        fn: Callable[[Tx], T],
+        *,
+        bulk: bool = False,
+        patient: bool = False,
+        then: Callable[[T], None] | None = None,
+    ) -> T:
         """See `interface.Store.write`."""
         try:
-            value = await self._writer.submit(fn, bulk=bulk, then=then)
+            value = await self._writer.submit(fn, bulk=bulk, patient=patient, then=then)
         except Retryable as error:
             if error.code == "disk_full":
                 self.trouble = Trouble(self._clock.monotonic_s(), Problem.of(error))
@@ -118,10 +125,15 @@ class SqliteStore:
         return value
 
     def post(
-        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+        self,
+        fn: Callable[[Tx], T],
+        done: Callable[[Outcome[T]], None],
+        *,
+        then: Callable[[T], None] | None = None,
+        patient: bool = False,
     ) -> None:
         """See `interface.Store.post`."""
-        self._writer.post(Job(fn, self._clock.monotonic_s(), then, done))
+        self._writer.post(Job(fn, self._clock.monotonic_s(), then, done), patient=patient)
 
     def attend(self, look: Callable[[Tx], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
         """See `interface.Store.attend`."""

@@ -239,8 +239,8 @@ class Tx(Tables, Protocol):
         """Deletes a row and logs that."""
         ...
 
-    def forget(self, collection: Collection, id: str) -> None:
-        """Removes a row together with its whole history, as if it had never been."""
+    def forget(self, collection: Collection, *ids: str) -> None:
+        """Removes rows together with their whole history, as if they had never been."""
         ...
 
     def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
@@ -309,19 +309,32 @@ class Store(Protocol):
         """
         ...
 
-    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self,
+        fn: Callable[[Tx], T],
+        *,
+        bulk: bool = False,
+        patient: bool = False,
+        then: Callable[[T], None] | None = None,
+    ) -> T:
         """Runs `fn` in a transaction and returns after that is synced to the disk.
 
         What `fn` raises is raised here, and nothing of it was written. Raises Retryable(`disk_full`, `store_busy`,
         `store_closed`) and Fatal(`store_io`). `fn` runs on the event loop, so it must not block and takes well under
-        a millisecond; one that touches many rows is `bulk` and runs on the writer's thread. `then` is called with the
+        a millisecond; one that touches many rows is `bulk` and runs on the writer's thread. One that nobody waits for
+        is `patient`: whatever else waits has its turn between two of them. `then` is called with the
         value on the event loop once that is committed, even where the caller was cancelled or given up meanwhile: what
         is kept in memory of the journal is set there. It must not raise.
         """
         ...
 
     def post(
-        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+        self,
+        fn: Callable[[Tx], T],
+        done: Callable[[Outcome[T]], None],
+        *,
+        then: Callable[[T], None] | None = None,
+        patient: bool = False,
     ) -> None:
         """Does what `write` does for a caller without a task: `done` is called, once, where `write` would return.
 

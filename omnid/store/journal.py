@@ -229,10 +229,15 @@ def add_note(tx: Tx, attempt_id: str, kind: str, body: Any, *, notes_max: int | 
     if notes_max is not None and count >= notes_max:
         setting = "limits.notes_max"
         raise Rejected("too_many", count=count + 1, things="notes of one attempt", limit=notes_max, setting=setting)
-    tx.create(NOTE, f"{attempt_id}/{count + 1}", {"attempt_id": attempt_id, "kind": kind, "body": body})
+    tx.create(NOTE, note_id(attempt_id, count + 1), {"attempt_id": attempt_id, "kind": kind, "body": body})
     head = tx.one("attempt_head", attempt_id) if kind == "idempotent" else None
     if head is not None:
         tx.edit(ATTEMPT, attempt_id, At(head[0], decode_heads(head[6])), {"idempotent": 1 if body else None})
+
+
+def note_id(attempt_id: str, number: int) -> str:
+    """Gives the id of an attempt's note by its number, from 1 on."""
+    return f"{attempt_id}/{number}"
 
 
 def close_gate(tx: Tx, gate: Gate) -> None:
@@ -290,9 +295,8 @@ def forget_attempts(tx: Tx, task_id: str) -> list[str]:
     """Removes a task's attempts and their notes with their history; gives the ids of the attempts."""
     attempts: list[str] = [row[0] for row in tx.all("attempt_ids", task_id)]
     for attempt_id in attempts:
-        for (note_id,) in tx.all("note_ids", attempt_id):
-            tx.forget(NOTE, note_id)
-        tx.forget(ATTEMPT, attempt_id)
+        tx.forget(NOTE, *(id for (id,) in tx.all("note_ids", attempt_id)))
+    tx.forget(ATTEMPT, *attempts)
     return attempts
 
 

@@ -5,11 +5,12 @@ for each daemon. An attempt that is known is never begun again, however often it
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from omnid.log import Logger
 from omnid.model import Command, Result
 from omnid.store import journal, outbox
 from omnid.store.interface import ATTEMPT, NOTE, Reader, Store, Taken, Tx
@@ -19,7 +20,10 @@ COMMAND = "command"
 CANCEL = "cancel"
 """The kind of the note that keeps a cancel."""
 OWED_MAX = 100_000
-"""How many results wait for one daemon at most; nothing new comes while the broker is away, so it stays far below."""
+"""How many results wait for one daemon at most; nothing new comes while the broker is away, so it stays far below.
+
+Beyond them, where nothing can be sent to one daemon whose commands still come, the oldest goes, and the log says so.
+"""
 NOTES_MAX = 1_000_000
 """The command's own note is no executor's, and no limit holds for it."""
 PAGE_MAX = 500
@@ -32,6 +36,15 @@ class Begun(Struct, frozen=True):
     command: Command
 
 
+class _Sender(Struct, frozen=True):
+    """The part of `Begun` that says who wants the result."""
+
+    daemon: str
+
+
+_sender = msgspec.json.Decoder(_Sender)
+
+
 class Open(NamedTuple):
     """An attempt that has begun and not ended."""
 
@@ -40,11 +53,21 @@ class Open(NamedTuple):
     """Whether its daemon wants it to end."""
 
 
+class Settled(NamedTuple):
+    """What became of a result."""
+
+    counted: bool
+    daemon: str = ""
+    dropped: Sequence[str] = ()
+    """The attempts whose results made room for it; their daemon will never have them."""
+
+
 class Ledger:
     """See the module; all that it writes is synced to the disk on return."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, log: Logger) -> None:
         self._store = store
+        self._log = log
 
     async def begin(self, batch: Sequence[Begun]) -> list[Begun]:
         """Writes down those that aren't known, and gives them: only they may be started."""
@@ -56,7 +79,7 @@ class Ledger:
 
     async def withdraw(self, begun: Begun, result: Result) -> bool:
         """Ends an attempt before it begins, so that it never does, and queues its result; False where it is known."""
-        return await self._store.write(lambda tx: _begin(tx, begun) and _settle(tx, result))
+        return (await self._store.write(lambda tx: _withdraw(tx, begun, result), then=self._tell)).counted
 
     async def open(self) -> list[Open]:
         """Gives the attempts that have begun and not ended, in the order of their begin."""
@@ -69,11 +92,11 @@ class Ledger:
 
     async def settle(self, result: Result) -> bool:
         """Ends an attempt, and queues its result for whoever sent it; False where it had ended."""
-        return await self._store.write(lambda tx: _settle(tx, result))
+        return (await self._store.write(lambda tx: _settle(tx, result), then=self._tell)).counted
 
-    async def answer(self, daemon: str, result: Result) -> None:
-        """Queues the result of a command that is not begun here."""
-        await self._store.write(lambda tx: _owe(tx, daemon, result))
+    def _tell(self, settled: Settled) -> None:
+        if settled.dropped:
+            self._log.error("results_dropped", daemon=settled.daemon, attempts=settled.dropped, most=OWED_MAX)
 
     async def owed(self) -> int:
         """Gives how many results wait for their broker's confirmation."""
@@ -101,8 +124,13 @@ def _begin(tx: Tx, begun: Begun) -> bool:
         tx.create(ATTEMPT, command.attempt_id, fields)
     except Taken:
         return False
-    journal.add_note(tx, command.attempt_id, COMMAND, msgspec.to_builtins(begun), notes_max=NOTES_MAX)
+    note = {"attempt_id": command.attempt_id, "kind": COMMAND, "body": begun}
+    tx.create(NOTE, journal.note_id(command.attempt_id, 1), note)
     return True
+
+
+def _withdraw(tx: Tx, begun: Begun, result: Result) -> Settled:
+    return _settle(tx, result) if _begin(tx, begun) else Settled(False)
 
 
 def _cancel(tx: Tx, attempt_id: str) -> None:
@@ -126,19 +154,16 @@ def _begun(reader: Reader, attempt_id: str) -> Begun | None:
     return msgspec.convert(notes[0], Begun) if notes else None
 
 
-def _settle(tx: Tx, result: Result) -> bool:
+def _settle(tx: Tx, result: Result) -> Settled:
     head = tx.one("attempt_head", result.attempt_id)
-    begun = None if head is None or head[4] is not None else _begun(tx, result.attempt_id)
-    if head is None or begun is None:
-        return False
+    note = None if head is None or head[4] is not None else tx.one("notes_of", result.attempt_id, COMMAND)
+    if head is None or note is None:
+        return Settled(False)
     journal.end_attempt(tx, head, {"ended_at_ms": tx.now_ms, "outcome": result.outcome})
-    _owe(tx, begun.daemon, result)
-    return True
-
-
-def _owe(tx: Tx, daemon: str, result: Result) -> None:
-    body: dict[str, Any] = msgspec.to_builtins(result)
-    outbox.put(tx, daemon, "result", result.attempt_id, body, rows_max=OWED_MAX)
+    daemon = _sender.decode(note[0]).daemon
+    dropped = [str(outbox.delivery_of(row).subject) for row in outbox.pushed_out(tx, daemon, OWED_MAX)]
+    outbox.put(tx, daemon, "result", result.attempt_id, result, rows_max=OWED_MAX)
+    return Settled(True, daemon, dropped)
 
 
 def _forget(tx: Tx, before_ms: int, keep_max: int) -> list[str]:
@@ -146,7 +171,6 @@ def _forget(tx: Tx, before_ms: int, keep_max: int) -> list[str]:
     before_ord = max(before_ms << 16, 0 if row is None else row[0] + 1)
     gone: list[str] = [id for (id,) in tx.all("ledger_ended", before_ord, PAGE_MAX)]
     for id in gone:
-        for (note,) in tx.all("note_ids", id):
-            tx.forget(NOTE, note)
-        tx.forget(ATTEMPT, id)
+        tx.forget(NOTE, *(note for (note,) in tx.all("note_ids", id)))
+    tx.forget(ATTEMPT, *gone)
     return gone

@@ -5,7 +5,7 @@ nothing more. What fell out of a full queue is counted, because nobody would mis
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -49,23 +49,27 @@ def put(
     tx: Tx, destination: str, kind: str, subject: str | None, body: Mapping[str, Any] | Struct, *, rows_max: int
 ) -> str:
     """Queues something and rings for its destination; beyond `rows_max` the oldest row goes. Gives the row's id."""
-    counts: dict[str, int] = tx.memory.setdefault("outbox", {})
-    count = counts.get(destination)
-    if count is None:
-        row = tx.one("outbox_count", destination)
-        count = row[0] if row else 0
-    if count >= rows_max:
-        oldest = tx.all("outbox_next", destination, 0, count + 1 - rows_max)
-        for row in oldest:
-            tx.forget(OUTBOX, row[1])
-        count -= len(oldest)
+    oldest = pushed_out(tx, destination, rows_max)
+    if oldest:
+        tx.forget(OUTBOX, *(row[1] for row in oldest))
+        _counted(tx, destination, -len(oldest))
         _count_dropped(tx, destination, len(oldest))
     id = f"{tx.stamp():x}-{sha256(f'{destination} {subject}'.encode()).hexdigest()[:12]}"
     fields = {"destination": destination, "kind": kind, "subject": subject, "body": body, "created_at_ms": tx.now_ms}
     tx.create(OUTBOX, id, fields)
-    counts[destination] = count + 1
+    _counted(tx, destination, 1)
     tx.ring(destination)
     return id
+
+
+def pushed_out(tx: Tx, destination: str, rows_max: int) -> list[Row]:
+    """Gives the rows that make room for the next one, oldest first."""
+    counts: dict[str, int] = tx.memory.setdefault("outbox", {})
+    count = counts.get(destination)
+    if count is None:
+        row = tx.one("outbox_count", destination)
+        count = counts[destination] = row[0] if row else 0
+    return tx.all("outbox_next", destination, 0, count + 1 - rows_max) if count >= rows_max else []
 
 
 def peek(reader: Reader, destination: str, limit: int, after: int = 0) -> list[Delivery]:
@@ -79,9 +83,16 @@ def last(reader: Reader, destination: str) -> int | None:
     return row[0] if row else None
 
 
-def confirm(tx: Tx, ids: Iterable[str]) -> int:
+def confirm(tx: Tx, ids: Sequence[str]) -> int:
     """Forgets rows that the other side has; gives how many there were."""
-    return sum(_forget(tx, id) for id in ids)
+    if not ids:
+        return 0
+    places = tx.all("outbox_places", msgspec.json.encode(ids).decode())
+    tx.forget(OUTBOX, *ids)
+    for destination, is_queued, count in places:
+        if is_queued:
+            _counted(tx, destination, -count)
+    return sum(count for _, _, count in places)
 
 
 def postpone(tx: Tx, id: str, retry_at_ms: int, problem: Problem) -> bool:
@@ -105,8 +116,7 @@ def bury(tx: Tx, id: str, problem: Problem, *, rows_max: int) -> bool:
     row = tx.one("outbox_dead_count", delivery.destination)
     surplus = row[0] - rows_max if row else 0
     if surplus > 0:
-        for (oldest,) in tx.all("outbox_dead_oldest", delivery.destination, surplus):
-            tx.forget(OUTBOX, oldest)
+        tx.forget(OUTBOX, *(oldest for (oldest,) in tx.all("outbox_dead_oldest", delivery.destination, surplus)))
         _count_dropped(tx, delivery.destination, surplus)
     return True
 
@@ -115,8 +125,7 @@ def set_aside(
     tx: Tx, destination: str, kind: str, subject: str, body: dict[str, Any], problem: Problem, *, rows_max: int
 ) -> None:
     """Puts among the dead what the other side has refused; the last one of a subject takes the place of the others."""
-    for (id,) in tx.all("outbox_dead_of", subject, destination):
-        tx.forget(OUTBOX, id)
+    tx.forget(OUTBOX, *(id for (id,) in tx.all("outbox_dead_of", subject, destination)))
     # What waits there stays: only the dead are held to a number here.
     id = put(tx, destination, kind, subject, body, rows_max=sys.maxsize)
     bury(tx, id, problem, rows_max=rows_max)
@@ -188,17 +197,6 @@ def _names(reader: Reader, query: str, name: str = "") -> list[str]:
 def _by_id(reader: Reader, id: str) -> Delivery | None:
     row = reader.one("outbox_by_id", id)
     return None if row is None else delivery_of(row)
-
-
-def _forget(tx: Tx, id: str) -> bool:
-    place = tx.one("outbox_place", id)
-    if place is None:
-        return False
-    destination, dead_at_ms = place
-    tx.forget(OUTBOX, id)
-    if dead_at_ms is None:
-        _counted(tx, destination, -1)
-    return True
 
 
 def _counted(tx: Tx, destination: str, change: int) -> None:

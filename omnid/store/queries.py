@@ -30,7 +30,7 @@ def parse(text: str) -> dict[str, str]:
 
 @cache
 def queries() -> dict[str, str]:
-    """Gives all named queries, read once: those of queries.sql, and five for each logged table."""
+    """Gives all named queries, read once: those of queries.sql, and some for each logged table."""
     found = parse(files("omnid.store").joinpath("queries.sql").read_text(encoding="utf-8"))
     for name, collection in COLLECTIONS.items():
         columns = ", ".join(columns_of(collection))
@@ -39,6 +39,7 @@ def queries() -> dict[str, str]:
             "heads": "SELECT ord, heads FROM {name} WHERE id = ?1",
             "count": "SELECT count(*) FROM {name}",
             "delete": "DELETE FROM {name} WHERE id = ?1",
+            "forget": "DELETE FROM {name} WHERE id IN (SELECT value FROM json_each(?1))",
         }
         for what, statement in statements.items():
             found[f"{what}_{name}"] = statement.format(columns=columns, name=name)

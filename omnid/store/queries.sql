@@ -38,7 +38,7 @@ SELECT max(seq), max(hlc) FROM (SELECT seq, hlc FROM change ORDER BY seq DESC LI
 -- name: append_change
 INSERT INTO change (seq, hlc, node, incarnation, collection, id, kind, body) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 -- name: forget_changes
-DELETE FROM change WHERE collection = $1 AND id = $2
+DELETE FROM change WHERE collection = $1 AND id IN (SELECT value FROM json_each($2))
 -- name: forget_deleted
 DELETE FROM change WHERE collection = $1 AND id = $2 AND seq <= (
     SELECT max(seq) FROM change WHERE collection = $1 AND id = $2 AND kind = 'delete' AND hlc < $3
@@ -274,8 +274,9 @@ SELECT ord FROM answer ORDER BY ord DESC LIMIT 1 OFFSET $1
 SELECT {outbox_row} FROM outbox WHERE destination = $1 AND dead_at_ms IS NULL AND ord > $2 ORDER BY ord LIMIT $3
 -- name: outbox_by_id
 SELECT {outbox_row} FROM outbox WHERE id = $1
--- name: outbox_place
-SELECT destination, dead_at_ms FROM outbox WHERE id = $1
+-- name: outbox_places
+SELECT destination, dead_at_ms IS NULL, count(*) FROM outbox WHERE id IN (SELECT value FROM json_each($1))
+GROUP BY 1, 2
 -- name: outbox_of
 SELECT id FROM outbox WHERE subject = $1 AND dead_at_ms IS NULL LIMIT 1
 -- name: outbox_count

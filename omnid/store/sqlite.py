@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 
 from omnid import platform
 from omnid.clock import Clock
@@ -230,11 +231,14 @@ class SqliteTx(SqliteReader):
         self._append(self.stamp(), collection, id, "delete", log.encode_body({}, prev))
         self._whole(self._queries[f"delete_{collection.name}"], (id,))
 
-    def forget(self, collection: Collection, id: str) -> None:
+    def forget(self, collection: Collection, *ids: str) -> None:
         """See `interface.Tx.forget`."""
+        if not ids:
+            return
         self.forgot = True
-        self._whole(self._queries[f"delete_{collection.name}"], (id,))
-        self._whole(self._queries["forget_changes"], (collection.name, id))
+        these = msgspec.json.encode(ids).decode()
+        self._whole(self._queries[f"forget_{collection.name}"], (these,))
+        self._whole(self._queries["forget_changes"], (collection.name, these))
 
     def forget_history(self, collection: Collection, id: str, before_hlc: int) -> None:
         """See `interface.Tx.forget_history`."""

@@ -16,6 +16,8 @@ from omnid.readable import on_readable
 
 ANSWER_S_MAX = 60.0
 SWEEP_S = 1.0
+PATIENCE = 4
+"""How many times as long as others a group may take for which nobody waits: fewer commits do the same."""
 
 
 class Unit(Protocol):
@@ -193,6 +195,7 @@ class InlineWriter:
         fn: Callable[[Any], Any],
         *,
         bulk: bool = False,  # noqa: ARG002 - all are alike here.
+        patient: bool = False,  # noqa: ARG002 - nobody waits here.
         then: Callable[[Any], None] | None = None,
     ) -> Any:
         """Runs `fn` as a transaction of its own."""
@@ -201,7 +204,7 @@ class InlineWriter:
         self.post(job)
         return job.outcome()
 
-    def post(self, job: Job) -> None:
+    def post(self, job: Job, *, patient: bool = False) -> None:  # noqa: ARG002 - nobody waits here.
         """Runs the job at once and answers it."""
         jobs = [job]
         if apply_batch(self._unit, jobs, Looking(self._unit, self.look), wait=True):
@@ -259,6 +262,12 @@ class GroupWriter:
         self._group_max = group_max
         self._group_s = group_s
         self._waiting: deque[Job] = deque()
+        self._patient: deque[Job] = deque()
+        """Those that nobody waits for: between two of them one of the others has its turn."""
+        self._awaited = False
+        """Whether somebody waits for one of the group that runs."""
+        self._turn = False
+        """Whether the next one is one of the patient, if there are any."""
         self._bulk: deque[Job] = deque()
         self._syncing: list[Job] = []
         self._gathered = anyio.Event()
@@ -274,25 +283,30 @@ class GroupWriter:
         self._thread.start()
 
     async def submit(
-        self, fn: Callable[[Any], Any], *, bulk: bool = False, then: Callable[[Any], None] | None = None
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        bulk: bool = False,
+        patient: bool = False,
+        then: Callable[[Any], None] | None = None,
     ) -> Any:
         """Queues `fn` and waits until its batch is committed; raises Retryable(`store_busy`, `store_closed`)."""
         if self._closing:
             raise Retryable("store_closed")
         answered = anyio.Event()
         job = Job(fn, self._clock.monotonic_s(), then, lambda _: answered.set())
-        (self._bulk if bulk else self._waiting).append(job)
+        (self._bulk if bulk else self._patient if patient else self._waiting).append(job)
         self._gathered.set()
         await answered.wait()
         return job.outcome()
 
-    def post(self, job: Job) -> None:
+    def post(self, job: Job, *, patient: bool = False) -> None:
         """Queues a job, which tells its caller by itself; the caller has no task that waits."""
         if self._closing:
             job.error = Retryable("store_closed")
             job.finish()
             return
-        self._waiting.append(job)
+        (self._patient if patient else self._waiting).append(job)
         self._gathered.set()
 
     async def serve(self) -> None:
@@ -312,7 +326,7 @@ class GroupWriter:
                     raise
         finally:
             self._closing = True
-            for job in (*self._syncing, *self._waiting, *self._bulk):
+            for job in (*self._syncing, *self._waiting, *self._patient, *self._bulk):
                 job.error = job.error or error
                 job.finish()
 
@@ -326,23 +340,26 @@ class GroupWriter:
 
     async def _batches(self) -> None:
         while True:
-            if not self._waiting and not self._bulk:
+            if not self._waiting and not self._patient and not self._bulk:
                 self._gathered = anyio.Event()
                 await self._gathered.wait()
-            if self._waiting:
+            if self._waiting or self._patient:
                 await self._group()
             if self._bulk:
                 await self._whole([self._bulk.popleft()])
 
     async def _group(self) -> None:
         """Runs one batch within the limits of number and time, and commits it."""
-        self._syncing = jobs = [self._waiting.popleft()]
-        until_s = self._clock.monotonic_s() + self._group_s
+        self._awaited = False
+        self._syncing = jobs = [self._next()]
+        began_s = self._clock.monotonic_s()
         last = Looking(self._unit, self.look)
 
         def more() -> Job | None:
-            if self._waiting and len(jobs) < self._group_max and self._clock.monotonic_s() <= until_s:
-                return self._waiting.popleft()
+            there = self._waiting or self._patient
+            most_s = self._group_s if self._awaited else PATIENCE * self._group_s
+            if there and len(jobs) < self._group_max and self._clock.monotonic_s() - began_s <= most_s:
+                return self._next()
             return last()
 
         if apply_batch(self._unit, jobs, more):
@@ -355,6 +372,13 @@ class GroupWriter:
         else:
             self._answer(jobs)
             _raise_fatal(jobs)
+
+    def _next(self) -> Job:
+        """Takes one of those that wait, by turns."""
+        patient = bool(self._patient) and (self._turn or not self._waiting)
+        self._turn = not patient
+        self._awaited = self._awaited or not patient
+        return (self._patient if patient else self._waiting).popleft()
 
     async def _whole(self, jobs: list[Job]) -> None:
         """Has the thread run a whole batch."""
@@ -391,7 +415,7 @@ class GroupWriter:
         while True:
             await anyio.sleep(SWEEP_S)
             limit_s = self._clock.monotonic_s() - ANSWER_S_MAX
-            for waiting in (self._waiting, self._bulk):
+            for waiting in (self._waiting, self._patient, self._bulk):
                 while waiting and waiting[0].since_s < limit_s:
                     waiting.popleft().give_up()
             for job in self._syncing:

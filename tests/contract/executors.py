@@ -5,8 +5,9 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import anyio
 
@@ -14,6 +15,7 @@ from omnid.clock import SystemClock
 from omnid.executor.command import CommandExecutor
 from omnid.executor.interface import Executor
 from omnid.executor.supervised import Supervised
+from omnid.log import Log
 from omnid.model import Command, InputRequest, InputResponse, Outcome, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section
@@ -91,10 +93,14 @@ class CommandHarness:
         return Work(argv=programs[what])
 
 
-def commands(tmp_path: Path, section: Section | None = None, limits: Limits = LIMITS) -> CommandExecutor:
+def commands(
+    tmp_path: Path, section: Section | None = None, limits: Limits = LIMITS, logged: TextIO | None = None
+) -> CommandExecutor:
     """Makes a command executor whose spool lies under the path."""
-    supervised = Supervised(tmp_path / "spool", SystemClock(), limits, KILL_GRACE_S)
-    return CommandExecutor(section or Section(name="command"), supervised, Secrets(os.environ), os.environ)
+    clock = SystemClock()
+    supervised = Supervised(tmp_path / "spool", clock, limits, KILL_GRACE_S)
+    log = Log(clock, str, stream=logged or StringIO()).logger()
+    return CommandExecutor(section or Section(name="command"), supervised, Secrets(os.environ), os.environ, log=log)
 
 
 def command_of(work: Work, timeout_s: float = 60.0, attempt: str | None = None) -> Command:

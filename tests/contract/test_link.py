@@ -17,7 +17,7 @@ from omnid.link.interface import EMBEDDED, Link, LinkDown, LinkFull
 from omnid.link.message import COMMANDS, MESSAGE_BYTES_MAX, Codec
 from omnid.link.redis import lease_of
 from omnid.model import Cancel
-from tests.contract.links import KINDS, WAIT_S, Kit, command, kit_of, names, occupy, result, take, until_ping
+from tests.contract.links import KINDS, WAIT_S, Kit, command, kit_of, names, occupy, pinged, result, take, until_ping
 from tests.fakes.brokers import Broker, free_port
 from tests.fakes.proxy import proxied
 
@@ -373,6 +373,40 @@ async def test_who_has_lost_his_name_hears_of_it(brokers: Callable[[str], Broker
         kit.broker.clear()
     with kit.broker.client() as client:
         assert client.delete(lease_of(kit.runner_name)) == 1  # It is still the other's.
+
+
+async def test_a_name_that_a_full_server_can_not_write_down_is_not_had(brokers: Callable[[str], Broker]) -> None:
+    kit = Kit("redis", brokers("redis"), "nameless")
+    async with kit.runner() as known:
+        assert known.name_s > 0
+    kit.broker.fill()
+    try:
+        other = kit.runner(holder=Holder("another-ledger", "gpu.example, process 12"))
+        async with kit.runner() as one, other as another:
+            for link in (one, another):
+                assert isinstance(await pinged(link), LinkFull)
+                assert link.name_s == 0
+            kit.broker.clear()
+            assert await pinged(one) is None
+            assert one.name_s > 0
+            with pytest.raises(LinkDown) as caught:
+                await another.ping()
+            assert (caught.value.code, another.name_s) == ("name_taken", 0)
+            kit.broker.fill()
+            assert isinstance(await pinged(one), LinkFull)
+            assert one.name_s > 0, "what was written down can be kept"
+    finally:
+        kit.broker.clear()
+
+
+async def test_who_has_lost_his_name_does_not_prolong_the_lease_of_another(brokers: Callable[[str], Broker]) -> None:
+    kit = Kit("redis", brokers("redis"), "prolonged")
+    async with kit.runner() as runner:
+        with kit.broker.client() as client:
+            client.set(lease_of(kit.runner_name), "another-ledger elsewhere, process 3", px=5_000)
+            with pytest.raises(LinkDown):
+                await runner.ping()
+            assert client.pttl(lease_of(kit.runner_name)) <= 5_000
 
 
 async def test_a_full_broker_takes_nothing_and_still_gives_what_it_has(kit: Kit) -> None:

@@ -163,7 +163,9 @@ async def test_a_batch_that_finds_its_queue_gone_is_sent_again_as_a_whole(broker
             assert names(await take(runner, 3)) == ["a1", "a2", "a3"]
 
 
-async def test_who_waits_for_a_confirmation_when_the_link_is_closed_hears_that_it_is_down(kit: Kit) -> None:
+@pytest.mark.parametrize("known", [True, False])
+async def test_who_sends_when_the_link_is_closed_hears_that_it_is_down(kit: Kit, known: bool) -> None:
+    """Also in the middle of making the queue of an end that it has sent nothing yet."""
     said: list[str] = []
 
     async def send(daemon: Link) -> None:
@@ -176,8 +178,23 @@ async def test_who_waits_for_a_confirmation_when_the_link_is_closed_hears_that_i
         anyio.create_task_group() as group,
         kit.daemon(url=f"{kit.broker.scheme}://127.0.0.1:{proxy.port}") as daemon,
     ):
-        await daemon.send(kit.runner_name, [command(0)])
+        if known:
+            await daemon.send(kit.runner_name, [command(0)])
         proxy.mute()
         group.start_soon(send, daemon)
         await proxy.request()
     assert said == ["link_down"]
+
+
+async def test_whose_queue_is_deleted_under_it_hears_that_its_link_is_down(brokers: Callable[[str], Broker]) -> None:
+    broker: Any = brokers("rabbitmq")
+    kit = Kit("rabbitmq", broker, "cancelled")
+    async with kit.runner() as runner:
+        connection, channel = await broker._channel()
+        async with connection:
+            await channel.queue_delete(rabbitmq.queue_of(kit.runner_name))
+        with anyio.fail_after(WAIT_S), pytest.raises(LinkDown, match="cancelled its consumer"):
+            await runner.receive()
+    async with kit.runner() as runner, kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [command(1)])
+        assert names(await take(runner, 1)) == ["a1"]

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Generator
 from datetime import datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -21,6 +22,7 @@ from omnid.executor.interface import Found
 from omnid.executor.profiles.calls import session_of
 from omnid.executor.profiles.known import PROFILES
 from omnid.executor.supervised import Supervised
+from omnid.log import Log
 from omnid.model import Command, Result, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section
@@ -62,9 +64,10 @@ class Agent:
 
     def another(self) -> CommandExecutor:
         """Makes the executor of the next daemon."""
-        supervised = Supervised(self.spool, SystemClock(), LIMITS, KILL_GRACE_S)
-        zone = ZoneInfo("Europe/Berlin")
-        return CommandExecutor(self.section, supervised, Secrets(self.environ), self.environ, zone=lambda: zone)
+        clock, zone = SystemClock(), ZoneInfo("Europe/Berlin")
+        supervised = Supervised(self.spool, clock, LIMITS, KILL_GRACE_S)
+        log, secrets = Log(clock, str, stream=StringIO()).logger(), Secrets(self.environ)
+        return CommandExecutor(self.section, supervised, secrets, self.environ, log=log, zone=lambda: zone)
 
     def command(self, work: Work, **fields: Any) -> Command:
         clock = SystemClock()

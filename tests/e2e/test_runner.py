@@ -86,6 +86,13 @@ class Host(Home):
             timeout=WAIT_S,
         )
 
+    def how_it_is(self) -> str:
+        """Says how the runner is, or what it ended with."""
+        code = None if self.runner is None else self.runner.poll()
+        if self.runner is None or code is not None:
+            return f"ended with {code}: {self.said.read_text(errors='replace')[-1000:]}"
+        return self.call("--health").stdout
+
     def logged(self, event: str) -> list[dict[str, Any]]:
         path = self.state / "runner" / "runner.log"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -198,6 +205,26 @@ async def test_a_killed_runner_adopts_what_it_had_begun(kit: Kit, daemon: Link, 
     assert (result.attempt_id, result.outcome) == (command.attempt_id, "success")
     assert (begun.read_text(), done.read_text()) == ("x\n", "x\n")
     await acknowledged(kit)
+
+
+async def test_what_it_holds_without_a_name_begins_once_there_is_room_for_the_name(
+    brokers: Callable[[str], Broker], host: Host
+) -> None:
+    kit = Kit("redis", brokers("redis"), "unnamed")
+    host.link(kit, "ping_every_s = 0.2\n")
+    begun = host.work / "begun"
+    async with kit.runner(), kit.daemon() as daemon:  # So that both are known there.
+        await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}", host.work)])
+    async with kit.daemon() as daemon:
+        kit.broker.fill()
+        try:
+            host.run()
+            await until(lambda: bool(host.logged("link_full")))
+            assert not begun.exists()
+        finally:
+            kit.broker.clear()
+        (result,) = await results(daemon, 1)
+        assert (result.outcome, begun.read_text()) == ("success", "x\n")
 
 
 @pytest.mark.parametrize("left", ["in the config", "nowhere"])
@@ -436,6 +463,9 @@ async def test_a_server_on_a_runner_is_told_that_nobody_can_be_asked(
         ("", ("--link", "nowhere"), "name a [[link]]"),
         ("", ("--link", "http://127.0.0.1"), "address of a broker"),
         ("", ("--link", "redis://u:hidden-word@127.0.0.1"), "have their own settings"),
+        ("", ("--link", "redis://127.0.0.1?password=hidden-word"), "have their own settings"),
+        ("", ("--link", "redis://127.0.0.1:hidden-word"), "it is no address"),
+        ("", ("--link", "redis:/127.0.0.1/hidden-word"), "name a [[link]]"),
         ("", ("--link", "redis://192.0.2.1"), "set unsigned = true"),
         ("", ("--link=redis://127.0.0.1", "--name", "A b"), "at most 64"),
         ('[[link]]\nname = "a"\nurl = "rediss://192.0.2.1"', ("--link", "a"), "set unsigned = true"),

@@ -231,11 +231,14 @@ class Run:
             time.sleep(5 * LOOK_S)
 
     def _state(self) -> str:
-        with contextlib.suppress(OmnidError):
+        said = [f"{self._done()} done", f"runner: {self._world.host.how_it_is()}"]
+        try:
             waiting = self._world.home.client.list(states=["idle", "waiting", "executing", "uncertain"], limit=3)
-            whys = [self._world.home.client.why(task["name"])["text"] for task in waiting["tasks"]]
-            return f"{self._done()} done; {' '.join(whys)}"
-        return f"{self._done()} done; the daemon doesn't answer"
+            said += [self._world.home.client.why(task["name"])["text"] for task in waiting["tasks"]]
+            said.append(self._world.home.ctl("links").out)
+        except OmnidError as error:
+            said.append(f"the daemon doesn't answer: {error}")
+        return "\n".join(said)
 
     def _outcome(self) -> Outcome:
         with contextlib.closing(sqlite3.connect(self._world.home.state / "journal.db")) as database:

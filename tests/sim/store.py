@@ -63,7 +63,14 @@ class SimStore:
         self.faulty_s = -1e9
         """When it last failed or was slow."""
 
-    async def write(self, fn: Callable[[Tx], T], *, bulk: bool = False, then: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self,
+        fn: Callable[[Tx], T],
+        *,
+        bulk: bool = False,
+        patient: bool = False,
+        then: Callable[[T], None] | None = None,
+    ) -> T:
         if self._daemon.dead:
             raise Retryable("store_closed")
         answered = trio.Event()
@@ -82,7 +89,12 @@ class SimStore:
             self._open.pop(job, None)
 
     def post(
-        self, fn: Callable[[Tx], T], done: Callable[[Outcome[T]], None], *, then: Callable[[T], None] | None = None
+        self,
+        fn: Callable[[Tx], T],
+        done: Callable[[Outcome[T]], None],
+        *,
+        then: Callable[[T], None] | None = None,
+        patient: bool = False,
     ) -> None:
         raise AssertionError("nobody here is without a task")
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from omnid.executor.interface import Found
 from omnid.executor.spool import Spool, excerpt, printable
 from omnid.executor.supervised import Supervised
 from omnid.executor.template import fill
+from omnid.log import Log
 from omnid.model import Result, Work
 from omnid.secrets import Secrets
 from omnid.settings import CommandExecutor as Section
@@ -86,7 +88,8 @@ async def test_environment_is_small_and_named(monkeypatch: pytest.MonkeyPatch, t
     environ = {"PATH": os.environ["PATH"], "HOME": "/", "LC_ALL": "C", "SECRET": "s3cret", "A": "1", "B": "2", "C": "3"}
     section = Section(name="command", env=("A",), env_set={"SET": "x", "KEY": "env:SECRET", "A": "9"})
     supervised = Supervised(tmp_path / "spool", SystemClock(), LIMITS, KILL_GRACE_S)
-    executor = CommandExecutor(section, supervised, Secrets(environ), environ)
+    log = Log(SystemClock(), str, stream=StringIO()).logger()
+    executor = CommandExecutor(section, supervised, Secrets(environ), environ, log=log)
     command = command_of(Work(argv=("env",), env=("B",)))
     result = await executor.run(command, Ports())
     assert dict(line.partition("=")[::2] for line in (result.output or "").splitlines()) == {

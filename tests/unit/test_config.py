@@ -230,6 +230,10 @@ def test_check_finds_all_problems_at_once(tmp_path: Path) -> None:
         "[[executor]]\nname = 'a'\nkind = 'sk-ant-REDACTED'",
         "[socket]\npath = 'sk-ant-REDACTED'",
         "[log]\nlevel = 'sk-ant-REDACTED'",
+        "[[link]]\nname = 'a'\nurl = 'redis://u:hunter2@127.0.0.1'",
+        "[[link]]\nname = 'a'\nurl = 'redis://127.0.0.1?password=hunter2'",
+        "[[link]]\nname = 'a'\nurl = 'redis://127.0.0.1:hunter2'",
+        "[runner]\nlink = 'redis://127.0.0.1?password=hunter2'",
     ],
 )
 def test_a_secret_in_plain_text_is_refused_and_not_repeated(tmp_path: Path, text: str) -> None:

@@ -320,6 +320,21 @@ async def test_a_destination_that_can_take_nothing_holds_up_no_other_and_is_trie
     await bench.during(do)
 
 
+async def test_who_was_let_in_without_a_name_has_none_until_there_is_room(bench: Bench) -> None:
+    async def do() -> None:
+        link = await bench.link()
+        bench.clock.now_s += 25.0
+        link.full, link.name_s = True, 0.0
+        for _ in range(2):
+            with pytest.raises(LinkFull):
+                await bench.connection.keep_name()
+        assert await bench.link() == link
+        link.full, link.name_s = False, 25.0
+        await bench.connection.keep_name()
+
+    await bench.during(do)
+
+
 async def test_who_stood_still_for_longer_than_a_lease_asks_first_whether_the_name_is_its_own(bench: Bench) -> None:
     async def do() -> None:
         link = await bench.link()

@@ -7,7 +7,7 @@ import pytest
 
 from omnid.flow.fleet import Fleet
 from omnid.model import Gate, Heartbeat, Problem
-from omnid.route.runners import Seat, Seats
+from omnid.route.runners import UNHEARD, Seat, Seats
 from omnid.settings_links import Remote
 from tests.fakes.clock import FakeClock
 
@@ -67,6 +67,38 @@ def test_a_label_that_some_runner_has_must_be_the_runners() -> None:
     assert seats.take("command", ("gpu", "repo:x")) == "gpu"
     assert seats.take("command", ("gpu",)) is None
     assert seats.take("other", ()) is None
+
+
+def test_a_label_that_nobody_is_known_to_have_waits_for_those_who_have_not_been_heard_yet(fleet: Fleet) -> None:
+    fleet.configure([remote("a"), remote("b", labels=("mac",)), remote("c", "other")])
+    fleet.hear("a", beat(4))
+    assert fleet.seats().take("command", ("gpu",)) is None
+    assert fleet.waits("command", ("gpu",)) == "b has not been heard yet"
+    assert fleet.seats().take("command", ()) == "a"
+    fleet.hear("b", beat(labels=("gpu",)))
+    assert fleet.seats().take("command", ("gpu", "nightly")) == "b"
+
+
+def test_a_label_waits_for_nobody_whose_lease_is_over(fleet: Fleet) -> None:
+    fleet.hear("a", beat(4))
+    assert fleet.seats().lacks("command") == {frozenset({UNHEARD})}
+    fleet.lose(fleet.peers["b"])
+    assert fleet.seats().take("command", ("nightly",)) == "a"
+    assert fleet.seats().lacks("command") == {frozenset[str]()}
+
+
+def test_a_label_waits_no_longer_than_a_lease_for_who_is_behind_a_link_that_is_down(
+    fleet: Fleet, clock: FakeClock
+) -> None:
+    fleet.configure([remote("a"), msgspec.structs.replace(remote("b"), link="other")])
+    fleet.hear("a", beat(4))
+    assert fleet.seats().take("command", ("gpu",)) is None
+    assert fleet.waits("command", ("gpu",)) == "the link other to b is down"
+    clock.now_s += 59
+    fleet.hear("a", beat(4))
+    assert fleet.seats().take("command", ("gpu",)) is None
+    clock.now_s += 1
+    assert fleet.seats().take("command", ("gpu",)) == "a"
 
 
 def test_a_window_is_twice_the_slots_and_no_more_than_the_config_says(fleet: Fleet) -> None:

@@ -1,13 +1,16 @@
 """The ledger of a runner: what is known is never begun again, and what is owed stays until it is confirmed."""
 
+import json
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from omnid.log import Log
 from omnid.model import Command, Result, Work
-from omnid.store import outbox
+from omnid.store import ledger, outbox
 from omnid.store.database import SqliteStore, StoreSettings
 from omnid.store.ledger import Begun, Ledger, Open
 from tests.fakes.clock import FakeClock
@@ -23,11 +26,12 @@ class Book:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.clock = FakeClock()
+        self.logged = StringIO()
         self.open()
 
     def open(self) -> None:
         self.store = SqliteStore(self.path, self.clock, StoreSettings(inline=True))
-        self.ledger = Ledger(self.store)
+        self.ledger = Ledger(self.store, Log(self.clock, str, stream=self.logged).logger())
 
     async def owed(self, daemon: str) -> list[str]:
         rows = await self.store.read(lambda reader: outbox.peek(reader, daemon, 100))
@@ -74,15 +78,32 @@ async def test_a_result_ends_its_attempt_and_is_owed_to_whoever_sent_it(book: Bo
     assert await book.ledger.settle(result(2))
     assert not await book.ledger.settle(result(1))
     assert not await book.ledger.settle(result(9))
-    await book.ledger.answer("home", result(8))
     assert await book.ledger.open() == []
-    assert (await book.owed("home"), await book.owed("away")) == (["a1", "a8"], ["a2"])
-    assert await book.ledger.owed() == 3
+    assert (await book.owed("home"), await book.owed("away")) == (["a1"], ["a2"])
+    assert await book.ledger.owed() == 2
     rows = await book.store.read(lambda reader: outbox.peek(reader, "home", 1))
     assert msgspec.convert(rows[0].body, Result) == result(1)
     await book.confirm("home")
     assert await book.ledger.owed() == 1
     assert await book.ledger.begin([begun(1)]) == []
+
+
+async def test_what_is_owed_to_one_daemon_beyond_all_measure_makes_room_and_is_named(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "OWED_MAX", 2)
+    await book.ledger.begin([*map(begun, range(1, 4)), begun(9, "away")])
+    for number in (1, 2, 9):
+        assert await book.ledger.settle(result(number))
+    assert book.logged.getvalue() == ""
+    assert await book.ledger.settle(result(3))
+    assert await book.ledger.withdraw(begun(4), result(4))
+    assert (await book.owed("home"), await book.owed("away")) == (["a3", "a4"], ["a9"])
+    lines = [json.loads(line) for line in book.logged.getvalue().splitlines()]
+    assert [(line["event"], line["daemon"], line["attempts"]) for line in lines] == [
+        ("results_dropped", "home", ["a1"]),
+        ("results_dropped", "home", ["a2"]),
+    ]
 
 
 async def test_a_cancel_of_what_has_begun_is_kept_and_what_has_not_never_begins(book: Book) -> None:

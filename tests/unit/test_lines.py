@@ -1,9 +1,11 @@
 """The daemon's end of links: commands out of outboxes, results into the journal, leases, gates, and cancels."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from omnid.errors import Rejected
@@ -14,7 +16,7 @@ from omnid.flow.fleet import Fleet
 from omnid.flow.intake import plan
 from omnid.flow.lines import RESULTS_AT_ONCE
 from omnid.flow.remote import left
-from omnid.model import Problem, Result, Submit, Task, Watch, Work
+from omnid.model import Command, Problem, Result, Submit, Task, Watch, Work
 from omnid.store import journal, outbox
 from tests.fakes.cable import DOWN, Bench, beat
 from tests.fakes.clock import FakeClock
@@ -107,6 +109,29 @@ async def test_while_the_link_is_down_nothing_is_claimed_and_what_was_on_its_way
         assert (await bench.ends(first)).id == task.id
 
 
+async def test_a_label_that_nobody_is_known_to_have_waits_a_lease_for_who_is_behind_a_link_that_is_down(
+    bench: Bench, clock: FakeClock
+) -> None:
+    bench.config("a", "b", links=("cable", "other"))
+    config = bench.context.config
+    behind = msgspec.structs.replace(config.remote[0], link="other")
+    bench.context.config = msgspec.structs.replace(config, remote=(behind, config.remote[1]))
+    bench.context.take_executors(bench.context.executors)
+    async with bench.runs():
+        bench.cables[0].turn(None)
+        bench.cables[1].turn(DOWN)
+        bench.cables[0].bring("b", beat())
+        await bench.world.add("one", labels=("gpu",))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cables[0].commands("b") == []
+        for _ in range(6):  # At once would be the daemon's own absence.
+            clock.now_s += 10
+            bench.cables[0].bring("b", beat())
+            bench.lines.configure()
+            await anyio.wait_all_tasks_blocked()
+        await bench.cables[0].until(lambda: bench.cables[0].commands("b"))
+
+
 async def test_a_command_that_can_not_be_sent_fails_its_task_and_holds_up_nobody(bench: Bench) -> None:
     bench.config("a")
     async with bench.runs():
@@ -119,6 +144,16 @@ async def test_a_command_that_can_not_be_sent_fails_its_task_and_holds_up_nobody
         assert await queued(bench) == []
 
 
+async def lease_over(bench: Bench, clock: FakeClock, command: Command) -> None:
+    """Lets a lease of 30 s pass, and waits until the runner's command is settled."""
+    for _ in range(4):  # At once would be the daemon's own absence.
+        clock.now_s += 10
+        bench.lines.configure()
+        await anyio.wait_all_tasks_blocked()
+    await bench.cable.until(lambda: bench.context.fleet.where(command.attempt_id) is None)
+    await anyio.wait_all_tasks_blocked()
+
+
 @pytest.mark.parametrize(("executor", "state"), [("command", "uncertain"), ("safe", "waiting")])
 async def test_a_runner_whose_lease_is_over_is_lost(bench: Bench, clock: FakeClock, executor: str, state: str) -> None:
     bench.config("a", lease_s=30.0)
@@ -126,12 +161,7 @@ async def test_a_runner_whose_lease_is_over_is_lost(bench: Bench, clock: FakeClo
         bench.cable.bring("a", beat())
         task = await bench.world.add("one", executor=executor)
         (command,) = await bench.sent(1)
-        for _ in range(4):  # At once would be the daemon's own absence.
-            clock.now_s += 10
-            bench.lines.configure()
-            await anyio.wait_all_tasks_blocked()
-        await bench.cable.until(lambda: bench.context.fleet.where(command.attempt_id) is None)
-        await anyio.wait_all_tasks_blocked()
+        await lease_over(bench, clock, command)
         lost = await bench.task(task)
         assert (lost.state, lost.problem and lost.problem.code) == (state, "runner_lost")
         assert bench.cable.cancels() == ([command.attempt_id] if executor == "safe" else [])
@@ -144,6 +174,22 @@ async def test_a_runner_whose_lease_is_over_is_lost(bench: Bench, clock: FakeClo
         bench.cable.bring("a", beat())
         await anyio.wait_all_tasks_blocked()
         assert bench.world.gates.of(executor) is None
+
+
+@pytest.mark.parametrize("action", ["again", "done", "complete", "fail", "cancel", "delete"])
+async def test_what_a_person_decides_about_an_uncertain_task_takes_its_command_back(
+    bench: Bench, clock: FakeClock, action: str
+) -> None:
+    bench.config("a", lease_s=30.0)
+    async with bench.runs():
+        bench.cable.bring("a", beat())
+        task = await bench.world.add("one")
+        (command,) = await bench.sent(1)
+        await lease_over(bench, clock, command)
+        assert bench.cable.cancels() == [], "its result may yet count"
+        await bench.world.control(task.id, action)
+        await bench.cable.until(bench.cable.cancels)
+        assert bench.cable.cancels() == [command.attempt_id]
 
 
 async def test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_time(bench: Bench) -> None:
@@ -311,7 +357,12 @@ async def test_what_the_broker_lost_is_settled_as_lost(
 
 async def test_only_what_is_in_the_journal_is_acknowledged(bench: Bench) -> None:
     bench.config("a")
-    written = bench.results.write_down
+    written, tried = bench.results.write_down, bench.results.try_all
+
+    async def try_all(results: Sequence[Result]) -> list[bool]:
+        good = [result for result in results if result.output == "good"]
+        assert await tried(good) == [True] * len(good)
+        return [result in good for result in results]
 
     async def write_down(result: Result) -> list[str] | None:
         if result.output == "closed":
@@ -322,7 +373,7 @@ async def test_only_what_is_in_the_journal_is_acknowledged(bench: Bench) -> None
             raise ValueError(result.output)
         return await written(result)
 
-    bench.results.write_down = write_down
+    bench.results.try_all, bench.results.write_down = try_all, write_down
     async with bench.runs():
         bench.cable.bring("a", beat())
         for name in ("closed", "rejected", "fault", "good"):
@@ -337,16 +388,14 @@ async def test_only_what_is_in_the_journal_is_acknowledged(bench: Bench) -> None
 
 
 async def test_results_that_come_together_leave_others_their_turn(bench: Bench) -> None:
-    count, began, seen = 3 * RESULTS_AT_ONCE - 1, 0, list[int]()
+    count, seen = 3 * RESULTS_AT_ONCE - 1, list[int]()
 
-    async def write_down(result: Result) -> list[str]:
-        nonlocal began
-        began += 1
-        seen.append(began - len(bench.cable.acked))
+    async def try_all(results: Sequence[Result]) -> list[bool]:
+        seen.append(len(results))
         await anyio.lowlevel.checkpoint()
-        return []
+        return [True] * len(results)
 
-    bench.results.write_down = write_down
+    bench.results.try_all = try_all
     async with bench.runs():
         bench.cable.bring("a", *(Result(f"a{number}", "i", 1, "success") for number in range(count)))
         await bench.cable.until(lambda: len(bench.cable.acked) == count)

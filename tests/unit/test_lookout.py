@@ -54,10 +54,12 @@ class Looking:
         # Nothing starts but by the tests' own calls.
         world.store.attend(lambda _: None, lambda _: None, lambda: None)
         self.world = world
+        self.unheard = frozenset[str]()
 
     async def one(self, *seats: Seat, stirred: bool = False) -> Claimed:
         """Looks in one transaction."""
-        return await self.world.store.write(partial(self._claim, seats=Seats(seats, CAN), stirred=stirred))
+        offered = Seats(seats, CAN, self.unheard)
+        return await self.world.store.write(partial(self._claim, seats=offered, stirred=stirred))
 
     def _claim(self, tx: Tx, seats: Seats, *, stirred: bool) -> Claimed:
         return Seated(self.world, seats)._claim(tx, stirred=stirred)
@@ -82,6 +84,19 @@ def looking(world: World) -> Looking:
 async def add(looking: Looking, count: int, label: str = "", priority: int = 0) -> None:
     for number in range(count):
         await looking.world.add(f"{label}{number}", labels=(label,) if label else (), priority=priority)
+
+
+async def test_what_may_be_meant_for_a_runner_that_was_not_heard_yet_waits_alone_and_no_longer(
+    looking: Looking,
+) -> None:
+    await add(looking, 2, "gpu", priority=1)
+    await add(looking, 11, "mine")
+    await add(looking, 2)
+    looking.unheard = frozenset({"command"})
+    assert await looking.all(seat()) == ["0", "1"]
+    assert (await looking.one(seat())).more, "it is on its way through them"
+    looking.unheard = frozenset()
+    assert await looking.all(seat()) == ["mine0", "mine1", "mine2", "mine3"]
 
 
 async def test_what_waits_for_another_runner_holds_up_nobody_behind_it(looking: Looking) -> None:

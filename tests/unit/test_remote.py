@@ -38,8 +38,8 @@ class Cable:
         self._come: list[Received] = []
         self._filled = anyio.Event()
 
-    def bring(self, *messages: Message, tag: Any = None) -> None:
-        self._come += [Received(message, tag, "home") for message in messages]
+    def bring(self, *messages: Message, tag: Any = None, sender: str = "home") -> None:
+        self._come += [Received(message, tag, sender) for message in messages]
         self._filled.set()
 
     def _fail(self) -> None:
@@ -111,7 +111,7 @@ class Bench:
 
     def again(self) -> None:
         """Has the next runner begin where the last has ended."""
-        self.ledger = Ledger(self.world.store)
+        self.ledger = Ledger(self.world.store, self.world.context.log)
         self.cable.acked.clear()
         self.remote = Remote(self.world.context, self.ledger, self.cable, Place(2, ("gpu",), 5.0))
 
@@ -299,6 +299,15 @@ async def test_a_cancel_ends_what_runs_and_what_waits_before_it_begins(bench: Be
         assert bench.cable.acked == ["a0", "a1", "a2", "a2", "a0", "unknown"]
 
 
+async def test_a_command_whose_cancel_lay_behind_it_at_the_broker_never_begins(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(command(0), Cancel("a0"))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == []
+        assert await bench.owed() == [("a0", "cancelled")]
+        assert bench.cable.acked == ["a0", "a0"]
+
+
 async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_start(bench: Bench) -> None:
     async with bench.runs():
         bench.cable.bring(*map(command, range(3)))
@@ -318,6 +327,38 @@ async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_
         assert bench.cable.acked == ["again"]
         assert bench.started == ["0", "1", "0"]
         assert await bench.owed() == [("a2", "cancelled"), ("a1", "cancelled")]
+
+
+async def test_what_it_had_begun_is_not_given_back_where_its_executor_is_offered_no_more(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.down = True  # It dies before the acknowledgement.
+        bench.cable.bring(command(0, "single"))
+        await anyio.wait_all_tasks_blocked()
+        bench.let(0)
+        await anyio.wait_all_tasks_blocked()
+        assert await bench.owed() == [("a0", "success")]
+        bench.cable.down = False
+        executors = bench.world.context.executors
+        bench.world.context.take_executors({"command": executors["command"]})
+        bench.cable.bring(command(0, "single"), command(1, "single"))
+        await anyio.wait_all_tasks_blocked()
+        assert (bench.cable.acked, bench.cable.refused) == (["a0"], ["a1"])
+        assert await bench.owed() == [("a0", "success"), ("a1", "unstarted")]
+
+
+async def test_what_it_has_given_back_never_begins_not_even_where_its_executor_is_offered_by_then(bench: Bench) -> None:
+    async with bench.runs():
+        executors = dict(bench.world.context.executors)
+        bench.world.context.take_executors({"command": executors["command"]})
+        bench.cable.down = True  # It can't be set aside.
+        bench.cable.bring(command(0, "single"))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.down = False
+        bench.world.context.take_executors(executors)
+        bench.cable.bring(command(0, "single"))
+        await anyio.wait_all_tasks_blocked()
+        assert (bench.started, bench.cable.acked, bench.cable.refused) == ([], ["a0"], [])
+        assert await bench.owed() == [("a0", "unstarted")]
 
 
 async def test_what_can_not_be_kept_is_not_acknowledged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,6 +400,25 @@ async def test_those_who_ask_hear_how_it_is_until_their_time_has_passed(bench: B
         await bench.remote.tell()
         assert len(bench.cable.sent) == 1
         assert bench.remote.heartbeat().running == 1
+
+
+async def test_who_asks_beyond_the_limit_is_named_and_takes_the_next_place(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "WATCHERS_MAX", 1)
+    async with bench.runs():
+        bench.cable.bring(Watch(10.0), sender="first")
+        for _ in range(2):
+            bench.cable.bring(Watch(60.0), sender="second")
+        await anyio.wait_all_tasks_blocked()
+        assert {to for to, _ in bench.cable.sent} == {"first"}
+        assert bench.remote.turned_away == 1
+        assert bench.world.logged.getvalue().count('"watcher_turned_away","daemon":"second"') == 1
+        bench.clock.now_s += 11.0
+        bench.cable.bring(Watch(60.0), sender="second")
+        await anyio.wait_all_tasks_blocked()
+        assert [to for to, _ in bench.cable.sent][-1] == "second"
+        assert bench.remote.turned_away == 0
 
 
 async def test_an_executor_that_is_down_is_not_offered_for_a_while(bench: Bench) -> None:

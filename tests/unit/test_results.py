@@ -1,6 +1,6 @@
 """Results: what each outcome does to its task, and that only the current attempt counts (promises 2 and 3)."""
 
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
@@ -140,6 +140,34 @@ async def test_a_result_counts_once(world: World) -> None:
     for outcome in ("success", "failure", "lost"):
         assert await world.finish(command, outcome) == []
     assert await world.task(command.task_id) == before
+
+
+async def test_of_results_that_come_together_each_is_written_or_not_for_itself(world: World) -> None:
+    for name in "abcd":
+        await world.add(name)
+    good, bad, twice, closed = await world.claim()
+    results = Results(world.context, world.gates)
+    event = world.context.watch.event(good.task_id)
+    ends = [one.ended("success", None) for one in (good, bad, twice, twice)]
+    ends[1] = msgspec.structs.replace(ends[1], exit_code=1 << 70)  # More than the column takes.
+    assert await results.try_all(ends) == [True, False, True, True]
+    assert [(await world.task(one.task_id)).state for one in (good, bad, twice)] == [
+        "completed",
+        "executing",
+        "completed",
+    ]
+    assert event.is_set()
+    assert world.logged.getvalue().count("late_result_refused") == 1
+    assert await results.try_all(()) == []
+    cast(Any, world.context.store).post = lambda _fn, done, **_: done(Closed())
+    assert await results.try_all([closed.ended("success", None)]) == [False]
+
+
+class Closed:
+    """What a store says that is closed."""
+
+    def outcome(self) -> Any:
+        raise Retryable("store_closed")
 
 
 async def test_a_late_result_of_an_earlier_attempt_is_refused(world: World, clock: FakeClock) -> None:

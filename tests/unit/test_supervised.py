@@ -1,12 +1,14 @@
 """What survives what: supervisors, commands and daemons are killed at every moment that matters."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +251,8 @@ async def test_adopting_what_never_began_runs_it(monkeypatch: pytest.MonkeyPatch
 
 async def test_what_cant_be_looked_at_is_looked_at_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("omnid.executor.command.INSIST_S", 0.001)
-    executor, effect = commands(tmp_path), tmp_path / "effect"
+    logged = StringIO()
+    executor, effect = commands(tmp_path, logged=logged), tmp_path / "effect"
     command = command_of(Work(argv=("sh", "-c", EFFECT, str(effect))), attempt=ATTEMPT)
     look, failures = supervised.read_trace, [errno.EMFILE, errno.EIO, errno.EMFILE]
 
@@ -261,6 +264,9 @@ async def test_what_cant_be_looked_at_is_looked_at_again(monkeypatch: pytest.Mon
     monkeypatch.setattr(supervised, "read_trace", looked)
     result = await executor.run(command, PORTS)
     assert (result.outcome, failures) == ("success", [])
+    waits, read = map(json.loads, logged.getvalue().splitlines())
+    assert (waits["event"], waits["attempt"], waits["code"]) == ("end_waits", ATTEMPT, "executor_down")
+    assert (read["event"], read["attempt"], read["tries"]) == ("end_read", ATTEMPT, 4)
     failures.append(errno.EMFILE)
     with pytest.raises(Retryable, match="not now"):
         await executor.recover(command, PORTS)
