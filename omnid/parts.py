@@ -105,6 +105,8 @@ class Parts:
     context: Context
     workspaces: Workspaces | None = None
     """Where agents work; a runner has none."""
+    asks = True
+    """Whether somebody hears what MCP servers ask; on a runner nobody does."""
 
     def __init__(self, wanted: Config, environ: Mapping[str, str], clock: Clock, log: Logger, secrets: Secrets) -> None:
         self._environ = environ
@@ -166,7 +168,7 @@ class Parts:
             if name in kept:
                 made[name] = kept[name]
             elif isinstance(section, McpSection):
-                made[name] = McpExecutor(
+                made[name] = mcp = McpExecutor(
                     section,
                     self.supervised,
                     self._secrets,
@@ -176,6 +178,8 @@ class Parts:
                     log=self._log,
                     limits=wanted.limits,
                 )
+                if not self.asks:
+                    mcp.asks_nobody()
             elif isinstance(section, ModelSection):
                 made[name] = self._model(section, wanted, work)
             else:

@@ -56,6 +56,8 @@ def problem_of(schedule: Schedule) -> tuple[str, str] | None:
         return "every", "it takes `cron` or `every`, not both"
     if not schedule.cron and schedule.every_s is None and schedule.times_max is not None:
         return "times_max", "it counts the runs of `cron` or `every`, and there is neither"
+    if schedule.missed == "run_all" and schedule.overlap != "queue":
+        return "missed", 'run_all needs overlap = "queue": its runs would leave each other out, or end each other'
     if schedule.zone:
         try:
             platform.zone(schedule.zone)

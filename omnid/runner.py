@@ -17,11 +17,12 @@ from anyio.abc import TaskGroup, TaskStatus
 from omnid import __version__, config, links, patterns
 from omnid.clock import Clock, SystemClock
 from omnid.daemon import EXECUTOR_CLOSE_S, store_settings
-from omnid.errors import OmnidError, Rejected
+from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.executor.interface import Executor
 from omnid.flow.comeback import Comeback
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
+from omnid.flow.guard import guard
 from omnid.flow.keep import keep
 from omnid.flow.recovery import Recovery
 from omnid.flow.remote import Place, Remote, held_max
@@ -71,6 +72,8 @@ class Health(msgspec.Struct, frozen=True):
     """Messages set aside since its start: of another version, wrongly signed, not offered."""
     refused_why: str | None = None
     """The last reason."""
+    leaving: bool = False
+    """Whether it was told to stop."""
 
 
 class Options(NamedTuple):
@@ -93,6 +96,8 @@ class RunnerProcess:
         self._clock = clock
         self._log = log
         self._stop = anyio.Event()
+        self._leaving = anyio.CancelScope()
+        """Around all that a stop waits for."""
         self._made: dict[str, Executor] = {}
         """The executors of the config, offered or not."""
         self._health = Bell()
@@ -100,6 +105,7 @@ class RunnerProcess:
         self.store = SqliteStore(self._state / DATABASE_NAME, clock, store_settings(wanted))
         self._ledger = Ledger(self.store, log)
         self._parts = Parts(wanted, environ, clock, log, secrets)
+        self._parts.asks = False
         supervised = self._parts.supervised
         self.context = Context(
             store=self.store,
@@ -144,7 +150,9 @@ class RunnerProcess:
             self._log.info("stopped", pid=os.getpid())
 
     def stop(self) -> None:
-        """Makes `serve` end."""
+        """Makes `serve` end: in an orderly way, and at once when it is called again."""
+        if self._stop.is_set():
+            self._leaving.cancel()
         self._stop.set()
 
     async def _open(self, work: TaskGroup) -> None:
@@ -185,11 +193,21 @@ class RunnerProcess:
         }
 
     async def _leave(self) -> None:
-        """Takes nothing new, says so, and lets out what is owed; commands go on under their supervisors."""
-        self._remote.leaving = True
-        with anyio.move_on_after(self._wanted.daemon.stop_grace_s):
-            await self._remote.tell()
-            await self._drain.finish()
+        """Gives back what has not begun, waits a while for what runs, and lets out what is owed.
+
+        Commands that run longer go on under their supervisors, and the next start adopts them.
+        """
+        remote, grace_s = self._remote, self._wanted.daemon.stop_grace_s
+        with self._leaving:
+            with anyio.move_on_after(grace_s):
+                await remote.leave()
+            self._health.ring()
+            with anyio.move_on_after(self._wanted.runner.drain_s):
+                await remote.idle.wait()
+            with anyio.move_on_after(grace_s):
+                await guard("flush", self._drain.flush, log=self._log)
+        running, unsent = len(self.context.running), await self._ledger.owed()
+        self._log.info("drained", given_back=remote.given_back, running=running, unsent=unsent)
 
     def _changed(self) -> None:
         """The link has gone up or down, or is full or not: what is owed may go out now."""
@@ -225,10 +243,14 @@ class RunnerProcess:
                 turned_away=self._remote.turned_away,
                 refused=self._remote.refused.total,
                 refused_why=self._remote.refused.why,
+                leaving=self._remote.leaving,
             )
             fresh = path.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.encode(line) + b"\n")
-            fresh.replace(path)
+            try:
+                fresh.write_bytes(msgspec.json.encode(line) + b"\n")
+                fresh.replace(path)
+            except OSError as error:  # A full disk, say: what is told is old meanwhile, and counts as unwell.
+                raise Retryable("state_unwritable", path=self._state, detail=error.strerror) from error
             with anyio.move_on_after(HEALTH_EVERY_S):
                 await self._health.wait()
 
@@ -327,7 +349,7 @@ def _run(wanted: Config, section: Link, environ: Mapping[str, str], clock: Clock
 async def _serve_with_signals(
     wanted: Config, section: Link, environ: Mapping[str, str], clock: Clock, log: Logger, secrets: Secrets
 ) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until SIGTERM or SIGINT; the second one ends what the first waits for."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
 

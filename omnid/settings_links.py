@@ -39,6 +39,7 @@ class Runner(Section, frozen=True, kw_only=True):
     executors: tuple[str, ...] = ()
     labels: tuple[Label, ...] = ()
     beat_s: Seconds = 5.0
+    drain_s: Seconds = 10.0
 
 
 class Remote(Section, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import anyio
 import msgspec
 
 from omnid.api.shapes_schedules import (
@@ -25,6 +26,8 @@ from omnid.store import journal
 from omnid.store import schedules as rows
 from omnid.store.interface import Reader, Tx
 
+FOLLOW_UP_S = 10.0
+"""How long a cancel that goes with a run may take to be passed on."""
 SCHEDULED = "scheduled"
 """The state that a submit is answered with where it made a schedule and no task."""
 
@@ -97,10 +100,17 @@ class ScheduleViews:
         return await self._context.store.write(once(caller, "schedule.remove", params, write, ScheduleView))
 
     async def run(self, caller: Caller, params: ScheduleRun) -> Submitted:
-        """Submits a schedule's task now, in the name and with the rights of whoever asks."""
+        """Submits a schedule's task now, in the name and with the rights of whoever asks; see `Schedules.by_hand`."""
         scheduled = await self._context.store.read(partial(_find, caller=caller, name=params.name))
-        write = self._schedules.by_hand(caller, scheduled, params.params)
-        return await self._context.store.write(once(caller, "schedule.run", params, write, Submitted))
+        write, effects = self._schedules.by_hand(caller, scheduled, params.params)
+        # What was written is followed up whatever becomes of the client, though not for ever.
+        with anyio.CancelScope(shield=True):
+            submitted = await self._context.store.write(once(caller, "schedule.run", params, write, Submitted))
+            for effect in effects:
+                with anyio.move_on_after(FOLLOW_UP_S):
+                    await self._schedules.follow_up(effect)
+            return submitted
+        raise AssertionError("nobody cancels this scope")
 
     def _added(
         self, caller: Caller, name: str, schedule: Schedule, task: Submit, params: dict[str, str]

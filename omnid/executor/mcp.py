@@ -87,6 +87,10 @@ class McpExecutor:
         self._outside = 0
         """Calls that are made outside of attempts."""
 
+    def asks_nobody(self) -> None:
+        """Says that what the server asks reaches nobody: it is told so at its next start."""
+        self._keeper.asks = False
+
     def accepts(self, work: Work) -> None:
         """See `Executor.accepts`; whether the tool is there and the arguments fit is known once the server runs."""
         if work.argv is not None or (work.prompt is not None and not self.takes_prompts):

@@ -55,6 +55,8 @@ class Keeper:
         self._clock = clock
         self._log = log
         self._nameless = nameless
+        self.asks = True
+        """Whether somebody hears what servers ask that are started from now on."""
         self._remote = bool(section.url)
         self._host: _Host | None = None
         self._hosts: set[_Host] = set()
@@ -167,7 +169,8 @@ class Keeper:
         session_type = await anyio.to_thread.run_sync(_load)
         transport = await self._connect()
         try:
-            host.session = session = session_type(self._section.name, transport, self._log, self._nameless, self._era)
+            nameless = self._nameless if self.asks else None
+            host.session = session = session_type(self._section.name, transport, self._log, nameless, self._era)
             async with anyio.create_task_group() as group:
                 group.start_soon(self._announce, host, session)
                 await session.serve(self._section.start_timeout_s, self._section.idle_s)

@@ -50,9 +50,12 @@ class McpSession:
     """
 
     def __init__(
-        self, name: str, transport: Transport, log: Logger, nameless: Callable[[], None], mode: str = AUTO
+        self, name: str, transport: Transport, log: Logger, nameless: Callable[[], None] | None, mode: str = AUTO
     ) -> None:
-        """`nameless` hears of questions that name no call; `mode` says in which era the session begins: see `era`."""
+        """`nameless` hears of questions that name no call; None: the server is told that nobody can be asked.
+
+        `mode` says in which era the session begins: see `era`.
+        """
         self.name = name
         self._mode = mode
         self._unreached = False
@@ -66,7 +69,10 @@ class McpSession:
         self._retired: str | None = None
         self._changed = anyio.Event()
         self._client: ClientSession | None = None
-        self._inbox = SessionInbox(name, log, lambda: self._client.protocol_version if self._client else None, nameless)
+        self._asks = nameless is not None
+        self._inbox = SessionInbox(
+            name, log, lambda: self._client.protocol_version if self._client else None, nameless or (lambda: None)
+        )
 
     @property
     def usable(self) -> bool:
@@ -117,7 +123,7 @@ class McpSession:
                         cache=None,
                         client_info=types.Implementation(name="omnid", version=__version__),
                         extensions=[advertise(EXTENSION)],
-                        elicitation_callback=self._inbox.elicit,
+                        elicitation_callback=self._inbox.elicit if self._asks else None,
                     ) as client:
                         self._client = client.session
                         await self.list_tools()

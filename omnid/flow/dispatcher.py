@@ -118,7 +118,8 @@ class Dispatcher:
 
         `stirred`: it is called because something may have become ready, in an earlier transaction perhaps.
         """
-        tx.stirred = tx.stirred or stirred
+        if stirred or tx.stirred:
+            lookout.stir(tx)
         context = self._context
         free, slots_free = self._room(tx.begun, tx.ended)
         seats = self._seats(tx.ended)

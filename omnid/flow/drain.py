@@ -46,6 +46,7 @@ class Drain:
         self._carriers: dict[str, Carrier] = {}
         self._rung: dict[str, None] = {}
         self._bell = Bell()
+        self._stopping = False
 
     def ring(self, queue: str) -> None:
         """Says that something waits in a queue; an inbox waits for its reader."""
@@ -88,6 +89,8 @@ class Drain:
             await self._bell.wait()
 
     def _start(self, group: TaskGroup, queue: str) -> None:
+        if self._stopping:
+            return
         if queue in self._carriers:
             self._carriers[queue].bell.ring()
             return
@@ -97,11 +100,23 @@ class Drain:
 
     async def finish(self) -> None:
         """Sends nothing new, and returns once what is on its way has been confirmed or has failed."""
+        self._stopping = True
         for carrier in self._carriers.values():
             carrier.stopping = True
         for carrier in self._carriers.values():
             async with carrier.sending:
                 pass
+
+    async def flush(self) -> None:
+        """Sends all that waits, and returns once it has been confirmed or can't be sent now; then it sends no more."""
+        await self.finish()
+        async with anyio.create_task_group() as group:
+            for queue in await self._context.store.read(outbox.destinations):
+                group.start_soon(self._empty, Carrier(self._context, self._open, queue))
+
+    async def _empty(self, carrier: "Carrier") -> None:
+        while await carrier.carry():
+            pass
 
 
 class Carrier:

@@ -19,7 +19,7 @@ from omnid.flow.gates import LINK, Gates
 from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.keep import keep
-from omnid.flow.results import Results
+from omnid.flow.results import LEFT, Results
 from omnid.link.connection import Connection
 from omnid.link.destination import Destination
 from omnid.link.interface import LinkDown, Poison, Received
@@ -283,6 +283,8 @@ class Lines:
         context = self._context
         context.fleet.bounce(result.attempt_id)
         task_id, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
+        if result.problem is not None and result.problem.code == LEFT:
+            return structs.replace(result, problem=Problem.make("runner_left", runner=runner, task=name))
         detail = "it said no more" if result.problem is None else result.problem.what.rstrip(".")
         problem = Problem.make("runner_refused", runner=runner, task=name, detail=detail)
         if result.problem is not None and result.problem.code == REFUSED:

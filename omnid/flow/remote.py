@@ -4,6 +4,7 @@ A command is acknowledged once the ledger has it, and started only then; what wa
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -32,11 +33,15 @@ HELD_MIN = 1_024
 TOLD_MAX = 1_024
 """How many attempts a heartbeat names at most."""
 NO_WORKSPACE = "none"
+ATTEMPT_ID = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
+"""It names a directory of the spool, and whoever can write to the broker may have chosen it."""
 WATCHERS_MAX = 64
 """How many daemons are told how it is, because others send it nothing; and how many that only say they are some."""
 WATCH_S_MAX = 3_600.0
 REST_S = 30.0
 """How long an executor that was down is not offered, unless an attempt on it ends before."""
+LINGER_S = 0.5
+"""How long a runner that leaves waits at least for what was on its way when its daemons heard of it."""
 BATCH_MAX = 64
 SEND_S_MAX = 120.0
 
@@ -141,12 +146,15 @@ class Remote:
         self._ledger = ledger
         self._messenger = messenger
         self._place = place
+        self._name = context.config.runner.name
         self.owed = Owed(context, ledger, messenger)
         self.standings = Standings(context)
         self.runner = Runner(context, self.standings, self.owed)
         self._held: dict[str, Held] = {}
         """Commands without a slot, by attempt."""
         self._room = anyio.Event()
+        self._begins = anyio.Lock()
+        """Held by whoever writes down that commands begin, or go back."""
         self._watchers: dict[str, Watcher] = {}
         """The daemons that are told how it is."""
         self._claimed: set[str] = set()
@@ -156,6 +164,10 @@ class Remote:
         self._asked = Bell()
         self.refused = Refused()
         self.leaving = False
+        self.idle = anyio.Event()
+        """Set once it leaves and nothing runs any more."""
+        self.given_back = 0
+        """How many commands its daemons got back because it leaves."""
 
     async def recover(self, group: TaskGroup) -> int:
         """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many."""
@@ -183,6 +195,8 @@ class Remote:
                 # What one fails with is none of the others' business; it comes again at the next connection.
                 await guard(f"message of {received.sender}", self._one, received, done, log=self._context.log)
             await self._ack(done)
+            if self.leaving:
+                await self._give_back()
             self._context.activity.ring()
 
     async def _one(self, received: Received, done: list[Received]) -> None:
@@ -208,6 +222,8 @@ class Remote:
 
     def _wrong(self, command: Command) -> str | None:
         """Says why a command can't run here; None where it can."""
+        if ATTEMPT_ID.fullmatch(command.attempt_id) is None:
+            return "the id of its attempt is none"
         if command.executor not in self._context.executors:
             return f"this runner doesn't offer its executor {command.executor}"
         if command.work.workspace not in (None, NO_WORKSPACE):
@@ -278,8 +294,8 @@ class Remote:
             result = unbegun(held.begun.command)
             if not await self._written("cancel_waits", attempt_id, self._ledger.withdraw, held.begun, result):
                 return False
-            done += held.came
             self._held.pop(attempt_id, None)
+            done += held.came
             self._room.set()
         # Where it has begun at this very moment, that goes for it.
         return await self._written("cancel_waits", attempt_id, self._ledger.cancel, attempt_id)
@@ -326,15 +342,17 @@ class Remote:
         while True:
             while begun := await self._startable():
                 known = {one.command.attempt_id for one in begun}
-                for fresh in await self._ledger.begin(begun):
-                    known.discard(fresh.command.attempt_id)
-                    self._start(group, fresh.command)
+                async with self._begins:
+                    for fresh in await self._ledger.begin(begun):
+                        known.discard(fresh.command.attempt_id)
+                        self._start(group, fresh.command)
+                    held = self._let_go(begun)
                 if known:
                     self._context.log.info("known_commands_dropped", attempts=sorted(known))
-                held = [self._held.pop(one.command.attempt_id, None) for one in begun]
-                self._room.set()
                 await checkpoint()  # They start before this goes to the broker.
-                await self._ack([received for one in held if one is not None for received in one.came])
+                await self._ack([received for one in held for received in one.came])
+            if self.leaving and not self._context.running:
+                self.idle.set()
             await self._context.activity.wait()
 
     async def _startable(self) -> list[Begun]:
@@ -364,6 +382,12 @@ class Remote:
                 chosen.append(begun)
         return chosen
 
+    def _let_go(self, begun: Sequence[Begun]) -> list[Held]:
+        """Holds no longer what the ledger has; gives what of it was held still."""
+        held = [self._held.pop(one.command.attempt_id, None) for one in begun]
+        self._room.set()
+        return [one for one in held if one is not None]
+
     def _start(self, group: TaskGroup, command: Command, name: str | None = None) -> None:
         self._context.take_on(command.attempt_id, command.executor)
         self.runner.begin(group, command, name)
@@ -373,14 +397,50 @@ class Remote:
         self._held.clear()
         self._room.set()
 
-    async def _ack(self, received: Sequence[Received]) -> None:
-        """Acknowledges what is durable here; where that fails it comes again, and is dropped as known."""
-        if not received:
+    async def leave(self) -> None:
+        """Begins nothing any more, tells the daemons so, and gives back what has not begun, now and from now on."""
+        self.leaving = True
+        self._context.activity.ring()
+        await self.tell()
+        await guard("give back", self._give_back, log=self._context.log)
+        if self._watchers:
+            await anyio.sleep(LINGER_S)
+
+    async def _give_back(self) -> None:
+        """Has the daemons send elsewhere what has no slot yet.
+
+        It counts as begun until the broker has let go of it: where that fails it comes again, is known, and the next
+        start runs it. Said before, it could run there and elsewhere.
+        """
+        async with self._begins:
+            begun = [one.begun for one in self._held.values()]
+            if not begun:
+                return
+            try:
+                await self._messenger.keep_name()
+            except LinkDown:
+                return  # It comes again, or is another's.
+            fresh = await self._ledger.begin(begun)
+            held = self._let_go(begun)
+        if not await self._ack([received for one in held for received in one.came]):
             return
+        gone = {one.begun.command.attempt_id for one in held}  # Without what an outage of the link took meanwhile.
+        commands = [one.command for one in fresh if one.command.attempt_id in gone]
+        async with anyio.create_task_group() as group:  # Side by side, so that they share commits.
+            for command in commands:
+                group.start_soon(self.owed.settle, left(command, self._name))
+        self.given_back += len(commands)
+
+    async def _ack(self, received: Sequence[Received]) -> bool:
+        """Acknowledges what is durable here; False where that fails: it comes again, and is dropped as known."""
+        if not received:
+            return True
         try:
             await self._messenger.ack(received)
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)
+            return False
+        return True
 
     def heartbeat(self, token: str = "") -> Heartbeat:
         """Says how the runner is, to whoever asked with that token."""
@@ -427,3 +487,8 @@ class Remote:
         except Retryable as error:
             self._context.log.debug("beat_failed", daemon=daemon, detail=error.what)
         return True
+
+
+def left(command: Command, runner: str) -> Result:
+    """Makes the result of a command that goes back because its runner was told to stop: it had no effect."""
+    return command.ended("unstarted", Problem.make("runner_left", runner=runner, task=command.name))

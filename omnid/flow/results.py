@@ -27,6 +27,8 @@ Chance = Callable[[float, float], float]
 
 SETTLE_BACKOFF = Backoff(base_s=0.5, max_s=30.0)
 UNSTARTED_WAIT_S = 1.0
+LEFT = "runner_left"
+"""The code with which a runner that was told to stop gives back what has not begun: it may begin elsewhere at once."""
 ALONE = ("workspace_full", "workspace_down", "runner_refused")
 """Why an attempt may not have begun while nothing keeps the others of its executor."""
 WITHOUT_RESULT = frozenset({"unstarted", "lost"})
@@ -89,6 +91,8 @@ def _without_result(task: Task, result: Result, *, idempotent: bool, again_s: fl
     A crash is no failure of the task, so it isn't counted; but after each it waits longer than after the one before.
     """
     if result.outcome == "unstarted":
+        if result.problem is not None and result.problem.code == LEFT:
+            return Verdict("again", task.failures, problem=result.problem)
         # Most of them closed the gate that they wait behind; others may wait alone, for want of a workspace, say.
         alone = result.problem is not None and result.problem.code in ALONE
         return Verdict(

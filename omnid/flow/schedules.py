@@ -19,7 +19,7 @@ from omnid.flow.caller import Caller, entitled
 from omnid.flow.context import Bell, Context
 from omnid.flow.control import Cancelling, Effect, Order, order
 from omnid.flow.diskroom import DiskRoom
-from omnid.model import Problem, Schedule, Scheduled, Submit, Submitted
+from omnid.model import Problem, Schedule, Scheduled, Submit, Submitted, Task
 from omnid.patterns import said
 from omnid.recurrence import Due
 from omnid.settings import Preset
@@ -134,11 +134,23 @@ class Schedules:
         intake.plan_one(self._context, caller, submit_of(scheduled, {}, None))
         return partial(_add, scheduled=self._timed(scheduled), count_max=self._context.config.schedules.count_max)
 
-    def by_hand(self, caller: Caller, scheduled: Scheduled, params: Mapping[str, str]) -> Write:
-        """Checks a run by hand and gives the function that writes it; raises Rejected."""
+    def by_hand(self, caller: Caller, scheduled: Scheduled, params: Mapping[str, str]) -> tuple[Write, list[Effect]]:
+        """Checks a run by hand and gives the function that writes it, and where that puts what is to be followed up.
+
+        Raises Rejected; so does the function (`schedule_busy`).
+        """
         self._room.check(self._context.config.store.free_bytes_min)
         write = intake.plan_one(self._context, caller, submit_of(scheduled, params, None))
-        return partial(_by_hand, name=scheduled.name, write=write)
+        effects: list[Effect] = []
+        return partial(self._by_hand, caller=caller, name=scheduled.name, write=write, effects=effects), effects
+
+    async def follow_up(self, effect: Effect) -> None:
+        """Passes on that a run has been cancelled for the next one."""
+        context = self._context
+        context.watch.tell(effect.touched)
+        context.wake()
+        if effect.cancel_attempt is not None:
+            await self._cancelling.end_attempt(effect.cancel_attempt)
 
     def switched(self, scheduled: Scheduled, *, enabled: bool) -> Scheduled:
         """Gives the schedule switched on or off; its times begin anew when it is switched on."""
@@ -175,10 +187,7 @@ class Schedules:
             return
         context.timer.ring()
         if effect is not None:
-            context.watch.tell(effect.touched)
-            context.wake()
-            if effect.cancel_attempt is not None:
-                await self._cancelling.end_attempt(effect.cancel_attempt)
+            await self.follow_up(effect)
 
     def _due(self, scheduled: Scheduled) -> Due:
         now_ms, first_ms = self._context.clock.wall_ms(), scheduled.next_at_ms
@@ -187,7 +196,7 @@ class Schedules:
         schedule, began_ms = scheduled.schedule, scheduled.created_at_ms
         due = recurrence.due(schedule, zone, began_ms, now_ms if first_ms is None else first_ms, now_ms, late_ms)
         if schedule.overlap != "queue" and len(due.times) > 1:
-            # All but the last would overlap, or be ended at once.
+            # Of an earlier version, which took that: all but the last would overlap, or be ended at once.
             due = due._replace(times=due.times[-1:], skipped=due.skipped + len(due.times) - 1)
         left = len(due.times) if schedule.times_max is None else max(0, schedule.times_max - scheduled.runs)
         return due._replace(times=due.times[:left])
@@ -197,13 +206,12 @@ class Schedules:
         current = rows.find(tx, before.name)
         if current != before:
             return None
-        last = None if before.last_task is None else journal.task_by_id(tx, before.last_task)
-        goes_on = last is not None and last.state not in TERMINAL
-        if goes_on and before.schedule.overlap == "skip":
+        last = _going_on(tx, before)
+        if last is not None and before.schedule.overlap == "skip":
             rows.put(tx, replace(before, next_at_ms=due.next_at_ms, skipped=before.skipped + due.skipped + len(writes)))
             return None
         effect = None
-        if last is not None and goes_on and before.schedule.overlap == "kill" and writes:
+        if last is not None and before.schedule.overlap == "kill" and writes:
             effect = order(self._context, Caller(origin=last.origin), Order(last.id, "cancel"))(tx)
         submitted = [write(tx) for write in writes]
         after = replace(before, next_at_ms=due.next_at_ms, skipped=before.skipped + due.skipped, problem=None)
@@ -212,6 +220,21 @@ class Schedules:
         ended = after.schedule.times_max is not None and after.runs >= after.schedule.times_max
         rows.put(tx, replace(after, next_at_ms=None) if ended else after)
         return effect
+
+    def _by_hand(self, tx: Tx, *, caller: Caller, name: str, write: Write, effects: list[Effect]) -> Submitted:
+        """Submits a run by hand: it is the last run from then on, and none of those that are counted."""
+        scheduled = rows.need(tx, name)
+        last, overlap = _going_on(tx, scheduled), scheduled.schedule.overlap
+        if last is not None and overlap == "skip":
+            task = last.name if caller.sees(last) else "somebody else's task"
+            raise Rejected("schedule_busy", schedule=scheduled.name, task=task)
+        effects.clear()  # The function may be run twice.
+        # Whoever may not cancel it waits behind it.
+        if last is not None and overlap == "kill" and (caller.role == "person" or last.origin == caller.origin):
+            effects.append(order(self._context, Caller(origin=last.origin), Order(last.id, "cancel"))(tx))
+        submitted = write(tx)
+        rows.put(tx, replace(scheduled, last_at_ms=tx.now_ms, last_task=submitted.id))
+        return submitted
 
     async def _take_presets(self) -> None:
         """Brings the schedules of the config up to what it says now."""
@@ -266,11 +289,10 @@ def _add(tx: Tx, *, scheduled: Scheduled, count_max: int) -> Scheduled:
     return scheduled
 
 
-def _by_hand(tx: Tx, *, name: str, write: Write) -> Submitted:
-    scheduled = rows.need(tx, name)
-    submitted = write(tx)
-    rows.put(tx, replace(scheduled, last_at_ms=tx.now_ms, last_task=submitted.id, runs=scheduled.runs + 1))
-    return submitted
+def _going_on(tx: Tx, scheduled: Scheduled) -> Task | None:
+    """Gives the task of the last run, by hand or not, where it has not ended."""
+    last = None if scheduled.last_task is None else journal.task_by_id(tx, scheduled.last_task)
+    return None if last is None or last.state in TERMINAL else last
 
 
 def _failed(tx: Tx, *, before: Scheduled, due: Due, problem: Problem) -> None:

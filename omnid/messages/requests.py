@@ -103,6 +103,11 @@ REQUESTS: dict[str, Message] = {
         "A schedule has one name, and a preset of the config is a schedule too.",
         "Choose another name, or remove the other one: `omnictl schedule rm {schedule}`.",
     ),
+    "schedule_busy": Message(
+        "Schedule {schedule} is not run: {task}, its last run, has not ended.",
+        "Its overlap is skip, so one run at a time.",
+        "Wait for it or cancel it; with overlap = queue, a run by hand waits by itself.",
+    ),
     "other_schedule": Message(
         "{schedule} is not a schedule of {origin}.",
         "An agent sees all schedules, but changes its own only.",

@@ -13,6 +13,7 @@ ELSEWHERE = {
     "session_gone": "tests/contract/test_profile.py::test_a_session_that_was_lost_with_the_machine_is_asked_about",
     "session_taken": "tests/contract/test_profile.py::test_a_session_that_is_there_already_is_gone_on_with",
     "schedule_taken": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
+    "schedule_busy": "tests/e2e/test_schedules.py::test_a_run_by_hand_beside_one_that_goes_on_is_refused",
     "schedule_of_config": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
     "other_schedule": "tests/e2e/test_schedules.py::test_whose_a_schedule_is",
     "daemon_differs": "tests/unit/test_relay_session.py::test_a_daemon_of_another_version_is_named_at_once",
@@ -82,6 +83,8 @@ ELSEWHERE = {
     "runner_lost": "tests/unit/test_lines.py::test_a_runner_whose_lease_is_over_is_lost",
     "runner_refused": "tests/unit/test_lines.py"
     "::test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_time",
+    "runner_left": "tests/unit/test_lines.py"
+    "::test_what_a_runner_gives_back_that_was_told_to_stop_goes_elsewhere_at_once",
     "runner_silent": "tests/unit/test_lines.py::test_what_the_broker_lost_is_settled_as_lost",
     "link_down": "tests/contract/test_link_outage.py::test_a_killed_broker_is_noticed_at_once_and_its_return_too",
     "link_full": "tests/contract/test_link.py::test_a_full_broker_takes_nothing_and_still_gives_what_it_has",

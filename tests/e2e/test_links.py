@@ -186,6 +186,29 @@ def test_a_lost_runner_leaves_a_task_uncertain_until_its_late_result_comes(fleet
 
 
 @only_redis
+def test_what_a_runner_that_is_told_to_stop_has_not_begun_goes_to_another_at_once(fleet: Fleet) -> None:
+    fleet.link(2)
+    fleet.start()
+    first = fleet.run(0, OMNID_DAEMON__SLOTS_MAX="1", OMNID_RUNNER__DRAIN_S="60")
+    with fleet.gate() as gate:
+        running = fleet.sh("echo x >> begun; read x < go")
+        fleet.file("begun")
+        queued = fleet.sh("echo y >> begun")
+        until(lambda: fleet.states(queued) == ["executing"], "the command to be in the window")
+        fleet.runners[first].terminate()
+        until(lambda: fleet.client.get(queued)["attempts"][:1] and fleet.states(queued) == ["idle"], "it to come back")
+        runners = fleet.client.call("omnid/runner.list", {})["runners"]
+        assert {one["name"]: one["state"] for one in runners}[first] == "leaving"
+        fleet.run(1)
+        view = fleet.wait(queued)
+        assert [one["outcome"] for one in view["attempts"]] == ["unstarted", "success"]
+        assert fleet.states(running) == ["executing"]
+        gate.let()
+        assert [one["outcome"] for one in fleet.wait(running)["attempts"]] == ["success"]
+    assert fleet.runners[first].wait(WAIT_S) == 0
+
+
+@only_redis
 def test_what_may_be_repeated_goes_from_a_lost_runner_to_another_and_its_late_result_is_refused(fleet: Fleet) -> None:
     fleet.link(2, '[[executor]]\nname = "safe"\nkind = "command"\nidempotent = true\n', "lease_s = 1.0\n")
     fleet.config.write_text(fleet.config.read_text().replace('executors = ["command"]', 'executors = ["safe"]'))

@@ -21,6 +21,7 @@ from omnid.model import Cancel, Command, Heartbeat, Result, Watch, Work
 from tests.contract.links import KINDS, WAIT_S, Kit, kit_of, take
 from tests.e2e.harness import Home
 from tests.e2e.harness import until as harness_until
+from tests.fakes import mcp_asking_server
 from tests.fakes.brokers import Broker
 
 pytestmark = pytest.mark.anyio
@@ -47,6 +48,10 @@ class Host(Home):
             f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 1.0\n{more}'
         )
 
+    def drain(self, seconds: float) -> None:
+        """Says for how long a stop waits for what runs."""
+        self.config.write_text(self.config.read_text().replace("[runner]\n", f"[runner]\ndrain_s = {seconds}\n"))
+
     def run(self) -> None:
         """Starts the runner."""
         with self.said.open("ab") as said:
@@ -54,10 +59,18 @@ class Host(Home):
                 RUNNER, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=self.environ, cwd=self.root
             )
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Ends it; gives its exit code."""
+    def tell(self, number: int = signal.SIGTERM) -> None:
         assert self.runner is not None
         self.runner.send_signal(number)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ends it; gives its exit code."""
+        self.tell(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Waits for its end; gives its exit code."""
+        assert self.runner is not None
         code = self.runner.wait(WAIT_S)
         self.runner = None
         return code
@@ -218,7 +231,8 @@ async def test_what_it_holds_without_a_name_begins_once_there_is_room_for_the_na
 async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_all_the_same(
     brokers: Callable[[str], Broker], host: Host, left: str
 ) -> None:
-    kit = Kit("redis", brokers("redis"), "left")
+    # A name of its own: the one before was killed, and has its name for a while.
+    kit = Kit("redis", brokers("redis"), f"left-{left.replace(' ', '-')}")
     other, third = (f'[[executor]]\nname = "{name}"\nkind = "command"\n' for name in ("other", "third"))
     host.link(kit, other + third)
     begun, go = host.work / "begun", host.work / "go"
@@ -251,6 +265,7 @@ async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_
 async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], Broker], host: Host) -> None:
     kit = Kit("redis", brokers("redis"), "stop")
     host.link(kit)
+    host.drain(0.3)
     begun, go = host.work / "begun", host.work / "go"
     os.mkfifo(go)
     async with kit.daemon() as daemon:
@@ -260,13 +275,73 @@ async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], 
         began_s = time.monotonic()
         assert host.end() == 0
         assert time.monotonic() - began_s < 10.0
-        beats: list[Heartbeat] = []
-        while not (beats and beats[-1].leaving):
-            received = await take(daemon, 1)
-            await daemon.ack(received)
-            beats += [one.message for one in received if isinstance(one.message, Heartbeat)]
+        await leaving(daemon)
+        assert drained(host) == (0, 1, 0)
         await anyio.to_thread.run_sync(go.write_text, "\n")  # It ends while no runner is there.
         host.run()
+        assert [result.outcome for result in await results(daemon, 1)] == ["success"]
+
+
+async def leaving(daemon: Link) -> list[Result]:
+    """Waits until the runner has said that it leaves; gives the results that came before."""
+    found: list[Result] = []
+    beats: list[Heartbeat] = []
+    while not (beats and beats[-1].leaving):
+        received = await take(daemon, 1)
+        await daemon.ack(received)
+        beats += [one.message for one in received if isinstance(one.message, Heartbeat)]
+        found += [one.message for one in received if isinstance(one.message, Result)]
+    return found
+
+
+def drained(host: Host) -> tuple[int, int, int]:
+    (line,) = host.logged("drained")
+    return line["given_back"], line["running"], line["unsent"]
+
+
+async def test_a_stop_gives_back_what_has_not_begun_and_lets_out_what_ends_meanwhile(
+    kit: Kit, daemon: Link, host: Host
+) -> None:
+    host.link(kit, "[daemon]\nslots_max = 1\n")
+    host.drain(60.0)
+    begun, go = host.work / "begun", host.work / "go"
+    os.mkfifo(go)
+    commands = [sh(number, f"echo {number} >> {begun}; read line < {go}", host.work) for number in range(4)]
+    host.run()
+    await daemon.send(kit.runner_name, [*commands[:3], Watch(60.0)])
+    await until(begun.exists)
+    host.tell()
+    back = await leaving(daemon)
+    back += await results(daemon, 2 - len(back))
+    await daemon.send(kit.runner_name, [commands[3]])  # By a daemon that has not heard of it yet.
+    back += await results(daemon, 1)
+    assert [(one.attempt_id, one.outcome) for one in back] == [(one.attempt_id, "unstarted") for one in commands[1:]]
+    assert {one.problem and one.problem.code for one in back} == {"runner_left"}
+    await until(lambda: health(host)["leaving"])
+    await acknowledged(kit)
+    await anyio.to_thread.run_sync(go.write_text, "\n")
+    assert [(one.attempt_id, one.outcome) for one in await results(daemon, 1)] == [(commands[0].attempt_id, "success")]
+    assert await anyio.to_thread.run_sync(host.ended) == 0
+    assert drained(host) == (3, 0, 0)
+    assert begun.read_text() == "0\n"
+
+
+async def test_a_second_stop_ends_it_at_once(brokers: Callable[[str], Broker], host: Host) -> None:
+    kit = Kit("redis", brokers("redis"), "twice")
+    host.link(kit)
+    host.drain(3600.0)
+    begun, go = host.work / "begun", host.work / "go"
+    os.mkfifo(go)
+    async with kit.daemon() as daemon:
+        host.run()
+        await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}; read line < {go}", host.work), Watch(60.0)])
+        await until(begun.exists)
+        host.tell()
+        await leaving(daemon)
+        assert host.end() == 0
+        assert drained(host) == (0, 1, 0)
+        host.run()
+        await anyio.to_thread.run_sync(go.write_text, "\n")
         assert [result.outcome for result in await results(daemon, 1)] == ["success"]
 
 
@@ -299,6 +374,25 @@ def health(host: Host) -> dict[str, Any]:
     path = host.state / "runner" / "health"
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+async def test_a_health_line_that_can_not_be_written_is_logged_once_and_stops_nothing(
+    brokers: Callable[[str], Broker], host: Host
+) -> None:
+    kit = Kit("redis", brokers("redis"), "health")
+    host.link(kit)
+    obstacle = host.state / "runner" / "health.new"
+    obstacle.mkdir(parents=True)
+    obstacle.parent.chmod(0o700)
+    host.run()
+    async with kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [sh(1, "true", host.work)])
+        assert [result.outcome for result in await results(daemon, 1)] == ["success"]
+        assert host.call("--health").returncode == 1
+        (line,) = host.logged("loop_waits")
+        assert (line["loop"], line["code"], host.logged("loop_failed")) == ("health", "state_unwritable", [])
+        obstacle.rmdir()
+        await until(lambda: host.call("--health").returncode == 0)
 
 
 async def test_a_cancel_reaches_what_runs_and_what_waits(brokers: Callable[[str], Broker], host: Host) -> None:
@@ -340,6 +434,26 @@ async def test_what_it_does_not_offer_is_set_aside_and_told(brokers: Callable[[s
     assert "doesn't offer its executor codex" in problem.what
     await until(lambda: len(host.logged("message_set_aside")) == 2)
     assert len(await kit.broker.dead(kit.runner_name)) == 2
+
+
+async def test_a_server_on_a_runner_is_told_that_nobody_can_be_asked(
+    brokers: Callable[[str], Broker], host: Host
+) -> None:
+    kit = Kit("redis", brokers("redis"), "asks")
+    argv = json.dumps([sys.executable, mcp_asking_server.__file__])
+    host.link(kit, f'[[executor]]\nname = "forms"\nkind = "mcp"\nargv = {argv}\n')
+    host.run()
+    async with kit.daemon() as daemon:
+        work = Work(server="forms", tool="greet")
+        await daemon.send(kit.runner_name, [sh(1, "", host.work, executor="forms", work=work)])
+        (result,) = await results(daemon, 1)
+    assert result.problem is not None
+    assert (result.outcome, result.problem.code, "elicitation" in result.problem.what) == (
+        "failure",
+        "reported_error",
+        True,
+    ), result
+    assert host.logged("mcp_not_asked") == []
 
 
 SIGNED = '[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\n'

@@ -407,6 +407,7 @@ def greet(request: Any, params: dict[str, Any]) -> None:
         send({"id": request, "error": {"code": -32022, "message": "unsupported", "data": data}})
         return
     note({"initialized": params["protocolVersion"]})
+    note({"declared": sorted(params["capabilities"])})
     capabilities: dict[str, Any] = {"tools": {}, "logging": {}}
     if OPTIONS["tasks"]:
         capabilities["tasks"] = {"cancel": {}, "requests": {"tools": {"call": {}}}}

@@ -177,6 +177,24 @@ async def test_a_dead_destination_blocks_nobody(world: World) -> None:
     assert await left(world) == ["1", "2"]
 
 
+async def test_a_flush_lets_out_all_that_can_go_and_nothing_after_it(world: World) -> None:
+    places = {"a": Place(), "b": Place()}
+    places["b"].down, places["b"].rings = DOWN, True
+    drain = Drain(world.context, places.get)
+    world.store.rung = drain.ring
+    await put(world, "1", "2")
+    await put(world, "x", queue="b")
+    with anyio.fail_after(WAIT_S):
+        await drain.flush()
+    assert (places["a"].texts, places["b"].calls) == (["1", "2"], [["x"]])
+    async with anyio.create_task_group() as group:
+        group.start_soon(drain.run, group)
+        await put(world, "late", "later")
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    assert await left(world) == ["late", "later"]
+
+
 async def test_the_one_timer_wakes_the_next_try(world: World, clock: FakeClock) -> None:
     place, timer = Place(), Wakeup(world.context, world.gates, Cancelling(world.context))
     place.down = DOWN

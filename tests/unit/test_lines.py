@@ -15,6 +15,7 @@ from omnid.flow.dispatcher import SENT_MAX, claim
 from omnid.flow.fleet import Fleet
 from omnid.flow.intake import plan
 from omnid.flow.lines import RESULTS_AT_ONCE
+from omnid.flow.remote import left
 from omnid.model import Command, Problem, Result, Submit, Task, Watch, Work
 from omnid.store import journal, outbox
 from tests.fakes.cable import DOWN, Bench, beat
@@ -205,6 +206,21 @@ async def test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_tim
         assert again.problem.code == "runner_refused"
         assert again.problem.what == "Runner a gave t1 back: Executor command can't be used: not here."
         assert bench.context.fleet.seats().rooms() == {"safe": 8}
+
+
+async def test_what_a_runner_gives_back_that_was_told_to_stop_goes_elsewhere_at_once(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring("a", beat())
+        task = await bench.world.add("one")
+        (command,) = await bench.sent(1)
+        bench.cable.bring("a", left(command, "a"))
+        await bench.cable.until(lambda: command.attempt_id in bench.cable.acked)
+        again = await bench.task(task)
+        assert (again.state, again.problem and again.problem.code) == ("idle", "runner_left")
+        assert "runner/a" not in await bench.world.store.read(outbox.destinations), "not to the one that it came from"
+        bench.cable.bring("b", beat())
+        (second,) = await bench.sent(1, "b")
+        assert (second.task_id, second.number) == (task.id, 2)
 
 
 async def test_a_result_of_another_runner_is_refused(bench: Bench) -> None:

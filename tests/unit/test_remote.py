@@ -218,6 +218,49 @@ async def test_where_another_may_have_its_name_it_begins_nothing(bench: Bench) -
         assert bench.started == ["0", "1", "2"]
 
 
+async def test_who_leaves_begins_nothing_and_gives_back_what_has_not_begun(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(4)))
+        await anyio.wait_all_tasks_blocked()
+        await bench.remote.leave()
+        assert sorted(await bench.owed()) == [("a2", "unstarted"), ("a3", "unstarted")]
+        assert bench.cable.acked == ["a0", "a1", "a2", "a3"]
+        bench.cable.bring(command(2), command(4))
+        await anyio.wait_all_tasks_blocked()
+        assert (await bench.owed())[2:] == [("a4", "unstarted")], "what went back is known"
+        assert (bench.remote.given_back, bench.remote.idle.is_set()) == (3, False)
+        for number in range(2):
+            bench.let(number)
+        await bench.remote.idle.wait()
+        assert bench.started == ["0", "1"]
+
+
+async def test_what_the_broker_may_bring_again_is_not_given_back_and_runs_at_the_next_start(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(3)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.down = True
+        await bench.remote.leave()
+        assert (await bench.owed(), bench.remote.given_back) == ([], 0)
+    bench.cable.down = False
+    bench.again()
+    async with bench.runs():
+        bench.cable.bring(command(2), tag="again")
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.acked == ["again"]
+        assert sorted(bench.started) == ["0", "0", "1", "1", "2"]
+
+
+async def test_who_may_have_lost_its_name_gives_nothing_back(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(*map(command, range(3)))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.nameless = True
+        await bench.remote.leave()
+        assert [one.begun.command.attempt_id for one in await bench.ledger.open()] == ["a0", "a1"]
+        assert (bench.cable.acked, await bench.owed()) == (["a0", "a1"], [])
+
+
 async def test_no_more_is_held_than_memory_is_meant_to_take(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "HELD_MIN", 2)
     monkeypatch.setattr(remote, "WATCHERS_MAX", 0)
@@ -392,6 +435,16 @@ async def test_an_executor_that_is_down_is_not_offered_for_a_while(bench: Bench)
         bench.let(1)
         await anyio.wait_all_tasks_blocked()
         assert "executor_up" in bench.world.logged.getvalue()
+
+
+@pytest.mark.parametrize("id", ["", ".", "..", "../../evil", "/etc", "a/b", "a\n", "nul\0", "ß", "x" * 65])
+async def test_an_attempt_whose_id_would_lead_out_of_the_spool_is_set_aside(bench: Bench, id: str) -> None:
+    async with bench.runs():
+        bench.cable.bring(msgspec.structs.replace(command(0), attempt_id=id), command(1))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.cable.refused == [id]
+        assert await bench.owed() == [(id, "unstarted")]
+        assert bench.started == ["1"]
 
 
 async def test_what_is_not_offered_is_answered_and_set_aside(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from omnid.flow.caller import Caller
 from omnid.flow.control import Cancelling
 from omnid.flow.schedules import Schedules
 from omnid.model import NamedSchedule, Problem, Schedule, Submit
+from omnid.route.rights import Rights
 from omnid.settings import Preset
 from omnid.store import schedules as rows
 from tests.fakes.clock import FakeClock
@@ -143,6 +144,69 @@ async def test_the_run_before_is_ended(house: House) -> None:
     assert await house.world.claim() == []
     await house.world.finish(command, "cancelled")
     assert len(await house.world.claim()) == 1
+
+
+async def test_of_an_earlier_versions_missed_runs_none_ends_another(house: House) -> None:
+    for name in ("skip", "kill"):
+        await house.add(name, Schedule(every_s=60, overlap=name))
+        scheduled = await house.world.store.read(lambda reader, name=name: rows.need(reader, name))
+        before = replace(scheduled, schedule=replace(scheduled.schedule, missed="run_all"))
+        await house.world.write(lambda tx, before=before: rows.put(tx, before))
+    await house.after(5)
+    assert [(task.work.argv, task.cancel) for task in await house.tasks()] == [(("skip",), False), (("kill",), False)]
+    assert [(await house.show(name)).skipped for name in ("skip", "kill")] == [4, 4]
+
+
+async def test_a_run_by_hand_is_the_last_run_and_none_that_is_counted(house: House) -> None:
+    await house.add("twice", Schedule(every_s=60, times_max=2))
+    await house.views.run(PERSON, ScheduleRun(name="twice"))
+    view = await house.show("twice")
+    assert (view.runs, view.last_task, view.last_at_ms) == (0, "t1", house.clock.now_ms)
+    await house.after(1)
+    assert (await house.show("twice")).skipped == 1, "it goes on"
+    await house.finish()
+    for _ in range(3):
+        await house.after(1)
+        await house.finish()
+    view = await house.show("twice")
+    assert (view.runs, view.next_at_ms, len(await house.tasks())) == (2, None, 3)
+    await house.views.run(PERSON, ScheduleRun(name="twice"))
+    assert len(await house.tasks()) == 4, "by hand it runs as often as anybody likes"
+
+
+async def test_one_at_a_time_holds_by_hand_too_and_names_what_goes_on(house: House) -> None:
+    bounded = Caller("agent", "ci", rights=Rights("ci", labels=frozenset()))
+    await house.add("one", EVERY, bounded)
+    await house.views.run(PERSON, ScheduleRun(name="ci/one"))
+    for caller, task in ((PERSON, "t1"), (bounded, "somebody else's task")):
+        with pytest.raises(Rejected) as caught:
+            await house.views.run(caller, ScheduleRun(name="ci/one"))
+        assert (caught.value.code, caught.value.fields["task"]) == ("schedule_busy", task)
+    await house.finish()
+    await house.views.run(PERSON, ScheduleRun(name="ci/one"))
+    assert len(await house.tasks()) == 2
+
+
+async def test_a_run_by_hand_waits_for_or_ends_the_one_before(house: House) -> None:
+    for overlap in ("queue", "kill"):
+        await house.add(overlap, Schedule(every_s=3600, overlap=overlap))
+        await house.views.run(PERSON, ScheduleRun(name=overlap))
+    commands = await house.world.claim()
+    for overlap in ("queue", "kill"):
+        await house.views.run(PERSON, ScheduleRun(name=overlap))
+    assert [(task.state, task.cancel) for task in await house.tasks()] == [
+        ("executing", False),
+        ("executing", True),
+        ("idle", False),
+        ("idle", False),
+    ]
+    assert [house.world.context.cancel_was_asked(command.attempt_id) for command in commands] == [False, True]
+    assert await house.world.claim() == []
+    for command, outcome in zip(commands, ("success", "cancelled"), strict=True):
+        await house.world.finish(command, outcome)
+    assert len(await house.world.claim()) == 2
+    await house.views.run(AGENT, ScheduleRun(name="kill"))
+    assert not (await house.tasks())[3].cancel, "an agent ends nobody else's"
 
 
 async def test_it_ends_after_its_times(house: House) -> None:
@@ -279,6 +343,7 @@ async def test_parameters_stand_in_the_task(house: House) -> None:
     asked = ScheduleAdd(name="backup", task=task, params={"path": "/home"})
     await house.views.add(PERSON, asked)
     await house.views.run(PERSON, ScheduleRun(name="backup"))
+    await house.finish()
     await house.views.run(PERSON, ScheduleRun(name="backup", params={"path": "/srv"}))
     first, second = await house.tasks()
     assert first.work.argv == ("backup", "/home", "{x}")
@@ -389,6 +454,8 @@ async def test_a_batch_takes_tasks_alone(house: House) -> None:
         ({"key": "k"}, EVERY, "key"),
         ({"deadline_ms": 1}, EVERY, "deadline_ms"),
         ({}, Schedule(cron="x"), "cron"),
+        ({}, Schedule(every_s=60, missed="run_all"), "missed"),
+        ({}, Schedule(every_s=60, missed="run_all", overlap="kill"), "missed"),
     ],
 )
 async def test_what_can_never_run_is_refused(
