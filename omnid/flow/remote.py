@@ -247,8 +247,11 @@ class Remote:
     async def _withdrawn(self, daemon: str, command: Command, why: str) -> bool | None:
         """Answers a command that it has had no effect, and never will; False where the ledger knows it.
 
-        None where the ledger was closed.
+        None where the ledger was closed. An id that no daemon gives stays out of the ledger, and nobody is answered:
+        with what the ledger forgets the directories go that its ids name.
         """
+        if ATTEMPT_ID.fullmatch(command.attempt_id) is None:
+            return True
         problem = Problem.make("message_refused", link=self._context.config.runner.link, detail=why)
         begun = Begun(daemon, msgspec.structs.replace(command, work=Work()))
         withdraw = partial(self._ledger.withdraw, begun, command.ended("unstarted", problem))

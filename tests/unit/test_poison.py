@@ -99,6 +99,17 @@ async def test_a_command_that_is_poison_is_answered_once_and_never_begins(bench:
 
 
 @pytest.mark.anyio
+async def test_an_id_that_leads_out_of_the_spool_never_gets_into_the_ledger(bench: Bench) -> None:
+    out = msgspec.structs.replace(command(1), attempt_id="../../elsewhere")
+    async with bench.runs():
+        bench.cable.bring(out)
+        await bring(bench, poisoned(out))
+        assert await bench.owed() == []
+        assert len(bench.cable.refused) == 2
+    assert await bench.world.rows("SELECT count(*) FROM attempt") == [(0,)]
+
+
+@pytest.mark.anyio
 async def test_poison_takes_nothing_from_a_command_that_has_come(bench: Bench) -> None:
     async with bench.runs():
         bench.cable.bring(*map(command, range(4)))
