@@ -80,21 +80,21 @@ class Drain:
         """Starts a carrier in the group for each queue that holds something, now or later; ends when cancelled."""
         for queue in await self._context.store.read(outbox.destinations):
             if not queue.startswith(INBOX):
-                self._start(group, queue)
-                self._carriers[queue].sent_since = 0  # It could not be sent before this start.
+                self._start(group, queue, sent_since=0)  # It could not be sent before this start.
         while True:
             rung, self._rung = self._rung, {}
             for queue in rung:
                 self._start(group, queue)
             await self._bell.wait()
 
-    def _start(self, group: TaskGroup, queue: str) -> None:
+    def _start(self, group: TaskGroup, queue: str, sent_since: int | None = None) -> None:
         if self._stopping:
             return
         if queue in self._carriers:
             self._carriers[queue].bell.ring()
             return
         carrier = self._carriers[queue] = Carrier(self._context, self._open, queue, self._catches_up)
+        carrier.sent_since = sent_since
         loop = partial(keep, f"drain {queue}", carrier.run, clock=self._context.clock, log=self._context.log)
         group.start_soon(loop)
 
