@@ -27,7 +27,7 @@ from omnid.settings import Config
 from omnid.store import journal
 from omnid.store.interface import Reader, Tx
 
-SENT_MAX = 64
+SENT_MAX = 32
 """How many commands for runners elsewhere one transaction writes at most, so that others have their turn."""
 NO_SEATS = Seats()
 

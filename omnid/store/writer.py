@@ -16,8 +16,6 @@ from omnid.readable import on_readable
 
 ANSWER_S_MAX = 60.0
 SWEEP_S = 1.0
-PATIENCE = 4
-"""How many times as long as others a group may take for which nobody waits: fewer commits do the same."""
 
 
 class Unit(Protocol):
@@ -264,8 +262,6 @@ class GroupWriter:
         self._waiting: deque[Job] = deque()
         self._patient: deque[Job] = deque()
         """Those that nobody waits for: between two of them one of the others has its turn."""
-        self._awaited = False
-        """Whether somebody waits for one of the group that runs."""
         self._turn = False
         """Whether the next one is one of the patient, if there are any."""
         self._bulk: deque[Job] = deque()
@@ -350,15 +346,13 @@ class GroupWriter:
 
     async def _group(self) -> None:
         """Runs one batch within the limits of number and time, and commits it."""
-        self._awaited = False
         self._syncing = jobs = [self._next()]
-        began_s = self._clock.monotonic_s()
+        until_s = self._clock.monotonic_s() + self._group_s
         last = Looking(self._unit, self.look)
 
         def more() -> Job | None:
             there = self._waiting or self._patient
-            most_s = self._group_s if self._awaited else PATIENCE * self._group_s
-            if there and len(jobs) < self._group_max and self._clock.monotonic_s() - began_s <= most_s:
+            if there and len(jobs) < self._group_max and self._clock.monotonic_s() <= until_s:
                 return self._next()
             return last()
 
@@ -377,7 +371,6 @@ class GroupWriter:
         """Takes one of those that wait, by turns."""
         patient = bool(self._patient) and (self._turn or not self._waiting)
         self._turn = not patient
-        self._awaited = self._awaited or not patient
         return (self._patient if patient else self._waiting).popleft()
 
     async def _whole(self, jobs: list[Job]) -> None:

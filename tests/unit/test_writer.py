@@ -12,12 +12,9 @@ import apsw
 import pytest
 
 from omnid.errors import OmnidError
-from omnid.store.database import SqliteStore, StoreSettings
+from omnid.store.database import SqliteStore
 from omnid.store.interface import GATE, Outcome, Tx
 from omnid.store.sqlite import WAL_BYTES, lengthen_wal, open_connection
-from tests.fakes.clock import FakeClock
-from tests.fakes.signals import WAIT_S
-from tests.fakes.store import gate
 from tests.fakes.store import opened as opened_store
 
 pytestmark = pytest.mark.anyio
@@ -174,35 +171,6 @@ async def test_what_came_together_leaves_others_each_second_turn(tmp_path: Path)
     late = Told(1)
     store.post(jobs.write("late"), late, patient=True)
     assert late.values == ["store_closed"]
-
-
-@pytest.mark.parametrize("awaited", [False, True])
-async def test_a_group_that_nobody_waits_for_may_take_longer(tmp_path: Path, awaited: bool) -> None:
-    clock = FakeClock()
-    store = SqliteStore(tmp_path / "journal.db", clock, StoreSettings(group_s=1.0))
-    told, sizes = Told(5), list[int]()
-
-    def write(name: str) -> Callable[[Tx], str]:
-        def fn(tx: Tx) -> str:
-            clock.now_s += 1.5
-            tx.memory["ran"] = tx.memory.get("ran", 0) + 1
-            gate(name)(tx)
-            return name
-
-        return fn
-
-    store._connection.set_commit_hook(lambda: bool(sizes.append(store._tx.memory["ran"])))
-    for name in ("a", "b", "c", "d"):
-        store.post(write(name), told, patient=True)
-    store.post(write("e"), told, patient=not awaited)
-    with anyio.fail_after(WAIT_S):
-        async with anyio.create_task_group() as group:
-            group.start_soon(store.serve)
-            await told.all.wait()
-            group.cancel_scope.cancel()
-    store.close()
-    assert told.values == (["e", "a", "b", "c", "d"] if awaited else ["a", "b", "c", "d", "e"])
-    assert sizes == ([1, 4, 5] if awaited else [3, 5])
 
 
 async def test_whoever_attends_looks_behind_the_group_that_stirred_in_the_same_commit(tmp_path: Path) -> None:
