@@ -37,6 +37,7 @@ def small_disk(home: Home, options: str) -> Iterator[None]:
     """Gives the home a state directory on a file system of its own."""
     with disk.small_disk(home.root / "disk", options) as path:
         home.use(path)
+        home.through = disk.inside(path)
         yield
 
 
@@ -57,6 +58,7 @@ def test_a_full_disk_loses_nothing_and_heals(home: Home) -> None:
         home.start()
         running = home.sh("echo >> effect; read x < go; echo done")
         until(lambda: home.lines("effect"), "the effect")
+        assert (home.state / "journal.db").exists(), "the journal isn't on the small disk"
         fill(home.state / "ballast", 0)
         refused = until(lambda: refusal(home, 100_000), "a refusal")
         assert refused.code in {"disk_full", "disk_low"}

@@ -20,3 +20,13 @@ def small_disk(directory: Path, options: str) -> Iterator[Path]:
         assert keeper.stdout.readline() == b"there\n", "nobody may mount a file system here, not even for himself"
         yield Path(f"/proc/{keeper.pid}/root{directory}")
         keeper.stdin.close()
+
+
+def inside(path: Path) -> tuple[str, ...]:
+    """Gives the command that runs another one where the disk is mounted, and becomes it.
+
+    SQLite looks for where a link leads, and from outside that path leads past the disk.
+    """
+    spaces = Path(*path.parts[:3], "ns")
+    user = () if os.geteuid() == 0 else (f"--user={spaces / 'user'}", "--preserve-credentials")
+    return ("nsenter", f"--mount={spaces / 'mnt'}", *user)
