@@ -58,7 +58,7 @@ def test_a_full_disk_loses_nothing_and_heals(home: Home) -> None:
         home.start()
         running = home.sh("echo >> effect; read x < go; echo done")
         until(lambda: home.lines("effect"), "the effect")
-        assert (home.state / "journal.db").exists(), "the journal isn't on the small disk"
+        assert (home.state / "journal.db").stat().st_size, "the journal isn't on the small disk"
         fill(home.state / "ballast", 0)
         refused = until(lambda: refusal(home, 100_000), "a refusal")
         assert refused.code in {"disk_full", "disk_low"}
