@@ -184,7 +184,7 @@ def test_whatever_comes_between_nothing_that_fits_is_left(steps: list[tuple[str 
                 if label is not None:
                     await add(looking, 1, label, priority)
                 await looking.one(seat(*filter(None, (of,)), room=room), stirred=label is not None)
-            await looking.all(seat())
+            await looking.all(seat(room=len(steps)))
             left = await world.rows("SELECT labels FROM task WHERE ready = 1")
             assert all(text and ("gpu" in text or "tpu" in text) for (text,) in left), left
             world.close()
