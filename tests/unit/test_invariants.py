@@ -154,6 +154,7 @@ class Flow(Acted):
     def retain(self, days: int) -> None:
         self.clock.now_ms += days * DAY_MS
         self.do(self.world.wake)
+        self.clock.now_ms += 1  # What has ended in this very millisecond is kept.
         self.do(self.world.retain)
         finished = [row[0] for row in self.do(self.world.rows, "SELECT finished_at_ms FROM task") if row[0] is not None]
         assert len(finished) <= 3
