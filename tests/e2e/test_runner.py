@@ -266,12 +266,8 @@ async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], 
     kit = Kit("redis", brokers("redis"), "stop")
     host.link(kit)
     host.drain(0.3)
-    begun, go = host.work / "begun", host.work / "go"
-    os.mkfifo(go)
     async with kit.daemon() as daemon:
-        host.run()
-        await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}; read line < {go}", host.work), Watch(60.0)])
-        await until(begun.exists)
+        go = await begun_by(host, kit, daemon)
         began_s = time.monotonic()
         assert host.end() == 0
         assert time.monotonic() - began_s < 10.0
@@ -280,6 +276,16 @@ async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], 
         await anyio.to_thread.run_sync(go.write_text, "\n")  # It ends while no runner is there.
         host.run()
         assert [result.outcome for result in await results(daemon, 1)] == ["success"]
+
+
+async def begun_by(host: Host, kit: Kit, daemon: Link) -> Path:
+    """Starts a runner and has it begin a command, which ends once a line is written to the file that this gives."""
+    begun, go = host.work / "begun", host.work / "go"
+    os.mkfifo(go)
+    host.run()
+    await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}; read line < {go}", host.work), Watch(60.0)])
+    await until(begun.exists)
+    return go
 
 
 async def leaving(daemon: Link) -> list[Result]:
@@ -330,12 +336,8 @@ async def test_a_second_stop_ends_it_at_once(brokers: Callable[[str], Broker], h
     kit = Kit("redis", brokers("redis"), "twice")
     host.link(kit)
     host.drain(3600.0)
-    begun, go = host.work / "begun", host.work / "go"
-    os.mkfifo(go)
     async with kit.daemon() as daemon:
-        host.run()
-        await daemon.send(kit.runner_name, [sh(1, f"echo x >> {begun}; read line < {go}", host.work), Watch(60.0)])
-        await until(begun.exists)
+        go = await begun_by(host, kit, daemon)
         host.tell()
         await leaving(daemon)
         assert host.end() == 0
