@@ -9,19 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from bench.served import NAME, SLOT_BYTES
 from bench.world import environ, real_daemon, request
 from omnid.ctl.demo_broker import BROKERS, Broker
-from omnid.link.redis import stream_of
 
 HERE = Path(__file__).parent.parent
 END_S = 30.0
 STALL_S = 120.0
-RUNNER_SLOTS, WINDOW_MAX = 64, 256
+RUNNER_SLOTS = 64
 TIMEOUT_S, PING_EVERY_S = 1.0, 0.5
 _CONFIG = """
 [[executor]]
@@ -45,8 +43,6 @@ _REMOTE = """
 name = "{name}"
 link = "broker"
 executors = ["{executor}"]
-window_max = {window_max}
-lease_s = 600
 """
 
 
@@ -54,16 +50,9 @@ class Fleet:
     """A context manager; the broker goes on where it is another's."""
 
     def __init__(
-        self,
-        directory: Path,
-        broker: Broker,
-        runners: int,
-        slots: int,
-        *,
-        runner_slots: int = RUNNER_SLOTS,
-        window_max: int = WINDOW_MAX,
+        self, directory: Path, broker: Broker, runners: int, slots: int, *, runner_slots: int = RUNNER_SLOTS
     ) -> None:
-        """Takes the `slots` of the stamps, how many commands each runner runs at once, and how many it is sent."""
+        """Takes the `slots` of the stamps, and how many commands each runner runs at once."""
         self.broker = broker
         self._runner_slots = runner_slots
         self._names = [f"r{number}" for number in range(runners)]
@@ -79,8 +68,7 @@ class Fleet:
             ping_every_s=PING_EVERY_S,
         )
         path = directory / "config.toml"
-        remote = [_REMOTE.format(name=name, executor=NAME, window_max=window_max) for name in self._names]
-        path.write_text(config + "".join(remote))
+        path.write_text(config + "".join(_REMOTE.format(name=name, executor=NAME) for name in self._names))
         stamps = directory / "stamps"
         stamps.write_bytes(bytes(slots * SLOT_BYTES))
         with open(stamps, "r+b") as file:
@@ -144,17 +132,6 @@ class Fleet:
                 before, until_s = now, now_s + STALL_S
             elif now_s > until_s:
                 raise TimeoutError(f"{now} of {count} are done, and nothing goes on: {self.states()}")
-            time.sleep(look_every_s)
-        return time.monotonic()
-
-    def until_sent(self, count: int, look_every_s: float) -> float:
-        """Waits until the broker, a Redis, has so many commands for the first runner; gives the time (monotonic)."""
-        library: Any = import_module("redis")
-        redis = library.Redis(port=self.broker.port, password=self.broker.password)
-        until_s = time.monotonic() + STALL_S
-        while redis.xlen(stream_of(self._names[0])) < count:
-            if time.monotonic() > until_s:
-                raise TimeoutError(f"{redis.xlen(stream_of(self._names[0]))} of {count} were sent: {self.states()}")
             time.sleep(look_every_s)
         return time.monotonic()
 
