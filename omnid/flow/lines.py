@@ -217,7 +217,7 @@ class Lines:
         fleet = self._context.fleet
         done: list[Received] = []
         plain: list[tuple[Received, Result]] = []
-        alone: list[tuple[Received, Result | Poison]] = []
+        alone: list[Received] = []
         for one in received:
             match one.message:
                 case Heartbeat() as heartbeat:
@@ -227,35 +227,34 @@ class Lines:
                         self._bell.ring()
                 case Result() as result if self._is_plain(one, result):
                     plain.append((one, result))
-                case Result() | Poison() as message:
-                    alone.append((one, message))
+                case Result() | Poison():
+                    alone.append(one)
                 case _:  # The door lets in nothing else.
                     done.append(one)
         for one, _ in plain:
             fleet.alive(one.sender)
         written = await self._results.try_all([result for _, result in plain])
-        for (one, result), is_written in zip(plain, written, strict=True):
-            if is_written:
-                done.append(one)
-            else:
-                alone.append((one, result))
+        for (one, _), is_written in zip(plain, written, strict=True):
+            (done if is_written else alone).append(one)
         async with anyio.create_task_group() as group:
-            for one, message in alone:
+            for one in alone:
                 # What one fails with is none of the others' business; it comes again at the next connection.
-                look_at = partial(self._look_at, line, one, message, done)
+                look_at = partial(self._look_at, line, one, done)
                 group.start_soon(partial(guard, f"message from {one.sender}", look_at, log=self._context.log))
         try:
             await line.connection.ack(done)
         except LinkDown as error:
             self._context.log.debug("ack_failed", detail=error.what)  # It comes again, and is refused as known.
 
-    async def _look_at(self, line: Line, received: Received, message: Result | Poison, done: list[Received]) -> None:
+    async def _look_at(self, line: Line, received: Received, done: list[Received]) -> None:
         """Takes what has to be looked at by itself."""
-        match message:
-            case Result():
-                await self._settle(line, received, message, done)
+        match received.message:
+            case Result() as result:
+                await self._settle(line, received, result, done)
             case Poison(why=why):
                 await self._refuse(line, received, why)
+            case _:
+                pass  # Nothing else has to be.
 
     def _is_plain(self, received: Received, result: Result) -> bool:
         """Tells whether a result can be written down as it is, together with others."""
