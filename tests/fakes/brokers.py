@@ -130,16 +130,20 @@ class Broker:
 
 class Redis(Broker):
     scheme = "redis"
+    through: Sequence[str] = ()
+    """The command that runs it somewhere else, and becomes it."""
+    settings: Sequence[str] = ()
+    """What it is started with besides; of two of one name the later counts."""
 
     @property
     def tls_url(self) -> str:
         return f"rediss://localhost:{self.tls_port}"
 
     def _spawn(self) -> None:
-        argv = [*redis_argv(str(self.directory), self.port), "--requirepass", self.password]
+        argv = [*self.through, *redis_argv(str(self.directory), self.port), "--requirepass", self.password]
         argv += ["--tls-port", str(self.tls_port), "--tls-auth-clients", "no", "--tls-ca-cert-file"]
         argv += [str(self.certificate), "--tls-cert-file", str(self.certificate), "--tls-key-file", str(self.key)]
-        self._run(argv)
+        self._run([*argv, *self.settings])
 
     def _answers(self) -> bool:
         from redis.exceptions import RedisError
