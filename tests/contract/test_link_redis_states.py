@@ -1,4 +1,4 @@
-"""What Redis says that passes by itself, each said by a real server: the link is down, says why, and comes back."""
+"""States of Redis, each of a real server: the link is down, says why, and comes back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
