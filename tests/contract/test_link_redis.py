@@ -161,14 +161,14 @@ async def test_a_stream_is_looked_at_once_by_whoever_sends_to_it(kit: Kit) -> No
 async def test_of_what_is_set_aside_the_last_is_kept(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis, "DEAD_MAX", 100)
     async with kit.runner() as runner:
-        for number in range(350):
+        for number in range(250):
             await kit.broker.put(kit.runner_name, b"%d" % number)
-        for one in await take(runner, 350):
+        for one in await take(runner, 250):
             await runner.refuse(one, "why")
     assert await kit.broker.held(kit.runner_name) == 0
     kept = await kit.broker.dead(kit.runner_name)
-    assert 100 <= len(kept) < 350
-    assert kept == [b"%d" % number for number in range(350 - len(kept), 350)]
+    assert 100 <= len(kept) < 250
+    assert kept == [b"%d" % number for number in range(250 - len(kept), 250)]
 
 
 @pytest.mark.parametrize("has_group", [True, False])
