@@ -17,19 +17,7 @@ import anyio.to_thread
 
 from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
 from omnid.link.interface import Message, Received
-from omnid.link.redis_keys import (
-    FIELD,
-    GROUP,
-    WHY,
-    Entry,
-    Found,
-    Keys,
-    foreign_dead,
-    foreign_lease,
-    foreign_probe,
-    foreign_stream,
-    stream_of,
-)
+from omnid.link.redis_keys import FIELD, FOREIGN, GROUP, WHY, Entry, Found, Keys, foreign_stream, stream_of
 from omnid.loading import loading
 from omnid.log import Logger
 
@@ -50,8 +38,6 @@ HINTS = {
     "SELECT is not allowed": "a cluster has no other database than 0, which a URL without a path means",
 }
 """What to do about what a server says."""
-FOREIGN = (foreign_stream, foreign_dead, foreign_lease, foreign_probe)
-"""By what each of an end's keys is told from one of another program, in the order of `Keys`."""
 
 
 class RedisLink:

@@ -50,8 +50,9 @@ class Found(NamedTuple):
     """The type that Redis gives it; "none" where nothing is there."""
     groups: frozenset[bytes] = frozenset()
     ends: Sequence[Entry] = ()
-    """The first entry of a stream and its last."""
+    """The first entry of a stream and its last; not looked at where it has omnid's group."""
     ttl_ms: int = NO_END_MS
+    """For how long it stays there, as PTTL says it."""
 
     @property
     def has_group(self) -> bool:
@@ -89,6 +90,10 @@ def foreign_lease(found: Found) -> str:
 def foreign_probe(found: Found) -> str:
     """Tells what another program has where pings write nothing; a string stays as it is there."""
     return "" if found.kind in ("none", "string") else f"a {found.kind}"
+
+
+FOREIGN = (foreign_stream, foreign_dead, foreign_lease, foreign_probe)
+"""By what each key of an end is told from one of another program, in the order of `Keys`."""
 
 
 def _foreign(entries: Sequence[Entry]) -> str:

@@ -64,12 +64,13 @@ async def test_the_settings_of_the_docs_keep_what_was_confirmed(
     kit, fields = Kit("redis", broker, "docs"), {"url": f"{broker.tls_url}/0", "ca": str(broker.certificate)}
     try:
         broker.start()
-        async with kit.daemon(**fields) as daemon:
+        async with kit.daemon(**fields) as daemon, kit.runner(**fields) as runner:
             await daemon.send(kit.runner_name, [command(1), command(2)])
             await daemon.send(kit.runner_name, [command(3)])
-        broker.kill()
-        # A transaction is dropped at the start where the user default has no right to it.
-        assert broker.log.read_bytes().count(b"MULTI") == transactions
+            # A transaction is dropped at the start where the user default has no right to it.
+            assert broker.log.read_bytes().count(b"MULTI") == transactions
+            assert names(await take(runner, 3)) == ["a1", "a2", "a3"]
+            broker.kill()
         with broker.log.open("ab") as file:
             file.write(HALF)
         broker.settings = ("--maxmemory", "4mb")
