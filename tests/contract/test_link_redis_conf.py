@@ -18,7 +18,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "links.md"
 HALF = b"*5\r\n$4\r\nXADD\r\n$20\r\nomnid:{r-"
 """What a power cut leaves of an entry."""
 CHUNK = "x" * 20_000
-WITH, WITHOUT = "user default off ~* +@all", "user default off"
+CHANGES = [("", "", 1), ("user default off ~* +@all", "user default off", 0), (" +acl|dryrun", "", 0)]
+"""What is changed in these settings, and how many transactions are made of one batch then."""
 
 
 class OfTheDocs(Redis):
@@ -26,8 +27,8 @@ class OfTheDocs(Redis):
 
     user = "omnid"
 
-    def write(self, default: str) -> None:
-        """Writes its file, with this line on the user `default`."""
+    def write(self, old: str, new: str) -> None:
+        """Writes its file, with this change."""
         (said,) = re.findall(r"^```conf\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         for there, here in (
             ("0.0.0.0", "127.0.0.1"),
@@ -35,7 +36,7 @@ class OfTheDocs(Redis):
             ("/etc/redis/broker.pem", self.certificate),
             ("/etc/redis/broker.key", self.key),
             (">PASSWORD", f">{self.password}"),
-            (WITH, default),
+            *([(old, new)] if old else []),
         ):
             assert said.count(there) == 1
             said = said.replace(there, str(here))
@@ -55,12 +56,12 @@ class OfTheDocs(Redis):
         return log
 
 
-@pytest.mark.parametrize(("default", "transactions"), [(WITH, 1), (WITHOUT, 0)])
+@pytest.mark.parametrize(("old", "new", "transactions"), CHANGES, ids=["as-they-are", "no-rights", "not-asked"])
 async def test_the_settings_of_the_docs_keep_what_was_confirmed(
-    tmp_path: Path, default: str, transactions: int
+    tmp_path: Path, old: str, new: str, transactions: int
 ) -> None:
     broker = OfTheDocs(tmp_path)
-    broker.write(default)
+    broker.write(old, new)
     kit, fields = Kit("redis", broker, "docs"), {"url": f"{broker.tls_url}/0", "ca": str(broker.certificate)}
     try:
         broker.start()
