@@ -27,6 +27,7 @@ from omnid.states import TERMINAL
 from omnid.store import journal
 from omnid.store import schedules as rows
 from omnid.store.interface import Tx
+from omnid.store.log import hlc_wall_ms
 
 ALARM = "schedules"
 START = "start"
@@ -36,6 +37,7 @@ BATCH_MAX = 100
 BULK_RUNS = 10
 """From how many runs at once on they are too long for the event loop."""
 SET_BACK_MS = 1_000
+"""By how much the clock must have been set; less is how clocks are steered."""
 Write = Callable[[Tx], Submitted]
 
 
@@ -86,8 +88,13 @@ class Schedules:
         self._bell = Bell()
         self._began = False
         self._taken: tuple[Preset, ...] | None = None
-        self._zone = context.zone
+        self._zone: ZoneInfo | None = None
+        """That of the times ahead; None: they are an earlier daemon's, which may have had another zone or clock."""
         self._looked_ms = 0
+        self._until_ms: dict[str, int] = {}
+        """Up to when those had run that were set anew by a clock that is behind what the journal has seen."""
+        self._ahead_ms = 0.0
+        """By how much the wall clock was ahead of the time since the boot when they were."""
 
     async def run(self) -> None:
         """Runs what is due, then waits for the next time or event; ends when it is cancelled."""
@@ -108,8 +115,9 @@ class Schedules:
         context = self._context
         now_ms = context.clock.wall_ms()
         if now_ms < self._looked_ms - SET_BACK_MS or self._zone is not context.zone:
-            # The times ahead were those of another clock. What has run already has the same key, and isn't run again.
+            # The times ahead may be those of another clock. What has run already has the same key, and isn't run again.
             await context.store.write(self._set_anew, bulk=True)
+            self._ahead_ms = self._wall_ahead_ms()
         self._looked_ms, self._zone = now_ms, context.zone
         while found := await context.store.read(partial(rows.due, now_ms=context.clock.wall_ms(), limit=BATCH_MAX)):
             for scheduled in found:
@@ -164,18 +172,24 @@ class Schedules:
         return replace(scheduled, next_at_ms=None if ended or not scheduled.enabled else next_ms)
 
     def _set_anew(self, tx: Tx) -> None:
+        is_behind = hlc_wall_ms(tx.stamp()) > tx.now_ms + SET_BACK_MS
         for scheduled in rows.page(tx, "", rows.COUNT_MAX):
-            timed, before_ms = self._timed(scheduled), scheduled.next_at_ms
-            ahead = before_ms is not None and before_ms > tx.now_ms
-            if ahead and timed.next_at_ms not in (None, before_ms):
-                rows.put(tx, timed)
+            before_ms = scheduled.next_at_ms
+            if before_ms is None or before_ms <= tx.now_ms:
+                continue  # What is due stays due: it has been missed.
+            next_ms = self._timed(scheduled).next_at_ms
+            if is_behind:
+                self._until_ms[scheduled.id] = max(before_ms, self._until_ms.get(scheduled.id, 0))
+            if next_ms != before_ms:
+                # What has no times of its own was set going by an event.
+                rows.put(tx, replace(scheduled, next_at_ms=tx.now_ms if next_ms is None else next_ms))
 
     async def _run_due(self, scheduled: Scheduled) -> None:
         """Submits what a due schedule asks for, and writes down its next time; what can't be submitted is kept."""
         context = self._context
+        self._room.check(context.config.store.free_bytes_min)
         due = self._due(scheduled)
         caller = entitled(Caller(scheduled.role, scheduled.origin), context.config)
-        self._room.check(context.config.store.free_bytes_min)
         try:
             keys = [f"schedule/{scheduled.id}/{time}" for time in due.times]
             writes = [intake.plan_one(context, caller, submit_of(scheduled, {}, key)) for key in keys]
@@ -189,12 +203,23 @@ class Schedules:
         if effect is not None:
             await self.follow_up(effect)
 
+    def _wall_ahead_ms(self) -> float:
+        clock = self._context.clock
+        return clock.wall_ms() - 1000 * clock.boottime_s()
+
     def _due(self, scheduled: Scheduled) -> Due:
         now_ms, first_ms = self._context.clock.wall_ms(), scheduled.next_at_ms
         late_ms = round(self._context.config.schedules.late_s * 1000)
         zone = zone_of(scheduled, self._context)
         schedule, began_ms = scheduled.schedule, scheduled.created_at_ms
-        due = recurrence.due(schedule, zone, began_ms, now_ms if first_ms is None else first_ms, now_ms, late_ms)
+        first_ms = now_ms if first_ms is None else first_ms
+        until_ms = self._until_ms.pop(scheduled.id, None)
+        if until_ms is not None and self._wall_ahead_ms() - self._ahead_ms > SET_BACK_MS:
+            # The clock was behind, and has been put right: what it leapt over had run before it was.
+            first_ms = recurrence.next_ms(schedule, zone, began_ms, min(until_ms - 1, now_ms)) or first_ms
+            if first_ms > now_ms:
+                return Due((), 0, first_ms)
+        due = recurrence.due(schedule, zone, began_ms, first_ms, now_ms, late_ms)
         if schedule.overlap != "queue" and len(due.times) > 1:
             # Of an earlier version, which took that: all but the last would overlap, or be ended at once.
             due = due._replace(times=due.times[-1:], skipped=due.skipped + len(due.times) - 1)

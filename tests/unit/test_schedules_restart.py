@@ -1,0 +1,113 @@
+"""Schedules after a start before which the clock, the zone or the config was another than it is now."""
+
+import pytest
+
+from omnid.flow.schedules import START
+from omnid.model import Schedule
+from omnid.store import schedules as rows
+from tests.fakes.clock import FakeClock
+from tests.fakes.world import World
+from tests.unit.test_schedules import EVERY, MINUTE_MS, House
+
+pytestmark = pytest.mark.anyio
+
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+YEAR_MS = 365 * DAY_MS
+NIGHTLY = Schedule(cron="0 3 * * *")
+
+
+@pytest.fixture
+def house(world: World, clock: FakeClock) -> House:
+    return House(world, clock)
+
+
+async def start(house: House) -> None:
+    """Ends omnid and starts it again."""
+    await house.world.restart()
+    house.begin()
+    await house.schedules.work_off()
+
+
+def move(house: House, zone: str) -> None:
+    house.world.set("daemon", zone=zone)
+    house.world.context.take_executors(house.world.context.executors)
+
+
+async def test_times_of_a_clock_that_was_ahead_are_not_waited_for(house: House) -> None:
+    house.clock.now_ms += YEAR_MS
+    await house.add("nightly", NIGHTLY)
+    await house.add("alarm", Schedule(on=(START,)))
+    await house.world.write(lambda tx: rows.fire(tx, START))
+    house.clock.now_ms -= YEAR_MS
+    await start(house)
+    assert [task.work.argv for task in await house.tasks()] == [("alarm",)], "an event is not lost"
+    for _ in range(71):
+        await house.after(60)
+        await house.finish()
+    assert (await house.show("nightly")).runs == 3
+
+
+async def test_what_is_slept_through_after_a_clock_was_ahead_is_missed(house: House) -> None:
+    house.clock.now_ms += YEAR_MS
+    await house.add("nightly", NIGHTLY)
+    house.clock.now_ms -= YEAR_MS
+    await start(house)
+    await house.after(3 * 24 * 60)
+    view = await house.show("nightly")
+    assert (view.runs, view.skipped) == (1, 2)
+
+
+async def test_another_zone_since_the_last_start_moves_what_is_to_come(house: House) -> None:
+    move(house, "UTC")
+    await house.add("nightly", NIGHTLY)
+    await house.schedules.work_off()
+    before_ms = (await house.show("nightly")).next_at_ms
+    move(house, "Asia/Taipei")
+    await start(house)
+    moved_ms = (await house.show("nightly")).next_at_ms
+    assert before_ms is not None
+    assert moved_ms is not None
+    assert (moved_ms - before_ms) % DAY_MS == 16 * HOUR_MS
+    house.clock.now_ms = moved_ms + HOUR_MS
+    move(house, "UTC")
+    await start(house)
+    assert (await house.show("nightly")).runs == 1, "what was due has been missed, wherever that was"
+
+
+async def test_a_start_at_which_nothing_is_another_writes_nothing(house: House) -> None:
+    for name, schedule in (("nightly", NIGHTLY), ("tick", EVERY), ("alarm", Schedule(on=(START,)))):
+        await house.add(name, schedule)
+    before = await house.world.rows("SELECT max(seq) FROM change")
+    await start(house)
+    assert await house.world.rows("SELECT max(seq) FROM change") == before
+
+
+async def test_a_machine_that_forgets_the_time_runs_nothing_again(house: House) -> None:
+    """It starts with a clock of long ago, and learns the time later; the journal knows the earlier runs no more."""
+    for name, cron in (("yearly", "@yearly"), ("nightly", NIGHTLY.cron)):
+        await house.add(name, Schedule(cron=cron, zone="UTC"))
+    view = await house.show("yearly")
+    assert view.next_at_ms is not None
+    house.clock.now_ms = view.next_at_ms
+    await house.after(0)
+    await house.finish()
+    house.clock.now_ms += 100 * DAY_MS
+    await house.after(0)
+    await house.finish()
+    for task in await house.tasks():
+        await house.world.control(task.id, "delete")
+    before = [await house.show(name) for name in ("yearly", "nightly")]
+    house.clock.now_ms -= 20 * YEAR_MS
+    await start(house)
+    house.clock.now_ms += 20 * YEAR_MS
+    await house.after(1)
+    assert await house.tasks() == []
+    assert [await house.show(name) for name in ("yearly", "nightly")] == before
+    house.clock.now_ms -= 20 * YEAR_MS
+    await start(house)
+    house.clock.now_ms += 20 * YEAR_MS + 3 * DAY_MS
+    await house.after(0)
+    (task,) = await house.tasks()
+    assert task.work.argv == ("nightly",), "what it has missed since is made up for"
+    assert (await house.show("nightly")).skipped == before[1].skipped + 2
