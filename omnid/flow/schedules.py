@@ -235,10 +235,11 @@ class Schedules:
         if last is not None and before.schedule.overlap == "skip":
             rows.put(tx, replace(before, next_at_ms=due.next_at_ms, skipped=before.skipped + due.skipped + len(writes)))
             return None
+        # A time that comes again, because the clock was set back, has its task: that is none of its runs.
+        submitted = [done for write in writes if (done := write(tx)).created]
         effect = None
-        if last is not None and before.schedule.overlap == "kill" and writes:
+        if last is not None and before.schedule.overlap == "kill" and submitted:
             effect = order(self._context, Caller(origin=last.origin), Order(last.id, "cancel"))(tx)
-        submitted = [write(tx) for write in writes]
         after = replace(before, next_at_ms=due.next_at_ms, skipped=before.skipped + due.skipped, problem=None)
         if submitted:
             after = replace(after, last_at_ms=tx.now_ms, last_task=submitted[-1].id, runs=before.runs + len(submitted))

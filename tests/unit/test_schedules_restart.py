@@ -111,3 +111,23 @@ async def test_a_machine_that_forgets_the_time_runs_nothing_again(house: House) 
     (task,) = await house.tasks()
     assert task.work.argv == ("nightly",), "what it has missed since is made up for"
     assert (await house.show("nightly")).skipped == before[1].skipped + 2
+
+
+async def test_a_time_that_comes_again_ends_no_run_and_is_none_of_its_times(house: House) -> None:
+    await house.add("tick", Schedule(every_s=60, times_max=4, overlap="kill"))
+    for _ in range(3):
+        await house.after(1)
+        (command,) = await house.world.claim()
+        if len(await house.tasks()) < 3:
+            await house.world.finish(command, "success")
+    before = await house.show("tick")
+    house.clock.now_ms -= 2 * MINUTE_MS
+    await start(house)
+    await house.after(1)
+    await house.after(1)
+    assert await house.show("tick") == before
+    assert [task.cancel for task in await house.tasks()] == [False, False, False]
+    await house.after(1)
+    assert [task.cancel for task in await house.tasks()] == [False, False, True, False]
+    view = await house.show("tick")
+    assert (view.runs, view.next_at_ms) == (4, None)
