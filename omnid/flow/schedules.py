@@ -27,7 +27,6 @@ from omnid.states import TERMINAL
 from omnid.store import journal
 from omnid.store import schedules as rows
 from omnid.store.interface import Tx
-from omnid.store.log import hlc_wall_ms
 
 ALARM = "schedules"
 START = "start"
@@ -172,7 +171,7 @@ class Schedules:
         return replace(scheduled, next_at_ms=None if ended or not scheduled.enabled else next_ms)
 
     def _set_anew(self, tx: Tx) -> None:
-        is_behind = hlc_wall_ms(tx.stamp()) > tx.now_ms + SET_BACK_MS
+        is_behind = journal.ahead_ms(tx) > SET_BACK_MS
         for scheduled in rows.page(tx, "", rows.COUNT_MAX):
             before_ms = scheduled.next_at_ms
             if before_ms is None or before_ms <= tx.now_ms:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import anyio
 from anyio.abc import TaskGroup
@@ -40,7 +41,8 @@ class Wakeup:
         self._cancelling = cancelling
         self._overdue: set[str] = set()
         self._ahead_ms = self._wall_ahead_ms()
-        self._zone = context.zone
+        self._zone: ZoneInfo | None = None
+        """That of the hours that tasks wait for; None: they are an earlier daemon's, with its zone and its clock."""
 
     async def run(self) -> None:
         """Works off what is due, then sleeps until the next time or the bell; ends when it is cancelled."""
@@ -65,13 +67,16 @@ class Wakeup:
         """Does everything that is due now."""
         context = self._context
         ahead_ms = self._wall_ahead_ms()
-        if self._ahead_ms - ahead_ms > SET_BACK_MS:
+        # At the start only the journal knows the clock of before.
+        is_first = self._zone is None
+        back_ms = await context.store.write(journal.ahead_ms) if is_first else self._ahead_ms - ahead_ms
+        if back_ms > SET_BACK_MS:
             # A backoff of a moment would last until the clock is back where it was: rather too early than that late.
             while touched := await context.store.write(end_backoffs, bulk=True):
                 context.watch.tell(touched)
                 context.dispatch.ring()
             context.alarms.ring_due(None)
-        if self._ahead_ms - ahead_ms > SET_BACK_MS or self._zone is not context.zone:
+        if back_ms > SET_BACK_MS or self._zone is not context.zone:
             await self._look_at_hours()
         self._zone = context.zone
         self._ahead_ms = ahead_ms

@@ -11,7 +11,7 @@ from omnid.model import Attempt, Gate, Problem, Route, Task, Work
 from omnid.money import MICRO
 from omnid.states import advance
 from omnid.store.interface import ATTEMPT, GATE, NOTE, ORIGIN, TASK, At, Reader, Row, Tables, Tx, tally_key
-from omnid.store.log import decode_heads
+from omnid.store.log import decode_heads, hlc_wall_ms
 
 ORIGINS_KEPT_MAX = 1_000
 
@@ -22,6 +22,11 @@ _route = msgspec.json.Decoder(Route)
 _READY = {"ready": 1}
 _NOT_READY = {"ready": None}
 _LANE_FIELDS = frozenset({"state", "priority", "executor"})
+
+
+def ahead_ms(tx: Tx) -> int:
+    """Gives by how much the latest time that the journal has seen is ahead of the clock; 0 where it is not."""
+    return hlc_wall_ms(tx.stamp()) - tx.now_ms
 
 
 def problem_of(text: str | None) -> Problem | None:

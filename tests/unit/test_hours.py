@@ -220,6 +220,19 @@ async def test_a_clock_set_back_and_another_zone_are_noticed(world: World, clock
     assert await held() == [("idle", None, None, BATCH_MAX + 1)]
 
 
+async def test_another_zone_or_clock_since_the_last_start_is_noticed(world: World, clock: FakeClock) -> None:
+    configure(world)
+    clock.now_ms = ms("2036-06-01T22:00+02:00")
+    task = await world.add("x", only=NIGHT)
+    assert task.wake_at_ms == ms("2036-06-01T23:00+02:00")
+    clock.now_ms = ms("2026-06-01T22:00+02:00")
+    for zone, offset in (("Europe/Berlin", "+02:00"), ("America/New_York", "-04:00")):
+        await world.restart()
+        configure(world, zone=zone)
+        await world.wake()
+        assert (await world.task(task.id)).wake_at_ms == ms(f"2026-06-01T23:00{offset}")
+
+
 async def test_the_night_in_which_an_hour_never_comes(world: World, clock: FakeClock, timer: Wakeup) -> None:
     configure(world, safe="02:30-04:00")
     clock.now_ms = ms("2026-03-29T01:00+01:00")

@@ -195,3 +195,17 @@ async def test_the_timer_sleeps_until_the_bell_and_probes_gates_that_are_due(wor
             await anyio.wait_all_tasks_blocked()
             assert world.gates.all() == []
             group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("ahead_ms", [0, 365 * 86_400_000])
+async def test_a_backoff_that_a_clock_ahead_began_ends_with_the_next_start(
+    world: World, clock: FakeClock, ahead_ms: int
+) -> None:
+    clock.now_ms += ahead_ms
+    task = await world.add("x")
+    (command,) = await world.claim()
+    await world.finish(command, "failure")
+    clock.now_ms -= ahead_ms
+    await world.restart()
+    await Wakeup(world.context, world.gates, Cancelling(world.context)).work_off()
+    assert (await world.task(task.id)).state == ("idle" if ahead_ms else "waiting")
