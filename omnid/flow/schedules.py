@@ -170,6 +170,12 @@ class Schedules:
         next_ms = recurrence.next_ms(schedule, zone_of(scheduled, self._context), scheduled.created_at_ms, now_ms)
         return replace(scheduled, next_at_ms=None if ended or not scheduled.enabled else next_ms)
 
+    def _retimed(self, scheduled: Scheduled, now_ms: int) -> Scheduled:
+        """Gives a changed schedule with its next time; what was due stays due, where it has times or events left."""
+        timed, due_ms = self._timed(scheduled), scheduled.next_at_ms
+        has_any = timed.next_at_ms is not None or bool(scheduled.schedule.on)
+        return replace(timed, next_at_ms=due_ms) if has_any and due_ms is not None and due_ms <= now_ms else timed
+
     def _set_anew(self, tx: Tx) -> None:
         is_behind = journal.ahead_ms(tx) > SET_BACK_MS
         for scheduled in rows.page(tx, "", rows.COUNT_MAX):
@@ -281,7 +287,7 @@ class Schedules:
                 continue
             wanted = scheduled_of(preset, known, id=self._context.clock.uuid(), now_ms=tx.now_ms)
             if wanted != known:
-                rows.put(tx, self._timed(wanted))
+                rows.put(tx, self._retimed(wanted, tx.now_ms))
         for gone in before.values():
             rows.remove(tx, gone)
         return problems

@@ -1,9 +1,13 @@
 """Schedules after a start before which the clock, the zone or the config was another than it is now."""
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from omnid.flow.schedules import START
 from omnid.model import Schedule
+from omnid.settings import Preset
 from omnid.store import schedules as rows
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import World
@@ -131,3 +135,47 @@ async def test_a_time_that_comes_again_ends_no_run_and_is_none_of_its_times(hous
     assert [task.cancel for task in await house.tasks()] == [False, False, True, False]
     view = await house.show("tick")
     assert (view.runs, view.next_at_ms) == (4, None)
+
+
+async def take(house: House, **preset: Any) -> None:
+    """Starts omnid with the preset `backup` as it is in the config now; see `Schedules.run`."""
+    made = Preset(name="backup", zone="UTC", **preset)
+    house.world.context.config = msgspec.structs.replace(house.world.context.config, preset=(made,))
+    await house.world.restart()
+    house.begin()
+    await house.schedules._take_presets()
+    await house.schedules.work_off()
+
+
+NIGHT = {"cron": NIGHTLY.cron}
+
+
+@pytest.mark.parametrize(
+    ("after", "runs", "skipped"),
+    [
+        (NIGHT, 1, 0),
+        ({**NIGHT, "missed": "skip"}, 0, 1),
+        ({"cron": "0 22 * * *"}, 1, 0),
+        ({"on": ("cloud.up",)}, 1, 0),
+        ({}, 0, 0),
+    ],
+)
+async def test_a_run_that_was_due_outlasts_a_change_of_its_preset(
+    house: House, after: dict[str, Any], runs: int, skipped: int
+) -> None:
+    await take(house, task={"argv": ["old"]}, **NIGHT)
+    view = await house.show("backup")
+    assert view.next_at_ms is not None
+    house.clock.now_ms = view.next_at_ms + 3 * HOUR_MS
+    await take(house, task={"argv": ["new"]}, **after)
+    assert [task.work.argv for task in await house.tasks()] == [("new",)] * runs
+    view = await house.show("backup")
+    assert (view.runs, view.skipped) == (runs, skipped)
+    assert view.next_at_ms is None or view.next_at_ms > house.clock.now_ms
+
+
+async def test_an_event_outlasts_a_change_of_its_preset(house: House) -> None:
+    await take(house, task={"argv": ["old"]}, on=("cloud.up",))
+    await house.world.write(lambda tx: rows.fire(tx, "cloud.up"))
+    await take(house, task={"argv": ["new"]}, on=("cloud.up",))
+    assert [task.work.argv for task in await house.tasks()] == [("new",)]
