@@ -139,6 +139,10 @@ class Model:
         """One function's changes are durable."""
         self._wall_max_ms = max(self._wall_max_ms, now_ms)
         starts = [e.id for e in entries if e.collection == "task" and e.fields.get("state") == "executing"]
+        unknown = [id for id in starts if id not in self.tasks]
+        if unknown:
+            self._fail(f"a task starts that the log doesn't know: {unknown}")
+            return
         if starts:
             self._check_starts(starts, view, now_ms)
         touched: dict[str, Row] = {}
