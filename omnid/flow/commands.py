@@ -38,13 +38,22 @@ def recall(tx: Tx, runner: str, attempt_id: str) -> None:
         outbox.put(tx, queue_of(runner), CANCEL, attempt_id, Cancel(attempt_id), rows_max=ROWS_MAX)
 
 
+def recall_last(tx: Tx, task: Task) -> str | None:
+    """Has the runner of a task's last attempt, if it is a runner's, told to end it; gives that attempt."""
+    row = tx.one("attempt_by_number", task.id, task.attempt)
+    if row is None:
+        return None
+    attempt = journal.attempt_of(row)
+    runner = (attempt.route or {}).get("runner")
+    if runner is not None:
+        recall(tx, runner, attempt.id)
+    return attempt.id
+
+
 def recall_uncertain(tx: Tx, task: Task) -> None:
     """Has the runner of an uncertain task told, for when it comes back, to end what somebody has decided about."""
-    row = tx.one("attempt_by_number", task.id, task.attempt) if task.state == "uncertain" else None
-    attempt = None if row is None else journal.attempt_of(row)
-    runner = None if attempt is None else (attempt.route or {}).get("runner")
-    if attempt is not None and runner is not None:
-        recall(tx, runner, attempt.id)
+    if task.state == "uncertain":
+        recall_last(tx, task)
 
 
 class Commands:

@@ -10,9 +10,10 @@ from omnid.errors import Rejected
 from omnid.flow import loops
 from omnid.flow.answers import action_of, read_answer, take_code
 from omnid.flow.caller import Caller, find_task
-from omnid.flow.commands import recall, recall_uncertain
+from omnid.flow.commands import recall_last, recall_uncertain
 from omnid.flow.context import Context
 from omnid.flow.dependents import give_up, settle_dependents, settle_wait, wait_again
+from omnid.flow.fleet import queue_of
 from omnid.flow.intake import granted, needs_approval, permit_id, title_of
 from omnid.model import Problem, Task, Work
 from omnid.route.router import choose, executor_closed
@@ -69,12 +70,16 @@ class Cancelling:
         self._context = context
 
     async def end_attempt(self, attempt_id: str) -> None:
-        """Asks the executor, or the runner, to end an open attempt; its result comes by the usual way."""
+        """Asks the executor of an open attempt to end it; its result comes by the usual way.
+
+        A runner was told by the transaction that decided so; what has not gone out to it ends here.
+        """
         context = self._context
         runner = context.fleet.where(attempt_id)
         if runner is not None:
             context.fleet.withdraw(attempt_id)
-            await context.store.write(lambda tx: recall(tx, runner, attempt_id))
+            if context.fleet.is_withdrawn(attempt_id):
+                await context.store.write(lambda tx: tx.ring(queue_of(runner)))
             return
         context.ask_cancel(attempt_id)
         executor = context.active.get(attempt_id)
@@ -83,12 +88,14 @@ class Cancelling:
 
     async def end_attempt_of(self, task_id: str) -> None:
         """Asks for the end of a task's current attempt."""
-        task = await self._context.store.read(lambda reader: journal.task_by_id(reader, task_id))
-        if task is None or task.state not in RUNNING:
-            return
-        row = await self._context.store.read(lambda reader: reader.one("attempt_by_number", task.id, task.attempt))
-        if row is not None:
-            await self.end_attempt(row[1])
+        attempt_id = await self._context.store.write(partial(_recall, task_id=task_id))
+        if attempt_id is not None:
+            await self.end_attempt(attempt_id)
+
+
+def _recall(tx: Tx, *, task_id: str) -> str | None:
+    task = journal.task_by_id(tx, task_id)
+    return None if task is None or task.state not in RUNNING else recall_last(tx, task)
 
 
 def order(context: Context, caller: Caller, what: Order) -> Callable[[Tx], Effect]:
@@ -119,8 +126,7 @@ def _cancel(case: Case) -> Effect:
         raise _refuse(task, "cancel", "It has ended already.", "`omnictl rm` deletes it")
     if task.state in RUNNING:
         journal.edit_task(tx, task, cancel=True)
-        row = tx.one("attempt_by_number", task.id, task.attempt)
-        return Effect(task.id, [task.id], None if row is None else row[1])
+        return Effect(task.id, [task.id], recall_last(tx, task))
     recall_uncertain(tx, task)
     tx.run("drop_dependencies_of", task.id)
     journal.advance_task(tx, task, "cancel", finished_at_ms=tx.now_ms, reason=None, wake_at_ms=None, cancel=True)
