@@ -1,6 +1,10 @@
 """Redis alone: keys that other programs have, servers that are too old, rights that are missing, what is set aside."""
 
+import os
+import socket
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +205,28 @@ async def test_whose_rights_do_not_suffice_gives_his_name_back(kit: Kit) -> None
         error = await refused(kit.daemon(user="few", password="few"))
         assert "NOPERM" in error.what
         assert client.keys() == []
+
+
+def connected_to(port: int) -> Iterator[socket.socket]:
+    """The sockets of this process that lead to a port."""
+    for number in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as found:
+            if found.getpeername()[1:2] == (port,):
+                yield found
+
+
+async def test_a_connection_that_dies_without_a_word_is_noticed_within_a_minute(kit: Kit) -> None:
+    """The one over which an end reads may wait for days, and nothing is sent over it: TCP itself must find out."""
+    idle = socket.TCP_KEEPALIVE if sys.platform == "darwin" else socket.TCP_KEEPIDLE
+    async with kit.runner():
+        noticed_s: list[int] = []
+        for one in connected_to(kit.broker.port):
+            assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            names = (idle, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            idle_s, every_s, count = (one.getsockopt(socket.IPPROTO_TCP, name) for name in names)
+            noticed_s.append(idle_s + every_s * count)
+    assert len(noticed_s) == 2, "one that reads, and one for all else"
+    assert max(noticed_s) < 60
 
 
 @pytest.fixture
