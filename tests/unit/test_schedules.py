@@ -146,6 +146,14 @@ async def test_the_run_before_is_ended(house: House) -> None:
     assert len(await house.world.claim()) == 1
 
 
+async def test_the_run_before_ends_though_it_has_not_begun(house: House) -> None:
+    await house.add("tick", Schedule(every_s=60, overlap="kill"))
+    for _ in range(2):
+        await house.after(1)
+    assert [task.state for task in await house.tasks()] == ["cancelled", "idle"]
+    assert len(await house.world.claim()) == 1
+
+
 async def test_of_an_earlier_versions_missed_runs_none_ends_another(house: House) -> None:
     for name in ("skip", "kill"):
         await house.add(name, Schedule(every_s=60, overlap=name))
