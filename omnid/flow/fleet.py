@@ -127,6 +127,8 @@ class Fleet:
         """Gives when a link that is down is dialled again (wall time); `Lines` sets it."""
         self.connection: Callable[[str], Connection | None] = lambda _: None
         """Gives the connection of a link that is in use; `Lines` sets it."""
+        self.strayed: Callable[[], None] = lambda: None
+        """Hears that an attempt became a runner's which was lost meanwhile; `Lines` sets it."""
         self._up: set[str] = set()
         """The links that are up."""
 
@@ -137,10 +139,12 @@ class Fleet:
         now_s = self._clock.monotonic_s()
         for name in {**self.peers, **sections}:
             section = sections.get(name)
-            peer = self.peers.get(name) or Peer(name, section, now_s)
+            peer = self.peers.get(name) or Peer(name, None, now_s)
             if peer.link != (section and section.link):
-                # Over another link it is heard anew.
+                # Over another link it is heard anew, and nobody has asked it there yet.
                 peer.heartbeat, peer.awaited_s = None, now_s
+                if section is not None:
+                    peer.token, peer.watched_s, peer.unanswered = self._clock.uuid(), float("-inf"), 0
             peer.section = section
             if section is not None or peer.open:
                 peers[name] = peer
@@ -217,9 +221,13 @@ class Fleet:
         if peer is not None and peer.lost_at_ms is None and peer.heard_s >= peer.awaited_s:
             peer.heard_s, peer.heard_at_ms = self._clock.monotonic_s(), self._clock.wall_ms()
 
-    def bear_with(self) -> None:
-        """Begins all leases anew: the daemon itself could not listen for a while."""
-        for peer in self.peers.values():
+    def silent_s(self, peer: Peer) -> float:
+        """Gives for how long nothing was heard of a runner that could be heard."""
+        return self._clock.monotonic_s() - max(peer.awaited_s, peer.heard_s)
+
+    def bear_with(self, link: str | None = None) -> None:
+        """Begins leases anew, all or those on a link: the daemon itself could not ask or listen for a while."""
+        for peer in self.peers.values() if link is None else self.on_link(link):
             peer.awaited_s = self._clock.monotonic_s()
             peer.missing.clear()
 
@@ -247,6 +255,8 @@ class Fleet:
         peer.by_executor[executor] += 1
         if unsent:
             self._unsent.add(attempt_id)
+        if peer.lost_at_ms is not None:
+            self.strayed()
 
     def sends(self, attempt_ids: Iterable[str]) -> None:
         """Hears that commands are being sent: whether they arrive nobody knows before their results."""

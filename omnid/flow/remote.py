@@ -149,7 +149,7 @@ class Remote:
         self._name = context.config.runner.name
         self.owed = Owed(context, ledger, messenger)
         self.standings = Standings(context)
-        self.runner = Runner(context, self.standings, self.owed)
+        self.runner = Runner(context, self.standings, self.owed, partial(left, runner=self._name))
         self._held: dict[str, Held] = {}
         """Commands without a slot, by attempt."""
         self._room = anyio.Event()
@@ -170,9 +170,12 @@ class Remote:
         """How many commands its daemons got back because it leaves."""
 
     async def recover(self, group: TaskGroup) -> int:
-        """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many."""
-        left = await self._ledger.open()
-        for one in left:
+        """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many.
+
+        What never ran goes back: its daemon may have decided otherwise meanwhile, or another end have its name.
+        """
+        open_ = await self._ledger.open()
+        for one in open_:
             command = msgspec.structs.replace(one.begun.command, recover=True)
             if one.cancelled:
                 self._context.ask_cancel(command.attempt_id)
@@ -182,7 +185,7 @@ class Remote:
                 group.start_soon(self.owed.settle, lost(command))
             else:
                 self._start(group, command, name)
-        return len(left)
+        return len(open_)
 
     async def take(self) -> None:
         """Takes what comes; ends when it is cancelled."""
@@ -413,7 +416,7 @@ class Remote:
         """Has the daemons send elsewhere what has no slot yet.
 
         It counts as begun until the broker has let go of it: where that fails it comes again, is known, and the next
-        start runs it. Said before, it could run there and elsewhere.
+        start gives it back. Said before, it could run there and elsewhere.
         """
         async with self._begins:
             begun = [one.begun for one in self._held.values()]
@@ -493,5 +496,5 @@ class Remote:
 
 
 def left(command: Command, runner: str) -> Result:
-    """Makes the result of a command that goes back because its runner was told to stop: it had no effect."""
+    """Makes the result of a command that goes back because its runner stopped before it began: it had no effect."""
     return command.ended("unstarted", Problem.make("runner_left", runner=runner, task=command.name))

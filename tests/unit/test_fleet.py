@@ -167,6 +167,18 @@ def test_a_lease_runs_while_its_link_is_up_and_anew_when_it_comes_back(fleet: Fl
     assert fleet.state(peer) == "up"
 
 
+def test_a_runner_that_moves_to_a_link_that_is_up_is_asked_at_once(fleet: Fleet) -> None:
+    fleet.link_up("other")
+    peer = fleet.peers["a"]
+    before, peer.watched_s, peer.unanswered = peer.token, 100.0, 9
+    fleet.configure([msgspec.structs.replace(remote("a"), link="other"), remote("b"), remote("c")])
+    assert (peer.watched_s, peer.unanswered) == (float("-inf"), 0)
+    tokens = {peer.token for peer in fleet.peers.values()}
+    assert len(tokens) == 3
+    assert tokens.isdisjoint({before, ""})
+    assert not fleet.hear("a", beat(token=before)), "it was said over the other link"
+
+
 def test_heartbeats_that_lay_at_the_broker_say_nothing(fleet: Fleet, clock: FakeClock) -> None:
     peer = fleet.peers["a"]
     before = peer.token
