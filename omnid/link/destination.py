@@ -26,7 +26,10 @@ class Destination(Protocol):
 
     @property
     def rings(self) -> bool:
-        """Whether it says itself when it is back: until then nothing is tried, and nothing is ever given up."""
+        """Whether it says itself when it is back. Until then only what had no answer in time is tried.
+
+        Nothing is ever given up.
+        """
         ...
 
     def due_ms(self, batch: Sequence[Delivery], now_ms: int) -> int:
