@@ -16,7 +16,7 @@ from omnid.flow.context import Bell, Context
 from omnid.flow.inbox import QUEUE as INBOX
 from omnid.flow.insist import insist
 from omnid.flow.keep import keep
-from omnid.link.destination import Destination
+from omnid.link.destination import AFTER_S_MAX, Destination
 from omnid.model import Delivery, Problem
 from omnid.retry import Backoff
 from omnid.store import outbox
@@ -137,6 +137,8 @@ class Carrier:
         """Of the destination in a row: what is behind the head needn't find out anew that it is down."""
         self._not_before_ms = 0
         """When a destination that is down may be tried again, whatever is the head by then."""
+        self._wait_ms = 0
+        """How far ahead that was when it was set."""
         self._single = False
         """Whether the last batch was refused: its rows are sent one by one until one is taken or found out."""
         self._nap_s = math.inf
@@ -170,13 +172,24 @@ class Carrier:
             await self._bury(batch[0], Problem.make("destination_gone", destination=self._queue))
             return True
         now_ms = context.clock.wall_ms()
-        due_ms = max(self._not_before_ms, batch[0].retry_at_ms or 0, destination.due_ms(batch, now_ms))
-        # More than a day ahead is nothing that anybody asked for: the clock was set back.
-        if now_ms < due_ms <= now_ms + DAY_MS:
+        due_ms = max(self._retry_ms(batch[0], now_ms), destination.due_ms(batch, now_ms))
+        if now_ms < due_ms:
             context.alarms.set(self._alarm, due_ms, self.bell)
             return False
         async with self.sending:
             return await self._send(destination, batch)
+
+    def _retry_ms(self, head: Delivery, now_ms: int) -> int:
+        """Gives when it may be tried after the failures so far.
+
+        What is further ahead than the wait was is nothing that anybody asked for: the clock was set back.
+        """
+        if self._failures:
+            at_ms, wait_ms = self._not_before_ms, self._wait_ms
+        else:  # An earlier daemon may have failed with it; how long it was to wait is not known any more.
+            asked_s = AFTER_S_MAX if head.problem is not None and head.problem.code == "delivery_delayed" else 0
+            at_ms, wait_ms = head.retry_at_ms or 0, round(1000 * max(self._backoff.max_s, asked_s))
+        return at_ms if at_ms <= now_ms + wait_ms else now_ms
 
     async def _send(self, destination: Destination, batch: Sequence[Delivery]) -> bool:
         """Sends a batch; tells whether there may be more: not where the destination rings when it is back."""
@@ -234,20 +247,25 @@ class Carrier:
             "delivery_dead", id=delivery.id, destination=self._queue, code=problem.code, what=problem.what
         )
 
+    @property
+    def _backoff(self) -> Backoff:
+        settings = self._context.config.outbox
+        return Backoff(settings.retry_base_s, max(settings.retry_base_s, settings.retry_max_s))
+
     def _wait_s(self, head: Delivery, error: OmnidError) -> float:
         """Counts a failure, and gives how long to wait after it; a destination's outage is logged when it begins."""
-        context, settings = self._context, self._context.config.outbox
+        context = self._context
         self._failures += 1
         if self._failures == 1:
             context.log.warning("destination_down", destination=self._queue, **error.as_dict())
-        backoff = Backoff(settings.retry_base_s, max(settings.retry_base_s, settings.retry_max_s))
-        return backoff.delay_s(max(self._failures, head.tries + 1), context.clock.uniform)
+        return self._backoff.delay_s(max(self._failures, head.tries + 1), context.clock.uniform)
 
     async def _failed(self, head: Delivery, error: OmnidError) -> None:
         """Sets the time of the next try, or gives up."""
         context, settings = self._context, self._context.config.outbox
         wait_s, now_ms = self._wait_s(head, error), context.clock.wall_ms()
-        self._not_before_ms = now_ms + round(1000 * max(wait_s, float(str(error.fields.get("after_s", 0)))))
+        self._wait_ms = round(1000 * max(wait_s, float(str(error.fields.get("after_s", 0)))))
+        self._not_before_ms = now_ms + self._wait_ms
         if now_ms - head.created_at_ms >= settings.give_up_days * DAY_MS:
             days = f"{settings.give_up_days:g}"
             await self._bury(head, Problem.make("given_up", destination=self._queue, days=days, detail=error.what))

@@ -7,6 +7,9 @@ from omnid.errors import Rejected, Retryable
 from omnid.model import Delivery
 from omnid.secrets import Secrets, is_reference
 
+AFTER_S_MAX = 86_400
+"""The longest that a place is left alone because it asks for it."""
+
 
 class Destination(Protocol):
     """Takes deliveries. It raises Retryable and Rejected and nothing of its library's; whoever calls it has a deadline.
@@ -33,7 +36,10 @@ class Destination(Protocol):
         ...
 
     def due_ms(self, batch: Sequence[Delivery], now_ms: int) -> int:
-        """Gives when the batch may be sent: `now_ms` or earlier is at once."""
+        """Gives when the batch may be sent: `now_ms` or earlier is at once.
+
+        A clock that was set back must not keep it waiting until it is where it was.
+        """
         ...
 
     async def send(self, batch: Sequence[Delivery]) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
-from omnid.flow.drain import DAY_MS, Drain
+from omnid.errors import Retryable
+from omnid.flow.drain import DAY_MS, Carrier, Drain
+from omnid.flow.notify import HOUR_MS
 from omnid.model import Delivery
 from omnid.store import outbox
 from tests.fakes.clock import FakeClock
@@ -13,6 +15,8 @@ from tests.fakes.world import World
 from tests.unit.test_drain import DOWN, WAIT_S, Place, carrier, carry_all, draining, left, put
 
 pytestmark = pytest.mark.anyio
+
+DAY_S = DAY_MS / 1000
 
 
 class Hangs(Place):
@@ -72,13 +76,59 @@ async def test_one_that_rings_and_hung_is_tried_at_once_when_it_rings_and_holds_
     assert await left(world) == ["1"]
 
 
-async def test_a_clock_that_was_set_back_keeps_nothing_waiting_for_years(world: World, clock: FakeClock) -> None:
+async def failed_once(world: World, error: Retryable = DOWN) -> tuple[Place, Carrier]:
+    """Gives a destination that is there again, and its carrier, which waits for the next try."""
     place = Place()
-    place.down = DOWN
-    await put(world, "1")
+    place.down = error
     one = carrier(world, place)
+    await put(world, "1")
     await carry_all(one)
-    clock.now_ms -= 365 * DAY_MS
+    await carry_all(one)
+    assert len(place.calls) == 1
     place.down = None
+    return place, one
+
+
+DELAYED = Retryable("delivery_delayed", destination="a", detail="429", after_s=7200)
+
+
+@pytest.mark.parametrize("back_ms", [1_000, 6 * HOUR_MS, 365 * DAY_MS])
+@pytest.mark.parametrize("error", [DOWN, DELAYED])
+async def test_a_clock_that_was_set_back_keeps_nothing_waiting(
+    world: World, clock: FakeClock, error: Retryable, back_ms: int
+) -> None:
+    place, one = await failed_once(world, error)
+    clock.now_ms -= back_ms
+    await carry_all(one)
+    assert place.texts == ["1"]
+
+
+async def test_a_next_daemon_whose_clock_was_set_back_waits_no_longer_than_there_are_waits(
+    world: World, clock: FakeClock
+) -> None:
+    world.set("outbox", retry_max_s=900.0)
+    place, _ = await failed_once(world)
+    clock.now_ms -= 900_000
+    await carry_all(carrier(world, place))
+    assert place.texts == ["1"]
+
+
+async def test_a_next_daemon_keeps_to_the_wait_that_the_other_side_asked_for(world: World, clock: FakeClock) -> None:
+    place, _ = await failed_once(world, DELAYED)
+    await carry_all(carrier(world, place))
+    assert place.texts == []
+    assert world.context.alarms.next_ms() == clock.now_ms + 7_200_000
+    clock.now_ms -= 2 * DAY_MS
+    await carry_all(carrier(world, place))
+    assert place.texts == ["1"]
+
+
+async def test_a_wait_of_days_is_a_wait(world: World, clock: FakeClock) -> None:
+    world.set("outbox", retry_base_s=2.0 * DAY_S, retry_max_s=2.0 * DAY_S)
+    place, one = await failed_once(world)
+    for later in (one, carrier(world, place)):
+        await carry_all(later)
+        assert world.context.alarms.next_ms() == clock.now_ms + 2 * DAY_MS
+    clock.now_ms += 2 * DAY_MS
     await carry_all(one)
     assert place.texts == ["1"]
