@@ -82,7 +82,7 @@ class Peer:
         said = () if self.heartbeat is None else self.heartbeat.labels
         return frozenset((*(() if self.section is None else self.section.labels), *said))
 
-    def look_for_missing(self, said: Heartbeat, now_s: float) -> None:
+    def look_for_missing(self, said: Heartbeat, now_s: float, is_unsent: Callable[[str], bool]) -> None:
         """Compares what a heartbeat names with what was sent.
 
         Commands are taken in the order in which they were sent: one that isn't there has not arrived or has ended
@@ -97,7 +97,7 @@ class Peer:
         for attempt_id in reversed(self.open):
             if attempt_id in there:
                 behind = True
-            elif behind:
+            elif behind and not is_unsent(attempt_id):
                 missing[attempt_id] = self.missing.get(attempt_id, now_s)
         self.missing = missing
 
@@ -206,7 +206,7 @@ class Fleet:
         peer.lost_at_ms = None
         peer.unanswered = 0
         peer.bounced.clear()
-        peer.look_for_missing(heartbeat, peer.heard_s)
+        peer.look_for_missing(heartbeat, peer.heard_s, self._is_unsent)
         return news
 
     def lease_ends_s(self, peer: Peer) -> float | None:
@@ -271,6 +271,9 @@ class Fleet:
     def is_withdrawn(self, attempt_id: str) -> bool:
         """Tells whether the attempt is over before its command goes out."""
         return attempt_id in self._withdrawn
+
+    def _is_unsent(self, attempt_id: str) -> bool:
+        return attempt_id in self._unsent or attempt_id in self._withdrawn
 
     def let_go(self, attempt_id: str) -> bool:
         """Forgets an attempt that has ended; tells whether it was a runner's."""

@@ -267,3 +267,12 @@ def test_what_a_living_runner_has_nothing_of_is_gone_after_a_while(fleet: Fleet,
     fleet.link_down("cable")
     fleet.link_up("cable")
     assert fleet.gone(peer) == []
+
+
+def test_what_was_never_sent_is_not_missing(fleet: Fleet) -> None:
+    for name in ("sent", "unsent", "withdrawn"):
+        fleet.took(name, "a", "command", unsent=True)
+    fleet.sends(["sent"])
+    fleet.withdraw("withdrawn")
+    fleet.hear("a", beat(2, attempts=()))
+    assert list(fleet.peers["a"].missing) == ["sent"]
