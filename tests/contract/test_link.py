@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from omnid.errors import OmnidError, Rejected, Retryable
-from omnid.link import message, rabbitmq
+from omnid.link import message
 from omnid.link.embedded import EmbeddedLink
 from omnid.link.endpoint import Holder
 from omnid.link.interface import EMBEDDED, Link, LinkDown, LinkFull, Poison
@@ -464,11 +464,8 @@ async def test_what_belongs_to_another_program_is_left_alone(kit: Kit) -> None:
         await runner.send(f"{kit.daemon_name}-2", [result(1)])
 
 
-async def test_an_old_server_is_refused(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kit.kind == "rabbitmq":
-        monkeypatch.setattr(rabbitmq, "VERSION_MIN", (99, 1))
-        assert "99.1 is needed" in (await refused(kit.daemon())).what
-        return
+async def test_an_old_redis_is_refused(brokers: Callable[[str], Broker]) -> None:
+    kit = Kit("redis", brokers("redis"), "old")
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, redis_4)
         url = f"redis://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
