@@ -22,15 +22,14 @@ import anyio.to_thread
 from omnid.errors import OmnidError, Retryable
 from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
 from omnid.link.interface import LinkDown, LinkFull, Message, Received
+from omnid.link.rabbitmq_queues import declare, holder_queue, queue_of
 from omnid.link.rabbitmq_wire import Outlet, Wire
 from omnid.loading import loading
 from omnid.log import Logger
 
 PORTS = {"amqp": 5672, "amqps": 5671}
-PRODUCT, VERSION_MIN = "RabbitMQ", (3, 10)
+VERSION_MIN = (3, 10)
 """The first whose quorum queues hand dead messages on without losing any."""
-DEAD = "omnid.dead"
-DEAD_MAX = 10_000
 HEARTBEAT_S = 10
 """How often each side says that it is there; after three of them in silence the broker gives its name to the next."""
 PREFETCH_MAX = 65_535
@@ -54,11 +53,6 @@ REFUSED = (
 LEADERLESS = "it has no leader, and needs most of the nodes that hold it"
 
 LOCKED, FORBIDDEN, BROKEN = "ChannelLockedResource", "ChannelAccessRefused", "ConnectionInternalError"
-
-
-def queue_of(name: str) -> str:
-    """Gives the queue of what was sent to an end."""
-    return f"omnid.{name}"
 
 
 class RabbitLink:
@@ -105,7 +99,7 @@ class RabbitLink:
             channel.close_callbacks.add(self._closed)
         await self._take_name(receiving)
         await self._receiving.set_qos(prefetch_count=min(PREFETCH_MAX, endpoint.held_max + endpoint.batch_max))
-        await self._declare(self._receiving, endpoint.name)
+        await declare(self._receiving, endpoint.name)
         self._consumer: Any = await self._receiving.get_underlay_channel()
         self._consumer.on_consumer_cancel_callbacks.add(self._cancelled)
 
@@ -126,11 +120,11 @@ class RabbitLink:
         )
         self._connections.append(connection)
         said = connection.transport.connection.server_properties
-        product, version = str(said.get("product", "")), str(said.get("version", ""))
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-        if product != PRODUCT or numbers < VERSION_MIN:
-            found = f"{product or 'a broker without a name'} {version or 'of an unknown version'}"
-            raise endpoint.refused(f"it is {found}, and {PRODUCT} {'.'.join(map(str, VERSION_MIN))} or later is needed")
+        version = str(said.get("version", ""))
+        if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < VERSION_MIN:
+            found = f"{said.get('product', 'RabbitMQ')} {version or 'of an unknown version'}"
+            wanted = ".".join(map(str, VERSION_MIN))
+            raise endpoint.refused(f"it is {found}, and RabbitMQ {wanted} or later is needed")
         return connection
 
     async def _take_name(self, connection: Any) -> None:
@@ -148,36 +142,11 @@ class RabbitLink:
             if await self._is_there(connection, f"{name}.lock"):
                 raise self._endpoint.refused(f"its queue {name}.lock is no lock, but another program's") from error
             asking = await connection.channel()
-            said = await (await asking.declare_queue(**_holder_queue(name))).get(fail=False)
+            said = await (await asking.declare_queue(**holder_queue(name))).get(fail=False)
             raise self._endpoint.taken(Holder.read(b"" if said is None else said.body)) from error
         with anyio.move_on_after(NOTE_S_MAX):
-            await self._sending.declare_queue(**_holder_queue(name))
+            await self._sending.declare_queue(**holder_queue(name))
             await self._publish_to(f"{name}.holder", self._endpoint.holder.line.encode())
-
-    async def _declare(self, channel: Any, name: str) -> None:
-        """Makes the queues of an end, whichever end comes first.
-
-        A node of 3.10 that is killed within a second can lose what it has to know of the queue that was made last, and
-        comes back with one that nobody can use. So that is the queue of the dead messages, which nobody waits for.
-        """
-        exchange = await channel.declare_exchange(DEAD, "direct", durable=True)
-        await channel.declare_queue(
-            queue_of(name),
-            durable=True,
-            arguments={
-                "x-queue-type": "quorum",
-                # Whoever has lost its lock and doesn't know yet stands by, and the order holds.
-                "x-single-active-consumer": True,
-                "x-dead-letter-exchange": DEAD,
-                "x-dead-letter-routing-key": name,
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",
-            },
-        )
-        dead = await channel.declare_queue(
-            f"{queue_of(name)}.dead", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": DEAD_MAX}
-        )
-        await dead.bind(exchange, name)
 
     async def _consume(self, channel: Any, came: Callable[[Any], None]) -> None:
         """Becomes a consumer of the queue of this end; raises LinkDown where that has no leader, or no majority."""
@@ -273,9 +242,12 @@ class RabbitLink:
         except LinkDown as error:
             raise self._endpoint.late() from error
         with self._mapped():
-            asking = await self._connections[1].channel()
-            await self._consume(await asking.get_underlay_channel(), _ignored)
-            await asking.close()
+            with self._endpoint.deadline():
+                asking = await self._connections[1].channel()
+                channel = await asking.get_underlay_channel()
+            await self._consume(channel, _ignored)
+            with self._endpoint.deadline():
+                await asking.close()
 
     async def _ask(self, to: str, outlet: Outlet, body: bytes) -> None:
         """Raises `undelivered` until a queue that confirmed nothing confirms one message; it waits for none.
@@ -284,7 +256,7 @@ class RabbitLink:
         confirms that by itself.
         """
         if outlet.asked is not None and outlet.asked.done():
-            outlet.asked, outlet.is_silent = None, False
+            outlet.asked, outlet.is_silent, outlet.ask_at_s = None, False, 0.0
             return
         now_s = anyio.current_time()
         if now_s >= outlet.ask_at_s:
@@ -331,7 +303,7 @@ class RabbitLink:
         exceptions = self._library.exceptions
         declaring = await self._connections[0].channel()
         try:
-            await self._declare(declaring, to)
+            await declare(declaring, to)
         except exceptions.ChannelClosed as error:
             if type(error).__name__ not in REFUSED:
                 raise
@@ -470,11 +442,6 @@ class RabbitLink:
 
 def _ignored(_message: Any) -> None:
     """Takes nothing: another consumer is there already."""
-
-
-def _holder_queue(name: str) -> dict[str, Any]:
-    """Gives what the queue is declared with in which stands who has a name: its last message, and no other."""
-    return {"name": f"{name}.holder", "durable": True, "arguments": {"x-max-length": 1}}
 
 
 def _detail(error: BaseException | None) -> str:
