@@ -15,8 +15,7 @@ from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.link import rabbitmq, rabbitmq_queues
 from omnid.link.interface import Link, LinkDown, LinkFull
 from omnid.link.rabbitmq_queues import queue_of
-from tests.contract.links import WAIT_S, Kit, command, kit_of, names, result, take
-from tests.contract.test_link_outage import Watched
+from tests.contract.links import WAIT_S, Kit, Watched, command, kit_of, names, result, take
 from tests.fakes.brokers import Broker, RabbitMQ
 from tests.fakes.proxy import Proxy, proxied
 
