@@ -256,15 +256,15 @@ class RabbitLink:
         confirms that by itself.
         """
         if outlet.asked is not None and outlet.asked.done():
-            outlet.asked, outlet.is_silent, outlet.ask_at_s = None, False, 0.0
+            outlet.asked, outlet.is_silent = None, False
             return
-        now_s = anyio.current_time()
-        if now_s >= outlet.ask_at_s:
-            outlet.ask_at_s = now_s + ASK_EVERY_S
-            with self._mapped(), self._endpoint.deadline():
-                await outlet.close()
-                outlet.channel = await self._open()
-                outlet.asked = await self._wire.publish(outlet.channel, queue_of(to), [body])
+        with self._mapped(), self._endpoint.deadline():
+            async with outlet.opening:
+                if outlet.asked is None or anyio.current_time() >= outlet.ask_at_s:
+                    await outlet.close()
+                    outlet.channel = await self._open()
+                    outlet.asked = await self._wire.publish(outlet.channel, queue_of(to), [body])
+                    outlet.ask_at_s = anyio.current_time() + ASK_EVERY_S
         raise self._unconfirmed(to)
 
     def _unconfirmed(self, to: str, how: str = "confirms nothing") -> Retryable:
@@ -276,7 +276,7 @@ class RabbitLink:
             if not outlet.is_known:
                 await self._declare_for(to)
                 outlet.is_known = True
-            if outlet.channel is None:
+            if outlet.channel is None or outlet.channel.is_closed:
                 outlet.channel = await self._open()
             return outlet.channel
 

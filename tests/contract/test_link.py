@@ -25,6 +25,7 @@ from tests.contract.links import (
     names,
     occupy,
     pinged,
+    refused,
     result,
     sifted,
     take,
@@ -62,13 +63,6 @@ class Embedded:
 @pytest.fixture(params=["embedded", *KINDS])
 def any_kit(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Any:
     return Embedded() if request.param == "embedded" else kit_of(request, brokers)
-
-
-async def refused(link: Link) -> OmnidError:
-    with pytest.raises(OmnidError) as caught:
-        async with link:
-            pass
-    return caught.value
 
 
 async def test_messages_arrive_whole_and_in_order_and_once_they_are_acknowledged_no_more(any_kit: Any) -> None:

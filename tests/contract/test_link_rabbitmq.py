@@ -11,11 +11,11 @@ import anyio.to_thread
 import pytest
 
 from omnid.ctl.demo_broker import rabbitmq_program
-from omnid.errors import OmnidError, Rejected, Retryable
+from omnid.errors import Rejected, Retryable
 from omnid.link import rabbitmq, rabbitmq_queues
 from omnid.link.interface import Link, LinkDown, LinkFull
 from omnid.link.rabbitmq_queues import queue_of
-from tests.contract.links import WAIT_S, Kit, Watched, command, kit_of, names, result, take
+from tests.contract.links import WAIT_S, Kit, Watched, command, kit_of, names, refused, result, take
 from tests.fakes.brokers import Broker, RabbitMQ
 from tests.fakes.proxy import Proxy, proxied
 
@@ -91,13 +91,6 @@ async def until_sent(link: Link, to: str, batch: list[Any]) -> None:
                 await link.ping()
 
 
-async def refused(link: Link) -> OmnidError:
-    with pytest.raises(OmnidError) as caught:
-        async with link:
-            pass
-    return caught.value
-
-
 async def test_a_queue_that_confirms_nothing_holds_up_itself_alone(kit: Kit) -> None:
     other, batch = f"{kit.runner_name}-2", [command(number) for number in range(BATCH)]
     ended: list[str] = []
@@ -148,7 +141,7 @@ async def test_a_queue_that_stays_silent_is_asked_by_one_message_now_and_then(
             while len(channels) < 3:
                 assert "confirms nothing" in await unsent(daemon, kit.runner_name, [command(1), command(2)])
                 if outlet.channel is not None:
-                    channels.add(id(outlet.channel))
+                    channels.add(outlet.channel.number)
                     assert outlet.channel.delivery_tag == 1
                 await daemon.ping()
 
