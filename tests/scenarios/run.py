@@ -19,7 +19,7 @@ from omnid.ctl.demo_ways import HttpWay, SocketWay
 from omnid.errors import OmnidError
 from tests.contract.links import Kit
 from tests.e2e.harness import FAKES, LOOK_S, Home
-from tests.e2e.test_runner import Host
+from tests.e2e.runners import Host
 from tests.fakes.moved_clock import move
 from tests.fakes.proxy import Proxy, proxied
 from tests.fakes.web import TOKEN
