@@ -73,9 +73,7 @@ class Host(Home):
         return self.call("--health").stdout
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        path = self.state / "runner" / "runner.log"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in lines if line["event"] == event]
+        return [line for line in _lines(self.state / "runner" / "runner.log") if line["event"] == event]
 
     def close(self) -> None:
         if self.runner is not None:
@@ -131,8 +129,12 @@ class Fleet(Home):
         process.wait(WAIT_S)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (self.state / "omnid.log").read_text().splitlines()]
-        return [line for line in lines if line["event"] == event]
+        return [line for line in _lines(self.state / "omnid.log") if line["event"] == event]
+
+    def warned(self) -> list[list[str]]:
+        """Gives the events of warnings and errors in the logs of the daemon and of its runners."""
+        paths = self.state / "omnid.log", *(self.root / name / "runner" / "runner.log" for name in sorted(self.runners))
+        return [[line["event"] for line in _lines(path) if line["level"] != "info"] for path in paths]
 
     def refused(self, kind: str) -> dict[str, Any] | None:
         """Gives a message of a kind that the daemon has set aside."""
@@ -144,3 +146,7 @@ class Fleet(Home):
             process.kill()
             process.wait(WAIT_S)
         super().close()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -182,7 +182,7 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
     assert (broker["name"], broker["quality"], broker["waiting"], broker["loss"] < 1) == ("cable", "up", 0, True)
     assert broker["latency_s"] > 0
     assert (broker["beats"][-1], set(broker["beats"][:-2])) == ("down", {None})  # The last minutes were as bad as that.
-    assert len(fleet.logged("link_down")) == 1
+    assert fleet.warned() == [["link_down"], ["link_down"]], "a line of the daemon, and one of the runner"
     first, second = fleet.logged("link_up")
     assert (first["down_s"], second["sent"]) == (None, 1)
     assert second["down_s"] > 0
@@ -195,7 +195,9 @@ def test_an_outage_in_which_the_daemon_is_killed_is_one_row_with_all_that_waited
     fleet.link()
     fleet.start()
     fleet.run(OMNID_DAEMON__SLOTS_MAX="1")
-    for back_before_the_daemon in (True, False):
+    outages = 0
+    # A node of RabbitMQ takes seconds to start.
+    for back_before_the_daemon in (True, False) if fleet.kit.kind == "redis" else (False,):
         running = fleet.sh("echo x >> begun; exec sleep 60")
         fleet.file("begun")
         fleet.kit.broker.kill()
@@ -214,7 +216,8 @@ def test_an_outage_in_which_the_daemon_is_killed_is_one_row_with_all_that_waited
         outage, *_ = fleet.client.call("omnid/outage.list", {})["outages"]
         assert (outage["parked"], outage["resumed"], outage["ended_at_ms"] > outage["began_at_ms"]) == (4, 4, True)
         (fleet.work / "begun").unlink()
-    assert len(fleet.client.call("omnid/outage.list", {})["outages"]) == 2
+        outages += 1
+    assert len(fleet.client.call("omnid/outage.list", {})["outages"]) == outages
     _, broker, _ = fleet.client.call("omnid/link.list", {})["links"]
     assert (broker["quality"], broker["waiting"], broker["beats"][-1]) == ("up", 0, "down")
 
