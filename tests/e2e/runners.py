@@ -35,7 +35,12 @@ class Host(Home):
         """Starts the runner."""
         with self.said.open("ab") as said:
             self.runner = subprocess.Popen(
-                RUNNER, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=self.environ, cwd=self.root
+                (*self.through, *RUNNER),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env=self.environ,
+                cwd=self.root,
             )
 
     def tell(self, number: int = signal.SIGTERM) -> None:
@@ -56,7 +61,7 @@ class Host(Home):
 
     def call(self, *argv: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [*RUNNER, *argv],
+            [*self.through, *RUNNER, *argv],
             check=False,
             env=self.environ,
             cwd=self.root,
