@@ -112,6 +112,8 @@ def test_what_a_runner_that_is_told_to_stop_has_not_begun_goes_to_another_at_onc
         gate.let()
         assert [one["outcome"] for one in fleet.wait(running)["attempts"]] == ["success"]
     assert fleet.runners[first].wait(WAIT_S) == 0
+    (attempt,) = fleet.wait(fleet.sh("true"))["attempts"]
+    assert attempt["outcome"] == "success", "nothing goes to one that is gone, though its lease still runs"
 
 
 def test_what_may_be_repeated_goes_from_a_lost_runner_to_another_and_its_late_result_is_refused(fleet: Fleet) -> None:

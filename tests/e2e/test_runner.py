@@ -184,7 +184,7 @@ async def test_a_stop_leaves_what_runs_to_the_next_one(kit: Kit, host: Host) -> 
         began_s = time.monotonic()
         assert host.end() == 0
         assert time.monotonic() - began_s < 10.0
-        await leaving(daemon)
+        await leaving(kit, daemon)
         assert drained(host) == (0, 1, 0)
         await anyio.to_thread.run_sync(go.write_text, "\n")  # It ends while no runner is there.
         host.run()
@@ -201,8 +201,8 @@ async def begun_by(host: Host, kit: Kit, daemon: Link) -> Path:
     return go
 
 
-async def leaving(daemon: Link) -> list[Result]:
-    """Waits until the runner has said that it leaves; gives the results that came before."""
+async def leaving(kit: Kit, daemon: Link) -> list[Result]:
+    """Waits until the runner has said that it leaves, and answers; gives the results that came before."""
     found: list[Result] = []
     beats: list[Heartbeat] = []
     while not (beats and beats[-1].leaving):
@@ -210,6 +210,7 @@ async def leaving(daemon: Link) -> list[Result]:
         await daemon.ack(received)
         beats += [one.message for one in received if isinstance(one.message, Heartbeat)]
         found += [one.message for one in received if isinstance(one.message, Result)]
+    await daemon.send(kit.runner_name, [Watch(60.0, heard_leaving=True)])
     return found
 
 
@@ -230,7 +231,7 @@ async def test_a_stop_gives_back_what_has_not_begun_and_lets_out_what_ends_meanw
     await daemon.send(kit.runner_name, [*commands[:3], Watch(60.0)])
     await until(begun.exists)
     host.tell()
-    back = await leaving(daemon)
+    back = await leaving(kit, daemon)
     back += await results(daemon, 2 - len(back))
     await daemon.send(kit.runner_name, [commands[3]])  # By a daemon that has not heard of it yet.
     back += await results(daemon, 1)
@@ -251,7 +252,7 @@ async def test_a_second_stop_ends_it_at_once(kit: Kit, host: Host) -> None:
     async with kit.daemon() as daemon:
         go = await begun_by(host, kit, daemon)
         host.tell()
-        await leaving(daemon)
+        await leaving(kit, daemon)
         assert host.end() == 0
         assert drained(host) == (0, 1, 0)
         host.run()
