@@ -9,17 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from bench.served import NAME, SLOT_BYTES
 from bench.world import environ, real_daemon, request
+from omnid import __version__
 from omnid.ctl.demo_broker import BROKERS, Broker
+from omnid.link.message import Codec
+from omnid.link.redis import stream_of
+from omnid.model import Heartbeat
 
 HERE = Path(__file__).parent.parent
 END_S = 30.0
 STALL_S = 120.0
-RUNNER_SLOTS = 64
+RUNNER_SLOTS, WINDOW_MAX = 64, 256
 TIMEOUT_S, PING_EVERY_S = 1.0, 0.5
 _CONFIG = """
 [[executor]]
@@ -43,6 +48,7 @@ _REMOTE = """
 name = "{name}"
 link = "broker"
 executors = ["{executor}"]
+window_max = {window_max}
 """
 
 
@@ -50,12 +56,24 @@ class Fleet:
     """A context manager; the broker goes on where it is another's."""
 
     def __init__(
-        self, directory: Path, broker: Broker, runners: int, slots: int, *, runner_slots: int = RUNNER_SLOTS
+        self,
+        directory: Path,
+        broker: Broker,
+        runners: int,
+        slots: int,
+        *,
+        runner_slots: int = RUNNER_SLOTS,
+        window_max: int = WINDOW_MAX,
     ) -> None:
-        """Takes the `slots` of the stamps, and how many commands each runner runs at once."""
+        """Takes the `slots` of the stamps, how many commands each runner runs at once, and how many it is sent.
+
+        Without `runners` there is one in the config alone, for which `say_room` speaks.
+        """
         self.broker = broker
         self._runner_slots = runner_slots
-        self._names = [f"r{number}" for number in range(runners)]
+        self._names = [f"r{number}" for number in range(max(1, runners))]
+        self._mute = not runners
+        self._daemon = f"d-{directory.name}"
         directory.mkdir()
         (directory / "password").write_text(broker.password)
         config = _CONFIG.format(
@@ -68,20 +86,21 @@ class Fleet:
             ping_every_s=PING_EVERY_S,
         )
         path = directory / "config.toml"
-        path.write_text(config + "".join(_REMOTE.format(name=name, executor=NAME) for name in self._names))
+        remote = [_REMOTE.format(name=name, executor=NAME, window_max=window_max) for name in self._names]
+        path.write_text(config + "".join(remote))
         stamps = directory / "stamps"
         stamps.write_bytes(bytes(slots * SLOT_BYTES))
         with open(stamps, "r+b") as file:
             self._stamps = mmap.mmap(file.fileno(), 0)
         self._directory = directory
-        self._environ = {**environ(directory, daemon__name=f"d-{directory.name}"), "OMNID_CONFIG": str(path)}
+        self._environ = {**environ(directory, daemon__name=self._daemon), "OMNID_CONFIG": str(path)}
         self._stack = contextlib.ExitStack()
         self._runners: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         self.process, self.client = self._stack.enter_context(real_daemon(self._environ))
         self.socket_path = f"{self._environ['OMNID_STATE']}/omnid.sock"
-        for name in self._names:
+        for name in () if self._mute else self._names:
             self._stack.enter_context(self._runner(name))
         return self
 
@@ -134,6 +153,29 @@ class Fleet:
                 raise TimeoutError(f"{now} of {count} are done, and nothing goes on: {self.states()}")
             time.sleep(look_every_s)
         return time.monotonic()
+
+    def say_room(self) -> None:
+        """Says to the daemon, over a Redis, that the first runner has room for all; nobody takes what is sent to it."""
+        codec = Codec("broker", self._names[0], {})
+        most = 10**9
+        there = Heartbeat(version=__version__, incarnation=1, slots=most, running=0, load=0.0, executors={NAME: most})
+        (entry,) = codec.encode(self._daemon, [there])
+        self.redis().xadd(stream_of(self._daemon), {"m": entry})
+
+    def until_sent(self, count: int, look_every_s: float) -> float:
+        """Waits until the broker, a Redis, has so many messages for the first runner; gives the time (monotonic)."""
+        redis = self.redis()
+        until_s = time.monotonic() + STALL_S
+        while (sent := redis.xlen(stream_of(self._names[0]))) < count:
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"{sent} of {count} were sent: {self.states()}")
+            time.sleep(look_every_s)
+        return time.monotonic()
+
+    def redis(self) -> Any:
+        """Connects to the broker, a Redis."""
+        library: Any = import_module("redis")
+        return library.Redis(port=self.broker.port, password=self.broker.password)
 
     def logged(self, event: str) -> int:
         """Counts an event in the daemon's log."""

@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.fleet import PING_EVERY_S, TIMEOUT_S, Fleet, batch, broker, message
 from bench.latency import BareCommit
@@ -51,6 +51,8 @@ def run(report: Report) -> None:
                 _outages(report, fleet)
             with Fleet(directory / "drain", redis, 1, SLOTS, runner_slots=DRAIN_SLOTS) as fleet:
                 _drain(report, fleet, count())
+            with Fleet(directory / "sent", redis, 0, SLOTS, window_max=SLOTS) as fleet:
+                _sent(report, fleet, count())
         with broker("rabbitmq", directory / "rabbitmq") as rabbitmq:
             _rates(report, directory, rabbitmq, durable=False)
 
@@ -237,14 +239,51 @@ def _outages(report: Report, fleet: Fleet) -> None:
     report.add("a frozen one (answers within 1 s, asked every 0.5 s)", max(frozen), "s", "<=", TIMEOUT_S + PING_EVERY_S)
 
 
-def _drain(report: Report, fleet: Fleet, slots: Iterator[int]) -> None:
-    """Tasks wait in the journal behind the gate of a link that is down, and another client submits while they are done.
+class _Off(NamedTuple):
+    """How a backlog was worked off on the broker's return, and how another client's submits did meanwhile."""
 
-    Parked is what is no attempt yet: only a window of twice the runners' slots goes out at once, so that a later task
-    of higher priority overtakes all else. The next one goes when a result comes, so this is the rate of the whole way
-    of a task, and not that of sending.
+    per_s: float
+    busy_us: list[float]
+    """The processor time for each task: of the daemon, and of its runners."""
+    more_mb: float
+    took_ms: list[float]
+
+    @property
+    def p99_ms(self) -> float:
+        return sorted(self.took_ms)[int(0.99 * len(self.took_ms))]
+
+
+def _sent(report: Report, fleet: Fleet, slots: Iterator[int]) -> None:
+    """The drain alone: claimed, sent and confirmed, to a runner that has room for all that is parked and takes none."""
+
+    def wait() -> float:
+        fleet.say_room()
+        return fleet.until_sent(PARKED, DRAIN_LOOK_S)
+
+    off = _worked_off(fleet, slots, wait)
+    report.add(f"{PARKED:,} tasks claimed, sent and confirmed, on the broker's return", off.per_s, "/s", ">=", 4_000)
+    report.add("the daemon's processor time for each of these", off.busy_us[0], "us")
+    report.add("the daemon's memory with all of them on their way, more", off.more_mb, "MB")
+    report.add("submits of another client meanwhile, p99", off.p99_ms, "ms", "<", 20)
+
+
+def _drain(report: Report, fleet: Fleet, slots: Iterator[int]) -> None:
+    """All the way: parked is what is no attempt yet, because only a window goes out at once.
+
+    So a later task of higher priority overtakes all else. The next one goes when a result comes.
     """
     done = fleet.done()
+    off = _worked_off(fleet, slots, lambda: fleet.until_done(done + PARKED, DRAIN_LOOK_S))
+    what = f"{PARKED:,} tasks behind the link's gate claimed, sent, run and settled, on the broker's return"
+    report.add(what, off.per_s, "/s", ">=", 4_000)
+    report.add("the daemon's processor time for each meanwhile", off.busy_us[0], "us")
+    report.add("the runner's", off.busy_us[1], "us")
+    report.add("the daemon's memory meanwhile, more", off.more_mb, "MB", "<=", 20)
+    report.add("submits of another client meanwhile, p99", off.p99_ms, "ms", "<", 20)
+
+
+def _worked_off(fleet: Fleet, slots: Iterator[int], wait: Callable[[], float]) -> _Off:
+    """Parks tasks in the journal behind the gate of a link that is down, and waits until what `wait` waits for."""
     fleet.broker.kill()
     first = next(slots)
     for begin in range(first, first + PARKED, BATCH):
@@ -272,17 +311,12 @@ def _drain(report: Report, fleet: Fleet, slots: Iterator[int]) -> None:
     thread = threading.Thread(target=client)
     thread.start()
     try:
-        elapsed_s = fleet.until_done(done + PARKED, DRAIN_LOOK_S) - since_s
+        elapsed_s = wait() - since_s
     finally:
         stop.set()
         thread.join()
-    busy_us = [(cpu_s(pid) - before) / (PARKED + len(took)) * 1e6 for pid, before in zip(pids, before_s, strict=True)]
-    what = f"{PARKED:,} tasks behind the link's gate claimed, sent, run and settled, on the broker's return"
-    report.add(what, (PARKED + len(took)) / elapsed_s, "/s", ">=", 4_000)
-    report.add("the daemon's processor time for each meanwhile", busy_us[0], "us")
-    report.add("the runner's", busy_us[1], "us")
-    report.add("the daemon's memory meanwhile, more", max(peak_mb) - before_mb, "MB", "<=", 20)
-    report.add("submits of another client meanwhile, p99", sorted(took)[int(0.99 * len(took))], "ms", "<", 20)
+    busy_us = [(cpu_s(pid) - before) / PARKED * 1e6 for pid, before in zip(pids, before_s, strict=True)]
+    return _Off(PARKED / elapsed_s, busy_us, max(peak_mb) - before_mb, took)
 
 
 def _until(holds: Callable[[], object]) -> None:

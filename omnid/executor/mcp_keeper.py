@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from omnid.executor.mcp_session import McpSession
     from omnid.executor.mcp_transport import Transport
 
-START_SLACK_S, STOP_SLACK_S = 2.0, 5.0
+START_SLACK_S = 10.0
+"""How much longer than its start may take a session is waited for. The SDK is loaded before it begins, and its own
+deadline knows what was wrong, which this one doesn't."""
+STOP_SLACK_S = 5.0
 
 
 class Keeper:
