@@ -47,7 +47,6 @@ HEALTH_EVERY_S = 5.0
 HEALTH_OLD_S = 30.0
 FORGET_EVERY_S = 3600.0
 DAY_MS = 86_400_000
-BAD_OPTION = "option_bad_value"
 USAGE = """\
 usage: omnid runner [--link NAME|URL] [--name NAME]   run the commands that come over a link
        omnid runner --health                          print its health; ends with 1 where it isn't well
@@ -278,7 +277,9 @@ def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
     name = options.name or wanted.runner.name or _host_name()
     if links.END_NAME.fullmatch(name) is None:
         detail, shown = "it is no name of a runner", repr(name)[:100]
-        raise Rejected(BAD_OPTION, option="--name", value=shown, detail=detail, wanted=patterns.SAID[patterns.NAME])
+        raise Rejected(
+            "option_bad_value", option="--name", value=shown, detail=detail, wanted=patterns.SAID[patterns.NAME]
+        )
     directory = str(Path(wanted.state.dir) / DIRECTORY)
     return (
         msgspec.structs.replace(
@@ -304,15 +305,15 @@ def _section(wanted: Config, option: str) -> Link:
         raise Rejected("config_bad_value", key="runner.link", value="(not set)", detail=detail)
     # The URL may have a password in it, and what is no name may be such a URL, mistyped.
     shown = link if links.END_NAME.fullmatch(link) else "(hidden)"
-    details = [f"the config has no [[link]] of that name{hint(link, list(known))}"]
+    detail = f"the config has no [[link]] of that name{hint(link, list(known))}"
     if "://" in link:
         section = Link(name=DIRECTORY, url=link)
-        details = [detail for _, detail in links.problems(section)]
-        if not details:
+        wrong = next((detail for _, detail in links.problems(section)), None)
+        if wrong is None:
             return section
-    raise Rejected(
-        BAD_OPTION, option="--link", value=shown, detail=details[0], wanted=f"{names}, or the URL of a broker"
-    )
+        detail = wrong
+    takes = f"{names}, or the URL of a broker"
+    raise Rejected("option_bad_value", option="--link", value=shown, detail=detail, wanted=takes)
 
 
 def _host_name() -> str:

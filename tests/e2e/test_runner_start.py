@@ -25,7 +25,16 @@ SIGNED = '[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\n'
         ('[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\npassword = "hidden-word"', (), "plain"),
         (f'{SIGNED}key = "env:K"\naccepted_keys = ["env:A", "hidden-word"]', (), "plain"),
         (f'{SIGNED}accepted_keys = ["env:A"]', (), "without one nothing is signed"),
-        ('[runner]\nlink = "abc"\n[[link]]\nname = "abd"\nurl = "redis://127.0.0.1"', (), "did you mean abd"),
+        (
+            '[runner]\nlink = "abc"\n[[link]]\nname = "abd"\nurl = "redis://127.0.0.1"',
+            (),
+            "no link of that name (did you mean abd?), only abd",
+        ),
+        (
+            '[runner]\nlink = "abc"',
+            (),
+            "runner.link = 'abc' can't be used: there is no link of that name, and no other",
+        ),
         ('[runner]\nexecutors = ["codex"]', ("--link", "redis://127.0.0.1"), "a runner offers"),
     ],
 )
