@@ -41,6 +41,8 @@ WATCHERS_MAX = 64
 WATCH_S_MAX = 3_600.0
 HEARD_S_MAX = 2.0
 """How long a runner that leaves waits for its daemons to say that they have heard of it; some of them may be away."""
+LINGER_S = 0.5
+"""How long it waits then for what was on its way when they heard."""
 BATCH_MAX = 64
 SEND_S_MAX = 120.0
 
@@ -385,15 +387,17 @@ class Remote:
     async def leave(self) -> None:
         """Begins nothing any more, tells the daemons so, and gives back what has not begun, now and from now on.
 
-        Returns once they have heard, or have had their time: what comes after that is what was on its way.
+        Returns once they have heard, or have had their time, and what was on its way is here.
         """
         self.leaving = True
         self._context.activity.ring()
         await self.tell()
         await guard("give back", self._give_back, log=self._context.log)
-        with anyio.move_on_after(HEARD_S_MAX):
-            while self._watchers.keys() - self._heard:
-                await self._hears.wait()
+        if self._watchers:
+            with anyio.move_on_after(HEARD_S_MAX):
+                while self._watchers.keys() - self._heard:
+                    await self._hears.wait()
+            await anyio.sleep(LINGER_S)
 
     async def _give_back(self) -> None:
         """Has the daemons send elsewhere what has no slot yet.

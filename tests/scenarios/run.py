@@ -73,7 +73,7 @@ beat_s = 0.5
 finished_days = {kept_days}
 """
 KEPT_DAYS = 0.1
-"""What the runner's ledger forgets, which is less than its clock jumps."""
+"""For how long the runner's ledger remembers what has ended: for less than its clock jumps."""
 
 H = TypeVar("H", bound=Home)
 
@@ -158,7 +158,7 @@ class Run:
         self._ahead_ms = 0
         """By how much the clock of the runner's host was ahead at most."""
         self._forgets = False
-        """Whether the ledger has to have forgotten something."""
+        """Whether the runner's ledger has to have forgotten something."""
 
     def go(self, commands: int, tell: Callable[[str], None]) -> Outcome:
         """Starts everything, lets all faults happen, each when its share of the commands is done, and counts."""

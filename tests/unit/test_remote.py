@@ -235,7 +235,10 @@ async def test_who_leaves_begins_nothing_and_gives_back_what_has_not_begun(bench
         assert bench.started == ["0", "1"]
 
 
-async def test_who_leaves_waits_until_those_who_send_to_it_have_heard(bench: Bench) -> None:
+async def test_who_leaves_waits_until_those_who_send_to_it_have_heard(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "LINGER_S", 0.0)
     gone = anyio.Event()
 
     async def leave() -> None:
@@ -259,6 +262,7 @@ async def test_who_leaves_waits_until_those_who_send_to_it_have_heard(bench: Ben
 
 
 async def test_who_leaves_does_not_wait_for_ever_for_who_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LINGER_S", 0.0)
     monkeypatch.setattr(remote, "HEARD_S_MAX", 0.01)
     async with bench.runs():
         bench.cable.bring(Watch(60.0))
