@@ -1,7 +1,8 @@
 """What the suites of links share: brokers, ends, and the messages that go between them."""
 
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,7 @@ import anyio
 import pytest
 
 from omnid.clock import SystemClock
+from omnid.link.connection import Connection
 from omnid.link.endpoint import Endpoint, Holder
 from omnid.link.interface import Link, LinkDown, LinkFull, Poison, Received
 from omnid.link.message import COMMANDS, RESULTS, Codec
@@ -18,6 +20,7 @@ from omnid.link.rabbitmq import RabbitLink
 from omnid.link.redis import RedisLink
 from omnid.log import Log
 from omnid.model import Command, Result, Work
+from omnid.settings_links import Link as Section
 from tests.fakes.brokers import Broker, RabbitMQ, Redis
 
 KINDS: dict[str, tuple[type[Broker], type[RedisLink] | type[RabbitLink]]] = {
@@ -25,6 +28,7 @@ KINDS: dict[str, tuple[type[Broker], type[RedisLink] | type[RabbitLink]]] = {
     "rabbitmq": (RabbitMQ, RabbitLink),
 }
 WAIT_S = 60.0
+PING_S = 0.5
 
 
 def command(number: int, **work: Any) -> Command:
@@ -63,6 +67,51 @@ class Kit:
             holder=Holder("kit", "this test"),
         )._replace(**fields)
         return KINDS[self.kind][1](endpoint, self.log)
+
+
+class Watched:
+    """A connection of a runner, and what is told of it."""
+
+    def __init__(self, kit: Kit, timeout_s: float = 10.0) -> None:
+        self.kit = kit
+        self.timeout_s = timeout_s
+        self.changed = anyio.Event()
+        section = Section(
+            name="cable", url=kit.broker.url, retry_base_s=0.1, retry_max_s=0.5, ping_every_s=PING_S, stable_s=0.1
+        )
+        self.connection = Connection(section, self._dial, SystemClock(), kit.log, self._tell)
+
+    async def _dial(self) -> Any:
+        return self.kit.runner(timeout_s=self.timeout_s, password=self.kit.broker.password)
+
+    def _tell(self) -> None:
+        self.changed.set()
+
+    async def until(self, up: bool) -> float:
+        """Waits until it is up, or down; gives how long that took."""
+        began_s = time.monotonic()
+        with anyio.fail_after(WAIT_S):
+            while (self.connection.problem is None) != up:
+                self.changed = anyio.Event()
+                await self.changed.wait()
+        return time.monotonic() - began_s
+
+    async def until_says(self, what: str) -> None:
+        """Waits until it is down, and says so as the reason."""
+        with anyio.fail_after(WAIT_S):
+            while (problem := self.connection.problem) is None or what not in problem.what:
+                self.changed = anyio.Event()
+                await self.changed.wait()
+
+    def lines(self, event: str) -> int:
+        return self.kit.logged.getvalue().count(f'"event":"{event}"')
+
+    async def during(self, do: Callable[[], Awaitable[None]]) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.connection.run)
+            await self.until(up=True)
+            await do()
+            group.cancel_scope.cancel()
 
 
 def kit_of(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Kit:

@@ -1,70 +1,28 @@
 """A connection to a real broker that is killed, frozen, and locked: it notices in time, and comes back by itself."""
 
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from omnid.clock import SystemClock
 from omnid.errors import Retryable
 from omnid.link import rabbitmq
-from omnid.link.connection import Connection
 from omnid.link.interface import Link, LinkDown
 from omnid.model import Cancel
-from omnid.settings_links import Link as Section
-from tests.contract.links import WAIT_S, Kit, command, names, take
+from tests.contract.links import PING_S, WAIT_S, Kit, Watched, command, names, take
 from tests.fakes.brokers import Broker
 from tests.fakes.proxy import proxied
 
 pytestmark = pytest.mark.anyio
 
-TIMEOUT_S, PING_S = 2.0, 0.5
+TIMEOUT_S = 2.0
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-class Watched:
-    """A connection of a runner, and what is told of it."""
-
-    def __init__(self, kit: Kit, timeout_s: float = 10.0) -> None:
-        self.kit = kit
-        self.timeout_s = timeout_s
-        self.changed = anyio.Event()
-        section = Section(
-            name="cable", url=kit.broker.url, retry_base_s=0.1, retry_max_s=0.5, ping_every_s=PING_S, stable_s=0.1
-        )
-        self.connection = Connection(section, self._dial, SystemClock(), kit.log, self._tell)
-
-    async def _dial(self) -> Any:
-        return self.kit.runner(timeout_s=self.timeout_s, password=self.kit.broker.password)
-
-    def _tell(self) -> None:
-        self.changed.set()
-
-    async def until(self, up: bool) -> float:
-        """Waits until it is up, or down; gives how long that took."""
-        began_s = time.monotonic()
-        with anyio.fail_after(WAIT_S):
-            while (self.connection.problem is None) != up:
-                self.changed = anyio.Event()
-                await self.changed.wait()
-        return time.monotonic() - began_s
-
-    def lines(self, event: str) -> int:
-        return self.kit.logged.getvalue().count(f'"event":"{event}"')
-
-    async def during(self, do: Callable[[], Awaitable[None]]) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(self.connection.run)
-            await self.until(up=True)
-            await do()
-            group.cancel_scope.cancel()
 
 
 async def put(kit: Kit, number: int) -> None:

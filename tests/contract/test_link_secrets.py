@@ -2,7 +2,6 @@
 
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import anyio.to_thread
 import pytest
@@ -17,7 +16,6 @@ from tests.fakes.brokers import Broker
 pytestmark = [pytest.mark.parametrize("anyio_backend", ["asyncio"]), pytest.mark.anyio]
 
 SECRET = "s3cret"
-DOCS = Path(__file__).parents[2] / "docs" / "links.md"
 BATCHES: tuple[Sequence[Message], ...] = (
     [command(1, argv=(SECRET,))],
     [command(number, stdin=SECRET) for number in range(3)],
@@ -60,20 +58,3 @@ async def told(link: Link, to: str, batch: Sequence[Message]) -> str:
     with pytest.raises(Retryable) as caught:
         await link.send(to, batch)
     return "".join(traceback.format_exception(caught.value)) + str(caught.value.as_dict())
-
-
-async def test_the_rights_that_the_docs_give_to_its_user_are_enough(brokers: Callable[[str], Broker]) -> None:
-    kit = Kit("redis", brokers("redis"), "rights")
-    (line,) = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("ACL SETUSER")]
-    with kit.broker.client() as client:
-        client.execute_command(*line.replace("PASSWORD", SECRET).split())
-    fields = {"user": "omnid", "password": SECRET, "url": f"{kit.broker.url}/0"}
-    async with kit.daemon(**fields) as daemon, kit.runner(**fields) as runner:
-        await daemon.send(kit.runner_name, [command(1), command(2)])
-        await daemon.send(kit.runner_name, [command(3)])
-        received = await sifted(runner, await take(runner, 3))
-        await runner.ack(received[:2])
-        await runner.refuse(received[2], "why")
-        await daemon.ping()
-        await runner.ping()
-    assert len(await kit.broker.dead(kit.runner_name)) == 1

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,14 @@ from omnid.ctl.demo_broker import epmd, free_port, rabbitmq_environ, rabbitmq_pr
 START_S = 90.0
 LOOK_S = 0.02
 PASSWORD = "a-password"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits until it holds: a server tells nobody of what it becomes."""
+    end_s = time.monotonic() + START_S
+    while not condition():
+        assert time.monotonic() < end_s, "it stays as it is"
+        time.sleep(LOOK_S)
 
 
 def certificate(directory: Path) -> tuple[Path, Path]:
@@ -53,9 +61,9 @@ class Broker:
     def start(self) -> None:
         """Starts it, anew where it was killed."""
         self._spawn()
-        until = time.monotonic() + START_S
+        end_s = time.monotonic() + START_S
         while not self._answers():
-            if self.process is None or self.process.poll() is not None or time.monotonic() > until:
+            if self.process is None or self.process.poll() is not None or time.monotonic() > end_s:
                 raise AssertionError(f"the broker doesn't start: {self.said.read_text()[-2000:]}")
             time.sleep(LOOK_S)
 
@@ -71,10 +79,7 @@ class Broker:
         """Lets it take connections and answer nothing."""
         self._frozen = True
         os.kill(self.pid, signal.SIGSTOP)
-        until = time.monotonic() + START_S
-        while not all(_stopped(task) for task in Path(f"/proc/{self.pid}/task").iterdir()):
-            assert time.monotonic() < until, "it goes on"
-            time.sleep(LOOK_S)
+        until(lambda: all(_stopped(task) for task in Path(f"/proc/{self.pid}/task").iterdir()))
 
     def thaw(self) -> None:
         if self._frozen:
@@ -130,16 +135,20 @@ class Broker:
 
 class Redis(Broker):
     scheme = "redis"
+    through: Sequence[str] = ()
+    """The command that runs it somewhere else, and becomes it."""
+    settings: Sequence[str] = ()
+    """What it is started with besides; of two of one name the later counts."""
 
     @property
     def tls_url(self) -> str:
         return f"rediss://localhost:{self.tls_port}"
 
     def _spawn(self) -> None:
-        argv = [*redis_argv(str(self.directory), self.port), "--requirepass", self.password]
+        argv = [*self.through, *redis_argv(str(self.directory), self.port), "--requirepass", self.password]
         argv += ["--tls-port", str(self.tls_port), "--tls-auth-clients", "no", "--tls-ca-cert-file"]
         argv += [str(self.certificate), "--tls-cert-file", str(self.certificate), "--tls-key-file", str(self.key)]
-        self._run(argv)
+        self._run([*argv, *self.settings])
 
     def _answers(self) -> bool:
         from redis.exceptions import RedisError
