@@ -8,6 +8,9 @@ from tests.contract.links import WAIT_S
 from tests.e2e.harness import now_ms, until
 from tests.e2e.runners import Fleet
 
+only_redis = pytest.mark.parametrize("kit", ["redis"], indirect=True)
+"""Where it takes many seconds and no broker has a part in what is tested: rows of the journal, signatures."""
+
 
 def test_commands_run_on_a_runner_and_their_results_come_back_in_order(fleet: Fleet) -> None:
     fleet.link()
@@ -195,8 +198,7 @@ def test_an_outage_is_one_row_and_two_lines_and_rings_for_presets(fleet: Fleet) 
         assert schedule["runs"] == 1
 
 
-# The row is the journal's, whatever broker was away; and a node of RabbitMQ takes seconds to start.
-@pytest.mark.parametrize("kit", ["redis"], indirect=True)
+@only_redis
 def test_an_outage_in_which_the_daemon_is_killed_is_one_row_with_all_that_waited(fleet: Fleet) -> None:
     fleet.link()
     fleet.start()
@@ -225,6 +227,7 @@ def test_an_outage_in_which_the_daemon_is_killed_is_one_row_with_all_that_waited
     assert (broker["quality"], broker["waiting"], broker["beats"][-1]) == ("up", 0, "down")
 
 
+@only_redis
 def test_with_two_keys_both_ends_say_what_they_refuse(fleet: Fleet) -> None:
     fleet.link(link='key = "env:LINK_KEY"\n')
     fleet.environ["LINK_KEY"] = "the key of the daemon"
