@@ -8,7 +8,7 @@ from anyio.lowlevel import checkpoint
 from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.flow.fleet import QUEUE, queue_of
-from omnid.flow.runner import Settles, unbegun
+from omnid.flow.runner import Settles, left, unbegun
 from omnid.link.interface import LinkDown, Messenger
 from omnid.model import Cancel, Command, Delivery, Problem, Task
 from omnid.store import journal, outbox
@@ -67,7 +67,8 @@ class Commands:
     async def send(self, batch: Sequence[Delivery]) -> None:
         """See `Destination.send`. A command that can never be sent ends its attempt, and needs no place among the dead.
 
-        What was cancelled before it went out ends here; that of an attempt which has ended meanwhile is left out.
+        What was cancelled before it went out ends here, and what was to go to a runner that leaves goes elsewhere; that
+        of an attempt which has ended meanwhile is left out.
         """
         fleet = self._context.fleet
         messages = await self._messages(batch)
@@ -104,6 +105,9 @@ class Commands:
         if fleet.is_withdrawn(command.attempt_id):
             await self._settles.settle(unbegun(command))
             return None  # However that went: where the store was closed, the next daemon deals with it.
+        if fleet.is_spared(command.attempt_id):
+            await self._settles.settle(left(command, self._runner))
+            return None
         return command if fleet.where(command.attempt_id) == self._runner else None
 
     async def _is_open(self, attempt_id: str) -> bool:

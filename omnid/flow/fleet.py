@@ -72,6 +72,11 @@ class Peer:
         return () if self.section is None else self.section.executors
 
     @property
+    def leaves(self) -> bool:
+        """Whether it has said that it takes nothing new, because it is about to end."""
+        return self.heartbeat is not None and self.heartbeat.leaving
+
+    @property
     def lease_s(self) -> float:
         """For how long its silence is borne."""
         return LEASE_S if self.section is None else self.section.lease_s
@@ -100,6 +105,14 @@ class Peer:
             elif behind and not is_unsent(attempt_id):
                 missing[attempt_id] = self.missing.get(attempt_id, now_s)
         self.missing = missing
+
+    def left_before(self, said: Heartbeat) -> bool:
+        """Takes from a heartbeat that lay at the broker that this very process leaves; tells whether that is news."""
+        known = self.heartbeat
+        if not said.leaving or known is None or known.leaving or known.incarnation != said.incarnation:
+            return False
+        self.heartbeat, self.watched_s = structs.replace(known, leaving=True), float("-inf")
+        return True
 
     def offers(self, executor: str) -> int:
         """Gives how many attempts of an executor it says it runs at once; 0: it doesn't take it."""
@@ -190,18 +203,22 @@ class Fleet:
             return "lost"
         if peer.heartbeat is None or peer.heard_s + peer.lease_s <= self._clock.monotonic_s():
             return "expected"  # Or heard so long before the link was down that it may be gone.
-        return "leaving" if peer.heartbeat.leaving else "up"
+        return "leaving" if peer.leaves else "up"
 
     def hear(self, name: str, heartbeat: Heartbeat) -> bool:
         """Takes a heartbeat; tells whether it may let something start. Of an unknown runner it says nothing.
 
-        Nor does one that answers an earlier watch: whoever sent it may be dead by now.
+        Nor does one that answers an earlier watch: whoever sent it may be dead by now. But that it leaves stays true.
         """
         peer = self.peers.get(name)
-        if peer is None or heartbeat.token not in (peer.token, None):
+        if peer is None:
             return False
+        if heartbeat.token not in (peer.token, None):
+            return peer.left_before(heartbeat)
         before, was_away = peer.heartbeat, self.state(peer) in ("lost", "expected")
         news = was_away or before is None or bool(peer.bounced) or _ability(before) != _ability(heartbeat)
+        if heartbeat.leaving and not peer.leaves:
+            peer.watched_s = float("-inf")  # It is told at once that this was heard.
         peer.heartbeat, peer.heard_s, peer.heard_at_ms = heartbeat, self._clock.monotonic_s(), self._clock.wall_ms()
         peer.lost_at_ms = None
         peer.unanswered = 0
@@ -267,6 +284,10 @@ class Fleet:
         if attempt_id in self._unsent:
             self._unsent.discard(attempt_id)
             self._withdrawn.add(attempt_id)
+
+    def is_spared(self, attempt_id: str) -> bool:
+        """Tells whether its runner leaves and its command has surely not gone out: it needn't any more."""
+        return attempt_id in self._unsent and self._of[attempt_id].leaves
 
     def is_withdrawn(self, attempt_id: str) -> bool:
         """Tells whether the attempt is over before its command goes out."""

@@ -394,7 +394,7 @@ class Lines:
             peer.watched_s = now_s
             peer.unanswered += 1
             try:
-                await line.connection.send(peer.name, [Watch(2 * peer.lease_s, peer.token)])
+                await line.connection.send(peer.name, [Watch(2 * peer.lease_s, peer.token, peer.leaves)])
             except Retryable as error:
                 self._context.log.debug("watch_failed", detail=error.what)  # It is asked again.
 

@@ -237,6 +237,11 @@ def unbegun(command: Command) -> Result:
     return command.ended("cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
 
 
+def left(command: Command, runner: str) -> Result:
+    """Makes the result of a command that goes back because its runner stopped before it began: it had no effect."""
+    return command.ended("unstarted", Problem.make("runner_left", runner=runner, task=command.name))
+
+
 def lost(command: Command) -> Result:
     """Makes the result of an attempt that died with the machine, its supervisor, or its server."""
     detail = "it had begun, and neither it nor its exit record was there when omnid came back"

@@ -458,6 +458,8 @@ def import_library(endpoint: Endpoint) -> Any:
     except ImportError as error:
         raise endpoint.refused("aio-pika isn't there (pip install 'omnid[rabbitmq]')") from error
     for name in ("aio_pika", "aiormq"):
-        # What it says comes as errors too; without a handler Python would write it to standard error.
+        # Without a handler Python would write what it says to standard error.
         logging.getLogger(name).addHandler(logging.NullHandler())
+    # That a connection is lost, or can't be made, comes as errors too, and is logged once for an outage.
+    logging.getLogger("aiormq.connection").propagate = False
     return library

@@ -201,6 +201,24 @@ def test_heartbeats_that_lay_at_the_broker_say_nothing(fleet: Fleet, clock: Fake
     assert peer.heard_s == clock.monotonic_s()
 
 
+def test_that_a_runner_leaves_counts_however_long_it_lay_at_the_broker(fleet: Fleet, clock: FakeClock) -> None:
+    peer = fleet.peers["a"]
+    before = peer.token
+    fleet.hear("a", beat(token=before))
+    fleet.link_down("cable")
+    fleet.link_up("cable")
+    assert fleet.state(peer) == "up", "its lease still runs"
+    other = msgspec.structs.replace(beat(3, token=before, leaving=True), incarnation=7)
+    assert not fleet.hear("a", other), "it was another process"
+    clock.now_s += 1
+    peer.watched_s = clock.monotonic_s()
+    assert fleet.hear("a", beat(3, token=before, leaving=True))
+    assert (fleet.state(peer), peer.heard_s, peer.watched_s) == ("leaving", 0.0, float("-inf"))
+    assert not fleet.hear("a", beat(3, token=before, leaving=True))
+    assert fleet.hear("a", beat(token=peer.token))
+    assert fleet.state(peer) == "up"
+
+
 def test_a_gate_says_what_keeps_an_executor_from_every_runner(fleet: Fleet) -> None:
     link = Gate("link:cable", "link", "cable", 1, None, DOWN)
     assert fleet.gate("command", {}) is None, "they may be heard any moment"

@@ -9,7 +9,7 @@ import pytest
 
 from omnid.errors import Retryable
 from omnid.flow import insist
-from omnid.flow.remote import left
+from omnid.flow.runner import left
 from omnid.model import Result, Watch
 from omnid.retry import Backoff
 from omnid.settings_links import Link
