@@ -91,7 +91,8 @@ def runners(runner: dict[str, Any], given: tuple[Link, ...], executors: tuple[Ex
             yield bad(f"{where}.{key}", HIDDEN if key == "url" else getattr(link, key) or None, detail)
     names = [link.name for link in given]
     if runner.get("link", "") not in ("", *names):
-        detail = f"there is no link of that name{hint(runner['link'], names)}"
+        there = f"only {', '.join(names)}" if names else "and no other"
+        detail = f"there is no link of that name{hint(runner['link'], names)}, {there}"
         # What is no name may be an address that was put into the wrong place.
         value = runner["link"] if links.END_NAME.fullmatch(str(runner["link"])) else HIDDEN
         yield bad("runner.link", value, detail)

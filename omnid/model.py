@@ -363,6 +363,8 @@ class Watch(Struct, frozen=True):
     for_s: float
     token: str = ""
     """What the heartbeats that it brings about are to carry, so that they are told from those of before."""
+    heard_leaving: bool = False
+    """Whether its sender has heard that the runner leaves: it sends no more commands."""
 
 
 class Heartbeat(Struct, frozen=True):

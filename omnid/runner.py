@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from omnid import __version__, config, links, patterns
 from omnid.clock import Clock, SystemClock
+from omnid.config_problems import hint
 from omnid.daemon import EXECUTOR_CLOSE_S, store_settings
 from omnid.errors import OmnidError, Rejected, Retryable
 from omnid.executor.interface import Executor
@@ -269,24 +270,16 @@ class RunnerProcess:
 def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
     """Gives the config of a runner and its link, as the command line and the config have them.
 
-    Raises Rejected(`config_bad_value`) where no link is named, or one that can't be used.
+    Raises Rejected: `option_bad_value` where the command line names what can't be used, `config_bad_value` where
+    nothing names a link.
     """
-    link = options.link or wanted.runner.link
-    known = {section.name: section for section in wanted.link}
-    section = known.get(link)
-    if section is None and "://" in link:
-        section = Link(name=DIRECTORY, url=link)
-        for _, detail in links.problems(section):
-            raise Rejected("config_bad_value", key="--link", value="(hidden)", detail=detail)
-    if section is None:
-        detail = "name a [[link]] of the config, or give the URL of a broker"
-        # What is no name may be a URL that was mistyped, with a password in it.
-        shown = repr(link) if links.END_NAME.fullmatch(link) else "(hidden)" if link else "(not set)"
-        raise Rejected("config_bad_value", key="runner.link", value=shown, detail=detail)
+    section = _section(wanted, options.link)
     name = options.name or wanted.runner.name or _host_name()
     if links.END_NAME.fullmatch(name) is None:
-        detail = f"it is {patterns.SAID[patterns.NAME]}"
-        raise Rejected("config_bad_value", key="--name", value=repr(name)[:100], detail=detail)
+        detail, shown = "it is no name of a runner", repr(name)[:100]
+        raise Rejected(
+            "option_bad_value", option="--name", value=shown, detail=detail, wanted=patterns.SAID[patterns.NAME]
+        )
     directory = str(Path(wanted.state.dir) / DIRECTORY)
     return (
         msgspec.structs.replace(
@@ -298,6 +291,29 @@ def chosen(wanted: Config, options: Options) -> tuple[Config, Link]:
         ),
         section,
     )
+
+
+def _section(wanted: Config, option: str) -> Link:
+    """Gives the link that the command line names, or else the config."""
+    known = {section.name: section for section in wanted.link}
+    link = option or wanted.runner.link
+    if link in known:
+        return known[link]
+    names = f"the name of a [[link]] of the config ({', '.join(known) or 'it has none'})"
+    if not link:
+        detail = f"it is {names}, and --link takes the URL of a broker too"
+        raise Rejected("config_bad_value", key="runner.link", value="(not set)", detail=detail)
+    # The URL may have a password in it, and what is no name may be such a URL, mistyped.
+    shown = link if links.END_NAME.fullmatch(link) else "(hidden)"
+    detail = f"the config has no [[link]] of that name{hint(link, list(known))}"
+    if "://" in link:
+        section = Link(name=DIRECTORY, url=link)
+        wrong = next((detail for _, detail in links.problems(section)), None)
+        if wrong is None:
+            return section
+        detail = wrong
+    takes = f"{names}, or the URL of a broker"
+    raise Rejected("option_bad_value", option="--link", value=shown, detail=detail, wanted=takes)
 
 
 def _host_name() -> str:

@@ -44,6 +44,7 @@ TIME_AND_CHANCE = {
 # Who may run on one backend alone, and why.
 ADAPTERS = {
     "omnid/link/rabbitmq.py": "aio-pika runs on asyncio",
+    "omnid/link/rabbitmq_wire.py": "aio-pika's channels run on asyncio",
     "omnid/link/redis.py": "redis-py's client runs on asyncio",
     "omnid/lookups.py": "it is asyncio's pool of threads that waits for names",
     "omnid/readable.py": "watches a file on either backend as that does best",

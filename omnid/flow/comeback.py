@@ -33,11 +33,12 @@ class Comeback:
         """The queues that have yet to catch up, and what had been sent of them before; None: no comeback goes on."""
         self._sent = 0
         self._down_s = 0.0
-        self._up_at_ms = 0
+        self._up_at_ms, self._up_at_s = 0, 0.0
 
     def back(self, down_s: float, behind: Mapping[str, int]) -> None:
         """The link is up again after so many seconds; see `Drain.behind` for what has yet to catch up."""
-        self._down_s, self._up_at_ms = down_s, self._clock.wall_ms()
+        self._down_s = down_s
+        self._up_at_ms, self._up_at_s = self._clock.wall_ms(), self._clock.monotonic_s()
         self._behind, self._sent = dict(behind), 0
         self._look()
 
@@ -57,6 +58,6 @@ class Comeback:
         if self._behind is None or (self._behind and not is_over):
             return
         left, self._behind = frozenset(self._behind), None
-        took_s = round((self._clock.wall_ms() - self._up_at_ms) / 1000, 3)
+        took_s = round(self._clock.monotonic_s() - self._up_at_s, 3)
         self._log.info("link_up", link=self._link, down_s=self._down_s, sent=self._sent, took_s=took_s)
         self._told(CameBack(self._link, self._up_at_ms, self._sent, left))

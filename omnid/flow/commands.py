@@ -8,7 +8,7 @@ from anyio.lowlevel import checkpoint
 from omnid.errors import Rejected
 from omnid.flow.context import Context
 from omnid.flow.fleet import QUEUE, queue_of
-from omnid.flow.runner import Settles, unbegun
+from omnid.flow.runner import Settles, left, unbegun
 from omnid.link.interface import LinkDown, Messenger
 from omnid.model import Cancel, Command, Delivery, Problem, Task
 from omnid.store import journal, outbox
@@ -76,24 +76,32 @@ class Commands:
     async def send(self, batch: Sequence[Delivery]) -> None:
         """See `Destination.send`. A command that can never be sent ends its attempt, and needs no place among the dead.
 
-        What was cancelled before it went out ends here; that of an attempt which has ended meanwhile is left out.
+        What was cancelled before it went out ends here, and what was to go to a runner that leaves goes elsewhere; that
+        of an attempt which has ended meanwhile is left out.
         """
-        messages = [message for delivery in batch if (message := await self._message(delivery)) is not None]
+        fleet = self._context.fleet
+        messages = await self._messages(batch)
+        # While one is looked at, another may be withdrawn; from here to `sends` nothing is awaited.
+        while any(isinstance(one, Command) and fleet.is_withdrawn(one.attempt_id) for one in messages):
+            messages = await self._messages(batch)
         messenger = self._find(self._runner)
         if messenger is None and not any(isinstance(message, Command) for message in messages):
             return
-        if messenger is None or not self._context.fleet.reaches(self._runner):
+        if messenger is None or not fleet.reaches(self._runner):
             detail = "the config has no runner of that name any more" if messenger is None else "it is down"
             raise LinkDown("link_down", link=self._runner, detail=detail)
         if not messages:
             return
-        self._context.fleet.sends(message.attempt_id for message in messages)
+        fleet.sends(message.attempt_id for message in messages)
         try:
             await messenger.send(self._runner, messages)
         except Rejected as error:
             if len(batch) > 1 or not isinstance(messages[0], Command):
                 raise
             await self._settles.settle(messages[0].ended("rejected", Problem.of(error)))
+
+    async def _messages(self, batch: Sequence[Delivery]) -> list[Command | Cancel]:
+        return [message for delivery in batch if (message := await self._message(delivery)) is not None]
 
     async def _message(self, delivery: Delivery) -> Command | Cancel | None:
         if delivery.kind == CANCEL:
@@ -105,6 +113,10 @@ class Commands:
             await checkpoint()
         if fleet.is_withdrawn(command.attempt_id):
             await self._settles.settle(unbegun(command))
+            return None  # However that went: where the store was closed, the next daemon deals with it.
+        if fleet.is_spared(command.attempt_id):
+            await self._settles.settle(left(command, self._runner))
+            return None
         return command if fleet.where(command.attempt_id) == self._runner else None
 
     async def _is_open(self, attempt_id: str) -> bool:

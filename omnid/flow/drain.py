@@ -4,6 +4,7 @@ Each destination has a carrier of its own, so that a dead one blocks nobody. A c
 sends, and forgets what was confirmed; it sleeps until something is put into the queue or the one timer wakes it.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from omnid.flow.context import Bell, Context
 from omnid.flow.inbox import QUEUE as INBOX
 from omnid.flow.insist import insist
 from omnid.flow.keep import keep
-from omnid.link.destination import Destination
+from omnid.link.destination import AFTER_S_MAX, Destination
 from omnid.model import Delivery, Problem
 from omnid.retry import Backoff
 from omnid.store import outbox
@@ -136,14 +137,19 @@ class Carrier:
         """Of the destination in a row: what is behind the head needn't find out anew that it is down."""
         self._not_before_ms = 0
         """When a destination that is down may be tried again, whatever is the head by then."""
+        self._wait_ms = 0
+        """How far ahead that was when it was set."""
         self._single = False
         """Whether the last batch was refused: its rows are sent one by one until one is taken or found out."""
+        self._nap_s = math.inf
+        """For how long nothing is tried unless something rings."""
 
     async def run(self) -> None:
         """Carries what comes; ends when it is cancelled."""
         while not self.stopping:
             if not await self.carry():
-                await self.bell.wait()
+                with anyio.move_on_after(self._nap_s):
+                    await self.bell.wait()
                 self._context.alarms.drop(self._alarm)
 
     @property
@@ -153,6 +159,7 @@ class Carrier:
     async def carry(self) -> bool:
         """Sends the head of the queue if it is due, else sets an alarm for it; tells whether there may be more."""
         context = self._context
+        self._nap_s = math.inf
         destination = self._open(self._queue)
         limit = 1 if destination is None or self._single else destination.batch_max
         batch = await context.store.peek(lambda reader: outbox.peek(reader, self._queue, limit, BATCH_BYTES_MAX))
@@ -165,20 +172,33 @@ class Carrier:
             await self._bury(batch[0], Problem.make("destination_gone", destination=self._queue))
             return True
         now_ms = context.clock.wall_ms()
-        due_ms = max(self._not_before_ms, batch[0].retry_at_ms or 0, destination.due_ms(batch, now_ms))
-        # More than a day ahead is nothing that anybody asked for: the clock was set back.
-        if now_ms < due_ms <= now_ms + DAY_MS:
+        due_ms = max(self._retry_ms(batch[0], now_ms), destination.due_ms(batch, now_ms))
+        if now_ms < due_ms:
             context.alarms.set(self._alarm, due_ms, self.bell)
             return False
         async with self.sending:
             return await self._send(destination, batch)
 
+    def _retry_ms(self, head: Delivery, now_ms: int) -> int:
+        """Gives when it may be tried after the failures so far.
+
+        What is further ahead than the wait was is nothing that anybody asked for: the clock was set back.
+        """
+        if self._failures:
+            at_ms, wait_ms = self._not_before_ms, self._wait_ms
+        else:  # An earlier daemon may have failed with it; how long it was to wait is not known any more.
+            asked_s = AFTER_S_MAX if head.problem is not None and head.problem.code == "delivery_delayed" else 0
+            at_ms, wait_ms = head.retry_at_ms or 0, round(1000 * max(self._backoff.max_s, asked_s))
+        return at_ms if at_ms <= now_ms + wait_ms else now_ms
+
     async def _send(self, destination: Destination, batch: Sequence[Delivery]) -> bool:
         """Sends a batch; tells whether there may be more: not where the destination rings when it is back."""
+        is_late = False
         try:
             with anyio.fail_after(destination.timeout_s):
                 await destination.send(batch)
         except TimeoutError:
+            is_late = True
             detail = f"no answer within {destination.timeout_s:g} s"
             failure: Retryable = Retryable("delivery_failed", destination=self._queue, detail=detail)
         except Rejected as error:
@@ -191,6 +211,8 @@ class Carrier:
             return True
         if destination.rings:
             self.sent_since = self.sent_since or 0
+            if is_late:  # Its link may have been up all the time, and then nobody rings.
+                self._nap_s = self._wait_s(batch[0], failure)
             return False
         await self._failed(batch[0], failure)
         return True
@@ -225,16 +247,25 @@ class Carrier:
             "delivery_dead", id=delivery.id, destination=self._queue, code=problem.code, what=problem.what
         )
 
-    async def _failed(self, head: Delivery, error: OmnidError) -> None:
-        """Waits for the next try; a destination's outage is logged when it begins."""
-        context, settings = self._context, self._context.config.outbox
-        now_ms = context.clock.wall_ms()
+    @property
+    def _backoff(self) -> Backoff:
+        settings = self._context.config.outbox
+        return Backoff(settings.retry_base_s, max(settings.retry_base_s, settings.retry_max_s))
+
+    def _wait_s(self, head: Delivery, error: OmnidError) -> float:
+        """Counts a failure, and gives how long to wait after it; a destination's outage is logged when it begins."""
+        context = self._context
         self._failures += 1
         if self._failures == 1:
             context.log.warning("destination_down", destination=self._queue, **error.as_dict())
-        backoff = Backoff(settings.retry_base_s, max(settings.retry_base_s, settings.retry_max_s))
-        wait_s = backoff.delay_s(max(self._failures, head.tries + 1), context.clock.uniform)
-        self._not_before_ms = now_ms + round(1000 * max(wait_s, float(str(error.fields.get("after_s", 0)))))
+        return self._backoff.delay_s(max(self._failures, head.tries + 1), context.clock.uniform)
+
+    async def _failed(self, head: Delivery, error: OmnidError) -> None:
+        """Sets the time of the next try, or gives up."""
+        context, settings = self._context, self._context.config.outbox
+        wait_s, now_ms = self._wait_s(head, error), context.clock.wall_ms()
+        self._wait_ms = round(1000 * max(wait_s, float(str(error.fields.get("after_s", 0)))))
+        self._not_before_ms = now_ms + self._wait_ms
         if now_ms - head.created_at_ms >= settings.give_up_days * DAY_MS:
             days = f"{settings.give_up_days:g}"
             await self._bury(head, Problem.make("given_up", destination=self._queue, days=days, detail=error.what))

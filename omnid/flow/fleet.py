@@ -72,6 +72,11 @@ class Peer:
         return () if self.section is None else self.section.executors
 
     @property
+    def leaves(self) -> bool:
+        """Whether it has said that it takes nothing new, because it is about to end."""
+        return self.heartbeat is not None and self.heartbeat.leaving
+
+    @property
     def lease_s(self) -> float:
         """For how long its silence is borne."""
         return LEASE_S if self.section is None else self.section.lease_s
@@ -82,7 +87,7 @@ class Peer:
         said = () if self.heartbeat is None else self.heartbeat.labels
         return frozenset((*(() if self.section is None else self.section.labels), *said))
 
-    def look_for_missing(self, said: Heartbeat, now_s: float) -> None:
+    def look_for_missing(self, said: Heartbeat, now_s: float, is_unsent: Callable[[str], bool]) -> None:
         """Compares what a heartbeat names with what was sent.
 
         Commands are taken in the order in which they were sent: one that isn't there has not arrived or has ended
@@ -97,9 +102,17 @@ class Peer:
         for attempt_id in reversed(self.open):
             if attempt_id in there:
                 behind = True
-            elif behind:
+            elif behind and not is_unsent(attempt_id):
                 missing[attempt_id] = self.missing.get(attempt_id, now_s)
         self.missing = missing
+
+    def left_before(self, said: Heartbeat) -> bool:
+        """Takes from a heartbeat that lay at the broker that this very process leaves; tells whether that is news."""
+        known = self.heartbeat
+        if not said.leaving or known is None or known.leaving or known.incarnation != said.incarnation:
+            return False
+        self.heartbeat, self.watched_s = structs.replace(known, leaving=True), float("-inf")
+        return True
 
     def offers(self, executor: str) -> int:
         """Gives how many attempts of an executor it says it runs at once; 0: it doesn't take it."""
@@ -127,6 +140,8 @@ class Fleet:
         """Gives when a link that is down is dialled again (wall time); `Lines` sets it."""
         self.connection: Callable[[str], Connection | None] = lambda _: None
         """Gives the connection of a link that is in use; `Lines` sets it."""
+        self.strayed: Callable[[], None] = lambda: None
+        """Hears that an attempt became a runner's which was lost meanwhile; `Lines` sets it."""
         self._up: set[str] = set()
         """The links that are up."""
 
@@ -137,10 +152,12 @@ class Fleet:
         now_s = self._clock.monotonic_s()
         for name in {**self.peers, **sections}:
             section = sections.get(name)
-            peer = self.peers.get(name) or Peer(name, section, now_s)
+            peer = self.peers.get(name) or Peer(name, None, now_s)
             if peer.link != (section and section.link):
-                # Over another link it is heard anew.
+                # Over another link it is heard anew, and nobody has asked it there yet.
                 peer.heartbeat, peer.awaited_s = None, now_s
+                if section is not None:
+                    peer.token, peer.watched_s, peer.unanswered = self._clock.uuid(), float("-inf"), 0
             peer.section = section
             if section is not None or peer.open:
                 peers[name] = peer
@@ -186,23 +203,27 @@ class Fleet:
             return "lost"
         if peer.heartbeat is None or peer.heard_s + peer.lease_s <= self._clock.monotonic_s():
             return "expected"  # Or heard so long before the link was down that it may be gone.
-        return "leaving" if peer.heartbeat.leaving else "up"
+        return "leaving" if peer.leaves else "up"
 
     def hear(self, name: str, heartbeat: Heartbeat) -> bool:
         """Takes a heartbeat; tells whether it may let something start. Of an unknown runner it says nothing.
 
-        Nor does one that answers an earlier watch: whoever sent it may be dead by now.
+        Nor does one that answers an earlier watch: whoever sent it may be dead by now. But that it leaves stays true.
         """
         peer = self.peers.get(name)
-        if peer is None or heartbeat.token not in (peer.token, None):
+        if peer is None:
             return False
+        if heartbeat.token not in (peer.token, None):
+            return peer.left_before(heartbeat)
         before, was_away = peer.heartbeat, self.state(peer) in ("lost", "expected")
         news = was_away or before is None or bool(peer.bounced) or _ability(before) != _ability(heartbeat)
+        if heartbeat.leaving and not peer.leaves:
+            peer.watched_s = float("-inf")  # It is told at once that this was heard.
         peer.heartbeat, peer.heard_s, peer.heard_at_ms = heartbeat, self._clock.monotonic_s(), self._clock.wall_ms()
         peer.lost_at_ms = None
         peer.unanswered = 0
         peer.bounced.clear()
-        peer.look_for_missing(heartbeat, peer.heard_s)
+        peer.look_for_missing(heartbeat, peer.heard_s, self._is_unsent)
         return news
 
     def lease_ends_s(self, peer: Peer) -> float | None:
@@ -217,9 +238,13 @@ class Fleet:
         if peer is not None and peer.lost_at_ms is None and peer.heard_s >= peer.awaited_s:
             peer.heard_s, peer.heard_at_ms = self._clock.monotonic_s(), self._clock.wall_ms()
 
-    def bear_with(self) -> None:
-        """Begins all leases anew: the daemon itself could not listen for a while."""
-        for peer in self.peers.values():
+    def silent_s(self, peer: Peer) -> float:
+        """Gives for how long nothing was heard of a runner that could be heard."""
+        return self._clock.monotonic_s() - max(peer.awaited_s, peer.heard_s)
+
+    def bear_with(self, link: str | None = None) -> None:
+        """Begins leases anew, all or those on a link: the daemon itself could not ask or listen for a while."""
+        for peer in self.peers.values() if link is None else self.on_link(link):
             peer.awaited_s = self._clock.monotonic_s()
             peer.missing.clear()
 
@@ -247,6 +272,8 @@ class Fleet:
         peer.by_executor[executor] += 1
         if unsent:
             self._unsent.add(attempt_id)
+        if peer.lost_at_ms is not None:
+            self.strayed()
 
     def sends(self, attempt_ids: Iterable[str]) -> None:
         """Hears that commands are being sent: whether they arrive nobody knows before their results."""
@@ -258,9 +285,16 @@ class Fleet:
             self._unsent.discard(attempt_id)
             self._withdrawn.add(attempt_id)
 
+    def is_spared(self, attempt_id: str) -> bool:
+        """Tells whether its runner leaves and its command has surely not gone out: it needn't any more."""
+        return attempt_id in self._unsent and self._of[attempt_id].leaves
+
     def is_withdrawn(self, attempt_id: str) -> bool:
         """Tells whether the attempt is over before its command goes out."""
         return attempt_id in self._withdrawn
+
+    def _is_unsent(self, attempt_id: str) -> bool:
+        return attempt_id in self._unsent or attempt_id in self._withdrawn
 
     def let_go(self, attempt_id: str) -> bool:
         """Forgets an attempt that has ended; tells whether it was a runner's."""

@@ -5,6 +5,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 from msgspec import structs
 
 from omnid.errors import Rejected, Retryable
@@ -37,6 +38,7 @@ REFUSED = "message_refused"
 """The code with which a runner says that it has set a command aside."""
 RESULTS_AT_ONCE = 64
 """How many results wait for the store at once: they share commits, and are acknowledged together."""
+LEASE, MISSING = "lease", "missing"
 STALL_S = 5.0
 """By how much later than it should this may wake before it takes itself for the one who was away."""
 
@@ -58,6 +60,10 @@ class Line:
         """Whether it has been up or down yet."""
         self.settling = False
         """Whether results that have come are being written down."""
+        self.taken = 0
+        """How many batches of what comes were."""
+        self.ended = anyio.Event()
+        """Set once it has said goodbye."""
 
 
 class Lines:
@@ -72,10 +78,17 @@ class Lines:
         self._lines: dict[str, Line] = {}
         context.fleet.next_try = self._next_try_at_ms
         context.fleet.connection = self._connection
+        context.fleet.strayed = self._strayed
         self._configured = Bell()
         self._bell = Bell()
         self._came_back: list[CameBack] = []
         """Comebacks that have yet to be written into their outages."""
+        self._ended: dict[str, anyio.Event] = {}
+        """Of the last line over each link."""
+        self._heard_out: dict[tuple[str, str], int] = {}
+        """Until which batch the last words of a runner may still come, about its lease or about what it lacks."""
+        self._due_s = context.clock.monotonic_s()
+        """When `tend` is to look again (monotonic)."""
         self._unheard: frozenset[str] = frozenset()
         """The runners for whose labels tasks may wait."""
 
@@ -111,19 +124,27 @@ class Lines:
                     connection.was_down(max(0, self._context.clock.wall_ms() - down[name]) / 1000)
                 comeback = Comeback(name, self._context.clock, self._context.log, self._told)
                 line = self._lines[name] = Line(section, connection, comeback)
-                group.start_soon(self._keep_open, line)
+                before, self._ended[name] = self._ended.get(name), line.ended
+                group.start_soon(self._keep_open, line, before)
         self._bell.ring()
 
-    async def _keep_open(self, line: Line) -> None:
+    async def _keep_open(self, line: Line, before: anyio.Event | None) -> None:
+        """Keeps a link open until its scope is cancelled; the one `before` it says goodbye first, to its name too."""
         context, name = self._context, line.section.name
-        with line.scope:
-            async with anyio.create_task_group() as group:
-                for what, loop in (
-                    ("link", line.connection.run),
-                    ("gate", partial(self._keep_gate, line)),
-                    ("results", partial(self._listen, line)),
-                ):
-                    group.start_soon(partial(keep, f"{what} {name}", loop, clock=context.clock, log=context.log))
+        try:
+            if before is not None:
+                await before.wait()
+            with line.scope:
+                await checkpoint()  # It may have been changed again meanwhile.
+                async with anyio.create_task_group() as group:
+                    for what, loop in (
+                        ("link", line.connection.run),
+                        ("gate", partial(self._keep_gate, line)),
+                        ("results", partial(self._listen, line)),
+                    ):
+                        group.start_soon(partial(keep, f"{what} {name}", loop, clock=context.clock, log=context.log))
+        finally:
+            line.ended.set()
 
     def _changed(self, name: str) -> None:
         """A link has gone up or down."""
@@ -180,6 +201,9 @@ class Lines:
         for line in self._lines.values():
             line.comeback.caught_up(queue, sent)
 
+    def _strayed(self) -> None:
+        self._bell.ring()
+
     def _told(self, came_back: CameBack) -> None:
         if came_back.left:
             self._came_back.append(came_back)
@@ -204,14 +228,20 @@ class Lines:
 
     async def _listen(self, line: Line) -> None:
         """Takes what comes from runners, and acknowledges it once it is in the journal."""
+        clock = self._context.clock
         while True:
             received = await line.connection.receive()
-            line.settling = True
+            line.settling, since_s = True, clock.monotonic_s()
             try:
                 for begin in range(0, len(received), RESULTS_AT_ONCE):
                     await self._take(line, received[begin : begin + RESULTS_AT_ONCE])
             finally:
                 line.settling = False
+                line.taken += 1
+                if clock.monotonic_s() > since_s + STALL_S:
+                    self._context.fleet.bear_with(line.section.name)
+                if self._heard_out:
+                    self._bell.ring()
 
     async def _take(self, line: Line, received: Sequence[Received]) -> None:
         fleet = self._context.fleet
@@ -281,7 +311,11 @@ class Lines:
             return result
         context = self._context
         context.fleet.bounce(result.attempt_id)
-        task_id, _, name = await context.store.read(lambda reader: _owner(reader, result.attempt_id))
+        find = partial(_owner, attempt_id=result.attempt_id)
+        owner = await insist(context, lambda: context.store.read(find), "result_waits", attempt=result.attempt_id)
+        if owner is None:
+            return result  # Nor can it be written down.
+        task_id, _, name = owner
         if result.problem is not None and result.problem.code == LEFT:
             return structs.replace(result, problem=Problem.make("runner_left", runner=runner, task=name))
         detail = "it said no more" if result.problem is None else result.problem.what.rstrip(".")
@@ -309,21 +343,28 @@ class Lines:
             self._context.log.debug("refuse_failed", detail=error.what)
 
     async def tend(self) -> None:
-        """Keeps the gates of links, asks for heartbeats, and looks after leases; ends when it is cancelled."""
-        clock = self._context.clock
+        """Opens the gates of unused links, asks for heartbeats, and looks after leases; ends when it is cancelled."""
         while True:
+            self._is_back()
             await self._open_unused()
             await self._write_comebacks()
             await self._watch()
             await self._look_at_leases()
+            self._is_back()
             await self._look_for_missing()
             self._look_for_unheard()
+            self._is_back()
             nap_s = self._nap_s()
-            until_s = clock.monotonic_s() + nap_s
+            self._due_s += nap_s
             with anyio.move_on_after(nap_s):
                 await self._bell.wait()
-            if clock.monotonic_s() > until_s + STALL_S:
-                self._context.fleet.bear_with()
+
+    def _is_back(self) -> None:
+        """Looks how late `tend` is: who was held up, by a disk or by a sleep, hasn't asked anybody meanwhile."""
+        now_s = self._context.clock.monotonic_s()
+        if now_s > self._due_s + STALL_S:
+            self._context.fleet.bear_with()
+        self._due_s = now_s
 
     async def _open_unused(self) -> None:
         """Opens the gates of links that nothing uses any more."""
@@ -353,7 +394,7 @@ class Lines:
             peer.watched_s = now_s
             peer.unanswered += 1
             try:
-                await line.connection.send(peer.name, [Watch(2 * peer.lease_s, peer.token)])
+                await line.connection.send(peer.name, [Watch(2 * peer.lease_s, peer.token, peer.leaves)])
             except Retryable as error:
                 self._context.log.debug("watch_failed", detail=error.what)  # It is asked again.
 
@@ -362,37 +403,49 @@ class Lines:
         times = [NAP_S_MAX + now_s, *fleet.unheard().values()]
         for peer in fleet.peers.values():
             ends_s = fleet.lease_ends_s(peer)
-            times += [] if ends_s is None else [ends_s]
+            times += [] if ends_s is None or (LEASE, peer.name) in self._heard_out else [ends_s]
             times += [_watch_due_s(peer)] if fleet.is_up(peer.link) else []
         return max(0.0, min(times) - now_s)
 
     async def _look_at_leases(self) -> None:
+        """Calls those lost whose leases are over, and settles what they have: also what became theirs meanwhile."""
         fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
+        self._heard_out = {key: until for key, until in self._heard_out.items() if key[1] in fleet.peers}
         for peer in tuple(fleet.peers.values()):
             ends_s = fleet.lease_ends_s(peer)
-            line = self._lines.get(peer.link or "")
+            silent_s = fleet.silent_s(peer)
             if ends_s is None or ends_s > now_s:
-                continue
-            if line is not None and line.settling:
-                fleet.bear_with()  # What it said last has come, and is being written down.
-                continue
-            silent_s = peer.lease_s + now_s - ends_s
-            fleet.lose(peer)
-            self._context.log.warning(
-                "runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(peer.open)
-            )
-            await self._lost(peer, list(peer.open), partial(_away, peer.name, span(silent_s)))
-            fleet.forget_gone()
+                self._heard_out.pop((LEASE, peer.name), None)
+            elif self._is_heard_out(peer, LEASE):
+                fleet.lose(peer)
+                self._context.log.warning(
+                    "runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(peer.open)
+                )
+            if peer.lost_at_ms is not None and peer.open:
+                await self._lost(peer, list(peer.open), partial(_away, peer.name, span(silent_s)))
+                fleet.forget_gone()
 
     async def _look_for_missing(self) -> None:
         """Settles what a runner that lives has nothing of: its broker has lost the command, or the result."""
         for peer in tuple(self._context.fleet.peers.values()):
             gone = self._context.fleet.gone(peer)
-            line = self._lines.get(peer.link or "")
-            if gone and line is not None and not line.settling:
+            if not gone:
+                self._heard_out.pop((MISSING, peer.name), None)
+            elif peer.link in self._lines and self._is_heard_out(peer, MISSING):
                 self._context.log.warning("attempts_missing", runner=peer.name, attempts=gone)
                 silent = span(MISSING_LEASES * peer.lease_s)
                 await self._lost(peer, gone, partial(_silent, peer.name, silent))
+
+    def _is_heard_out(self, peer: Peer, about: str) -> bool:
+        """Tells whether all was taken that had come by the time at which a runner was first to be judged.
+
+        That is the batch which was being taken, and the next, which the connection may have read already.
+        """
+        line, key = self._lines.get(peer.link or ""), (about, peer.name)
+        if line is not None and line.settling and line.taken < self._heard_out.setdefault(key, line.taken + 2):
+            return False
+        self._heard_out.pop(key, None)
+        return True
 
     def _look_for_unheard(self) -> None:
         """Lets tasks start that need not wait any longer for what a runner says of its labels."""

@@ -144,7 +144,9 @@ class Notices:
     def due_ms(self, batch: Sequence[Delivery], now_ms: int) -> int:
         """See `Destination.due_ms`: after the time in which more may come, within the hour's number, out of quiet."""
         settings, daemon = self._config().notify, self._config().daemon
-        due_ms = batch[0].created_at_ms + round(1000 * settings.group_s)
+        # What is from later than now has waited since before the clock was set back.
+        created_ms = batch[0].created_at_ms
+        due_ms = created_ms + round(1000 * settings.group_s) if created_ms <= now_ms else now_ms
         while self._sent_ms and not now_ms - HOUR_MS < self._sent_ms[0] <= now_ms:
             self._sent_ms.popleft()
         if len(self._sent_ms) >= settings.per_hour_max:

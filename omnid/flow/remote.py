@@ -22,7 +22,8 @@ from omnid.flow.fleet import WINDOW_OF_SLOTS
 from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
-from omnid.flow.runner import Runner, lost, unbegun
+from omnid.flow.runner import Runner, left, lost, unbegun
+from omnid.flow.standings import Standings
 from omnid.link.interface import LinkDown, Messenger, Poison, Received, Station
 from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch, Work
 from omnid.store.ledger import Begun, Ledger
@@ -38,10 +39,10 @@ ATTEMPT_ID = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 WATCHERS_MAX = 64
 """How many daemons are told how it is, because others send it nothing; and how many that only say they are some."""
 WATCH_S_MAX = 3_600.0
-REST_S = 30.0
-"""How long an executor that was down is not offered, unless an attempt on it ends before."""
+HEARD_S_MAX = 2.0
+"""How long a runner that leaves waits for its daemons to say that they have heard of it; some of them may be away."""
 LINGER_S = 0.5
-"""How long a runner that leaves waits at least for what was on its way when its daemons heard of it."""
+"""How long it waits then for what was on its way when they heard."""
 BATCH_MAX = 64
 SEND_S_MAX = 120.0
 
@@ -52,29 +53,6 @@ def held_max(slots: int) -> int:
     It is what all daemons send at once that hear of a runner, so that no cancel has to wait behind commands.
     """
     return max(HELD_MIN, WATCHERS_MAX * WINDOW_OF_SLOTS * slots)
-
-
-class Standings:
-    """Which executors can be used now: what `Gates` are to a daemon, which looks after tasks and has probes."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._down: dict[str, float] = {}
-
-    async def executor_down(self, executor: str, error: Retryable) -> None:
-        """See `runner.Standing`."""
-        if executor not in self._down:
-            self._context.log.warning("executor_down", executor=executor, **error.as_dict())
-        self._down[executor] = self._context.clock.monotonic_s() + REST_S
-
-    def executor_worked(self, executor: str) -> None:
-        """See `runner.Standing`."""
-        if self._down.pop(executor, None) is not None:
-            self._context.log.info("executor_up", executor=executor)
-
-    def is_down(self, executor: str) -> bool:
-        """Tells whether it is not offered now."""
-        return self._down.get(executor, 0.0) > self._context.clock.monotonic_s()
 
 
 class Owed:
@@ -149,7 +127,7 @@ class Remote:
         self._name = context.config.runner.name
         self.owed = Owed(context, ledger, messenger)
         self.standings = Standings(context)
-        self.runner = Runner(context, self.standings, self.owed)
+        self.runner = Runner(context, self.standings, self.owed, partial(left, runner=self._name))
         self._held: dict[str, Held] = {}
         """Commands without a slot, by attempt."""
         self._room = anyio.Event()
@@ -162,6 +140,9 @@ class Remote:
         self._turned_away: dict[str, float] = {}
         """Those that have asked beyond `WATCHERS_MAX`, and until when they want to know (monotonic)."""
         self._asked = Bell()
+        self._heard: set[str] = set()
+        """The daemons that have heard that it leaves."""
+        self._hears = Bell()
         self.refused = Refused()
         self.leaving = False
         self.idle = anyio.Event()
@@ -170,9 +151,12 @@ class Remote:
         """How many commands its daemons got back because it leaves."""
 
     async def recover(self, group: TaskGroup) -> int:
-        """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many."""
-        left = await self._ledger.open()
-        for one in left:
+        """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many.
+
+        What never ran goes back: its daemon may have decided otherwise meanwhile, or another end have its name.
+        """
+        open_ = await self._ledger.open()
+        for one in open_:
             command = msgspec.structs.replace(one.begun.command, recover=True)
             if one.cancelled:
                 self._context.ask_cancel(command.attempt_id)
@@ -182,7 +166,7 @@ class Remote:
                 group.start_soon(self.owed.settle, lost(command))
             else:
                 self._start(group, command, name)
-        return len(left)
+        return len(open_)
 
     async def take(self) -> None:
         """Takes what comes; ends when it is cancelled."""
@@ -212,8 +196,11 @@ class Remote:
             case Cancel(attempt_id):
                 if await self._cancel(attempt_id, done):
                     done.append(received)
-            case Watch(for_s, token):
+            case Watch(for_s, token, heard_leaving):
                 self._watch(received.sender, min(for_s, WATCH_S_MAX), token)
+                if heard_leaving and self.leaving:  # Else it was said to a process before this one.
+                    self._heard.add(received.sender)
+                    self._hears.ring()
                 done.append(received)
             case Poison() as poison:
                 await self._poisoned(received, poison)
@@ -401,19 +388,25 @@ class Remote:
         self._room.set()
 
     async def leave(self) -> None:
-        """Begins nothing any more, tells the daemons so, and gives back what has not begun, now and from now on."""
+        """Begins nothing any more, tells the daemons so, and gives back what has not begun, now and from now on.
+
+        Returns once they have heard, or have had their time, and what was on its way is here.
+        """
         self.leaving = True
         self._context.activity.ring()
         await self.tell()
         await guard("give back", self._give_back, log=self._context.log)
         if self._watchers:
+            with anyio.move_on_after(HEARD_S_MAX):
+                while self._watchers.keys() - self._heard:
+                    await self._hears.wait()
             await anyio.sleep(LINGER_S)
 
     async def _give_back(self) -> None:
         """Has the daemons send elsewhere what has no slot yet.
 
         It counts as begun until the broker has let go of it: where that fails it comes again, is known, and the next
-        start runs it. Said before, it could run there and elsewhere.
+        start gives it back. Said before, it could run there and elsewhere.
         """
         async with self._begins:
             begun = [one.begun for one in self._held.values()]
@@ -490,8 +483,3 @@ class Remote:
         except Retryable as error:
             self._context.log.debug("beat_failed", daemon=daemon, detail=error.what)
         return True
-
-
-def left(command: Command, runner: str) -> Result:
-    """Makes the result of a command that goes back because its runner was told to stop: it had no effect."""
-    return command.ended("unstarted", Problem.make("runner_left", runner=runner, task=command.name))

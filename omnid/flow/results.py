@@ -120,6 +120,16 @@ class Results:
         Gives the tasks that changed, none where it was late or came before; None where the store was closed.
         """
         context = self._context
+        try:
+            touched = await self._insist(result)
+        finally:
+            context.unwritten.pop(result.attempt_id, None)
+        if touched is not None:
+            self._tell(result, touched)
+        return touched
+
+    async def _insist(self, result: Result) -> list[str] | None:
+        context = self._context
         failures = 0
         while True:
             try:
@@ -136,9 +146,7 @@ class Results:
                     context.log.warning("result_waits", attempt=result.attempt_id, **error.as_dict())
                 await anyio.sleep(SETTLE_BACKOFF.delay_s(failures, context.clock.uniform))
         if failures:
-            del context.unwritten[result.attempt_id]
             context.log.info("result_written", attempt=result.attempt_id, tries=failures + 1)
-        self._tell(result, touched)
         return touched
 
     async def try_all(self, results: Sequence[Result]) -> list[bool]:

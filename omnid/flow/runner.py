@@ -1,7 +1,7 @@
 """Takes commands from a link, calls their executors, and hands the results on. One task per attempt, guarded."""
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import anyio
@@ -87,10 +87,14 @@ class Runner:
     to wake one.
     """
 
-    def __init__(self, context: Context, gates: Standing, results: Settles) -> None:
+    def __init__(
+        self, context: Context, gates: Standing, results: Settles, unrun: Callable[[Command], Result] | None = None
+    ) -> None:
+        """`unrun` makes the result of what an earlier process had begun and never ran; without it, that runs now."""
         self._context = context
         self._gates = gates
         self._results = results
+        self._unrun = unrun
         self._ports = JournalPorts(context)
         self._begun: deque[tuple[Executor, Command]] = deque()
         """Waits for its task, which is about to run."""
@@ -174,6 +178,8 @@ class Runner:
                 return recovered
             if self._context.cancel_was_asked(command.attempt_id):
                 return unbegun(command)
+            if command.recover and self._unrun is not None:
+                return self._unrun(command)
             return await executor.run(command, self._ports)
         except Retryable as error:
             await self._close_gate(command, error)
@@ -229,6 +235,11 @@ def unbegun(command: Command) -> Result:
     """Makes the result of an attempt that was cancelled before it began: it had no effect, and cost nothing."""
     problem = Problem.make("cancelled", detail="It had not begun.")
     return command.ended("cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
+
+
+def left(command: Command, runner: str) -> Result:
+    """Makes the result of a command that goes back because its runner stopped before it began: it had no effect."""
+    return command.ended("unstarted", Problem.make("runner_left", runner=runner, task=command.name))
 
 
 def lost(command: Command) -> Result:

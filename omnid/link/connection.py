@@ -136,7 +136,12 @@ class Connection:
                 up_at_s = self._clock.monotonic_s()
                 self._named_until_s = began_s + link.name_s
                 self._went_up(link, up_at_s)
-                await self._serve(link)
+                try:
+                    await self._serve(link)
+                except Exception:  # Whoever keeps this going logs it; all others hear that the link is down.
+                    detail = "omnid failed over it, and its log says how"
+                    self._went_down(LinkDown("link_down", link=self._section.name, detail=detail))
+                    raise
                 up_s = self._clock.monotonic_s() - up_at_s
                 self._went_down(self._error)  # Before the goodbye, which may take a moment.
         except (LinkDown, Rejected) as error:

@@ -7,6 +7,9 @@ from omnid.errors import Rejected, Retryable
 from omnid.model import Delivery
 from omnid.secrets import Secrets, is_reference
 
+AFTER_S_MAX = 86_400
+"""The longest that a place is left alone because it asks for it."""
+
 
 class Destination(Protocol):
     """Takes deliveries. It raises Retryable and Rejected and nothing of its library's; whoever calls it has a deadline.
@@ -26,11 +29,17 @@ class Destination(Protocol):
 
     @property
     def rings(self) -> bool:
-        """Whether it says itself when it is back: until then nothing is tried, and nothing is ever given up."""
+        """Whether it says itself when it is back. Until then only what had no answer in time is tried.
+
+        Nothing is ever given up.
+        """
         ...
 
     def due_ms(self, batch: Sequence[Delivery], now_ms: int) -> int:
-        """Gives when the batch may be sent: `now_ms` or earlier is at once."""
+        """Gives when the batch may be sent: `now_ms` or earlier is at once.
+
+        A clock that was set back must not keep it waiting until it is where it was.
+        """
         ...
 
     async def send(self, batch: Sequence[Delivery]) -> None:

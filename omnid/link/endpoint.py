@@ -113,6 +113,10 @@ class Endpoint(NamedTuple):
         """Makes the error of a link that is down."""
         return LinkDown("link_down", link=self.link, detail=str(detail).rstrip(".") or type(detail).__name__)
 
+    def late(self) -> LinkDown:
+        """Makes the error of a link that has not answered within `timeout_s`."""
+        return self.down(f"no answer within {self.timeout_s:g} s")
+
     def full(self, detail: str) -> LinkFull:
         """Makes the error of a link that takes nothing now."""
         return LinkFull("link_full", link=self.link, detail=detail.rstrip("."))
@@ -132,7 +136,7 @@ class Endpoint(NamedTuple):
             with anyio.fail_after(self.timeout_s):
                 yield
         except TimeoutError as error:
-            raise self.down(f"no answer within {self.timeout_s:g} s") from error
+            raise self.late() from error
 
     def need_asyncio(self) -> None:
         """Raises Rejected(`link_refused`) on a backend that the clients of brokers don't know."""

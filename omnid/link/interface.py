@@ -17,7 +17,10 @@ EMBEDDED = "embedded"
 
 
 class LinkDown(Retryable):
-    """Nothing gets through now. What was not confirmed may have arrived or not: it is sent again, and dropped twice."""
+    """Nothing gets through now.
+
+    What was not confirmed may have arrived or not: it is sent again, and what comes twice is dropped.
+    """
 
 
 class LinkFull(LinkDown):

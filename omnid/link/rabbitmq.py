@@ -1,16 +1,16 @@
 """RabbitMQ as a link: a quorum queue for each end, confirmed publishing, manual acknowledgements.
 
-aio-pika is imported by the first dial. Messages go through the channel below it, a batch at a time: for each message
-of its own aio-pika and that channel take a task, some futures and a write to the socket, several times what is needed.
+aio-pika is imported by the first dial. Messages go through the channel below it, a batch at a time (`rabbitmq_wire`).
 ``omnid.NAME`` holds what was sent to the end NAME, ``omnid.NAME.dead`` what it set aside, by way of the exchange
 ``omnid.dead``. Who has the name NAME holds ``omnid.NAME.lock``, which goes with its connection, and has written into
 ``omnid.NAME.holder`` who it is. Publishing has a connection of its own: a broker that has run out of memory or disk
-stops reading from those that publish, and what has come must still be acknowledged then.
+stops reading from those that publish, and what has come must still be acknowledged then. On it each destination has
+a channel of its own: a queue that confirms nothing has its channel stand still.
 """
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from types import TracebackType
@@ -19,23 +19,25 @@ from typing import Any, Self
 import anyio
 import anyio.to_thread
 
-from omnid.errors import OmnidError
+from omnid.errors import OmnidError, Retryable
 from omnid.link.endpoint import CLOSE_S_MAX, Endpoint, Holder
-from omnid.link.interface import LinkDown, Message, Received
+from omnid.link.interface import LinkDown, LinkFull, Message, Received
+from omnid.link.rabbitmq_queues import declare, holder_queue, queue_of
+from omnid.link.rabbitmq_wire import Outlet, Wire
 from omnid.loading import loading
 from omnid.log import Logger
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 VERSION_MIN = (3, 10)
 """The first whose quorum queues hand dead messages on without losing any."""
-DEAD = "omnid.dead"
-DEAD_MAX = 10_000
 HEARTBEAT_S = 10
 """How often each side says that it is there; after three of them in silence the broker gives its name to the next."""
 PREFETCH_MAX = 65_535
 """What the field of the protocol takes (AMQP 0-9-1, ``basic.qos``)."""
 NOTE_S_MAX = 1.0
 """How long it may take to write down who has the name: a broker that is full doesn't take that."""
+ASK_EVERY_S = 60.0
+"""How often a queue that confirms nothing is sent one on a new channel: so long the old one takes to be closed."""
 NOBODY = "omnid.nobody"
 """Where to an empty message is sent that shows whether the broker takes any; it confirms it and drops it."""
 REFUSED = (
@@ -48,16 +50,9 @@ REFUSED = (
     "ChannelPreconditionFailed",
 )
 """The library's errors that only a person can mend; any other may pass."""
+LEADERLESS = "it has no leader, and needs most of the nodes that hold it"
 
-
-LOCKED = "ChannelLockedResource"
-PERSISTENT = 2
-"""The delivery mode of what is written to the disk (AMQP 0-9-1)."""
-
-
-def queue_of(name: str) -> str:
-    """Gives the queue of what was sent to an end."""
-    return f"omnid.{name}"
+LOCKED, FORBIDDEN, BROKEN = "ChannelLockedResource", "ChannelAccessRefused", "ConnectionInternalError"
 
 
 class RabbitLink:
@@ -68,8 +63,8 @@ class RabbitLink:
         self._codec = endpoint.codec
         self._log = log
         self._connections: list[Any] = []
-        self._known: set[str] = set()
-        """The ends whose queues are there."""
+        self._outlets: dict[str, Outlet] = {}
+        """The ways to others, by their names."""
         self._arrived: deque[Any] = deque()
         self._unacknowledged: dict[int, None] = {}
         """The delivery tags of what has come, in their order."""
@@ -86,23 +81,27 @@ class RabbitLink:
         self._library: Any = await anyio.to_thread.run_sync(import_library, endpoint)
         self._wire = Wire()
         try:
-            with self._mapped(dialling=True), endpoint.deadline():
-                sending, receiving = await self._connect(), await self._connect()
-                self._sending: Any = await sending.channel(publisher_confirms=True, on_return_raises=True)
-                self._receiving: Any = await receiving.channel()
-                for channel in (self._sending, self._receiving):
-                    channel.close_callbacks.add(self._closed)
-                await self._take_name(receiving)
-                await self._receiving.set_qos(prefetch_count=min(PREFETCH_MAX, endpoint.held_max + endpoint.batch_max))
-                await self._declare(self._receiving, endpoint.name)
-                self._publisher: Any = await self._sending.get_underlay_channel()
-                self._consumer: Any = await self._receiving.get_underlay_channel()
-                self._consumer.on_consumer_cancel_callbacks.add(self._cancelled)
-                await self._consumer.basic_consume(queue_of(endpoint.name), self._came)
+            with self._mapped(dialling=True):
+                with endpoint.deadline():
+                    await self._open_channels()
+                await self._consume(self._consumer, self._came)
         except BaseException:
             await self._close()
             raise
         return self
+
+    async def _open_channels(self) -> None:
+        endpoint = self._endpoint
+        sending, receiving = await self._connect(), await self._connect()
+        self._sending: Any = await sending.channel(publisher_confirms=True, on_return_raises=True)
+        self._receiving: Any = await receiving.channel()
+        for channel in (self._sending, self._receiving):
+            channel.close_callbacks.add(self._closed)
+        await self._take_name(receiving)
+        await self._receiving.set_qos(prefetch_count=min(PREFETCH_MAX, endpoint.held_max + endpoint.batch_max))
+        await declare(self._receiving, endpoint.name)
+        self._consumer: Any = await self._receiving.get_underlay_channel()
+        self._consumer.on_consumer_cancel_callbacks.add(self._cancelled)
 
     async def _connect(self) -> Any:
         endpoint = self._endpoint
@@ -120,10 +119,12 @@ class RabbitLink:
             heartbeat=HEARTBEAT_S,
         )
         self._connections.append(connection)
-        version = str(connection.transport.connection.server_properties.get("version", ""))
+        said = connection.transport.connection.server_properties
+        version = str(said.get("version", ""))
         if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < VERSION_MIN:
+            found = f"{said.get('product', 'RabbitMQ')} {version or 'of an unknown version'}"
             wanted = ".".join(map(str, VERSION_MIN))
-            raise endpoint.refused(f"it is RabbitMQ {version or 'of an unknown version'}, and {wanted} is needed")
+            raise endpoint.refused(f"it is {found}, and RabbitMQ {wanted} or later is needed")
         return connection
 
     async def _take_name(self, connection: Any) -> None:
@@ -138,37 +139,31 @@ class RabbitLink:
         except self._library.exceptions.ChannelClosed as error:
             if type(error).__name__ != LOCKED:
                 raise
+            if await self._is_there(connection, f"{name}.lock"):
+                raise self._endpoint.refused(f"its queue {name}.lock is no lock, but another program's") from error
             asking = await connection.channel()
-            said = await (await asking.declare_queue(**_holder_queue(name))).get(fail=False)
+            said = await (await asking.declare_queue(**holder_queue(name))).get(fail=False)
             raise self._endpoint.taken(Holder.read(b"" if said is None else said.body)) from error
         with anyio.move_on_after(NOTE_S_MAX):
-            await self._sending.declare_queue(**_holder_queue(name))
+            await self._sending.declare_queue(**holder_queue(name))
             await self._publish_to(f"{name}.holder", self._endpoint.holder.line.encode())
 
-    async def _declare(self, channel: Any, name: str) -> None:
-        """Makes the queues of an end, whichever end comes first.
+    async def _consume(self, channel: Any, came: Callable[[Any], None]) -> None:
+        """Becomes a consumer of the queue of this end; raises LinkDown where that has no leader, or no majority."""
+        try:
+            with self._endpoint.deadline():
+                await channel.basic_consume(queue_of(self._endpoint.name), came)
+        except LinkDown as error:
+            raise self._deaf(error.fields["detail"]) from error
+        except self._library.exceptions.ConnectionClosed as error:
+            if type(error).__name__ != BROKEN:
+                raise
+            raise self._deaf(f"RabbitMQ says: {error}") from error
 
-        A node of 3.10 that is killed within a second can lose what it has to know of the queue that was made last, and
-        comes back with one that nobody can use. So that is the queue of the dead messages, which nobody waits for.
-        """
-        exchange = await channel.declare_exchange(DEAD, "direct", durable=True)
-        await channel.declare_queue(
-            queue_of(name),
-            durable=True,
-            arguments={
-                "x-queue-type": "quorum",
-                # Whoever has lost its lock and doesn't know yet stands by, and the order holds.
-                "x-single-active-consumer": True,
-                "x-dead-letter-exchange": DEAD,
-                "x-dead-letter-routing-key": name,
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",
-            },
+    def _deaf(self, detail: object) -> LinkDown:
+        return self._endpoint.down(
+            f"nothing can be read from the queue {queue_of(self._endpoint.name)} of this end: {LEADERLESS} ({detail})"
         )
-        dead = await channel.declare_queue(
-            f"{queue_of(name)}.dead", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": DEAD_MAX}
-        )
-        await dead.bind(exchange, name)
 
     def _came(self, message: Any) -> None:
         self._unacknowledged[message.delivery_tag] = None
@@ -214,58 +209,122 @@ class RabbitLink:
             await self._send(to, bodies)
 
     async def _send(self, to: str, bodies: Sequence[bytes]) -> None:
+        outlet = self._outlets.setdefault(to, Outlet())
+        if outlet.is_silent:
+            await self._ask(to, outlet, bodies[0])
+        channel: Any = None
+        try:
+            with self._mapped(), anyio.move_on_after(self._endpoint.timeout_s):
+                channel = await self._opened(to, outlet)
+                await self._publish(to, channel, bodies)
+                return
+        except LinkDown:
+            if channel is outlet.channel:
+                raise
+            # Another send has found that nothing is confirmed there, and has closed the channel under this one.
+            raise self._unconfirmed(to) from None
+        if channel is outlet.channel:
+            with self._mapped():
+                await outlet.close()
+        await self._check_answers()
+        outlet.is_silent = True
+        raise self._unconfirmed(to)
+
+    async def _check_answers(self) -> None:
+        """Raises LinkDown where the broker that was too late with a confirmation is frozen, and LinkFull where full.
+
+        So it does where the queue of this end has no majority either: it would hear nothing of those it still sends to.
+        """
+        try:
+            await self.ping()
+        except LinkFull:
+            raise
+        except LinkDown as error:
+            raise self._endpoint.late() from error
+        with self._mapped():
+            with self._endpoint.deadline():
+                asking = await self._connections[1].channel()
+                channel = await asking.get_underlay_channel()
+            await self._consume(channel, _ignored)
+            with self._endpoint.deadline():
+                await asking.close()
+
+    async def _ask(self, to: str, outlet: Outlet, body: bytes) -> None:
+        """Raises `undelivered` until a queue that confirmed nothing confirms one message; it waits for none.
+
+        A leader without a majority keeps whatever is sent to it, so that is little, and seldom. Where it gets one, it
+        confirms that by itself.
+        """
+        if outlet.asked is not None and outlet.asked.done():
+            outlet.asked, outlet.is_silent = None, False
+            return
         with self._mapped(), self._endpoint.deadline():
-            if to not in self._known:
+            async with outlet.opening:
+                if outlet.asked is None or anyio.current_time() >= outlet.ask_at_s:
+                    await outlet.close()
+                    outlet.channel = await self._open()
+                    outlet.asked = await self._wire.publish(outlet.channel, queue_of(to), [body])
+                    outlet.ask_at_s = anyio.current_time() + ASK_EVERY_S
+        raise self._unconfirmed(to)
+
+    def _unconfirmed(self, to: str, how: str = "confirms nothing") -> Retryable:
+        return self._endpoint.undelivered(to, f"RabbitMQ answers, and its queue {queue_of(to)} {how}: {LEADERLESS}")
+
+    async def _opened(self, to: str, outlet: Outlet) -> Any:
+        """Gives the channel by which messages go to another end, whose queues are there then."""
+        async with outlet.opening:
+            if not outlet.is_known:
                 await self._declare_for(to)
-                self._known.add(to)
-            try:
-                await self._publish(queue_of(to), bodies)
-            except self._library.exceptions.DeliveryError as error:
-                self._known.discard(to)
-                raise self._endpoint.undelivered(to, f"RabbitMQ says: {error}") from error
+                outlet.is_known = True
+            if outlet.channel is None or outlet.channel.is_closed:
+                outlet.channel = await self._open()
+            return outlet.channel
+
+    async def _open(self) -> Any:
+        transport = self._connections[0].transport
+        if transport is None or transport.connection.is_closed:
+            raise self._lost or self._endpoint.down(_detail(None))
+        return await transport.connection.channel(publisher_confirms=True, on_return_raises=True)
+
+    async def _publish(self, to: str, channel: Any, bodies: Sequence[bytes]) -> None:
+        try:
+            await (await self._wire.publish(channel, queue_of(to), bodies))
+        except self._library.exceptions.DeliveryError as error:
+            self._outlets[to].is_known = False
+            if error.frame.name == "Basic.Nack":
+                raise self._unconfirmed(to, "refuses what it is sent") from error
+            raise self._endpoint.undelivered(to, f"RabbitMQ says: {error}") from error
 
     async def _declare_for(self, to: str) -> None:
-        """Makes the queues of another end, on a channel of its own: a refusal ends it."""
+        """Makes the queues of another end, on a channel of its own: a refusal ends it.
+
+        Whose rights go no further than its own queues can send to others that have dialled before.
+        """
         exceptions = self._library.exceptions
         declaring = await self._connections[0].channel()
         try:
-            await self._declare(declaring, to)
+            await declare(declaring, to)
         except exceptions.ChannelClosed as error:
             if type(error).__name__ not in REFUSED:
                 raise
+            if type(error).__name__ == FORBIDDEN and await self._is_there(self._connections[0], queue_of(to)):
+                return
             raise self._endpoint.undelivered(to, f"RabbitMQ says: {error}") from error
         await declaring.close()
+
+    async def _is_there(self, connection: Any, queue: str) -> bool:
+        """Tells whether a queue is there that isn't the lock of another."""
+        asking = await connection.channel()
+        try:
+            await asking.declare_queue(queue, passive=True)
+        except self._library.exceptions.ChannelClosed:
+            return False
+        await asking.close()
+        return True
 
     async def _publish_to(self, queue: str, body: bytes, *, mandatory: bool = True) -> None:
         message = self._library.Message(body, delivery_mode=self._library.DeliveryMode.PERSISTENT)
         await self._sending.default_exchange.publish(message, queue, mandatory=mandatory)
-
-    async def _publish(self, queue: str, bodies: Sequence[bytes]) -> None:
-        """Publishes a batch by one write, and waits until the broker has confirmed all of it.
-
-        The channel's books are kept as its own `basic_publish` keeps them: a tag belongs to what was written, and to
-        nothing else, because the broker counts too.
-        """
-        channel, wire = self._publisher, self._wire
-        async with channel.lock:
-            tags = range(channel.delivery_tag + 1, channel.delivery_tag + 1 + len(bodies))
-            written = wire.messages(channel, queue, dict(zip(tags, bodies, strict=True)))
-            confirmed = channel.create_future()
-            channel.confirmations.update(dict.fromkeys(tags, Batch(confirmed, len(bodies))))
-            channel.message_id_delivery_tag.update((str(tag), tag) for tag in tags)
-            try:
-                await channel.write_queue.put(written)
-            except BaseException:
-                confirmed.cancel()
-                for tag in tags:
-                    del channel.confirmations[tag], channel.message_id_delivery_tag[str(tag)]
-                raise
-            channel.delivery_tag = tags[-1]
-        try:
-            await confirmed
-        finally:
-            for tag in tags:
-                channel.message_id_delivery_tag.pop(str(tag), None)
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
@@ -321,9 +380,11 @@ class RabbitLink:
         self._log.warning("message_set_aside", link=self._endpoint.link, why=why)
 
     async def ping(self) -> None:
-        """See `Link.ping`: asks for the queue of this end, which also shows whether it is still there."""
+        """See `Link.ping`: asks for the queue of this end, which also shows whether it is still there and read."""
         with self._mapped(), self._endpoint.deadline():
-            await self._receiving.declare_queue(queue_of(self._endpoint.name), passive=True)
+            queue = await self._receiving.declare_queue(queue_of(self._endpoint.name), passive=True)
+            if not queue.declaration_result.consumer_count:
+                raise self._deaf("it knows of no consumer")
         async with self._room():
             # The broker doesn't say that it is full before somebody wants to give it something.
             with self._mapped(), self._endpoint.deadline():
@@ -379,65 +440,8 @@ class RabbitLink:
             raise self._endpoint.down(_detail(error)) from error
 
 
-class Batch:
-    """What aiormq's channel takes for the future of one confirmation: that of a batch, done with its last message."""
-
-    def __init__(self, confirmed: Any, left: int) -> None:
-        self._confirmed = confirmed
-        self._left = left
-
-    def done(self) -> bool:
-        """Tells the channel that it may still be told something, be it that nobody waits for any more."""
-        return False
-
-    def set_result(self, _frame: Any) -> None:
-        """Hears that one message is confirmed."""
-        self._left -= 1
-        if not self._left and not self._confirmed.done():
-            self._confirmed.set_result(None)
-
-    def set_exception(self, error: BaseException) -> None:
-        """Hears that one message was refused, and with it the batch."""
-        if not self._confirmed.done():
-            self._confirmed.set_exception(error)
-
-
-class Wire:
-    """Makes the frames of AMQP 0-9-1 that a batch consists of, with the classes that aiormq has them from."""
-
-    def __init__(self) -> None:
-        self._basic: Any = import_module("pamqp.commands").Basic
-        self._header: Any = import_module("pamqp.header").ContentHeader
-        self._body: Any = import_module("pamqp.body").ContentBody
-        self._frame: Any = import_module("aiormq.abc").ChannelFrame
-
-    def together(self, channel: Any, frames: Sequence[Any], written: Any = None) -> Any:
-        """Gives frames that are written at once; `written` is the future that is done then."""
-        return self._frame.marshall(channel.number, frames, written)
-
-    def messages(self, channel: Any, queue: str, bodies: Mapping[int, bytes]) -> Any:
-        """Gives messages that outlive the broker, by their tags; one that finds no queue comes back under its tag."""
-        frames: list[Any] = []
-        size_max = channel.max_content_size
-        for tag, body in bodies.items():
-            properties = self._basic.Properties(delivery_mode=PERSISTENT, message_id=str(tag))
-            frames.append(self._basic.Publish(routing_key=queue, mandatory=True))
-            frames.append(self._header(properties=properties, body_size=len(body)))
-            frames += (self._body(body[at : at + size_max]) for at in range(0, len(body), size_max))
-        return self.together(channel, frames)
-
-    def ack(self, tag: int, *, multiple: bool = False) -> Any:
-        """Gives the acknowledgement of a message, or of all up to it."""
-        return self._basic.Ack(tag, multiple)
-
-    def reject(self, tag: int) -> Any:
-        """Gives the frame that has the broker set a message aside."""
-        return self._basic.Reject(tag, requeue=False)
-
-
-def _holder_queue(name: str) -> dict[str, Any]:
-    """Gives what the queue is declared with in which stands who has a name: its last message, and no other."""
-    return {"name": f"{name}.holder", "durable": True, "arguments": {"x-max-length": 1}}
+def _ignored(_message: Any) -> None:
+    """Takes nothing: another consumer is there already."""
 
 
 def _detail(error: BaseException | None) -> str:
@@ -454,6 +458,8 @@ def import_library(endpoint: Endpoint) -> Any:
     except ImportError as error:
         raise endpoint.refused("aio-pika isn't there (pip install 'omnid[rabbitmq]')") from error
     for name in ("aio_pika", "aiormq"):
-        # What it says comes as errors too; without a handler Python would write it to standard error.
+        # Without a handler Python would write what it says to standard error.
         logging.getLogger(name).addHandler(logging.NullHandler())
+    # That a connection is lost, or can't be made, comes as errors too, and is logged once for an outage.
+    logging.getLogger("aiormq.connection").propagate = False
     return library

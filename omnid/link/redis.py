@@ -57,6 +57,8 @@ class RedisLink:
         """Whether this end has its name: a server without memory lets it in without."""
         self._unacknowledged: bytes | None = b"0"
         """Behind which entry those are read on that an earlier connection has read; None: all of them were."""
+        self._named_late = False
+        """Whether another of this name may have read something since: that is read again."""
 
     @property
     def name_s(self) -> float:
@@ -248,6 +250,8 @@ class RedisLink:
         count = self._endpoint.batch_max
         group = ("XREADGROUP", "GROUP", GROUP, self._endpoint.name, "COUNT", count)
         with self._mapped():
+            if self._named_late:
+                self._named_late, self._unacknowledged = False, b"0"
             if self._unacknowledged is not None:
                 entries = _entries_of(
                     await self._reader.execute_command(*group, "STREAMS", self._keys.stream, self._unacknowledged)
@@ -301,6 +305,7 @@ class RedisLink:
                 _, line = await pipeline.execute()
             if line != own:
                 await self._take_name()
+                self._named_late = self._named
             if isinstance(probed, self._library.RedisError):
                 raise probed
             if not self._named:

@@ -17,7 +17,7 @@ import msgspec
 from omnid import __version__
 from omnid.clock import Clock
 from omnid.errors import Rejected, Retryable
-from omnid.link.destination import Single, resolved
+from omnid.link.destination import AFTER_S_MAX, Single, resolved
 from omnid.model import Delivery
 from omnid.secrets import Secrets
 from omnid.settings import Destination
@@ -25,8 +25,6 @@ from omnid.settings import Destination
 SECRET_PREFIX = "whsec_"
 AGAIN = frozenset({408, 425, 429})
 """What a server answers that may take it later; any other 4xx, and a redirect, is for good."""
-AFTER_S_MAX = 86_400
-"""The longest that ``Retry-After`` is obeyed."""
 ROUTE = frozenset({"text", "target", "session", "event"})
 """What of a body is not data: it stands elsewhere in the message, or is meant for other kinds of destinations."""
 

@@ -74,7 +74,7 @@ ATTEMPTS: dict[str, Message] = {
         "It is tried again by itself. If it stays so, look at the config of the runner.",
     ),
     "runner_left": Message(
-        "Runner {runner} gave {task} back: it was told to stop.",
+        "Runner {runner} gave {task} back: it stopped before it had begun it.",
         "It surely had no effect there.",
         "It goes to another runner at once, or waits for one; nothing needs to be done.",
     ),

@@ -18,6 +18,11 @@ SETTINGS: dict[str, Message] = {
         "Every value is checked once, before any of it takes effect.",
         "Correct {key}; config/omnid.toml says what it takes.",
     ),
+    "option_bad_value": Message(
+        "{option} {value} can't be used: {detail}.",
+        "It stands on the command line, which goes before the config.",
+        "Give {wanted} instead.",
+    ),
     "secret_plain": Message(
         "{key} holds what looks like a secret in plain text.",
         "Secrets are kept as references, so that they appear in no log, journal or backup.",

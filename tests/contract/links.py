@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from omnid.clock import SystemClock
+from omnid.errors import OmnidError
 from omnid.link.connection import Connection
 from omnid.link.endpoint import Endpoint, Holder
 from omnid.link.interface import Link, LinkDown, LinkFull, Poison, Received
@@ -159,6 +160,14 @@ async def until_ping(link: Link, kind: type[LinkDown] | None) -> None:
             if error is kind:
                 return
             assert isinstance(error, LinkFull | None)
+
+
+async def refused(link: Link) -> OmnidError:
+    """Dials in vain; gives why."""
+    with pytest.raises(OmnidError) as caught:
+        async with link:
+            pass
+    return caught.value
 
 
 async def pinged(link: Link) -> LinkDown | None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from omnid.errors import OmnidError, Rejected, Retryable
-from omnid.link import message, rabbitmq
+from omnid.link import message
 from omnid.link.embedded import EmbeddedLink
 from omnid.link.endpoint import Holder
 from omnid.link.interface import EMBEDDED, Link, LinkDown, LinkFull, Poison
@@ -25,6 +25,7 @@ from tests.contract.links import (
     names,
     occupy,
     pinged,
+    refused,
     result,
     sifted,
     take,
@@ -62,13 +63,6 @@ class Embedded:
 @pytest.fixture(params=["embedded", *KINDS])
 def any_kit(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Any:
     return Embedded() if request.param == "embedded" else kit_of(request, brokers)
-
-
-async def refused(link: Link) -> OmnidError:
-    with pytest.raises(OmnidError) as caught:
-        async with link:
-            pass
-    return caught.value
 
 
 async def test_messages_arrive_whole_and_in_order_and_once_they_are_acknowledged_no_more(any_kit: Any) -> None:
@@ -462,11 +456,6 @@ async def test_what_belongs_to_another_program_is_left_alone(kit: Kit) -> None:
         assert (type(caught.value), caught.value.code) == (Retryable, "delivery_failed")
         await runner.ping()
         await runner.send(f"{kit.daemon_name}-2", [result(1)])
-
-
-async def test_an_old_server_is_refused(brokers: Callable[[str], Broker], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rabbitmq, "VERSION_MIN", (99, 1))
-    assert "99.1 is needed" in (await refused(Kit("rabbitmq", brokers("rabbitmq"), "old").daemon())).what
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])

@@ -8,8 +8,8 @@ import anyio.to_thread
 import pytest
 
 from omnid.errors import Retryable
-from omnid.link import rabbitmq
 from omnid.link.interface import Link, LinkDown
+from omnid.link.rabbitmq_queues import queue_of
 from omnid.model import Cancel
 from tests.contract.links import PING_S, WAIT_S, Kit, Watched, command, names, take
 from tests.fakes.brokers import Broker
@@ -110,7 +110,7 @@ async def test_a_batch_that_finds_its_queue_gone_is_sent_again_as_a_whole(broker
         await daemon.send(kit.runner_name, [command(0)])
         connection, channel = await broker._channel()
         async with connection:
-            await channel.queue_delete(rabbitmq.queue_of(kit.runner_name))
+            await channel.queue_delete(queue_of(kit.runner_name))
         batch = [command(1), command(2), command(3)]
         with pytest.raises(Retryable) as caught:
             await daemon.send(kit.runner_name, batch)
@@ -149,7 +149,7 @@ async def test_whose_queue_is_deleted_under_it_hears_that_its_link_is_down(broke
     async with kit.runner() as runner:
         connection, channel = await broker._channel()
         async with connection:
-            await channel.queue_delete(rabbitmq.queue_of(kit.runner_name))
+            await channel.queue_delete(queue_of(kit.runner_name))
         with anyio.fail_after(WAIT_S), pytest.raises(LinkDown, match="cancelled its consumer"):
             await runner.receive()
     async with kit.runner() as runner, kit.daemon() as daemon:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from omnid.errors import Rejected, Retryable
+from omnid.errors import Retryable
 from omnid.link import redis
-from omnid.link.interface import Link, Poison
+from omnid.link.interface import Poison
 from omnid.link.redis_keys import GROUP, Keys
-from tests.contract.links import Kit, command, kit_of, names, sifted, take
+from tests.contract.links import Kit, command, kit_of, names, refused, sifted, take
 from tests.fakes.brokers import Broker, Redis
 
 pytestmark = pytest.mark.anyio
@@ -78,14 +78,6 @@ def state(kit: Kit) -> dict[bytes, tuple[bytes, bool]]:
         return {key: (client.dump(key), client.pttl(key) >= 0) for key in client.scan_iter()}
 
 
-async def refused(link: Link) -> Rejected:
-    with pytest.raises(Rejected) as caught:
-        async with link:
-            pass
-    assert caught.value.code == "link_refused"
-    return caught.value
-
-
 @pytest.mark.parametrize(("which", "put", "what"), OTHERS.values(), ids=OTHERS)
 async def test_a_key_of_another_program_is_named_and_left_as_it_is(kit: Kit, which: str, put: Put, what: str) -> None:
     key = getattr(Keys.of(kit.runner_name), which)
@@ -94,6 +86,7 @@ async def test_a_key_of_another_program_is_named_and_left_as_it_is(kit: Kit, whi
         put(client, key)
     before = state(kit)
     error = await refused(kit.runner())
+    assert error.code == "link_refused"
     assert f"{key} on Redis is another program's: " in error.what
     assert what in error.what
     assert "give this end another name" in error.what
@@ -250,3 +243,17 @@ async def test_a_server_that_is_too_old_is_refused_and_nothing_stays_there(old: 
     assert "unknown command" in error.what
     assert "Redis 5.0 or later is needed" in error.what
     assert state(old) == {}
+
+
+async def test_what_another_of_its_name_has_read_meanwhile_is_read_again(kit: Kit) -> None:
+    keys = Keys.of(kit.runner_name)
+    async with kit.daemon() as daemon, kit.runner() as runner:
+        await daemon.send(kit.runner_name, [command(1)])
+        assert names(await take(runner, 1)) == ["a1"]
+        with kit.broker.client() as client:
+            client.delete(keys.lease)  # Its time was over, and another took the name, and lost it again.
+            await daemon.send(kit.runner_name, [command(2)])
+            client.xreadgroup(GROUP, kit.runner_name, {keys.stream: ">"})
+        await runner.ping()
+        await daemon.send(kit.runner_name, [command(3)])
+        assert names(await take(runner, 3)) == ["a1", "a2", "a3"]

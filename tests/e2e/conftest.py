@@ -2,13 +2,16 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.contract.links import KINDS, Kit, kit_of
 from tests.e2e.ground import Ground
 from tests.e2e.harness import Home, home_at
+from tests.e2e.runners import Fleet, Host
+from tests.fakes.brokers import Broker
 
 # Network namespaces are Linux's.
 collect_ignore = [] if sys.platform == "linux" else ["test_cable.py"]
@@ -35,3 +38,30 @@ def ground() -> Iterator[Ground]:
     """Short paths, because that of a socket has a limit, and the demo would use another directory."""
     with tempfile.TemporaryDirectory(prefix="o-", dir="/tmp") as root:
         yield Ground(Path(root))
+
+
+@pytest.fixture(params=KINDS)
+def kit(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Iterator[Kit]:
+    """Ends at a broker of each kind, which runs again afterwards."""
+    made = kit_of(request, brokers)
+    yield made
+    if made.broker.process is None:
+        made.broker.start()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """The host of a runner."""
+    made = Host(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, kit: Kit) -> Iterator[Fleet]:
+    """A daemon and its runners, not started yet."""
+    root = tmp_path / "h"
+    root.mkdir(mode=0o700)
+    made = Fleet(root, kit)
+    yield made
+    made.close()

@@ -79,6 +79,8 @@ ELSEWHERE = {
     "cloud_gone": "tests/e2e/test_models.py::test_offline_fail_fails_where_nothing_can_be_reached",
     "unknown_model": "tests/e2e/test_models.py::test_an_unknown_model_is_refused_with_the_nearest",
     "body_too_large": "tests/unit/test_bad_input.py::test_a_message_that_is_too_large_is_told_so",
+    "option_bad_value": "tests/e2e/test_runner_start.py"
+    "::test_what_the_command_line_gets_wrong_is_not_laid_at_the_config",
     "no_runner": "tests/unit/test_lines.py::test_a_runner_whose_lease_is_over_is_lost",
     "runner_lost": "tests/unit/test_lines.py::test_a_runner_whose_lease_is_over_is_lost",
     "runner_refused": "tests/unit/test_lines.py"

@@ -44,8 +44,9 @@ def test_it_loses_nothing_through_redis(ground: Ground, scenario: str) -> None:
     ground.assert_untouched()
 
 
-def test_it_loses_nothing_through_rabbitmq(ground: Ground) -> None:
-    code, out = ground.run(argv("client-away", "--link", "rabbitmq", "--json"))
+@pytest.mark.parametrize("scenario", ["client-away", "offline"])
+def test_it_loses_nothing_through_rabbitmq(ground: Ground, scenario: str) -> None:
+    code, out = ground.run(argv(scenario, "--link", "rabbitmq", "--json"))
     (line,) = out.splitlines()
     assert (code, json.loads(line)["result"]) == (
         0,

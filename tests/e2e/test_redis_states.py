@@ -7,7 +7,7 @@ import pytest
 
 from tests.contract.links import Kit
 from tests.e2e.harness import until
-from tests.e2e.test_links import Fleet
+from tests.e2e.runners import Fleet
 from tests.fakes.redis_states import Replica, Snapshot, State, stateful
 
 

@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,102 +17,19 @@ from anyio.lowlevel import checkpoint
 
 from omnid.link.interface import Link
 from omnid.model import Cancel, Command, Heartbeat, Result, Watch, Work
-from tests.contract.links import KINDS, WAIT_S, Kit, kit_of, take
-from tests.e2e.harness import Home
+from tests.contract.links import WAIT_S, Kit, take
 from tests.e2e.harness import until as harness_until
+from tests.e2e.runners import Host
 from tests.fakes import mcp_asking_server
-from tests.fakes.brokers import Broker
 
 pytestmark = pytest.mark.anyio
-
-RUNNER = (sys.executable, "-m", "omnid", "runner")
+only_redis = pytest.mark.parametrize("kit", ["redis"], indirect=True)
+"""Where the test is about what Redis does, or about what no broker has a part in."""
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-class Host(Home):
-    """The host of a runner: the directories of a daemon, and no daemon."""
-
-    runner: "subprocess.Popen[bytes] | None" = None
-
-    def link(self, kit: Kit, more: str = "") -> None:
-        """Writes the config of a runner at the kit's broker."""
-        (self.root / "password").write_text(kit.broker.password)
-        self.configure(
-            f'[runner]\nlink = "cable"\nname = "{kit.runner_name}"\nlabels = ["gpu"]\nbeat_s = 0.5\n'
-            f'[[link]]\nname = "cable"\nurl = "{kit.broker.url}"\nuser = "{kit.broker.user}"\n'
-            f'password = "file:{self.root}/password"\nretry_base_s = 0.1\nretry_max_s = 1.0\n{more}'
-        )
-
-    def drain(self, seconds: float) -> None:
-        """Says for how long a stop waits for what runs."""
-        self.config.write_text(self.config.read_text().replace("[runner]\n", f"[runner]\ndrain_s = {seconds}\n"))
-
-    def run(self) -> None:
-        """Starts the runner."""
-        with self.said.open("ab") as said:
-            self.runner = subprocess.Popen(
-                RUNNER, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=self.environ, cwd=self.root
-            )
-
-    def tell(self, number: int = signal.SIGTERM) -> None:
-        assert self.runner is not None
-        self.runner.send_signal(number)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Ends it; gives its exit code."""
-        self.tell(number)
-        return self.ended()
-
-    def ended(self) -> int:
-        """Waits for its end; gives its exit code."""
-        assert self.runner is not None
-        code = self.runner.wait(WAIT_S)
-        self.runner = None
-        return code
-
-    def call(self, *argv: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*RUNNER, *argv],
-            check=False,
-            env=self.environ,
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_S,
-        )
-
-    def how_it_is(self) -> str:
-        """Says how the runner is, or what it ended with."""
-        code = None if self.runner is None else self.runner.poll()
-        if self.runner is None or code is not None:
-            return f"ended with {code}: {self.said.read_text(errors='replace')[-1000:]}"
-        return self.call("--health").stdout
-
-    def logged(self, event: str) -> list[dict[str, Any]]:
-        path = self.state / "runner" / "runner.log"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in lines if line["event"] == event]
-
-    def close(self) -> None:
-        if self.runner is not None:
-            self.end(signal.SIGKILL)
-        super().close()
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=KINDS)
-def kit(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Kit:
-    return kit_of(request, brokers)
 
 
 @pytest.fixture
@@ -207,10 +123,8 @@ async def test_a_killed_runner_adopts_what_it_had_begun(kit: Kit, daemon: Link, 
     await acknowledged(kit)
 
 
-async def test_what_it_holds_without_a_name_begins_once_there_is_room_for_the_name(
-    brokers: Callable[[str], Broker], host: Host
-) -> None:
-    kit = Kit("redis", brokers("redis"), "unnamed")
+@only_redis
+async def test_what_it_holds_without_a_name_begins_once_there_is_room_for_the_name(kit: Kit, host: Host) -> None:
     host.link(kit, "ping_every_s = 0.2\n")
     begun = host.work / "begun"
     async with kit.runner(), kit.daemon() as daemon:  # So that both are known there.
@@ -229,10 +143,10 @@ async def test_what_it_holds_without_a_name_begins_once_there_is_room_for_the_na
 
 @pytest.mark.parametrize("left", ["in the config", "nowhere"])
 async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_all_the_same(
-    brokers: Callable[[str], Broker], host: Host, left: str
+    kit: Kit, host: Host, left: str
 ) -> None:
     # A name of its own: the one before was killed, and has its name for a while.
-    kit = Kit("redis", brokers("redis"), f"left-{left.replace(' ', '-')}")
+    kit = Kit(kit.kind, kit.broker, f"left-{left.replace(' ', '-')}")
     other, third = (f'[[executor]]\nname = "{name}"\nkind = "command"\n' for name in ("other", "third"))
     host.link(kit, other + third)
     begun, go = host.work / "begun", host.work / "go"
@@ -262,16 +176,16 @@ async def test_what_runs_on_an_executor_that_is_not_offered_any_more_is_adopted_
         await kit.broker.dead(kit.runner_name)
 
 
-async def test_a_stop_leaves_what_runs_to_the_next_one(brokers: Callable[[str], Broker], host: Host) -> None:
-    kit = Kit("redis", brokers("redis"), "stop")
+async def test_a_stop_leaves_what_runs_to_the_next_one(kit: Kit, host: Host) -> None:
     host.link(kit)
     host.drain(0.3)
     async with kit.daemon() as daemon:
         go = await begun_by(host, kit, daemon)
         began_s = time.monotonic()
-        assert host.end() == 0
+        host.tell()
+        await leaving(kit, daemon)
+        assert await anyio.to_thread.run_sync(host.ended) == 0
         assert time.monotonic() - began_s < 10.0
-        await leaving(daemon)
         assert drained(host) == (0, 1, 0)
         await anyio.to_thread.run_sync(go.write_text, "\n")  # It ends while no runner is there.
         host.run()
@@ -288,8 +202,8 @@ async def begun_by(host: Host, kit: Kit, daemon: Link) -> Path:
     return go
 
 
-async def leaving(daemon: Link) -> list[Result]:
-    """Waits until the runner has said that it leaves; gives the results that came before."""
+async def leaving(kit: Kit, daemon: Link) -> list[Result]:
+    """Waits until the runner has said that it leaves, and answers; gives the results that came before."""
     found: list[Result] = []
     beats: list[Heartbeat] = []
     while not (beats and beats[-1].leaving):
@@ -297,6 +211,7 @@ async def leaving(daemon: Link) -> list[Result]:
         await daemon.ack(received)
         beats += [one.message for one in received if isinstance(one.message, Heartbeat)]
         found += [one.message for one in received if isinstance(one.message, Result)]
+    await daemon.send(kit.runner_name, [Watch(60.0, heard_leaving=True)])
     return found
 
 
@@ -317,7 +232,7 @@ async def test_a_stop_gives_back_what_has_not_begun_and_lets_out_what_ends_meanw
     await daemon.send(kit.runner_name, [*commands[:3], Watch(60.0)])
     await until(begun.exists)
     host.tell()
-    back = await leaving(daemon)
+    back = await leaving(kit, daemon)
     back += await results(daemon, 2 - len(back))
     await daemon.send(kit.runner_name, [commands[3]])  # By a daemon that has not heard of it yet.
     back += await results(daemon, 1)
@@ -332,14 +247,13 @@ async def test_a_stop_gives_back_what_has_not_begun_and_lets_out_what_ends_meanw
     assert begun.read_text() == "0\n"
 
 
-async def test_a_second_stop_ends_it_at_once(brokers: Callable[[str], Broker], host: Host) -> None:
-    kit = Kit("redis", brokers("redis"), "twice")
+async def test_a_second_stop_ends_it_at_once(kit: Kit, host: Host) -> None:
     host.link(kit)
     host.drain(3600.0)
     async with kit.daemon() as daemon:
         go = await begun_by(host, kit, daemon)
         host.tell()
-        await leaving(daemon)
+        await leaving(kit, daemon)
         assert host.end() == 0
         assert drained(host) == (0, 1, 0)
         host.run()
@@ -347,10 +261,7 @@ async def test_a_second_stop_ends_it_at_once(brokers: Callable[[str], Broker], h
         assert [result.outcome for result in await results(daemon, 1)] == ["success"]
 
 
-async def test_what_ends_while_the_broker_is_away_is_answered_when_it_is_back(
-    brokers: Callable[[str], Broker], host: Host
-) -> None:
-    kit = Kit("redis", brokers("redis"), "away")
+async def test_what_ends_while_the_broker_is_away_is_answered_when_it_is_back(kit: Kit, host: Host) -> None:
     host.link(kit)
     begun, go = host.work / "begun", host.work / "go"
     os.mkfifo(go)
@@ -378,10 +289,8 @@ def health(host: Host) -> dict[str, Any]:
     return found
 
 
-async def test_a_health_line_that_can_not_be_written_is_logged_once_and_stops_nothing(
-    brokers: Callable[[str], Broker], host: Host
-) -> None:
-    kit = Kit("redis", brokers("redis"), "health")
+@only_redis
+async def test_a_health_line_that_can_not_be_written_is_logged_once_and_stops_nothing(kit: Kit, host: Host) -> None:
     host.link(kit)
     obstacle = host.state / "runner" / "health.new"
     obstacle.mkdir(parents=True)
@@ -397,8 +306,7 @@ async def test_a_health_line_that_can_not_be_written_is_logged_once_and_stops_no
         await until(lambda: host.call("--health").returncode == 0)
 
 
-async def test_a_cancel_reaches_what_runs_and_what_waits(brokers: Callable[[str], Broker], host: Host) -> None:
-    kit = Kit("redis", brokers("redis"), "cancel")
+async def test_a_cancel_reaches_what_runs_and_what_waits(kit: Kit, host: Host) -> None:
     host.link(kit, "[daemon]\nslots_max = 1\n")
     begun = host.work / "begun"
     running, waiting = sh(1, f"echo x >> {begun}; exec sleep 60", host.work), sh(2, f"echo y >> {begun}", host.work)
@@ -415,8 +323,7 @@ async def test_a_cancel_reaches_what_runs_and_what_waits(brokers: Callable[[str]
     assert begun.read_text() == "x\n"
 
 
-async def test_what_it_does_not_offer_is_set_aside_and_told(brokers: Callable[[str], Broker], host: Host) -> None:
-    kit = Kit("redis", brokers("redis"), "offers")
+async def test_what_it_does_not_offer_is_set_aside_and_told(kit: Kit, host: Host) -> None:
     host.link(kit, '[[executor]]\nname = "other"\nkind = "command"\n')
     host.config.write_text(host.config.read_text().replace('labels = ["gpu"]', 'executors = ["other"]'))
     host.run()
@@ -438,10 +345,8 @@ async def test_what_it_does_not_offer_is_set_aside_and_told(brokers: Callable[[s
     assert len(await kit.broker.dead(kit.runner_name)) == 2
 
 
-async def test_a_server_on_a_runner_is_told_that_nobody_can_be_asked(
-    brokers: Callable[[str], Broker], host: Host
-) -> None:
-    kit = Kit("redis", brokers("redis"), "asks")
+@only_redis
+async def test_a_server_on_a_runner_is_told_that_nobody_can_be_asked(kit: Kit, host: Host) -> None:
     argv = json.dumps([sys.executable, mcp_asking_server.__file__])
     host.link(kit, f'[[executor]]\nname = "forms"\nkind = "mcp"\nargv = {argv}\n')
     host.run()
@@ -456,42 +361,3 @@ async def test_a_server_on_a_runner_is_told_that_nobody_can_be_asked(
         True,
     ), result
     assert host.logged("mcp_not_asked") == []
-
-
-SIGNED = '[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\n'
-
-
-@pytest.mark.parametrize(
-    ("config", "argv", "why"),
-    [
-        ("", (), "name a [[link]]"),
-        ("", ("--link", "nowhere"), "name a [[link]]"),
-        ("", ("--link", "http://127.0.0.1"), "address of a broker"),
-        ("", ("--link", "redis://u:hidden-word@127.0.0.1"), "have their own settings"),
-        ("", ("--link", "redis://127.0.0.1?password=hidden-word"), "have their own settings"),
-        ("", ("--link", "redis://127.0.0.1:hidden-word"), "it is no address"),
-        ("", ("--link", "redis:/127.0.0.1/hidden-word"), "name a [[link]]"),
-        ("", ("--link", "redis://192.0.2.1"), "set unsigned = true"),
-        ("", ("--link=redis://127.0.0.1", "--name", "A b"), "at most 64"),
-        ('[[link]]\nname = "a"\nurl = "rediss://192.0.2.1"', ("--link", "a"), "set unsigned = true"),
-        ('[[link]]\nname = "a"\nurl = "redis://192.0.2.1"\nkey = "env:K"\npassword = "env:P"', (), "TLS only"),
-        ('[[link]]\nname = "a"\nurl = "redis://127.0.0.1"\npassword = "hidden-word"', (), "plain"),
-        (f'{SIGNED}key = "env:K"\naccepted_keys = ["env:A", "hidden-word"]', (), "plain"),
-        (f'{SIGNED}accepted_keys = ["env:A"]', (), "without one nothing is signed"),
-        ('[runner]\nlink = "abc"\n[[link]]\nname = "abd"\nurl = "redis://127.0.0.1"', (), "did you mean abd"),
-        ('[runner]\nexecutors = ["codex"]', ("--link", "redis://127.0.0.1"), "a runner offers"),
-    ],
-)
-def test_a_runner_that_can_not_serve_does_not_start(host: Host, config: str, argv: tuple[str, ...], why: str) -> None:
-    host.configure(config)
-    said = host.call(*argv)
-    assert said.returncode == 1
-    assert why in said.stderr
-    assert "hidden-word" not in said.stderr
-
-
-def test_words_that_mean_nothing_are_answered_with_the_usage(host: Host) -> None:
-    for argv in (("--nonsense",), ("--link",), ("--health=1",)):
-        said = host.call(*argv)
-        assert said.returncode == 2
-        assert "usage: omnid runner" in said.stderr

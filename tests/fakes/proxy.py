@@ -1,17 +1,23 @@
 """A cable between a client and a broker that tests cut: at once, only on the way back, or without a word."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
 from anyio.abc import SocketStream
 
+Change = Callable[[bytes], bytes]
+
 
 class Proxy:
-    """Passes bytes both ways; `mute` loses all that the broker says from then on, and `pull` lets nothing through."""
+    """Passes bytes both ways; `mute` loses all that the broker says from then on, and `pull` lets nothing through.
 
-    def __init__(self, to_port: int) -> None:
+    `change` is done to what the broker says.
+    """
+
+    def __init__(self, to_port: int, change: Change | None = None) -> None:
         self._to_port = to_port
+        self._change: Change = change or bytes
         self._muted = False
         self._passed = anyio.Event()
         self._plugged = anyio.Event()
@@ -63,7 +69,7 @@ class Proxy:
                     await target.send(data)
                     self._passed.set()
                 elif not self._muted:
-                    await target.send(data)
+                    await target.send(self._change(data))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
         for stream in (source, target):
@@ -71,8 +77,8 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(port: int) -> AsyncIterator[Proxy]:
-    proxy = Proxy(port)
+async def proxied(port: int, change: Change | None = None) -> AsyncIterator[Proxy]:
+    proxy = Proxy(port, change)
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
         proxy.port = listener.extra(anyio.abc.SocketAttribute.local_port)
         group.start_soon(listener.serve, proxy.serve)

@@ -22,6 +22,7 @@ def _add(report: Report, name: str, outcome: Outcome) -> None:
     report.add(f"{name}: done", count.done, "", ">=", count.submitted)
     for what, found in (("lost", count.lost), ("done twice", count.twice), ("out of order", count.disordered)):
         report.add(f"{name}: {what}", found, "", "<=", 0)
+    report.add(f"{name}: results at once, most", outcome.batch_max, "", ">=", 2 if "client-away" in name else 1)
     report.add(f"{name}: submit, p50", outcome.submit_ms, "ms")
     if outcome.away_ms == outcome.away_ms:
         report.add(f"{name}: submit while the broker is away, p50", outcome.away_ms, "ms")

@@ -36,6 +36,9 @@ class Agent(threading.Thread):
         self._cursor: str | None = None
         self._cut = threading.Event()
         self._back = threading.Event()
+        self._away = threading.Event()
+        self._waiting: int | None = None
+        """How many results it has to find at once when it reads for the first time after an absence."""
         self._ended = threading.Event()
         self._open_max = open_max
         self._more = 0
@@ -68,7 +71,7 @@ class Agent(threading.Thread):
     def _step(self) -> None:
         if self._cut.is_set():
             self._leave()
-        elif len(self.submitted) < len(self._fields) and self.open < self._open_max + self._more:
+        elif not self.has_submitted_all and self.open < self._open_max + self._more:
             self._submit()
         elif not self._read():
             self._ended.wait(READ_EVERY_S)
@@ -85,7 +88,7 @@ class Agent(threading.Thread):
 
     @property
     def has_all(self) -> bool:
-        return len(self.submitted) == len(self._fields) and not self.open
+        return self.has_submitted_all and not self.open
 
     def _submit(self) -> None:
         fields, away, since_s = self._fields[len(self.submitted)], self._more > 0, time.monotonic()
@@ -96,9 +99,11 @@ class Agent(threading.Thread):
         self.submitted.append(fields["key"])
 
     def _read(self) -> bool:
+        waiting, self._waiting = self._waiting, None
         page = self._way.results(self._cursor, PAGE)
         ended = [task for task in page["tasks"] if task["state"] in ("completed", "failed", "cancelled")]
         assert all(task["state"] == "completed" for task in ended), ended
+        assert len(ended) >= min(waiting or 0, PAGE), f"{len(ended)} of {waiting} that waited came at once"
         self._read_ids += [task["id"] for task in ended]
         if page.get("next") is not None:
             self._cursor = page["next"]
@@ -108,7 +113,7 @@ class Agent(threading.Thread):
     def _leave(self) -> None:
         """Is cut in the middle of a call, and stays away until it may come back."""
         try:
-            if len(self.submitted) < len(self._fields) and self._chance.random() < 0.7:
+            if not self.has_submitted_all and self._chance.random() < 0.7:
                 share = self._chance.choice([1.0, self._chance.random()])
                 self._way.cut(self._fields[len(self.submitted)], share)
             elif self._names:
@@ -116,15 +121,32 @@ class Agent(threading.Thread):
         except Gone:
             pass  # The daemon is away too.
         self._cut.clear()
+        self._away.set()
         self._back.wait()
+        self._away.clear()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it was cut, and has not come back."""
+        return self._away.is_set()
+
+    @property
+    def has_read(self) -> int:
+        """How many results it has read."""
+        return len(self._read_ids)
+
+    @property
+    def has_submitted_all(self) -> bool:
+        return len(self.submitted) == len(self._fields)
 
     def go(self) -> None:
         """Has it cut in its next call."""
         self._back.clear()
         self._cut.set()
 
-    def come(self) -> None:
-        """Lets it come back."""
+    def come(self, waiting: int | None = None) -> None:
+        """Lets it come back, to so many results that have waited."""
+        self._waiting = waiting
         self._back.set()
 
     def broker_gone(self, more: int) -> None:

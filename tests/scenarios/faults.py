@@ -9,6 +9,7 @@ SOCKET, HTTP = 0, 1
 """The two clients."""
 LASTS_S_MAX = 3.0
 HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 
 
 class Fault(NamedTuple):
@@ -25,6 +26,8 @@ class Fault(NamedTuple):
     """Whether the runner is killed."""
     clock_ms: int = 0
     """By how much the clock of the daemon's host is off from then on."""
+    runner_clock_ms: int = 0
+    """By how much that of the runner's host is."""
     early: bool = True
     """Whether what was killed is there again before the broker is."""
 
@@ -32,7 +35,8 @@ class Fault(NamedTuple):
         parts = [f"broker {self.broker}"] if self.broker else []
         parts += [f"client {('socket', 'HTTP')[client]} cut" for client in self.clients]
         parts += [f"{name} killed" for name, hit in (("daemon", self.daemon), ("runner", self.runner)) if hit]
-        parts += [f"clock {self.clock_ms / HOUR_MS:+.1f} h"] if self.clock_ms else []
+        clocks = (("daemon", self.clock_ms), ("runner", self.runner_clock_ms))
+        parts += [f"clock of the {name} {off_ms / HOUR_MS:+.1f} h" for name, off_ms in clocks if off_ms]
         return f"{' and '.join(parts)} for {self.lasts_s:.1f} s"
 
 
@@ -49,6 +53,9 @@ def drawn(scenario: str, seed: int, count: int, lasts_s_max: float = LASTS_S_MAX
 def _kinds(scenario: str, chance: random.Random, lasts_s_max: float) -> list[Fault]:
     def lasts_s() -> float:
         return chance.uniform(0.2, lasts_s_max)
+
+    def off_ms() -> int:
+        return round(chance.uniform(-6, 6) * HOUR_MS)
 
     match scenario:
         case "online":
@@ -68,7 +75,8 @@ def _kinds(scenario: str, chance: random.Random, lasts_s_max: float) -> list[Fau
                     (SOCKET, HTTP),
                     daemon=True,
                     runner=chance.random() < 0.5,
-                    clock_ms=round(chance.uniform(-6, 6) * HOUR_MS),
+                    clock_ms=off_ms(),
+                    runner_clock_ms=off_ms(),
                     early=chance.random() < 0.5,
                 )
                 for broker in BROKER

@@ -19,14 +19,14 @@ from omnid.ctl.demo_ways import HttpWay, SocketWay
 from omnid.errors import OmnidError
 from tests.contract.links import Kit
 from tests.e2e.harness import FAKES, LOOK_S, Home
-from tests.e2e.test_runner import Host
+from tests.e2e.runners import Host
 from tests.fakes.moved_clock import move
 from tests.fakes.proxy import Proxy, proxied
 from tests.fakes.web import TOKEN
 from tests.scenarios.clients import Agent
-from tests.scenarios.faults import Fault
+from tests.scenarios.faults import DAY_MS, Fault
 
-OPEN_MAX, OPEN_SHARE = 50, 0.05
+OPEN_MIN, OPEN_MAX, OPEN_SHARE = 3, 50, 0.05
 """How many commands of each client wait or run at once, and which share of all at most."""
 MORE = 50
 """How many more it submits in each absence of the broker."""
@@ -69,7 +69,11 @@ link = "cable"
 name = "{runner}"
 executors = ["afar"]
 beat_s = 0.5
+[retention]
+finished_days = {kept_days}
 """
+KEPT_DAYS = 0.1
+"""For how long the runner's ledger remembers what has ended: for less than its clock jumps."""
 
 H = TypeVar("H", bound=Home)
 
@@ -93,16 +97,17 @@ class World:
         self.broker = kit.broker
         self._portal = portal
         self._proxy: Proxy = stack.enter_context(portal.wrap_async_context_manager(proxied(kit.broker.port)))
-        self._clock = root / "clock"
+        self._clocks = root / "daemon's clock", root / "runner's clock"
         self.home, self.host = self._place(root / "d", Home), self._place(root / "r", Host)
         stack.callback(self.home.close)
         stack.callback(self.host.close)
-        self.move_clock(0)
-        self.home.through = (sys.executable, str(FAKES / "moved_clock.py"), str(self._clock))
+        self.move_clocks(0, 0)
+        for home, clock in zip((self.home, self.host), self._clocks, strict=True):
+            home.through = (sys.executable, str(FAKES / "moved_clock.py"), str(clock))
         self.http_port = free_port()
         (self.home.root / "token").write_text(TOKEN)
         self._write_password()
-        names = {"daemon": kit.daemon_name, "runner": kit.runner_name}
+        names = {"daemon": kit.daemon_name, "runner": kit.runner_name, "kept_days": KEPT_DAYS}
         for home, config in ((self.home, DAEMON), (self.host, RUNNER)):
             more = {"scheme": self.broker.scheme, "user": self.broker.user, "port": self._proxy.port, "root": home.root}
             home.configure((config + LINK).format(**names, **more, http_port=self.http_port))
@@ -115,9 +120,10 @@ class World:
         for home in (self.home, self.host):
             (home.root / "password").write_text(self.broker.password)
 
-    def move_clock(self, off_ms: int) -> None:
-        """Moves the clock of the daemon's host."""
-        move(self._clock, off_ms)
+    def move_clocks(self, *off_ms: int) -> None:
+        """Moves the clocks of the daemon's host and of the runner's."""
+        for clock, ms in zip(self._clocks, off_ms, strict=True):
+            move(clock, ms)
 
     @contextlib.contextmanager
     def away(self, how: str) -> Iterator[None]:
@@ -149,6 +155,10 @@ class Run:
         self._agents = agents
         self._faults = faults
         self._chance = chance
+        self._ahead_ms = 0
+        """By how much the clock of the runner's host was ahead at most."""
+        self._forgets = False
+        """Whether the runner's ledger has to have forgotten something."""
 
     def go(self, commands: int, tell: Callable[[str], None]) -> Outcome:
         """Starts everything, lets all faults happen, each when its share of the commands is done, and counts."""
@@ -174,10 +184,13 @@ class Run:
 
     def _suffer(self, fault: Fault) -> None:
         world, agents = self._world, [self._agents[number] for number in fault.clients]
+        alone = bool(agents) and not fault.broker and not fault.daemon
+        if alone:
+            self._until(lambda: all(one.open > 1 or one.has_submitted_all for one in agents), "clients with open tasks")
         for agent in agents:
             agent.go()
-        if fault.clock_ms:
-            world.move_clock(fault.clock_ms)
+        if fault.clock_ms or fault.runner_clock_ms:
+            world.move_clocks(fault.clock_ms, fault.runner_clock_ms)
         share = self._chance.random()
         with contextlib.ExitStack() as back:
             if fault.broker:
@@ -193,8 +206,17 @@ class Run:
                 agent.broker_back()
         if not fault.early:
             self._start(fault)
+        if alone:
+            self._until(lambda: all(self._waiting(one) is not None for one in agents), "the work of those who are away")
         for agent in agents:
-            agent.come()
+            agent.come(self._waiting(agent) if alone else None)
+
+    def _waiting(self, agent: Agent) -> int | None:
+        """Gives how many results wait for an agent that is away; None while any of its tasks goes on."""
+        with contextlib.closing(sqlite3.connect(self._world.home.state / "journal.db")) as database:
+            found = database.execute("SELECT state FROM task WHERE key GLOB ?", (f"{agent.name}-*",)).fetchall()
+        ended = agent.is_away and all(state == "completed" for (state,) in found)
+        return len(found) - agent.has_read if ended else None
 
     def _kill(self, fault: Fault) -> None:
         if fault.daemon:
@@ -207,6 +229,8 @@ class Run:
             self._world.home.start()
         if fault.runner:
             self._world.host.run()
+            self._forgets |= fault.runner_clock_ms > self._ahead_ms + KEPT_DAYS * DAY_MS
+        self._ahead_ms = max(self._ahead_ms, fault.runner_clock_ms)
 
     def _done(self) -> int:
         return len(self._keys("done"))
@@ -244,6 +268,9 @@ class Run:
         with contextlib.closing(sqlite3.connect(self._world.home.state / "journal.db")) as database:
             tasks = database.execute("SELECT id, key, priority FROM task ORDER BY ord").fetchall()
             attempts = database.execute("SELECT task_id FROM attempt ORDER BY ord").fetchall()
+        with contextlib.closing(sqlite3.connect(self._world.host.state / "runner" / "runner.db")) as database:
+            ((known,),) = database.execute("SELECT count(*) FROM attempt").fetchall()
+        assert known < len(attempts) or not self._forgets, f"the ledger still knows all {known}"
         key_of = {id: key for id, key, _ in tasks}
         acknowledged = {key for agent in self._agents for key in agent.submitted}
         assert acknowledged == set(key_of.values())
@@ -273,7 +300,7 @@ def run(
     with contextlib.ExitStack() as stack:
         world = World(root, kit, stack.enter_context(start_blocking_portal()), stack)
         ways = (SocketWay(str(world.home.socket), "by-socket"), HttpWay(world.http_port, TOKEN))
-        open_max = max(1, min(OPEN_MAX, round(OPEN_SHARE * commands)))
+        open_max = max(OPEN_MIN, min(OPEN_MAX, round(OPEN_SHARE * commands)))
         agents = [
             Agent(name, way, commands // 2, random.Random(f"{seed} {name}"), str(world.home.work), open_max)
             for name, way in zip(("socket", "http"), ways, strict=True)

@@ -42,7 +42,7 @@ class FakeLink:
         self.refused: list[Received] = []
         self.come: list[Received] = []
         self.filled = anyio.Event()
-        self.error: LinkDown | None = None
+        self.error: Exception | None = None
         self.full = self.taken = False
         self.broken = anyio.Event()
 
@@ -382,6 +382,20 @@ async def test_a_destination_that_can_take_nothing_holds_up_no_other_and_is_trie
         assert (link.sent, await bench.link()) == ([Cancel("b"), Cancel("a")], link)
 
     await bench.during(do)
+
+
+async def test_a_fault_ends_it_and_is_told(bench: Bench) -> None:
+    async def do() -> None:
+        link = await bench.link()
+        link.error = RuntimeError("a fault of a library")
+        link.filled.set()
+        await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup):
+        await bench.during(do)
+    assert bench.connection.problem is not None
+    assert "its log says" in bench.connection.problem.what
+    assert (bench.changes, bench.closed, bench.lines("link_down")) == (2, 1, 1)
 
 
 async def test_who_was_let_in_without_a_name_has_none_until_there_is_room(bench: Bench) -> None:

@@ -167,6 +167,18 @@ def test_a_lease_runs_while_its_link_is_up_and_anew_when_it_comes_back(fleet: Fl
     assert fleet.state(peer) == "up"
 
 
+def test_a_runner_that_moves_to_a_link_that_is_up_is_asked_at_once(fleet: Fleet) -> None:
+    fleet.link_up("other")
+    peer = fleet.peers["a"]
+    before, peer.watched_s, peer.unanswered = peer.token, 100.0, 9
+    fleet.configure([msgspec.structs.replace(remote("a"), link="other"), remote("b"), remote("c")])
+    assert (peer.watched_s, peer.unanswered) == (float("-inf"), 0)
+    tokens = {peer.token for peer in fleet.peers.values()}
+    assert len(tokens) == 3
+    assert tokens.isdisjoint({before, ""})
+    assert not fleet.hear("a", beat(token=before)), "it was said over the other link"
+
+
 def test_heartbeats_that_lay_at_the_broker_say_nothing(fleet: Fleet, clock: FakeClock) -> None:
     peer = fleet.peers["a"]
     before = peer.token
@@ -187,6 +199,24 @@ def test_heartbeats_that_lay_at_the_broker_say_nothing(fleet: Fleet, clock: Fake
     assert fleet.lease_ends_s(peer) == pytest.approx(clock.monotonic_s() + 60)
     assert not fleet.hear("a", beat()), "an earlier version says nothing of what it answers"
     assert peer.heard_s == clock.monotonic_s()
+
+
+def test_that_a_runner_leaves_counts_however_long_it_lay_at_the_broker(fleet: Fleet, clock: FakeClock) -> None:
+    peer = fleet.peers["a"]
+    before = peer.token
+    fleet.hear("a", beat(token=before))
+    fleet.link_down("cable")
+    fleet.link_up("cable")
+    assert fleet.state(peer) == "up", "its lease still runs"
+    other = msgspec.structs.replace(beat(3, token=before, leaving=True), incarnation=7)
+    assert not fleet.hear("a", other), "it was another process"
+    clock.now_s += 1
+    peer.watched_s = clock.monotonic_s()
+    assert fleet.hear("a", beat(3, token=before, leaving=True))
+    assert (fleet.state(peer), peer.heard_s, peer.watched_s) == ("leaving", 0.0, float("-inf"))
+    assert not fleet.hear("a", beat(3, token=before, leaving=True))
+    assert fleet.hear("a", beat(token=peer.token))
+    assert fleet.state(peer) == "up"
 
 
 def test_a_gate_says_what_keeps_an_executor_from_every_runner(fleet: Fleet) -> None:
@@ -255,3 +285,12 @@ def test_what_a_living_runner_has_nothing_of_is_gone_after_a_while(fleet: Fleet,
     fleet.link_down("cable")
     fleet.link_up("cable")
     assert fleet.gone(peer) == []
+
+
+def test_what_was_never_sent_is_not_missing(fleet: Fleet) -> None:
+    for name in ("sent", "unsent", "withdrawn"):
+        fleet.took(name, "a", "command", unsent=True)
+    fleet.sends(["sent"])
+    fleet.withdraw("withdrawn")
+    fleet.hear("a", beat(2, attempts=()))
+    assert list(fleet.peers["a"].missing) == ["sent"]

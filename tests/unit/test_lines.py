@@ -15,7 +15,7 @@ from omnid.flow.dispatcher import SENT_MAX, claim
 from omnid.flow.fleet import Fleet
 from omnid.flow.intake import plan
 from omnid.flow.lines import RESULTS_AT_ONCE
-from omnid.flow.remote import left
+from omnid.flow.runner import left
 from omnid.model import Command, Problem, Result, Submit, Task, Watch, Work
 from omnid.store import journal, outbox
 from tests.fakes.cable import DOWN, Bench, beat
@@ -221,6 +221,26 @@ async def test_what_a_runner_gives_back_that_was_told_to_stop_goes_elsewhere_at_
         bench.cable.bring("b", beat())
         (second,) = await bench.sent(1, "b")
         assert (second.task_id, second.number) == (task.id, 2)
+
+
+async def test_a_runner_that_leaves_is_told_that_this_was_heard_and_gets_nothing_more(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring("a", beat())
+        await anyio.wait_all_tasks_blocked()
+        unsent = await bench.world.write(partial(_claimed, bench=bench))
+        bench.cable.turn(DOWN)
+        bench.cable.bring("a", beat(leaving=True))
+        await anyio.wait_all_tasks_blocked()
+        bench.cable.turn(None)
+        peer = bench.context.fleet.peers["a"]
+        await bench.cable.until(lambda: ("a", Watch(120.0, peer.token, heard_leaving=True)) in bench.cable.sent)
+        await anyio.wait_all_tasks_blocked()
+        again = await bench.task(unsent)
+        assert (again.state, again.problem and again.problem.code) == ("idle", "runner_left")
+        assert bench.cable.commands() == []
+        bench.cable.bring("b", beat())
+        (command,) = await bench.sent(1, "b")
+        assert command.task_id == unsent.id
 
 
 async def test_a_result_of_another_runner_is_refused(bench: Bench) -> None:

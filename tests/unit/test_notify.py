@@ -199,6 +199,16 @@ async def test_what_comes_together_is_sent_as_one(world: World, clock: FakeClock
     assert clock.now_ms == NOW_MS + 10_000
 
 
+async def test_a_clock_that_was_set_back_keeps_no_notice_waiting(world: World, clock: FakeClock) -> None:
+    place = Place()
+    one = carrier(world, place)
+    await told(world, "needs_you")
+    await carry_all(one)
+    clock.now_ms -= 6 * HOUR_MS
+    await carry_all(one)
+    assert len(place.got) == 1
+
+
 async def test_no_more_go_in_an_hour_than_wished_and_the_rest_is_counted(world: World, clock: FakeClock) -> None:
     world.set("notify", per_hour_max=3, group_s=0)
     place = Place()

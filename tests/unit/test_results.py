@@ -412,6 +412,37 @@ async def test_while_a_result_waits_for_room_why_says_so(world: World, monkeypat
     assert world.context.unwritten == {}
 
 
+async def test_one_result_that_waits_for_room_twice_is_written_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnid.flow.results.SETTLE_BACKOFF", Backoff(0.001, 0.001))
+    command = await started(world)
+    Failing(world, "disk_full", "disk_full")
+    results, counted = Results(world.context, world.gates), list[bool]()
+
+    async def settle() -> None:
+        counted.append(await results.settle(command.ended("success", None)))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(settle)
+            group.start_soon(settle)
+    assert sorted(counted) == [False, True]
+    assert world.context.unwritten == {}
+
+
+async def test_a_result_that_nobody_waits_for_any_more_is_not_said_to_wait_for_room(world: World) -> None:
+    command = await started(world)
+    Failing(world, "disk_full")
+    results = Results(world.context, world.gates)
+    async with anyio.create_task_group() as group:
+        group.start_soon(results.settle, command.ended("success", None))
+        await anyio.wait_all_tasks_blocked()
+        assert list(world.context.unwritten) == [command.attempt_id]
+        group.cancel_scope.cancel()
+    assert world.context.unwritten == {}
+
+
 async def test_a_result_that_comes_while_the_store_closes_is_left_to_recovery(world: World) -> None:
     command = await started(world)
     Failing(world, "store_closed")

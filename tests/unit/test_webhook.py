@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid.errors import OmnidError, Rejected, Retryable
-from omnid.link.webhook import AFTER_S_MAX, WebhookDestination, key_of, retry_after_s, signature
+from omnid.link.destination import AFTER_S_MAX
+from omnid.link.webhook import WebhookDestination, key_of, retry_after_s, signature
 from omnid.model import Delivery, Problem
 from omnid.secrets import Secrets
 from omnid.settings import Destination
