@@ -219,8 +219,8 @@ class Schedules:
         schedule, began_ms = scheduled.schedule, scheduled.created_at_ms
         first_ms = now_ms if first_ms is None else first_ms
         until_ms = self._until_ms.pop(scheduled.id, None)
-        if until_ms is not None and self._wall_ahead_ms() - self._ahead_ms > SET_BACK_MS:
-            # The clock was behind, and has been put right: what it leapt over had run before it was.
+        if until_ms is not None and late_ms < now_ms - first_ms <= self._wall_ahead_ms() - self._ahead_ms + late_ms:
+            # The clock was behind and has been put right: what it leapt over had run before it was behind.
             first_ms = recurrence.next_ms(schedule, zone, began_ms, min(until_ms - 1, now_ms)) or first_ms
             if first_ms > now_ms:
                 return Due((), 0, first_ms)
