@@ -149,14 +149,14 @@ def busy_key(home: Home) -> str:
 def too_many_clients(home: Home) -> str:
     with contextlib.ExitStack() as opened:
 
-        def is_full() -> bool:
+        def refusal() -> str:
             for _ in range(12):
                 connection = opened.enter_context(socket.socket(socket.AF_UNIX))
                 connection.connect(str(home.socket))
-            return home.ctl("status").code != 0
+            said = home.ctl("status", environ=WIDE)
+            return said.err if said.code else ""
 
-        until(is_full, "a refusal")  # Connections of earlier tests may count while they are being closed.
-        return ctl("status")(home)
+        return until(refusal, "a refusal")  # Connections of earlier tests may count while they are being closed.
 
 
 def key_reused(home: Home) -> str:
