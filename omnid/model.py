@@ -357,6 +357,12 @@ class Cancel(Struct, frozen=True):
     attempt_id: str
 
 
+class Mark(Struct, frozen=True):
+    """What a runner sends to itself, to know when all has come that lay before it."""
+
+    token: str
+
+
 class Watch(Struct, frozen=True):
     """Asks a runner for heartbeats: one at once, then more until `for_s` have passed."""
 

@@ -166,6 +166,7 @@ class RunnerProcess:
         recovery = Recovery(self.context, remote.runner, remote.owed)
         for name, loop in (
             ("take", remote.take),
+            ("backlog", remote.backlog.run),
             ("start", partial(remote.start, work)),
             ("beat", remote.beat),
             ("drain", partial(self._drain.run, work)),
@@ -215,6 +216,8 @@ class RunnerProcess:
         if self._connection.problem is not None:
             self._remote.link_down()
             self._comeback.gone(self._behind())
+        else:
+            self._remote.backlog.link_changed(up=True)
         self.context.activity.ring()  # With room at the broker it may have got its name, and begin what it holds.
         self._drain.ring_all()
         self._health.ring()

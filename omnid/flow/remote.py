@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from omnid import __version__
 from omnid.errors import Retryable
+from omnid.flow.backlog import Backlog
 from omnid.flow.context import Bell, Context
 from omnid.flow.fleet import WINDOW_OF_SLOTS
 from omnid.flow.guard import guard
@@ -25,7 +26,7 @@ from omnid.flow.recovery import executor_for
 from omnid.flow.runner import Runner, left, lost, restarted, unbegun
 from omnid.flow.standings import Standings
 from omnid.link.interface import LinkDown, Messenger, Poison, Received, Station
-from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch, Work
+from omnid.model import Cancel, Command, Delivery, Heartbeat, Mark, Problem, Result, Watch, Work
 from omnid.store.ledger import Begun, Ledger
 
 Args = TypeVarTuple("Args")
@@ -128,6 +129,7 @@ class Remote:
         self.owed = Owed(context, ledger, messenger)
         self.standings = Standings(context)
         self.runner = Runner(context, self.standings, self.owed, restarted)
+        self.backlog = Backlog(context, messenger, self._name)
         self._held: dict[str, Held] = {}
         """Commands without a slot, by attempt."""
         self._returning: dict[str, Command] = {}
@@ -150,7 +152,7 @@ class Remote:
         self.idle = anyio.Event()
         """Set once it leaves and nothing runs any more."""
         self.given_back = 0
-        """How many commands its daemons got back because it leaves."""
+        """How many commands its daemons got back."""
 
     async def recover(self, group: TaskGroup) -> int:
         """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many.
@@ -178,6 +180,7 @@ class Remote:
         while True:
             while sum(len(held.came) for held in self._held.values()) >= held_max(self._place.slots):
                 self._room = anyio.Event()
+                self.backlog.go_on()  # More can't come before something begins.
                 await self._room.wait()
             done: list[Received] = []
             for received in await self._messenger.receive():
@@ -209,8 +212,10 @@ class Remote:
                 done.append(received)
             case Poison() as poison:
                 await self._poisoned(received, poison)
-            case _:  # The door lets in nothing else.
-                done.append(received)
+            case other:
+                if isinstance(other, Mark):
+                    self.backlog.came(other.token)
+                done.append(received)  # The door lets in nothing else.
 
     def _wrong(self, command: Command) -> str | None:
         """Says why a command can't run here; None where it can."""
@@ -252,8 +257,8 @@ class Remote:
     async def _poisoned(self, received: Received, poison: Poison) -> None:
         """Sets aside what is no message for this end, and tells whoever it says has sent it.
 
-        Nobody vouches for that, so a command is answered only where it never begins, and is known from then on: what
-        somebody has forged can do no more than taking the command away would.
+        Nobody vouches for that, so a command is answered only where it never begins: what is forged can do no more than
+        taking the command away would.
         """
         daemon, command = received.sender, poison.command
         if daemon and self._may_answer(daemon):
@@ -364,7 +369,7 @@ class Remote:
     def _fitting(self) -> list[Begun]:
         """Gives those of the commands held that have a slot now, in the order in which they came."""
         context, chosen = self._context, list[Begun]()
-        if self.leaving:
+        if self.leaving or not self.backlog.is_read:
             return chosen
         running = Counter(context.running.values())
         for begun, _ in self._held.values():
@@ -393,6 +398,7 @@ class Remote:
 
     def link_down(self) -> None:
         """Lets go of what has no slot yet: it comes again."""
+        self.backlog.link_changed(up=False)
         self._held.clear()
         self._room.set()
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Protocol, Self
 from msgspec import Struct
 
 from omnid.errors import Retryable
-from omnid.model import Cancel, Command, Heartbeat, Result, Watch
+from omnid.model import Cancel, Command, Heartbeat, Mark, Result, Watch
 
-Message = Command | Cancel | Watch | Result | Heartbeat
-"""What crosses a link: commands, cancels and watches to a runner, results and heartbeats from it."""
+Message = Command | Cancel | Watch | Mark | Result | Heartbeat
+"""What crosses a link: commands, cancels and watches to a runner, its own marks, results and heartbeats from it."""
 
 EMBEDDED = "embedded"
 """The name of the runner inside the daemon."""

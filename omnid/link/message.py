@@ -17,13 +17,13 @@ from msgspec import Meta, Raw, Struct, field
 from omnid.errors import Rejected
 from omnid.link.interface import Message, Poison
 from omnid.links import END_NAME
-from omnid.model import Cancel, Command, Heartbeat, Result, Watch, Work
+from omnid.model import Cancel, Command, Heartbeat, Mark, Result, Watch, Work
 
 VERSION = 1
 MESSAGE_BYTES_MAX = 16 << 20
 """More than any command or result of omnid's has, and what RabbitMQ takes since its version 4."""
 KEY_BYTES_MIN = 16
-COMMANDS: Mapping[str, type[Message]] = {"command": Command, "cancel": Cancel, "watch": Watch}
+COMMANDS: Mapping[str, type[Message]] = {"command": Command, "cancel": Cancel, "watch": Watch, "mark": Mark}
 """What a runner takes."""
 RESULTS: Mapping[str, type[Message]] = {"result": Result, "heartbeat": Heartbeat}
 """What a daemon takes."""

@@ -1,6 +1,6 @@
 """A runner of another host over a link in memory that a test holds the other end of."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -12,8 +12,8 @@ from omnid.errors import Retryable
 from omnid.executor.interface import Found, Ports
 from omnid.flow.keep import keep
 from omnid.flow.remote import Place, Remote
-from omnid.link.interface import LinkDown, Message, Received
-from omnid.model import Command, Work
+from omnid.link.interface import LinkDown, LinkFull, Message, Received
+from omnid.model import Command, Mark, Work
 from omnid.store import outbox
 from omnid.store.ledger import Ledger
 from tests.fakes.clock import FakeClock
@@ -28,7 +28,10 @@ class Cable:
         self.sent: list[tuple[str, Message]] = []
         self.acked: list[Any] = []
         self.refused: list[Any] = []
-        self.down = self.nameless = False
+        self.is_down = self.nameless = self.is_full = False
+        self._marks: list[Received] = []
+        self._holds_back = False
+        self.changed: Callable[[bool], None] = lambda up: None
         self._come: list[Received] = []
         self._filled = anyio.Event()
 
@@ -36,8 +39,31 @@ class Cable:
         self._come += [Received(message, tag, sender) for message in messages]
         self._filled.set()
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether something lies before the marks that has yet to come."""
+        return self._holds_back
+
+    @holds_back.setter
+    def holds_back(self, holds_back: bool) -> None:
+        self._holds_back = holds_back
+        if not holds_back and self._marks:
+            self._come += self._marks
+            self._marks = []
+            self._filled.set()
+
+    @property
+    def down(self) -> bool:
+        return self.is_down
+
+    @down.setter
+    def down(self, down: bool) -> None:
+        self.is_down = down
+        if not down:
+            self.changed(True)
+
     def _fail(self) -> None:
-        if self.down:
+        if self.is_down:
             raise LinkDown("link_down", link="cable", detail="down")
 
     async def keep_name(self) -> None:
@@ -47,7 +73,11 @@ class Cable:
 
     async def send(self, to: str, batch: Sequence[Message]) -> None:
         self._fail()
-        self.sent += [(to, message) for message in batch]
+        if self.is_full:
+            raise LinkFull("link_full", link="cable", detail="full")
+        self.sent += [(to, message) for message in batch if not isinstance(message, Mark)]
+        self._marks += [Received(message, None, to) for message in batch if isinstance(message, Mark)]
+        self.holds_back = self._holds_back
 
     async def receive(self) -> list[Received]:
         while not self._come:
@@ -58,7 +88,7 @@ class Cable:
 
     async def ack(self, received: Sequence[Received]) -> None:
         self._fail()
-        self.acked += [one.tag or key(one.message) for one in received]
+        self.acked += [one.tag or key(one.message) for one in received if not isinstance(one.message, Mark)]
 
     async def refuse(self, received: Received, why: str) -> None:
         self._fail()
@@ -108,6 +138,7 @@ class Bench:
         self.ledger = Ledger(self.world.store, self.world.context.log)
         self.cable.acked.clear()
         self.remote = Remote(self.world.context, self.ledger, self.cable, Place(2, ("gpu",), 5.0))
+        self.cable.changed = lambda up: self.remote.backlog.link_changed(up=up)
 
     async def _do(self, argv: tuple[str, ...]) -> Any:
         if self.down:
@@ -124,7 +155,12 @@ class Bench:
         with anyio.fail_after(10):
             async with anyio.create_task_group() as group:
                 await self.remote.recover(group)
-                for loop in (self.remote.take, lambda: self.remote.start(group), self.remote.beat):
+                for loop in (
+                    self.remote.take,
+                    self.remote.backlog.run,
+                    lambda: self.remote.start(group),
+                    self.remote.beat,
+                ):
                     group.start_soon(partial(keep, "loop", loop, clock=self.clock, log=self.world.context.log))
                 yield
                 group.cancel_scope.cancel()

@@ -100,6 +100,7 @@ async def test_no_more_is_held_than_memory_is_meant_to_take(bench: Bench, monkey
     monkeypatch.setattr(remote, "HELD_MIN", 2)
     monkeypatch.setattr(remote, "WATCHERS_MAX", 0)
     async with bench.runs():
+        await anyio.wait_all_tasks_blocked()
         bench.cable.bring(*map(command, range(4)))
         await anyio.wait_all_tasks_blocked()
         bench.cable.bring(command(4))
@@ -143,6 +144,35 @@ async def test_a_command_whose_cancel_lay_behind_it_at_the_broker_never_begins(b
         assert bench.cable.acked == ["a0", "a0"]
 
 
+async def test_nothing_begins_before_all_has_come_that_lay_at_the_broker(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(command(0))
+        await anyio.wait_all_tasks_blocked()
+        for again in (False, True):
+            bench.cable.holds_back = True
+            bench.cable.down = True
+            bench.remote.link_down()
+            bench.cable.down = False
+            bench.cable.bring(command(1), command(2))  # As a page of them, with their cancels in the next.
+            await anyio.wait_all_tasks_blocked()
+            assert bench.started == ["0"]
+            if not again:
+                continue
+            bench.cable.bring(Cancel("a1"))
+            bench.cable.holds_back = False
+            await anyio.wait_all_tasks_blocked()
+            assert bench.started == ["0", "2"]
+            assert await bench.owed() == [("a1", "cancelled")]
+
+
+async def test_where_the_broker_takes_no_mark_nothing_waits_for_one(bench: Bench) -> None:
+    bench.cable.is_full = True
+    async with bench.runs():
+        bench.cable.bring(command(0))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0"]
+
+
 async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_start(bench: Bench) -> None:
     async with bench.runs():
         bench.cable.bring(*map(command, range(3)))
@@ -166,6 +196,7 @@ async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_
 
 async def test_what_it_had_begun_is_not_given_back_where_its_executor_is_offered_no_more(bench: Bench) -> None:
     async with bench.runs():
+        await anyio.wait_all_tasks_blocked()
         bench.cable.down = True  # It dies before the acknowledgement.
         bench.cable.bring(command(0, "single"))
         await anyio.wait_all_tasks_blocked()
