@@ -261,7 +261,7 @@ class RunnerProcess:
         kept = self._wanted.retention
         while True:
             before_ms = self._clock.wall_ms() - round(kept.finished_days * DAY_MS)
-            while gone := await self._ledger.forget(before_ms, kept.finished_max):
+            while gone := await self._ledger.forget(before_ms, kept.finished_max, self._remote.held_ids()):
                 for attempt_id in gone:
                     await self.context.spool.remove(attempt_id)
             await anyio.sleep(FORGET_EVERY_S)

@@ -17,6 +17,7 @@ from omnid.flow.inbox import QUEUE as INBOX
 from omnid.flow.insist import insist
 from omnid.flow.keep import keep
 from omnid.link.destination import AFTER_S_MAX, Destination
+from omnid.link.interface import LinkDown
 from omnid.model import Delivery, Problem
 from omnid.retry import Backoff
 from omnid.store import outbox
@@ -193,25 +194,25 @@ class Carrier:
 
     async def _send(self, destination: Destination, batch: Sequence[Delivery]) -> bool:
         """Sends a batch; tells whether there may be more: not where the destination rings when it is back."""
-        is_late = False
+        may_ring = True
         try:
             with anyio.fail_after(destination.timeout_s):
                 await destination.send(batch)
         except TimeoutError:
-            is_late = True
+            may_ring = False  # Its link may have been up all the time.
             detail = f"no answer within {destination.timeout_s:g} s"
             failure: Retryable = Retryable("delivery_failed", destination=self._queue, detail=detail)
         except Rejected as error:
             await self._refused(batch, error)
             return True
         except Retryable as error:
-            failure = error
+            failure, may_ring = error, isinstance(error, LinkDown) or error.code == "delivery_failed"
         else:
             await self._delivered(batch)
             return True
         if destination.rings:
             self.sent_since = self.sent_since or 0
-            if is_late:  # Its link may have been up all the time, and then nobody rings.
+            if not may_ring:
                 self._nap_s = self._wait_s(batch[0], failure)
             return False
         await self._failed(batch[0], failure)

@@ -11,59 +11,33 @@ from msgspec import structs
 from omnid.errors import Rejected, Retryable
 from omnid.flow import outages, poison
 from omnid.flow.comeback import CameBack, Comeback
-from omnid.flow.commands import COMMAND, Commands, recall
+from omnid.flow.commands import COMMAND, Commands
 from omnid.flow.context import Bell, Context
 from omnid.flow.drain import Drain
-from omnid.flow.explain import span
-from omnid.flow.fleet import MISSING_LEASES, Peer, queue_of
+from omnid.flow.fleet import queue_of
 from omnid.flow.gates import LINK, Gates
 from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.keep import keep
+from omnid.flow.leases import STALL_S, Leases, owner_of
+from omnid.flow.line import Line
 from omnid.flow.results import LEFT, Results
 from omnid.link.connection import Connection
 from omnid.link.destination import Destination
 from omnid.link.interface import LinkDown, Poison, Received
-from omnid.model import Heartbeat, Problem, Result, Watch
+from omnid.model import Heartbeat, Problem, Result
 from omnid.settings_links import Link as Section
-from omnid.store import journal, outbox
-from omnid.store.interface import Reader, Tx
+from omnid.store import outbox
+from omnid.store.interface import Tx
 
-WATCHES_IN_LEASE = 3
-"""How often in its lease a runner is asked for heartbeats: one that was started anew knows nobody to tell."""
-WATCH_S_MAX = 600.0
-"""How long one that doesn't answer is left in peace at most: what it was asked before still waits for it."""
-NAP_S_MAX = 3600.0
 REFUSED = "message_refused"
 """The code with which a runner says that it has set a command aside."""
+RESTARTED = "runner_restarted"
+"""The code with which a runner gives back what it was about to begin when it ended: that says nothing of its others."""
 RESULTS_AT_ONCE = 64
 """How many results wait for the store at once: they share commits, and are acknowledged together."""
-LEASE, MISSING = "lease", "missing"
-STALL_S = 5.0
-"""By how much later than it should this may wake before it takes itself for the one who was away."""
-
 Connect = Callable[[Section, Callable[[], None], Callable[[float], None]], Connection]
 """Makes the daemon's end of a link, which isn't dialled yet; see `Connection` for the functions that it calls."""
-
-
-class Line:
-    """One link with what runs on it."""
-
-    def __init__(self, section: Section, connection: Connection, comeback: Comeback) -> None:
-        self.section = section
-        self.connection = connection
-        self.comeback = comeback
-        self.scope = anyio.CancelScope()
-        self.bell = Bell()
-        """Rung when it has gone up or down."""
-        self.tried = False
-        """Whether it has been up or down yet."""
-        self.settling = False
-        """Whether results that have come are being written down."""
-        self.taken = 0
-        """How many batches of what comes were."""
-        self.ended = anyio.Event()
-        """Set once it has said goodbye."""
 
 
 class Lines:
@@ -85,12 +59,7 @@ class Lines:
         """Comebacks that have yet to be written into their outages."""
         self._ended: dict[str, anyio.Event] = {}
         """Of the last line over each link."""
-        self._heard_out: dict[tuple[str, str], int] = {}
-        """Until which batch the last words of a runner may still come, about its lease or about what it lacks."""
-        self._due_s = context.clock.monotonic_s()
-        """When `tend` is to look again (monotonic)."""
-        self._unheard: frozenset[str] = frozenset()
-        """The runners for whose labels tasks may wait."""
+        self._leases = Leases(context, results, self._lines.get)
 
     def configure(self) -> None:
         """Takes a changed config over: a link whose section changed is dialled anew."""
@@ -105,7 +74,7 @@ class Lines:
                     self._take_config(group)
                     await self._configured.wait()
         finally:
-            self._lines = {}
+            self._lines.clear()
 
     def _take_config(self, group: TaskGroup) -> None:
         config = self._context.config
@@ -240,7 +209,7 @@ class Lines:
                 line.taken += 1
                 if clock.monotonic_s() > since_s + STALL_S:
                     self._context.fleet.bear_with(line.section.name)
-                if self._heard_out:
+                if self._leases.hears_out:
                     self._bell.ring()
 
     async def _take(self, line: Line, received: Sequence[Received]) -> None:
@@ -310,8 +279,9 @@ class Lines:
         if result.outcome != "unstarted":
             return result
         context = self._context
-        context.fleet.bounce(result.attempt_id)
-        find = partial(_owner, attempt_id=result.attempt_id)
+        if result.problem is None or result.problem.code != RESTARTED:
+            context.fleet.bounce(result.attempt_id)
+        find = partial(owner_of, attempt_id=result.attempt_id)
         owner = await insist(context, lambda: context.store.read(find), "result_waits", attempt=result.attempt_id)
         if owner is None:
             return result  # Nor can it be written down.
@@ -343,28 +313,14 @@ class Lines:
             self._context.log.debug("refuse_failed", detail=error.what)
 
     async def tend(self) -> None:
-        """Opens the gates of unused links, asks for heartbeats, and looks after leases; ends when it is cancelled."""
+        """Opens the gates of unused links, and looks after the runners; ends when it is cancelled."""
         while True:
-            self._is_back()
+            self._leases.is_back()
             await self._open_unused()
             await self._write_comebacks()
-            await self._watch()
-            await self._look_at_leases()
-            self._is_back()
-            await self._look_for_missing()
-            self._look_for_unheard()
-            self._is_back()
-            nap_s = self._nap_s()
-            self._due_s += nap_s
-            with anyio.move_on_after(nap_s):
+            await self._leases.look()
+            with anyio.move_on_after(self._leases.nap_s()):
                 await self._bell.wait()
-
-    def _is_back(self) -> None:
-        """Looks how late `tend` is: who was held up, by a disk or by a sleep, hasn't asked anybody meanwhile."""
-        now_s = self._context.clock.monotonic_s()
-        if now_s > self._due_s + STALL_S:
-            self._context.fleet.bear_with()
-        self._due_s = now_s
 
     async def _open_unused(self) -> None:
         """Opens the gates of links that nothing uses any more."""
@@ -384,115 +340,3 @@ class Lines:
 
             await self._context.store.write(write)
             self._came_back.pop(0)
-
-    async def _watch(self) -> None:
-        now_s = self._context.clock.monotonic_s()
-        for peer in tuple(self._context.fleet.peers.values()):
-            line = self._lines.get(peer.link or "")
-            if line is None or not self._context.fleet.is_up(peer.link) or _watch_due_s(peer) > now_s:
-                continue
-            peer.watched_s = now_s
-            peer.unanswered += 1
-            try:
-                await line.connection.send(peer.name, [Watch(2 * peer.lease_s, peer.token, peer.leaves)])
-            except Retryable as error:
-                self._context.log.debug("watch_failed", detail=error.what)  # It is asked again.
-
-    def _nap_s(self) -> float:
-        fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
-        times = [NAP_S_MAX + now_s, *fleet.unheard().values()]
-        for peer in fleet.peers.values():
-            ends_s = fleet.lease_ends_s(peer)
-            times += [] if ends_s is None or (LEASE, peer.name) in self._heard_out else [ends_s]
-            times += [_watch_due_s(peer)] if fleet.is_up(peer.link) else []
-        return max(0.0, min(times) - now_s)
-
-    async def _look_at_leases(self) -> None:
-        """Calls those lost whose leases are over, and settles what they have: also what became theirs meanwhile."""
-        fleet, now_s = self._context.fleet, self._context.clock.monotonic_s()
-        self._heard_out = {key: until for key, until in self._heard_out.items() if key[1] in fleet.peers}
-        for peer in tuple(fleet.peers.values()):
-            ends_s = fleet.lease_ends_s(peer)
-            silent_s = fleet.silent_s(peer)
-            if ends_s is None or ends_s > now_s:
-                self._heard_out.pop((LEASE, peer.name), None)
-            elif self._is_heard_out(peer, LEASE):
-                fleet.lose(peer)
-                self._context.log.warning(
-                    "runner_lost", runner=peer.name, silent_s=round(silent_s), attempts=len(peer.open)
-                )
-            if peer.lost_at_ms is not None and peer.open:
-                await self._lost(peer, list(peer.open), partial(_away, peer.name, span(silent_s)))
-                fleet.forget_gone()
-
-    async def _look_for_missing(self) -> None:
-        """Settles what a runner that lives has nothing of: its broker has lost the command, or the result."""
-        for peer in tuple(self._context.fleet.peers.values()):
-            gone = self._context.fleet.gone(peer)
-            if not gone:
-                self._heard_out.pop((MISSING, peer.name), None)
-            elif peer.link in self._lines and self._is_heard_out(peer, MISSING):
-                self._context.log.warning("attempts_missing", runner=peer.name, attempts=gone)
-                silent = span(MISSING_LEASES * peer.lease_s)
-                await self._lost(peer, gone, partial(_silent, peer.name, silent))
-
-    def _is_heard_out(self, peer: Peer, about: str) -> bool:
-        """Tells whether all was taken that had come by the time at which a runner was first to be judged.
-
-        That is the batch which was being taken, and the next, which the connection may have read already.
-        """
-        line, key = self._lines.get(peer.link or ""), (about, peer.name)
-        if line is not None and line.settling and line.taken < self._heard_out.setdefault(key, line.taken + 2):
-            return False
-        self._heard_out.pop(key, None)
-        return True
-
-    def _look_for_unheard(self) -> None:
-        """Lets tasks start that need not wait any longer for what a runner says of its labels."""
-        unheard = frozenset(self._context.fleet.unheard())
-        if self._unheard - unheard:
-            self._context.dispatch.ring()
-        self._unheard = unheard
-
-    async def _lost(self, peer: Peer, attempts: Sequence[str], said: Callable[[str], Problem]) -> None:
-        """Settles attempts of which nobody knows how far they came: promise 3."""
-        context = self._context
-        owners = await context.store.read(lambda reader: [_owner(reader, id) for id in attempts])
-        results: list[Result] = []
-        for id, (task_id, number, name) in zip(attempts, owners, strict=True):
-            results.append(Result(id, task_id, number, "lost", said(name)))
-        async with anyio.create_task_group() as group:
-            for result in results:
-                group.start_soon(self._results.settle, result)
-        if attempts:
-            await context.store.write(partial(_recall_superseded, runner=peer.name, attempts=attempts))
-        context.dispatch.ring()
-        context.failover.ring()
-
-
-def _away(runner: str, silent: str, task: str) -> Problem:
-    return Problem.make("runner_lost", runner=runner, silent=silent, task=task)
-
-
-def _silent(runner: str, silent: str, task: str) -> Problem:
-    return Problem.make("runner_silent", runner=runner, silent=silent, task=task)
-
-
-def _watch_due_s(peer: Peer) -> float:
-    """Gives when a runner is asked for heartbeats next."""
-    return peer.watched_s + min(WATCH_S_MAX, peer.lease_s / WATCHES_IN_LEASE * 2.0 ** min(peer.unanswered, 10))
-
-
-def _owner(reader: Reader, attempt_id: str) -> tuple[str, int, str]:
-    head = reader.one("attempt_head", attempt_id)
-    task = None if head is None else journal.task_by_id(reader, head[2])
-    return ("", 0, "a task") if head is None or task is None else (task.id, head[3], task.name)
-
-
-def _recall_superseded(tx: Tx, *, runner: str, attempts: Sequence[str]) -> None:
-    """Has a lost runner told, for when it comes back, to end what is done again; an uncertain result may yet count."""
-    for attempt_id in attempts:
-        head = tx.one("attempt_head", attempt_id)
-        task = None if head is None else journal.task_by_id(tx, head[2])
-        if task is not None and task.state != "uncertain":
-            recall(tx, runner, attempt_id)

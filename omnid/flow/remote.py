@@ -22,7 +22,7 @@ from omnid.flow.fleet import WINDOW_OF_SLOTS
 from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
-from omnid.flow.runner import Runner, left, lost, unbegun
+from omnid.flow.runner import Runner, left, lost, restarted, unbegun
 from omnid.flow.standings import Standings
 from omnid.link.interface import LinkDown, Messenger, Poison, Received, Station
 from omnid.model import Cancel, Command, Delivery, Heartbeat, Problem, Result, Watch, Work
@@ -127,9 +127,11 @@ class Remote:
         self._name = context.config.runner.name
         self.owed = Owed(context, ledger, messenger)
         self.standings = Standings(context)
-        self.runner = Runner(context, self.standings, self.owed, partial(left, runner=self._name))
+        self.runner = Runner(context, self.standings, self.owed, restarted)
         self._held: dict[str, Held] = {}
         """Commands without a slot, by attempt."""
+        self._returning: dict[str, Command] = {}
+        """What is to go back, by attempt: it is answered once the broker has let go of it."""
         self._room = anyio.Event()
         self._begins = anyio.Lock()
         """Held by whoever writes down that commands begin, or go back."""
@@ -158,6 +160,9 @@ class Remote:
         open_ = await self._ledger.open()
         for one in open_:
             command = msgspec.structs.replace(one.begun.command, recover=True)
+            if one.back:
+                self._returning[command.attempt_id] = command
+                continue
             if one.cancelled:
                 self._context.ask_cancel(command.attempt_id)
             name = executor_for(self._context, command)
@@ -178,7 +183,7 @@ class Remote:
             for received in await self._messenger.receive():
                 # What one fails with is none of the others' business; it comes again at the next connection.
                 await guard(f"message of {received.sender}", self._one, received, done, log=self._context.log)
-            await self._ack(done)
+            await self._let_back(done)
             if self.leaving:
                 await self._give_back()
             self._context.activity.ring()
@@ -186,7 +191,7 @@ class Remote:
     async def _one(self, received: Received, done: list[Received]) -> None:
         match received.message:
             case Command() as command:
-                if command.attempt_id in self._context.running:
+                if command.attempt_id in self._context.running or command.attempt_id in self._returning:
                     done.append(received)
                 elif (why := self._wrong(command)) is None:
                     held = Held(Begun(received.sender, command), [])
@@ -382,6 +387,10 @@ class Remote:
         self._context.take_on(command.attempt_id, command.executor)
         self.runner.begin(group, command, name)
 
+    def held_ids(self) -> frozenset[str]:
+        """Gives the attempts whose commands have come and are not acknowledged: none of them may be forgotten."""
+        return frozenset(self._held)
+
     def link_down(self) -> None:
         """Lets go of what has no slot yet: it comes again."""
         self._held.clear()
@@ -394,8 +403,9 @@ class Remote:
         """
         self.leaving = True
         self._context.activity.ring()
-        await self.tell()
-        await guard("give back", self._give_back, log=self._context.log)
+        async with anyio.create_task_group() as group:  # Side by side: one that can't be told holds up no other.
+            group.start_soon(self.tell)
+            group.start_soon(partial(guard, "give back", self._give_back, log=self._context.log))
         if self._watchers:
             with anyio.move_on_after(HEARD_S_MAX):
                 while self._watchers.keys() - self._heard:
@@ -405,8 +415,8 @@ class Remote:
     async def _give_back(self) -> None:
         """Has the daemons send elsewhere what has no slot yet.
 
-        It counts as begun until the broker has let go of it: where that fails it comes again, is known, and the next
-        start gives it back. Said before, it could run there and elsewhere.
+        It counts as begun until the broker has let go of it: where that fails it comes again, to this process or the
+        next, and goes back then. Said before, it could come to another end that has the name by then, and run twice.
         """
         async with self._begins:
             begun = [one.begun for one in self._held.values()]
@@ -416,12 +426,17 @@ class Remote:
                 await self._messenger.keep_name()
             except LinkDown:
                 return  # It comes again, or is another's.
-            fresh = await self._ledger.begin(begun)
-            held = self._let_go(begun)
-        if not await self._ack([received for one in held for received in one.came]):
+            fresh = await self._ledger.begin(begun, back=True)
+            self._returning |= {one.command.attempt_id: one.command for one in fresh}
+            held = self._let_go(begun)  # Without what an outage of the link took meanwhile.
+        await self._let_back([received for one in held for received in one.came])
+
+    async def _let_back(self, done: Sequence[Received]) -> None:
+        """Acknowledges what is done, and answers what of it was to go back."""
+        if not await self._ack(done):
             return
-        gone = {one.begun.command.attempt_id for one in held}  # Without what an outage of the link took meanwhile.
-        commands = [one.command for one in fresh if one.command.attempt_id in gone]
+        ids = {one.message.attempt_id for one in done if isinstance(one.message, Command)}
+        commands = [self._returning.pop(id) for id in ids.intersection(self._returning)]
         async with anyio.create_task_group() as group:  # Side by side, so that they share commits.
             for command in commands:
                 group.start_soon(self.owed.settle, left(command, self._name))
@@ -470,16 +485,12 @@ class Remote:
     async def tell(self) -> None:
         """Tells them now."""
         self._forget_watchers()
-        for daemon, watcher in tuple(self._watchers.items()):
-            if not await self._tell_one(daemon, watcher.token):
-                return  # Each of them asks again.
+        async with anyio.create_task_group() as group:
+            for daemon, watcher in self._watchers.items():
+                group.start_soon(self._tell_one, daemon, watcher.token)  # Where that fails it asks again.
 
-    async def _tell_one(self, daemon: str, token: str) -> bool:
-        """Tells one of them; False where the link is down."""
+    async def _tell_one(self, daemon: str, token: str) -> None:
         try:
             await self._messenger.send(daemon, [self.heartbeat(token)])
-        except LinkDown:
-            return False
         except Retryable as error:
             self._context.log.debug("beat_failed", daemon=daemon, detail=error.what)
-        return True

@@ -237,8 +237,13 @@ def unbegun(command: Command) -> Result:
     return command.ended("cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
 
 
+def restarted(command: Command) -> Result:
+    """Makes the result of what an earlier process of a runner was about to begin: it had no effect."""
+    return command.ended("unstarted", Problem.make("runner_restarted", task=command.name))
+
+
 def left(command: Command, runner: str) -> Result:
-    """Makes the result of a command that goes back because its runner stopped before it began: it had no effect."""
+    """Makes the result of a command that goes back because its runner was told to stop: it had no effect."""
     return command.ended("unstarted", Problem.make("runner_left", runner=runner, task=command.name))
 
 

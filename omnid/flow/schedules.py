@@ -217,6 +217,7 @@ class Schedules:
             context.log.warning("schedule_failed", schedule=scheduled.name, **error.as_dict())
             await context.store.write(partial(_failed, before=scheduled, due=due, problem=Problem.of(error)))
             return
+        self._until_ms.pop(scheduled.id, None)
         context.timer.ring()
         if effect is not None:
             await self.follow_up(effect)
@@ -231,7 +232,7 @@ class Schedules:
         zone = zone_of(scheduled, self._context)
         schedule, began_ms = scheduled.schedule, scheduled.created_at_ms
         first_ms = now_ms if first_ms is None else first_ms
-        until_ms = self._until_ms.pop(scheduled.id, None)
+        until_ms = self._until_ms.get(scheduled.id)
         if until_ms is not None and late_ms < now_ms - first_ms <= self._wall_ahead_ms() - self._ahead_ms + late_ms:
             # The clock was behind and has been put right: what it leapt over had run before it was behind.
             first_ms = recurrence.next_ms(schedule, zone, began_ms, min(until_ms - 1, now_ms)) or first_ms

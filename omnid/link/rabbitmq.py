@@ -226,8 +226,12 @@ class RabbitLink:
         if channel is outlet.channel:
             with self._mapped():
                 await outlet.close()
-        await self._check_answers()
-        outlet.is_silent = True
+        outlet.is_silent = True  # From now on: others may send meanwhile.
+        try:
+            await self._check_answers()
+        except LinkDown:
+            outlet.is_silent = False
+            raise
         raise self._unconfirmed(to)
 
     async def _check_answers(self) -> None:
@@ -310,7 +314,9 @@ class RabbitLink:
             if type(error).__name__ == FORBIDDEN and await self._is_there(self._connections[0], queue_of(to)):
                 return
             raise self._endpoint.undelivered(to, f"RabbitMQ says: {error}") from error
-        await declaring.close()
+        finally:
+            with anyio.move_on_after(CLOSE_S_MAX, shield=True):
+                await declaring.close()
 
     async def _is_there(self, connection: Any, queue: str) -> bool:
         """Tells whether a queue is there that isn't the lock of another."""

@@ -237,13 +237,23 @@ class RedisLink:
 
     async def receive(self) -> list[Received]:
         """See `Messenger.receive`."""
-        while not (entries := await self._entries()):
-            pass
-        return [self._read(entry) for entry in entries]
+        received: list[Received] = []
+        while not received:
+            entries = await self._entries()
+            received = [self._read(id, fields) for id, fields in entries if fields]
+            if len(received) < len(entries):
+                await self._forget_deleted([id for id, fields in entries if not fields])
+        return received
 
-    def _read(self, entry: Entry) -> Received:
-        sender, message = self._codec.read((entry[1] or {}).get(FIELD, b""))
-        return Received(message, entry, sender)
+    def _read(self, id: bytes, fields: dict[bytes, bytes]) -> Received:
+        sender, message = self._codec.read(fields.get(FIELD, b""))
+        return Received(message, (id, fields), sender)
+
+    async def _forget_deleted(self, ids: Sequence[bytes]) -> None:
+        """Acknowledges what is not there any more: `_forget` was cut off, or another program has deleted it."""
+        with self._mapped(), self._endpoint.deadline():
+            await self._client.execute_command("XACK", self._keys.stream, GROUP, *ids)
+        self._log.info("deleted_entries_acknowledged", link=self._endpoint.link, count=len(ids))
 
     async def _entries(self) -> list[Entry]:
         """Reads entries: first what an earlier connection has read and not acknowledged, then what is new."""
@@ -273,9 +283,8 @@ class RedisLink:
 
     async def refuse(self, received: Received, why: str) -> None:
         """See `Messenger.refuse`."""
-        entry: Entry = received.tag
-        id, fields = entry
-        what = [part for field in (fields or {}).items() for part in field]
+        id, fields = received.tag
+        what = [part for field in fields.items() for part in field]
         with self._mapped(), self._endpoint.deadline():
             # A failure in between leaves it in both places, and not in none.
             await self._client.execute_command("XADD", self._keys.dead, "MAXLEN", "~", DEAD_MAX, "*", *what, WHY, why)
@@ -286,8 +295,9 @@ class RedisLink:
     async def _forget(self, ids: Sequence[bytes]) -> None:
         """Forgets entries; not in a transaction, because a server without memory takes none, and needs this."""
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.execute_command("XACK", self._keys.stream, GROUP, *ids)
+        # In this order: what is cut off in between comes again, empty, and else would lie there for ever.
         pipeline.execute_command("XDEL", self._keys.stream, *ids)
+        pipeline.execute_command("XACK", self._keys.stream, GROUP, *ids)
         await pipeline.execute()
 
     async def ping(self) -> None:

@@ -16,7 +16,7 @@ NO_END_MS = -1
 """What PTTL says of a key that never ends."""
 
 Entry = tuple[bytes, dict[bytes, bytes] | None]
-"""The id and the fields of a message in a stream; None where another program has deleted what was in it."""
+"""The id and the fields of a message in a stream; without any where what was in it is deleted."""
 
 
 def stream_of(name: str) -> str:

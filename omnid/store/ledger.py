@@ -4,7 +4,7 @@ It is written on the store's tables: an attempt with its command as a note, and 
 for each daemon. An attempt that is known is never begun again, however often its command comes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +19,8 @@ COMMAND = "command"
 """The kind of the note that keeps a command, and who sent it."""
 CANCEL = "cancel"
 """The kind of the note that keeps a cancel."""
+BACK = "back"
+"""The kind of the note of a command that is to go back, and never runs."""
 OWED_MAX = 100_000
 """How many results wait for one daemon at most; nothing new comes while the broker is away, so it stays far below.
 
@@ -51,6 +53,8 @@ class Open(NamedTuple):
     begun: Begun
     cancelled: bool
     """Whether its daemon wants it to end."""
+    back: bool = False
+    """Whether it counts as begun only so that it can be given back."""
 
 
 class Settled(NamedTuple):
@@ -69,9 +73,9 @@ class Ledger:
         self._store = store
         self._log = log
 
-    async def begin(self, batch: Sequence[Begun]) -> list[Begun]:
-        """Writes down those that aren't known, and gives them: only they may be started."""
-        return await self._store.write(lambda tx: [one for one in batch if _begin(tx, one)])
+    async def begin(self, batch: Sequence[Begun], *, back: bool = False) -> list[Begun]:
+        """Writes down those that aren't known, and gives them: only they may be started, or with `back` given back."""
+        return await self._store.write(lambda tx: [one for one in batch if _begin(tx, one, back=back)])
 
     async def cancel(self, attempt_id: str) -> None:
         """Writes down that an attempt is to end; nothing happens where it isn't open."""
@@ -102,16 +106,16 @@ class Ledger:
         """Gives how many results wait for their broker's confirmation."""
         return sum(one.rows for one in await self._store.read(outbox.waiting))
 
-    async def forget(self, before_ms: int, keep_max: int) -> list[str]:
+    async def forget(self, before_ms: int, keep_max: int, keep: Collection[str] = ()) -> list[str]:
         """Forgets ended attempts that began before a time, and the oldest beyond `keep_max`; gives their ids.
 
-        Once it is forgotten, a command that comes again would be done again. A page at a time: to be called until it
-        gives nothing.
+        Once it is forgotten, a command that comes again would be done again; `keep` are those that have come. A page at
+        a time: to be called until it gives nothing.
         """
-        return await self._store.write(lambda tx: _forget(tx, before_ms, keep_max))
+        return await self._store.write(lambda tx: _forget(tx, before_ms, keep_max, keep))
 
 
-def _begin(tx: Tx, begun: Begun) -> bool:
+def _begin(tx: Tx, begun: Begun, *, back: bool = False) -> bool:
     command = begun.command
     fields = {
         "task_id": command.task_id,
@@ -126,6 +130,8 @@ def _begin(tx: Tx, begun: Begun) -> bool:
         return False
     note = {"attempt_id": command.attempt_id, "kind": COMMAND, "body": begun}
     tx.create(NOTE, journal.note_id(command.attempt_id, 1), note)
+    if back:
+        journal.add_note(tx, command.attempt_id, BACK, True, notes_max=NOTES_MAX)
     return True
 
 
@@ -145,7 +151,8 @@ def _open(reader: Reader, after: int) -> list[tuple[int, Open]]:
         attempt_id = journal.attempt_of(row).id
         begun = _begun(reader, attempt_id)
         if begun is not None:
-            found.append((row[0], Open(begun, bool(journal.notes(reader, attempt_id, CANCEL)))))
+            cancelled, back = (bool(journal.notes(reader, attempt_id, kind)) for kind in (CANCEL, BACK))
+            found.append((row[0], Open(begun, cancelled, back)))
     return found
 
 
@@ -166,10 +173,10 @@ def _settle(tx: Tx, result: Result) -> Settled:
     return Settled(True, daemon, dropped)
 
 
-def _forget(tx: Tx, before_ms: int, keep_max: int) -> list[str]:
+def _forget(tx: Tx, before_ms: int, keep_max: int, keep: Collection[str]) -> list[str]:
     row = tx.one("ledger_beyond", keep_max)
     before_ord = max(before_ms << 16, 0 if row is None else row[0] + 1)
-    gone: list[str] = [id for (id,) in tx.all("ledger_ended", before_ord, PAGE_MAX)]
+    gone: list[str] = [id for (id,) in tx.all("ledger_ended", before_ord, PAGE_MAX + len(keep)) if id not in keep]
     for id in gone:
         tx.forget(NOTE, *(note for (note,) in tx.all("note_ids", id)))
     tx.forget(ATTEMPT, *gone)

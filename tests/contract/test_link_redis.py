@@ -257,3 +257,19 @@ async def test_what_another_of_its_name_has_read_meanwhile_is_read_again(kit: Ki
         await runner.ping()
         await daemon.send(kit.runner_name, [command(3)])
         assert names(await take(runner, 3)) == ["a1", "a2", "a3"]
+
+
+async def test_an_acknowledgement_that_was_cut_off_leaves_nothing_behind(kit: Kit) -> None:
+    keys = Keys.of(kit.runner_name)
+    async with kit.daemon() as daemon:
+        await daemon.send(kit.runner_name, [command(1), command(2)])
+        async with kit.runner() as runner:
+            (first, _) = await take(runner, 2)
+        with kit.broker.client() as client:
+            client.xdel(keys.stream, first.tag[0])  # What came through of it.
+            async with kit.runner() as runner:
+                again = await take(runner, 1)
+                assert names(again) == ["a2"]
+                await runner.ack(again)
+            assert client.xpending(keys.stream, GROUP)["pending"] == 0
+            assert client.xlen(keys.stream) == 0

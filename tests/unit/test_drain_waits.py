@@ -76,6 +76,21 @@ async def test_one_that_rings_and_hung_is_tried_at_once_when_it_rings_and_holds_
     assert await left(world) == ["1"]
 
 
+async def test_one_that_rings_is_tried_again_where_it_was_the_store_that_failed(world: World) -> None:
+    world.set("outbox", retry_base_s=0.01, retry_max_s=0.01)
+    place = Place()
+    place.rings = True
+    place.down = Retryable("store_busy", seconds_s=5)
+    async with draining(world, {"a": place}.get):
+        await put(world, "1")
+        await place.called(3)
+        place.down = None
+        with anyio.fail_after(WAIT_S):
+            while await left(world):
+                await anyio.lowlevel.checkpoint()
+    assert place.texts[-1] == "1"
+
+
 async def failed_once(world: World, error: Retryable = DOWN) -> tuple[Place, Carrier]:
     """Gives a destination that is there again, and its carrier, which waits for the next try."""
     place = Place()

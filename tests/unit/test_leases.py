@@ -84,20 +84,25 @@ async def test_a_runner_is_lost_on_a_link_that_is_never_at_rest(bench: Bench, cl
         while clock.now_s < 30:
             await steps.step()
         assert lost(bench) == set(), "its last words may be in what has come by then"
-        for _ in range(2):
+        for _ in range(3):
             await steps.step()
         assert lost(bench) == {"a"}
         after = await bench.task(task)
         assert (after.state, after.problem and after.problem.code) == ("waiting", "runner_lost")
 
 
-async def test_the_last_words_of_a_runner_are_heard_before_it_is_lost(bench: Bench, clock: FakeClock) -> None:
+@pytest.mark.parametrize("batch", [0, 1])
+async def test_the_last_words_of_a_runner_are_heard_before_it_is_lost(
+    bench: Bench, clock: FakeClock, batch: int
+) -> None:
     async with bench.runs():
         bench.cable.bring("a", beat())
         await bench.world.add("one")
         await bench.sent(1)
         steps = Steps(bench, clock)
         while clock.now_s < 30:
+            await steps.step()
+        for _ in range(batch):
             await steps.step()
         await steps.step(("a", beat()))
         for _ in range(4):
@@ -196,7 +201,7 @@ async def test_what_a_lost_runner_had_is_settled_where_the_store_was_busy_at_fir
         clock.now_s += 31
         store.read = busy
         with pytest.raises(Retryable):
-            await bench.lines._look_at_leases()
+            await bench.lines._leases._look_at_leases()
         store.read = read
         assert (await bench.task(task)).state == "executing"
         await look(bench)

@@ -125,6 +125,23 @@ async def test_a_cancel_of_what_has_begun_is_kept_and_what_has_not_never_begins(
     assert await book.store.read(lambda reader: reader.one("count_note")) == (2,)
 
 
+async def test_what_is_to_go_back_is_known_as_such_after_a_restart(book: Book) -> None:
+    assert await book.ledger.begin([begun(1)], back=True) == [begun(1)]
+    assert await book.ledger.begin([begun(1), begun(2)]) == [begun(2)]
+    book.store.close()
+    book.open()
+    assert await book.ledger.open() == [Open(begun(1), False, True), Open(begun(2), False)]
+
+
+async def test_what_has_come_again_is_not_forgotten(book: Book) -> None:
+    await book.ledger.begin([begun(1), begun(2)])
+    for number in (1, 2):
+        await book.ledger.settle(result(number))
+    await book.confirm("home")
+    assert await book.ledger.forget(0, 0, {"a1"}) == ["a2"]
+    assert await book.ledger.begin([begun(1), begun(2)]) == [begun(2)]
+
+
 async def test_what_ended_long_ago_is_forgotten_but_not_what_is_open_or_owed(book: Book) -> None:
     await book.ledger.begin([begun(1), begun(2), begun(3, "away")])
     for number in (1, 3):

@@ -21,8 +21,8 @@ from omnid.store import outbox
 from tests.fakes.cable import Bench as DaemonBench
 from tests.fakes.cable import beat
 from tests.fakes.clock import FakeClock
+from tests.fakes.station import Bench, command
 from tests.fakes.world import PERSON, World
-from tests.unit.test_remote import Bench, command
 
 KEY, OTHER = "a key of 16 bytes and more", "another key of 16 bytes"
 NEAR = Codec("cable", "gpu", COMMANDS, KEY)
