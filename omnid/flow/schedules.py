@@ -199,7 +199,7 @@ class Schedules:
             if is_behind:
                 self._until_ms[scheduled.id] = max(before_ms, self._until_ms.get(scheduled.id, 0))
             if next_ms != before_ms:
-                # What has no times of its own was set going by an event.
+                # What has no time ahead was set going by an event, or its `at` has passed in the zone of now: it runs.
                 rows.put(tx, replace(scheduled, next_at_ms=tx.now_ms if next_ms is None else next_ms))
 
     async def _run_due(self, scheduled: Scheduled) -> None:

@@ -200,7 +200,7 @@ VERBS = {
         (
             "omnictl schedule add backup --cron '0 3 * * *' -- restic backup /home",
             "omnictl schedule add poll --every 5m --overlap queue -- ./poll",
-            "omnictl schedule add report --at 2026-12-01T09:00 --zone Europe/Berlin -- ./report",
+            "omnictl schedule add report --at 2026-12-01T09:00 -- ./report",
             "omnictl schedule disable backup",
         ),
         "COMMAND [ARGUMENTS]",
