@@ -54,11 +54,12 @@ class ReplyTo(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Schedule(Params, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When something is run again and again: at times (`cron` or `every_s`, not both), on events, or by hand alone."""
+    """When something is run: at times (one of `cron`, `every_s` and `at`), on events, or by hand alone."""
 
     cron: Annotated[str, Meta(max_length=200, description="Minute hour day month weekday, as in crontab(5)")] = ""
-    zone: Annotated[str, Meta(max_length=100, description="Time zone of `cron`; empty: daemon.zone")] = ""
+    zone: Annotated[str, Meta(max_length=100, description="Time zone of `cron` and `at`; empty: daemon.zone")] = ""
     every_s: Annotated[float, Meta(ge=1, le=366 * 86400, description="Seconds from one run to the next")] | None = None
+    at: Annotated[str, Meta(max_length=40, description="Once: RFC 3339, or a local time in `zone`")] = ""
     times_max: Annotated[int, Meta(ge=1, description="It ends after so many runs")] | None = None
     on: Annotated[
         tuple[Annotated[str, Meta(pattern=EVENT)], ...],

@@ -2,7 +2,7 @@
 
 Times are Unix milliseconds. Cron expressions are read as Debian's cron reads them: a time of the day that the clocks
 skip runs once, right after the gap, one that comes twice runs the first time, and what runs every hour or minute goes
-on as if the clocks had not been moved.
+on as if the clocks had not been moved. A local time of `at` is read as the cron expression that names it.
 """
 
 import re
@@ -35,6 +35,8 @@ COUNTED_MAX = 1_000
 EXAMINED_MAX = 64
 """How many times a forward look may find that are not later, where the clocks go back."""
 EVERY_S_MAX = 366 * 86400.0
+AT_YEARS = range(1970, 9999)
+"""Those that `at` may name; a local time at the very ends of what a datetime holds is none in some zones."""
 MOVED = timedelta(hours=3)
 """Longer than any step of the clocks."""
 
@@ -52,19 +54,42 @@ class Due(NamedTuple):
 
 def problem_of(schedule: Schedule) -> tuple[str, str] | None:
     """Gives the field of a schedule that can't be used and why, as the rest of a sentence; None where all can."""
-    if schedule.cron and schedule.every_s is not None:
-        return "every", "it takes `cron` or `every`, not both"
-    if not schedule.cron and schedule.every_s is None and schedule.times_max is not None:
+    timed = {"cron": bool(schedule.cron), "every": schedule.every_s is not None, "at": bool(schedule.at)}
+    ways = [name for name, is_given in timed.items() if is_given]
+    if len(ways) > 1:
+        return ways[-1], "it takes one of `cron`, `every` and `at`"
+    if ways in ([], ["at"]) and schedule.times_max is not None:
         return "times_max", "it counts the runs of `cron` or `every`, and there is neither"
     if schedule.missed == "run_all" and schedule.overlap != "queue":
         return "missed", 'run_all needs overlap = "queue": its runs would leave each other out, or end each other'
-    if schedule.zone:
-        try:
-            platform.zone(schedule.zone)
-        except ValueError as error:
-            return "zone", str(error)
-        if not schedule.cron:
-            return "zone", "it is the zone of `cron`, and there is none"
+    return _problem_of_zone(schedule) or _problem_of_cron(schedule) or _problem_of_at(schedule)
+
+
+def _problem_of_zone(schedule: Schedule) -> tuple[str, str] | None:
+    if not schedule.zone:
+        return None
+    try:
+        platform.zone(schedule.zone)
+    except ValueError as error:
+        return "zone", str(error)
+    return None if schedule.cron or schedule.at else ("zone", "it is the zone of `cron` or `at`, and there is neither")
+
+
+def _problem_of_at(schedule: Schedule) -> tuple[str, str] | None:
+    if not schedule.at:
+        return None
+    try:
+        moment = _moment(schedule.at)
+    except ValueError:
+        return "at", "it is a date and time as in 2026-12-01T09:00, with an offset (Z, +01:00) or local in `zone`"
+    if moment.year not in AT_YEARS:
+        return "at", f"it is in the years {AT_YEARS[0]} to {AT_YEARS[-1]}"
+    if schedule.zone and moment.tzinfo is not None:
+        return "zone", "it is the zone of a local time, and `at` has an offset"
+    return None
+
+
+def _problem_of_cron(schedule: Schedule) -> tuple[str, str] | None:
     if not schedule.cron:
         return None
     try:
@@ -87,6 +112,7 @@ def schedule_of(preset: Preset) -> Schedule:
         cron=preset.cron,
         zone=preset.zone,
         every_s=every_s,
+        at=preset.at,
         times_max=preset.times_max,
         on=preset.on,
         missed=preset.missed,
@@ -123,10 +149,25 @@ def next_ms(schedule: Schedule, zone: ZoneInfo, began_ms: int, after_ms: int) ->
     if schedule.every_s is not None:
         step_ms = round(schedule.every_s * 1000)
         return began_ms + ((after_ms - began_ms) // step_ms + 1) * step_ms
+    moment_ms = at_ms(schedule, zone)
+    if moment_ms is not None:
+        return moment_ms if moment_ms > after_ms else None
     if not schedule.cron:
         return None
     times = _cron(schedule.cron, zone, after_ms, reverse=False)
     return next((time for time in islice(times, EXAMINED_MAX) if time > after_ms), None)
+
+
+def at_ms(schedule: Schedule, zone: ZoneInfo) -> int | None:
+    """Gives the one time of `at`, passed or not; None: the schedule has none."""
+    if not schedule.at:
+        return None
+    moment = _moment(schedule.at)
+    if moment.tzinfo is None:
+        expression = f"{moment.minute} {moment.hour} {moment.day} {moment.month} *"
+        within = timedelta(seconds=moment.second, microseconds=moment.microsecond)
+        moment = next(_simulated(expression, (moment - timedelta(days=1)).replace(tzinfo=zone))) + within
+    return round(moment.timestamp() * 1000)
 
 
 def due(schedule: Schedule, zone: ZoneInfo, began_ms: int, first_ms: int, now_ms: int, late_ms: int) -> Due:
@@ -146,6 +187,8 @@ def _passed(schedule: Schedule, zone: ZoneInfo, began_ms: int, first_ms: int, no
         step_ms = round(schedule.every_s * 1000)
         last = (now_ms - began_ms) // step_ms
         times = (began_ms + k * step_ms for k in range(last, last - COUNTED_MAX, -1))
+    elif (moment_ms := at_ms(schedule, zone)) is not None:
+        times = iter((moment_ms,) if moment_ms <= now_ms else ())
     elif schedule.cron:
         times = (time for time in _cron(schedule.cron, zone, _behind(now_ms, zone), reverse=True) if time <= now_ms)
     else:
@@ -160,6 +203,10 @@ def _behind(now_ms: int, zone: ZoneInfo) -> int:
     now = datetime.fromtimestamp(now_ms / 1000, UTC)
     moved = now.astimezone(zone).utcoffset() != (now - MOVED).astimezone(zone).utcoffset()
     return now_ms + (round(MOVED.total_seconds()) if moved else 1) * 1000
+
+
+def _moment(at: str) -> datetime:
+    return datetime.fromisoformat(at.upper())
 
 
 def _cron(expression: str, zone: ZoneInfo, from_ms: int, *, reverse: bool) -> Iterator[int]:

@@ -424,7 +424,7 @@ class Destination(Section, frozen=True, kw_only=True):
 class Preset(Section, frozen=True, kw_only=True):
     """A schedule of the config: its `task` has the fields of a submit, its texts may hold ``{params.x}``.
 
-    It runs at its times (`cron`, or `every`), on events, and by hand; see `model.Schedule`.
+    It runs at its times (`cron`, `every` or `at`), on events, and by hand; see `model.Schedule`.
     """
 
     name: Name
@@ -433,6 +433,7 @@ class Preset(Section, frozen=True, kw_only=True):
     cron: str = ""
     zone: str = ""
     every: str = ""
+    at: str = ""
     times_max: Count | None = None
     on: tuple[str, ...] = ()
     missed: Literal["run_once", "run_all", "skip"] = "run_once"

@@ -136,6 +136,11 @@ class Given:
         text = self.text(name)
         return None if text is None else times.parse_future(text, now_ms)
 
+    def schedule_at(self, name: str, now_ms: int) -> str | None:
+        """Gives the value, a time to come, as the `at` of a schedule."""
+        text = self.text(name)
+        return None if text is None else times.parse_at(text, now_ms)
+
     def past_ms(self, name: str, now_ms: int) -> int | None:
         """Gives the value, a time gone by, as Unix milliseconds."""
         text = self.text(name)

@@ -16,6 +16,27 @@ def parse_future(text: str, now_ms: int) -> int:
     return parse_moment(text, now_ms)
 
 
+def parse_at(text: str, now_ms: int) -> str:
+    """Gives the `at` of a schedule: a time to come in RFC 3339; a local one stays so, in the schedule's zone.
+
+    Raises Rejected(`bad_time`).
+    """
+    at_ms = parse_future(text, now_ms)
+    from contextlib import suppress
+    from datetime import datetime
+
+    iso = text.strip().upper()
+    with suppress(ValueError):
+        local = None if iso.isdigit() else datetime.fromisoformat(iso)
+        if local is not None and local.tzinfo is None:
+            return local.isoformat()
+    try:
+        at = datetime.fromtimestamp(at_ms / 1000).astimezone()
+    except (ValueError, OverflowError, OSError) as error:
+        raise Rejected("bad_time", text=text) from error
+    return at.isoformat(timespec="milliseconds" if at_ms % 1000 else "seconds")
+
+
 def parse_past(text: str, now_ms: int) -> int:
     """Gives the Unix milliseconds of a time gone by: ``2h`` is two hours ago, or as `parse_moment` takes it."""
     if text[:1].isdigit() and text[-1:].isalpha() and "t" not in text.lower() and text[-1] not in "zZ":

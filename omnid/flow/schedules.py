@@ -1,4 +1,4 @@
-"""Schedules: tasks that are submitted again and again, at their times, on events, or by hand.
+"""Schedules: tasks that are submitted again and again, or once, at their times, on events, or by hand.
 
 A run and the schedule's next time are written in one transaction, and the time is part of the task's idempotency key: a
 time runs once, whatever happens to omnid or to the clock.
@@ -139,7 +139,7 @@ class Schedules:
         if single is not None:
             raise Rejected("bad_schedule", where=single, detail="each run is a task of its own")
         intake.plan_one(self._context, caller, submit_of(scheduled, {}, None))
-        return partial(_add, scheduled=self._timed(scheduled), count_max=self._context.config.schedules.count_max)
+        return partial(_add, scheduled=self._first(scheduled), count_max=self._context.config.schedules.count_max)
 
     def by_hand(self, caller: Caller, scheduled: Scheduled, params: Mapping[str, str]) -> tuple[Write, list[Effect]]:
         """Checks a run by hand and gives the function that writes it, and where that puts what is to be followed up.
@@ -170,11 +170,24 @@ class Schedules:
         next_ms = recurrence.next_ms(schedule, zone_of(scheduled, self._context), scheduled.created_at_ms, now_ms)
         return replace(scheduled, next_at_ms=None if ended or not scheduled.enabled else next_ms)
 
-    def _retimed(self, scheduled: Scheduled, now_ms: int) -> Scheduled:
-        """Gives a changed schedule with its next time; what was due stays due, where it has times or events left."""
-        timed, due_ms = self._timed(scheduled), scheduled.next_at_ms
+    def _first(self, scheduled: Scheduled) -> Scheduled:
+        """Gives a new schedule with its first time; an `at` that has passed is due, and has been missed."""
+        at_ms, timed = self._at_ms(scheduled), self._timed(scheduled)
+        return timed if at_ms is None or not scheduled.enabled else replace(timed, next_at_ms=at_ms)
+
+    def _retimed(self, scheduled: Scheduled, known: Scheduled | None, now_ms: int) -> Scheduled:
+        """Gives a preset's schedule with its next time; what was due stays due, where it has times or events left."""
+        timed, due_ms = self._first(scheduled), scheduled.next_at_ms
         has_any = timed.next_at_ms is not None or bool(scheduled.schedule.on)
+        at_ms, before_ms = self._at_ms(scheduled), None if known is None else self._at_ms(known)
+        if at_ms is not None and before_ms is not None:
+            # An `at` in the place of another: the earlier one is due no more, and one that is over has to be later.
+            timed = self._timed(scheduled) if due_ms is None and at_ms <= before_ms else timed
+            has_any = bool(scheduled.schedule.on)
         return replace(timed, next_at_ms=due_ms) if has_any and due_ms is not None and due_ms <= now_ms else timed
+
+    def _at_ms(self, scheduled: Scheduled) -> int | None:
+        return recurrence.at_ms(scheduled.schedule, zone_of(scheduled, self._context))
 
     def _set_anew(self, tx: Tx) -> None:
         is_behind = journal.ahead_ms(tx) > SET_BACK_MS
@@ -186,7 +199,7 @@ class Schedules:
             if is_behind:
                 self._until_ms[scheduled.id] = max(before_ms, self._until_ms.get(scheduled.id, 0))
             if next_ms != before_ms:
-                # What has no times of its own was set going by an event.
+                # What has no time ahead was set going by an event, or its `at` has passed in the zone of now: it runs.
                 rows.put(tx, replace(scheduled, next_at_ms=tx.now_ms if next_ms is None else next_ms))
 
     async def _run_due(self, scheduled: Scheduled) -> None:
@@ -288,7 +301,7 @@ class Schedules:
                 continue
             wanted = scheduled_of(preset, known, id=self._context.clock.uuid(), now_ms=tx.now_ms)
             if wanted != known:
-                rows.put(tx, self._retimed(wanted, tx.now_ms))
+                rows.put(tx, self._retimed(wanted, known, tx.now_ms))
         for gone in before.values():
             rows.remove(tx, gone)
         return problems

@@ -95,7 +95,7 @@ REQUESTS: dict[str, Message] = {
     ),
     "bad_schedule": Message(
         "The schedule can't be used: {where}: {detail}.",
-        "It runs at its times (`cron` or `every`), on events, or by hand alone, and submits a new task each time.",
+        "It runs at its times (`cron`, `every`, `at`), on events, or by hand alone, and submits a new task each time.",
         "Correct {where} and send it again; docs/schedules.md shows examples.",
     ),
     "schedule_taken": Message(

@@ -42,6 +42,26 @@ def test_a_schedule_runs_at_its_times_and_over_a_kill(omnid: Home) -> None:
     assert omnid.ctl("doctor").code == 0
 
 
+def test_one_that_runs_once_does_so_over_a_kill(omnid: Home) -> None:
+    for at, name in (("+1s", "soon"), ("2026-01-01T00:00", "past"), ("+1d", "later")):
+        command = ("--cwd", str(omnid.work), "--", "sh", "-c", f"echo {name} >> {name}")
+        assert omnid.ctl("schedule", "add", name, "--at", at, *command).code == 0
+    omnid.kill()
+    omnid.start()
+    for name in ("soon", "past"):
+        until(lambda name=name: runs(omnid, name) == 1, f"{name} didn't run")
+        assert omnid.ctl("schedule", "disable", name).code == 0
+        assert omnid.ctl("schedule", "enable", name).code == 0
+    omnid.kill()
+    omnid.start()
+    assert omnid.ctl("run", "soon").code == 0
+    until(lambda: omnid.lines("soon") == ["soon", "soon"], "it didn't run by hand")
+    until(lambda: omnid.lines("past") == ["past"], "what had passed didn't run")
+    assert [runs(omnid, name) for name in ("soon", "past", "later")] == [1, 1, 0]
+    shown = omnid.client.call("omnid/schedule.list", {})["schedules"]
+    assert [one["name"] for one in shown if one["next_at_ms"] is not None] == ["later"]
+
+
 def test_a_preset_runs_at_the_start_and_by_hand(home: Home) -> None:
     home.configure(PRESET % home.work)
     home.start()

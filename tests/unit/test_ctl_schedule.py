@@ -100,6 +100,14 @@ def test_one_is_added_with_its_times_and_its_task():
     assert ran.json["result"]["name"] == "poll"
 
 
+def test_one_that_runs_once_is_added_and_shown():
+    once = replace(POLL, name="once", schedule=Schedule(at="2026-12-01T09:00:00", zone="Asia/Taipei"))
+    argv = ("schedule", "add", "once", "--at", "2026-12-01T09:00", "--zone", "Asia/Taipei", "--", "true")
+    ran = Ran(*argv, daemon=Daemon(schedule__add=once))
+    assert ran.calls[0][1]["schedule"] == {"at": "2026-12-01T09:00:00", "zone": "Asia/Taipei"}
+    assert "once, at 2026-12-01T09:00:00 Asia/Taipei" in ran.out
+
+
 @pytest.mark.parametrize(
     ("action", "method", "params"),
     [

@@ -68,6 +68,28 @@ def test_times_to_come(text, at_ms):
 
 
 @pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("+2h", "2026-11-18T14:06:40+01:00"),
+        ("1795000001234", "2026-11-18T12:06:41.234+01:00"),
+        ("2026-11-21T08:00:00z", "2026-11-21T09:00:00+01:00"),
+        ("2026-11-21 08:00", "2026-11-21T08:00:00"),
+        ("2026-11-21", "2026-11-21T00:00:00"),
+        ("2026120112000", "2034-03-16T12:08:32+01:00"),
+    ],
+)
+def test_a_schedules_time_is_local_where_no_zone_stands(text, at):
+    assert times.parse_at(text, NOW_MS) == at
+
+
+def test_a_schedules_time_beyond_the_calendar_is_refused():
+    for text in ("+9999999d", "9" * 15, "soon"):
+        with pytest.raises(Rejected) as caught:
+            times.parse_at(text, NOW_MS)
+        assert caught.value.code == "bad_time"
+
+
+@pytest.mark.parametrize(
     ("text", "at_ms"),
     [
         ("2h", NOW_MS - 7_200_000),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnid.model import Schedule
-from omnid.recurrence import COUNTED_MAX, due, next_ms, problem_of, problems_of
+from omnid.recurrence import AT_YEARS, COUNTED_MAX, at_ms, due, next_ms, problem_of, problems_of
 from omnid.settings import Preset
 
 BERLIN, LORD_HOWE, UTC = ZoneInfo("Europe/Berlin"), ZoneInfo("Australia/Lord_Howe"), ZoneInfo("UTC")
@@ -55,6 +55,48 @@ def test_what_runs_every_hour_goes_on_as_if_the_clocks_were_not_moved() -> None:
     for day in ("2026-03-29", "2026-10-25"):
         found = times(Schedule(cron="0 * * * *"), BERLIN, at(f"{day}T00:30"), at(f"{day}T06:30"))
         assert {b - a for a, b in pairwise(found)} == {HOUR_MS}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_ms"),
+    [
+        ("2026-12-01T09:00", at("2026-12-01T09:00")),
+        ("2026-12-01", at("2026-12-01T00:00")),
+        ("2026-12-01T09:00:01.25", at("2026-12-01T09:00:01.250")),
+        ("2026-12-01t09:00:01.25z", at("2026-12-01T09:00:01.250", UTC)),
+        ("2026-12-01T09:00+08:00", at("2026-12-01T01:00", UTC)),
+        ("2026-03-29T02:30", at("2026-03-29T03:00")),
+        ("2026-10-25T02:30", at("2026-10-25T02:30")),
+        ("2026-10-25T02:30+01:00", at("2026-10-25T02:30", fold=1)),
+        ("2028-02-29T23:59", at("2028-02-29T23:59")),
+    ],
+)
+def test_a_moment_is_local_or_has_an_offset(text: str, expected_ms: int) -> None:
+    assert at_ms(Schedule(at=text), BERLIN) == expected_ms
+
+
+@given(
+    st.datetimes(datetime(1970, 1, 1), datetime(2037, 12, 31)),  # noqa: DTZ001 - they are local.
+    st.sampled_from([BERLIN, LORD_HOWE, UTC]),
+    st.integers(-(10**11), 10**11),
+)
+def test_a_moment_comes_once_and_when_cron_has_it(local: datetime, zone: ZoneInfo, off_ms: int) -> None:
+    local = local.replace(second=0, microsecond=0)
+    schedule = Schedule(at=local.isoformat())
+    moment_ms = at_ms(schedule, zone)
+    assert moment_ms is not None
+    cron = Schedule(cron=f"{local.minute} {local.hour} {local.day} {local.month} *")
+    assert next_ms(cron, zone, 0, moment_ms - 1) == moment_ms
+    assert next_ms(schedule, zone, 0, moment_ms + off_ms) == (moment_ms if off_ms < 0 else None)
+    assert due(schedule, zone, 0, moment_ms, moment_ms + abs(off_ms), 0).times == (moment_ms,)
+
+
+@given(st.text(max_size=40) | st.datetimes(timezones=st.none() | st.timezones()).map(datetime.isoformat))
+def test_any_text_is_a_moment_or_a_problem(text: str) -> None:
+    schedule = Schedule(at=text)
+    problem = problem_of(schedule)
+    for zone in (BERLIN, LORD_HOWE, UTC):
+        assert problem is not None or text == "" or isinstance(at_ms(schedule, zone), int)
 
 
 def test_every_is_counted_from_the_begin_and_not_from_the_last_run() -> None:
@@ -119,6 +161,9 @@ def test_a_time_that_an_event_set_is_kept() -> None:
     noon = at("2026-11-26T12:34")
     found = due(Schedule(cron="0 3 * * *"), BERLIN, 0, noon, noon, 60_000)
     assert found == ((noon,), 0, at("2026-11-27T03:00"))
+    # A moment that comes while it waits is on time.
+    once = Schedule(at="2026-11-26T13:00", on=("start",), missed="skip")
+    assert due(once, BERLIN, 0, noon, at("2026-11-26T13:00"), 60_000) == ((at("2026-11-26T13:00"),), 0, None)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +176,13 @@ def test_a_time_that_an_event_set_is_kept() -> None:
         (Schedule(zone="Europe/Berlin"), "zone"),
         (Schedule(cron="@daily", zone="Mars/Base"), "zone"),
         (Schedule(times_max=3), "times_max"),
+        (Schedule(at="2026-12-01T09:00", times_max=3), "times_max"),
+        (Schedule(at="tomorrow"), "at"),
+        (Schedule(at=f"{AT_YEARS[-1] + 1}-01-01T00:00"), "at"),
+        (Schedule(at=f"{AT_YEARS[0] - 1}-12-31T23:59Z"), "at"),
+        (Schedule(at="2026-12-01T09:00", cron="@daily"), "at"),
+        (Schedule(at="2026-12-01T09:00", every_s=5), "at"),
+        (Schedule(at="2026-12-01T09:00Z", zone="Asia/Taipei"), "zone"),
     ],
 )
 def test_what_makes_no_sense_is_named(given: Schedule, where: str) -> None:
@@ -141,6 +193,11 @@ def test_what_makes_no_sense_is_named(given: Schedule, where: str) -> None:
 
 def test_what_can_be_used_has_no_problem() -> None:
     for schedule in (Schedule(), Schedule(cron="0 3 * * 1-5", zone="Asia/Taipei"), Schedule(every_s=5, times_max=2)):
+        assert problem_of(schedule) is None
+    for schedule in (
+        Schedule(at="2026-12-01T09:00", zone="Asia/Taipei", on=("start",)),
+        Schedule(at="2026-12-01T09:00Z"),
+    ):
         assert problem_of(schedule) is None
 
 
@@ -153,6 +210,7 @@ def test_what_can_be_used_has_no_problem() -> None:
         ({"task": {"argv": ["x"], "wrong": 1}}, "task"),
         ({"task": {"argv": ["x"], "key": "k"}}, "task.key"),
         ({"cron": "x"}, "cron"),
+        ({"at": "x"}, "at"),
     ],
 )
 def test_a_preset_that_cant_be_used_says_where(fields: dict[str, object], where: str) -> None:

@@ -1,4 +1,4 @@
-"""``omnictl schedule`` and ``run``: tasks that are submitted again and again, and presets of the config."""
+"""``omnictl schedule`` and ``run``: tasks that are submitted at times or on events, and presets of the config."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,6 +59,7 @@ def _add(context: Context, name: str) -> int:
         "cron": given.text("cron"),
         "zone": given.text("zone"),
         "every_s": given.duration_s("every"),
+        "at": given.schedule_at("at", context.world.now_ms()),
         "times_max": given.whole("times"),
         "on": given.many("on"),
         "missed": given.one_of("missed", _MISSED),
@@ -123,7 +124,10 @@ _SCHEDULES = pages.Listing(
 
 def _when(schedule: Mapping[str, Any]) -> str:
     """Says when a schedule runs."""
-    parts = [f"{schedule['cron']} {schedule.get('zone', '')}".strip()] if schedule.get("cron") else []
+    zone = schedule.get("zone", "")
+    parts = [f"{schedule['cron']} {zone}".strip()] if schedule.get("cron") else []
+    if schedule.get("at"):
+        parts.append(f"once, at {schedule['at']} {zone}".strip())
     if schedule.get("every_s"):
         parts.append(f"every {times.span(round(schedule['every_s'] * 1000))}")
     if schedule.get("times_max"):
@@ -177,8 +181,9 @@ VERBS = {
         "[ACTION] [NAME...]",
         (
             Option("cron", "EXPRESSION", "Minute hour day month weekday, as in crontab(5); or @daily, @hourly, ..."),
-            Option("zone", "ZONE", "The time zone of --cron (daemon.zone)"),
+            Option("zone", "ZONE", "The time zone of --cron and --at (daemon.zone)"),
             Option("every", "DURATION", "Again and again: 5m, 1h30m"),
+            Option("at", "TIME", "Once, at +2h or 2026-11-21T08:00"),
             Option("times", "N", "It ends after so many runs"),
             Option("on", "EVENT", "start, cloud.down, cloud.up, executor.down:NAME, link.up:NAME, ...", many=True),
             Option(
@@ -195,6 +200,7 @@ VERBS = {
         (
             "omnictl schedule add backup --cron '0 3 * * *' -- restic backup /home",
             "omnictl schedule add poll --every 5m --overlap queue -- ./poll",
+            "omnictl schedule add report --at 2026-12-01T09:00 -- ./report",
             "omnictl schedule disable backup",
         ),
         "COMMAND [ARGUMENTS]",
