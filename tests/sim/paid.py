@@ -187,10 +187,16 @@ class PaidSim(Sim):
     async def _raise_lid(self) -> None:
         """A person raises the lid: what nobody knows the cost of has filled it, in most runs."""
         self.lid_microusd = RAISED_MICROUSD
-        context = (daemon := await self.daemon_up()).context
-        context.config = structs.replace(context.config, budget=Budget(day_usd=self.lid_microusd / 1e6))
-        await daemon.gates.look_at_budget(release=True)
-        context.wake()
+        while True:
+            context = (daemon := await self.daemon_up()).context
+            context.config = structs.replace(context.config, budget=Budget(day_usd=self.lid_microusd / 1e6))
+            try:
+                await daemon.gates.look_at_budget(release=True)
+            except Retryable:  # The daemon dies at this very moment.
+                await trio.sleep(1)
+            else:
+                context.wake()
+                return
 
     def _compare(self, daemon: SimDaemon) -> None:
         """The tables are held against the log by the other runs."""

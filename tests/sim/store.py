@@ -60,6 +60,8 @@ class SimStore:
         """The end of the log as far as the batch has come."""
         self.busy = 0
         """How many reads and writes are on their way."""
+        self._ended = False
+        """Whether it serves no more: as the real one it answers nobody from then on, and keeps nobody waiting."""
         self.faulty_s = -1e9
         """When it last failed or was slow."""
 
@@ -71,7 +73,7 @@ class SimStore:
         patient: bool = False,
         then: Callable[[T], None] | None = None,
     ) -> T:
-        if self._daemon.dead:
+        if self._daemon.dead or self._ended:
             raise Retryable("store_closed")
         answered = trio.Event()
         job = Job(
@@ -129,6 +131,7 @@ class SimStore:
         try:
             await self._serve()
         finally:
+            self._ended = True
             self.let_go()
 
     def let_go(self) -> None:
