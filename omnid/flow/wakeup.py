@@ -1,5 +1,6 @@
 """The one timer: sleeps until the smallest time at which something is due, and sets it going."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -14,8 +15,10 @@ from omnid.flow.gates import Gates
 from omnid.flow.guard import first
 from omnid.model import Problem
 from omnid.store import journal
-from omnid.store.interface import Reader, Tx
+from omnid.store.interface import Reader, Row, Tx
 
+Settle = Callable[[Tx, int], tuple[list[str], int | None]]
+"""Settles a batch of tasks behind an `ord`; gives them, and after which to go on."""
 BATCH_MAX = 500
 NAP_S_MAX = 30.0
 """The longest sleep: a wall clock that jumps is noticed within it. Wall time is stored, monotonic time is slept."""
@@ -72,12 +75,10 @@ class Wakeup:
         back_ms = await context.store.write(journal.ahead_ms) if is_first else self._ahead_ms - ahead_ms
         if back_ms > SET_BACK_MS:
             # A backoff of a moment would last until the clock is back where it was: rather too early than that late.
-            while touched := await context.store.write(end_backoffs, bulk=True):
-                context.watch.tell(touched)
-                context.dispatch.ring()
+            await self._each_once(end_backoffs)
             context.alarms.ring_due(None)
         if back_ms > SET_BACK_MS or self._zone is not context.zone:
-            await self._look_at_hours()
+            await self._each_once(settle_hours)  # It is another time, or in another zone.
         self._zone = context.zone
         self._ahead_ms = ahead_ms
         context.alarms.ring_due(context.clock.wall_ms())
@@ -95,12 +96,12 @@ class Wakeup:
             self._overdue = set(done.overdue)
             more = done.more
 
-    async def _look_at_hours(self) -> None:
-        """Decides anew about the tasks that wait for their hours, because it is another time or in another zone."""
+    async def _each_once(self, settle: Settle) -> None:
+        """Decides anew about tasks that wait, a batch at a time; what begins to wait again meanwhile is passed by."""
         context = self._context
         after: int | None = 0
         while after is not None:
-            touched, after = await context.store.write(partial(settle_hours, after=after), bulk=True)
+            touched, after = await context.store.write(lambda tx, after=after: settle(tx, after), bulk=True)
             context.watch.tell(touched)
             context.dispatch.ring()
 
@@ -136,19 +137,23 @@ def _anything_due(reader: Reader, *, now_ms: int) -> bool:
     return bool(expired or reader.all("cascades", 1))
 
 
-def end_backoffs(tx: Tx) -> list[str]:
-    """Lets a batch of tasks that wait before their next attempt go on now; gives them, none when there are no more."""
-    ids = [row[0] for row in tx.all("waiting_for", "backoff", BATCH_MAX)]
-    for id in ids:
+def end_backoffs(tx: Tx, after: int) -> tuple[list[str], int | None]:
+    """Lets a batch of tasks that wait before their next attempt go on now; gives what `settle_hours` does."""
+    rows = tx.all("waiting_after", "backoff", after, BATCH_MAX)
+    for id, _ in rows:
         settle_wait(tx, journal.edit_task(tx, journal.need_task(tx, id), retry_at_ms=None))
-    return ids
+    return _page(rows)
 
 
-def settle_hours(tx: Tx, *, after: int) -> tuple[list[str], int | None]:
+def settle_hours(tx: Tx, after: int) -> tuple[list[str], int | None]:
     """Settles a batch of the tasks that wait for their hours; gives them, and after which `ord` to go on."""
     rows = tx.all("waiting_after", "hours", after, BATCH_MAX)
     for id, _ in rows:
         settle_wait(tx, journal.need_task(tx, id))
+    return _page(rows)
+
+
+def _page(rows: list[Row]) -> tuple[list[str], int | None]:
     return [row[0] for row in rows], rows[-1][1] if len(rows) == BATCH_MAX else None
 
 

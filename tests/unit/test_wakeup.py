@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from omnid.errors import Retryable
+from omnid.flow import wakeup
 from omnid.flow.control import Cancelling
 from omnid.flow.wakeup import BATCH_MAX, NAP_S_MAX, Wakeup
 from omnid.model import Submit
@@ -209,3 +210,22 @@ async def test_a_backoff_that_a_clock_ahead_began_ends_with_the_next_start(
     await world.restart()
     await Wakeup(world.context, world.gates, Cancelling(world.context)).work_off()
     assert (await world.task(task.id)).state == ("idle" if ahead_ms else "waiting")
+
+
+async def test_of_backoffs_that_begin_again_at_once_each_is_ended_once(
+    world: World, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(wakeup, "BATCH_MAX", 2)
+    monkeypatch.setattr(wakeup, "settle_wait", lambda tx, task: ended.append(task.id))
+    clock.now_ms += 86_400_000
+    tasks = [await world.add("x") for _ in range(3)]
+    for command in await world.claim():
+        await world.finish(command, "failure")
+    clock.now_ms -= 86_400_000
+    await world.restart()
+    with anyio.fail_after(10):
+        await Wakeup(world.context, world.gates, Cancelling(world.context)).work_off()
+    assert ended == [task.id for task in tasks]
+    monkeypatch.undo()
+    await Wakeup(world.context, world.gates, Cancelling(world.context)).work_off()
