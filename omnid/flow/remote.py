@@ -403,7 +403,7 @@ class Remote:
         self._room.set()
 
     async def leave(self) -> None:
-        """Begins nothing any more, gives back what has not begun, and waits until its daemons have heard, for a time."""
+        """Begins nothing any more, gives back what has not begun, and lets its daemons hear of it, for a time."""
         self.leaving = True
         self._context.activity.ring()
         async with anyio.create_task_group() as group:  # Side by side: one that can't be told holds up no other.

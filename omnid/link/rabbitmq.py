@@ -52,6 +52,8 @@ REFUSED = (
 """The library's errors that only a person can mend; any other may pass."""
 LEADERLESS = "it has no leader, and needs most of the nodes that hold it"
 
+TOLD = ("aiormq.connection", "aiormq.channel")
+"""What these log comes as errors too: that a connection is lost, or can't be made, that a consumer is cancelled."""
 LOCKED, FORBIDDEN, BROKEN = "ChannelLockedResource", "ChannelAccessRefused", "ConnectionInternalError"
 
 
@@ -463,9 +465,9 @@ def import_library(endpoint: Endpoint) -> Any:
             library = import_module("aio_pika")
     except ImportError as error:
         raise endpoint.refused("aio-pika isn't there (pip install 'omnid[rabbitmq]')") from error
-    for name in ("aio_pika", "aiormq"):
+    for name in ("aio_pika", "aiormq", *TOLD):
         # Without a handler Python would write what it says to standard error.
         logging.getLogger(name).addHandler(logging.NullHandler())
-    # That a connection is lost, or can't be made, comes as errors too, and is logged once for an outage.
-    logging.getLogger("aiormq.connection").propagate = False
+    for name in TOLD:
+        logging.getLogger(name).propagate = False
     return library
