@@ -331,8 +331,11 @@ def parsed(argv: Sequence[str]) -> Options | None:
         match words.pop(0).partition("="):
             case ("--health", "", _):
                 options = options._replace(health=True)
-            case ("--link" | "--name" as flag, _, value) if value or words:
-                options = options._replace(**{flag.removeprefix("--"): value or words.pop(0)})
+            case ("--link" | "--name" as flag, equals, value):
+                given = value if equals or not words else words.pop(0)
+                if not given:  # A variable of the shell that isn't set is no choice.
+                    return None
+                options = options._replace(**{flag.removeprefix("--"): given})
             case _:
                 return None
     return options

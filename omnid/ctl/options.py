@@ -71,6 +71,13 @@ class Given:
         """Gives the option's value as it was given."""
         return self.values[name][-1] if name in self.values else None
 
+    def filled(self, name: str) -> str | None:
+        """Gives the option's value, which isn't empty: a variable of the shell that isn't set is no choice."""
+        text = self.text(name)
+        if text is not None and not text.strip():
+            self.misuse(f"--{name} takes a value, and was given an empty one")
+        return text
+
     def many(self, name: str) -> list[str] | None:
         """Gives all values of an option that may be repeated."""
         return self.values.get(name)

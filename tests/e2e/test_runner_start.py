@@ -63,7 +63,7 @@ def test_what_the_command_line_gets_wrong_is_not_laid_at_the_config(host: Host) 
 
 
 def test_words_that_mean_nothing_are_answered_with_the_usage(host: Host) -> None:
-    for argv in (("--nonsense",), ("--link",), ("--health=1",)):
+    for argv in (("--nonsense",), ("--link",), ("--link", ""), ("--name=",), ("--health=1",)):
         said = host.call(*argv)
         assert said.returncode == 2
         assert "usage: omnid runner" in said.stderr

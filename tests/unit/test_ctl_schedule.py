@@ -155,3 +155,10 @@ def test_what_makes_no_sense_is_explained(words: tuple[str, ...]):
     assert ran.code == 2
     assert ran.calls == []
     assert ran.err
+
+
+@pytest.mark.parametrize("option", ["--cron", "--zone"])
+def test_an_empty_value_is_no_schedule(option: str) -> None:
+    ran = Ran("schedule", "add", "backup", option, "", "--", "true")
+    assert ran.code == 2
+    assert f"{option} takes a value" in ran.err

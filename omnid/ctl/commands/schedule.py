@@ -56,8 +56,8 @@ def _one(context: Context, action: str, name: str) -> dict[str, Any]:
 def _add(context: Context, name: str) -> int:
     given = context.given
     schedule = {
-        "cron": given.text("cron"),
-        "zone": given.text("zone"),
+        "cron": given.filled("cron"),
+        "zone": given.filled("zone"),
         "every_s": given.duration_s("every"),
         "at": given.schedule_at("at", context.world.now_ms()),
         "times_max": given.whole("times"),
