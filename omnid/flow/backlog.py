@@ -24,14 +24,24 @@ class Backlog:
         self._name = name
         self._token = context.clock.uuid()
         self._bell = Bell()
-        self.is_read = False
-        """Whether all has come that lay there."""
+        self._read = anyio.Event()
 
     def link_changed(self, *, up: bool) -> None:
         """Hears that the link has gone up or down, or may take something again."""
         if not up:
-            self.is_read, self._token = False, self._context.clock.uuid()
+            self._read, self._token = anyio.Event(), self._context.clock.uuid()
         self._bell.ring()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all has come that lay there."""
+        return self._read.is_set()
+
+    async def read(self) -> None:
+        """Waits until it has, over however many dials."""
+        while not self.is_read:
+            with anyio.move_on_after(AGAIN_S):
+                await self._read.wait()
 
     def came(self, token: str) -> None:
         """Hears that a mark has come, of this dial or of an earlier one."""
@@ -41,7 +51,7 @@ class Backlog:
     def go_on(self) -> None:
         """Lets what has come begin."""
         if not self.is_read:
-            self.is_read = True
+            self._read.set()
             self._context.activity.ring()
 
     async def run(self) -> None:

@@ -32,8 +32,6 @@ from omnid.store.interface import Tx
 
 REFUSED = "message_refused"
 """The code with which a runner says that it has set a command aside."""
-RESTARTED = "runner_restarted"
-"""The code with which a runner gives back what it was about to begin when it ended: that says nothing of its others."""
 RESULTS_AT_ONCE = 64
 """How many results wait for the store at once: they share commits, and are acknowledged together."""
 Connect = Callable[[Section, Callable[[], None], Callable[[float], None]], Connection]
@@ -279,8 +277,7 @@ class Lines:
         if result.outcome != "unstarted":
             return result
         context = self._context
-        if result.problem is None or result.problem.code != RESTARTED:
-            context.fleet.bounce(result.attempt_id)
+        context.fleet.bounce(result.attempt_id)
         find = partial(owner_of, attempt_id=result.attempt_id)
         owner = await insist(context, lambda: context.store.read(find), "result_waits", attempt=result.attempt_id)
         if owner is None:

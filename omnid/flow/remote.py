@@ -23,7 +23,7 @@ from omnid.flow.fleet import WINDOW_OF_SLOTS
 from omnid.flow.guard import guard
 from omnid.flow.insist import insist
 from omnid.flow.recovery import executor_for
-from omnid.flow.runner import Runner, left, lost, restarted, unbegun
+from omnid.flow.runner import Runner, left, lost, unbegun
 from omnid.flow.standings import Standings
 from omnid.link.interface import LinkDown, Messenger, Poison, Received, Station
 from omnid.model import Cancel, Command, Delivery, Heartbeat, Mark, Problem, Result, Watch, Work
@@ -128,8 +128,8 @@ class Remote:
         self._name = context.config.runner.name
         self.owed = Owed(context, ledger, messenger)
         self.standings = Standings(context)
-        self.runner = Runner(context, self.standings, self.owed, restarted)
         self.backlog = Backlog(context, messenger, self._name)
+        self.runner = Runner(context, self.standings, self.owed, self.backlog.read)
         self._held: dict[str, Held] = {}
         """Commands without a slot, by attempt."""
         self._returning: dict[str, Command] = {}
@@ -157,7 +157,7 @@ class Remote:
     async def recover(self, group: TaskGroup) -> int:
         """Hands what an earlier process had begun to the runner, which adopts or settles it; gives how many.
 
-        What never ran goes back: its daemon may have decided otherwise meanwhile, or another end have its name.
+        What never ran begins once all has come that lay at the broker: somebody may have decided otherwise meanwhile.
         """
         open_ = await self._ledger.open()
         for one in open_:

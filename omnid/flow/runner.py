@@ -1,7 +1,7 @@
 """Takes commands from a link, calls their executors, and hands the results on. One task per attempt, guarded."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import anyio
@@ -88,13 +88,13 @@ class Runner:
     """
 
     def __init__(
-        self, context: Context, gates: Standing, results: Settles, unrun: Callable[[Command], Result] | None = None
+        self, context: Context, gates: Standing, results: Settles, told: Callable[[], Awaitable[None]] | None = None
     ) -> None:
-        """`unrun` makes the result of what an earlier process had begun and never ran; without it, that runs now."""
+        """`told` is waited for before what an earlier process had begun and never ran is run: it may be cancelled."""
         self._context = context
         self._gates = gates
         self._results = results
-        self._unrun = unrun
+        self._told = told
         self._ports = JournalPorts(context)
         self._begun: deque[tuple[Executor, Command]] = deque()
         """Waits for its task, which is about to run."""
@@ -176,10 +176,11 @@ class Runner:
             recovered = await self._recovered(executor, command) if command.recover else None
             if recovered is not None:
                 return recovered
+            if command.recover and self._told is not None:
+                with self._ports.allowances[command.attempt_id].held():
+                    await self._told()
             if self._context.cancel_was_asked(command.attempt_id):
                 return unbegun(command)
-            if command.recover and self._unrun is not None:
-                return self._unrun(command)
             return await executor.run(command, self._ports)
         except Retryable as error:
             await self._close_gate(command, error)
@@ -235,11 +236,6 @@ def unbegun(command: Command) -> Result:
     """Makes the result of an attempt that was cancelled before it began: it had no effect, and cost nothing."""
     problem = Problem.make("cancelled", detail="It had not begun.")
     return command.ended("cancelled", problem, cost_usd=None if command.cost_max_usd is None else 0.0)
-
-
-def restarted(command: Command) -> Result:
-    """Makes the result of what an earlier process of a runner was about to begin: it had no effect."""
-    return command.ended("unstarted", Problem.make("runner_restarted", task=command.name))
 
 
 def left(command: Command, runner: str) -> Result:

@@ -78,11 +78,6 @@ ATTEMPTS: dict[str, Message] = {
         "It surely had no effect there.",
         "It goes to another runner at once, or waits for one; nothing needs to be done.",
     ),
-    "runner_restarted": Message(
-        "The runner was started again before it had begun {task}.",
-        "It surely had no effect there.",
-        "It is tried again by itself. If it stays so, look why the runner ends in that moment.",
-    ),
     "runner_silent": Message(
         "Runner {runner} has nothing of {task} any more, and no result of it has come for {silent}.",
         "Its broker has lost the command or the result, so nobody knows how far the task came.",

@@ -87,8 +87,6 @@ ELSEWHERE = {
     "::test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_time",
     "runner_left": "tests/unit/test_lines.py"
     "::test_what_a_runner_gives_back_that_was_told_to_stop_goes_elsewhere_at_once",
-    "runner_restarted": "tests/unit/test_lines.py"
-    "::test_what_a_runner_had_not_begun_when_it_was_started_again_waits_and_says_nothing_of_others",
     "runner_silent": "tests/unit/test_lines.py::test_what_the_broker_lost_is_settled_as_lost",
     "link_down": "tests/contract/test_link_outage.py::test_a_killed_broker_is_noticed_at_once_and_its_return_too",
     "link_full": "tests/contract/test_link.py::test_a_full_broker_takes_nothing_and_still_gives_what_it_has",

@@ -15,7 +15,7 @@ from omnid.flow.dispatcher import SENT_MAX, claim
 from omnid.flow.fleet import Fleet
 from omnid.flow.intake import plan
 from omnid.flow.lines import RESULTS_AT_ONCE
-from omnid.flow.runner import left, restarted
+from omnid.flow.runner import left
 from omnid.model import Command, Problem, Result, Submit, Task, Watch, Work
 from omnid.store import journal, outbox
 from tests.fakes.cable import DOWN, Bench, beat
@@ -206,23 +206,6 @@ async def test_what_a_runner_gives_back_goes_elsewhere_and_waits_longer_each_tim
         assert again.problem.code == "runner_refused"
         assert again.problem.what == "Runner a gave t1 back: Executor command can't be used: not here."
         assert bench.context.fleet.seats().rooms() == {"safe": 8}
-
-
-async def test_what_a_runner_had_not_begun_when_it_was_started_again_waits_and_says_nothing_of_others(
-    bench: Bench,
-) -> None:
-    async with bench.runs():
-        bench.cable.bring("a", beat())
-        task = await bench.world.add("one")
-        (command,) = await bench.sent(1)
-        bench.cable.bring("a", restarted(command))
-        await bench.cable.until(lambda: command.attempt_id in bench.cable.acked)
-        again = await bench.task(task)
-        assert (again.state, again.reason, again.failures) == ("waiting", "backoff", 0)
-        assert again.problem is not None
-        assert again.problem.what == "Runner a gave t1 back: The runner was started again before it had begun t1."
-        await bench.world.add("two")
-        await bench.sent(2)
 
 
 async def test_what_a_runner_gives_back_that_was_told_to_stop_goes_elsewhere_at_once(bench: Bench) -> None:

@@ -165,6 +165,23 @@ async def test_nothing_begins_before_all_has_come_that_lay_at_the_broker(bench: 
             assert await bench.owed() == [("a1", "cancelled")]
 
 
+async def test_what_had_begun_and_never_ran_waits_for_what_lay_at_the_broker_and_goes_first(bench: Bench) -> None:
+    async with bench.runs():
+        bench.cable.bring(command(0), command(1))
+        await anyio.wait_all_tasks_blocked()
+    bench.again()
+    bench.cable.holds_back = True
+    async with bench.runs():
+        bench.cable.bring(command(2))
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1"]
+        bench.cable.bring(Cancel("a1"))  # A person has decided about it meanwhile.
+        bench.cable.holds_back = False
+        await anyio.wait_all_tasks_blocked()
+        assert bench.started == ["0", "1", "0", "2"]
+        assert await bench.owed() == [("a1", "cancelled")]
+
+
 async def test_where_the_broker_takes_no_mark_nothing_waits_for_one(bench: Bench) -> None:
     bench.cable.is_full = True
     async with bench.runs():
@@ -190,8 +207,8 @@ async def test_a_cancel_is_kept_before_it_is_acknowledged_and_holds_at_the_next_
         bench.cable.bring(command(2), tag="again")  # As where the acknowledgement didn't get through.
         await anyio.wait_all_tasks_blocked()
         assert bench.cable.acked == ["again"]
-        assert bench.started == ["0", "1"]
-        assert sorted(await bench.owed()) == [("a0", "unstarted"), ("a1", "cancelled"), ("a2", "cancelled")]
+        assert bench.started == ["0", "1", "0"]
+        assert sorted(await bench.owed()) == [("a1", "cancelled"), ("a2", "cancelled")]
 
 
 async def test_what_it_had_begun_is_not_given_back_where_its_executor_is_offered_no_more(bench: Bench) -> None:
