@@ -65,13 +65,18 @@ class Leases:
     async def _watch(self) -> None:
         """Asks those for heartbeats whose time it is, side by side: one that can't be asked holds up no other."""
         now_s, fleet = self._context.clock.monotonic_s(), self._context.fleet
+        due = [peer for peer in fleet.peers.values() if fleet.is_up(peer.link) and _watch_due_s(peer) <= now_s]
+        if len(due) == 1:
+            await self._ask(due[0], now_s)
+            return
         async with anyio.create_task_group() as group:
-            for peer in tuple(fleet.peers.values()):
-                line = self._line_of(peer.link or "")
-                if line is not None and fleet.is_up(peer.link) and _watch_due_s(peer) <= now_s:
-                    group.start_soon(self._ask, line, peer, now_s)
+            for peer in due:
+                group.start_soon(self._ask, peer, now_s)
 
-    async def _ask(self, line: Line, peer: Peer, now_s: float) -> None:
+    async def _ask(self, peer: Peer, now_s: float) -> None:
+        line = self._line_of(peer.link or "")
+        if line is None:
+            return
         peer.watched_s = now_s
         peer.unanswered += 1
         try:
