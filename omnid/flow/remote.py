@@ -438,8 +438,8 @@ class Remote:
         """Acknowledges what is done, and answers what of it was to go back."""
         if not await self._ack(done):
             return
-        ids = {one.message.attempt_id for one in done if isinstance(one.message, Command)}
-        commands = [self._returning.pop(id) for id in ids.intersection(self._returning)]
+        ids = dict.fromkeys(one.message.attempt_id for one in done if isinstance(one.message, Command))
+        commands = [self._returning.pop(id) for id in ids if id in self._returning]
         async with anyio.create_task_group() as group:  # Side by side, so that they share commits.
             for command in commands:
                 group.start_soon(self.owed.settle, left(command, self._name))
