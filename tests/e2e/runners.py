@@ -141,10 +141,13 @@ class Fleet(Home):
         paths = self.state / "omnid.log", *(self.root / name / "runner" / "runner.log" for name in sorted(self.runners))
         return [[line["event"] for line in _lines(path) if line["level"] != "info"] for path in paths]
 
-    def refused(self, kind: str) -> dict[str, Any] | None:
-        """Gives a message of a kind that the daemon has set aside."""
+    def refused(self, kind: str, part: str) -> dict[str, Any] | None:
+        """Gives a message of a kind that the daemon has set aside, with that part in it.
+
+        A result whose confirmation was cut off comes again, and is refused as well.
+        """
         dead = self.client.call("omnid/dead.list", {})["deliveries"]
-        return next((one for one in dead if one["body"].get("message") == kind), None)
+        return next((one for one in dead if one["body"].get("message") == kind and part in one["body"]["text"]), None)
 
     def close(self) -> None:
         for process in self.runners.values():
