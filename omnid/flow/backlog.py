@@ -29,7 +29,9 @@ class Backlog:
     def link_changed(self, *, up: bool) -> None:
         """Hears that the link has gone up or down, or may take something again."""
         if not up:
-            self._read, self._token = anyio.Event(), self._context.clock.uuid()
+            self._token = self._context.clock.uuid()
+            if self.is_read:  # Else those who wait for it wait on.
+                self._read = anyio.Event()
         self._bell.ring()
 
     @property
@@ -40,8 +42,7 @@ class Backlog:
     async def read(self) -> None:
         """Waits until it has, over however many dials."""
         while not self.is_read:
-            with anyio.move_on_after(AGAIN_S):
-                await self._read.wait()
+            await self._read.wait()
 
     def came(self, token: str) -> None:
         """Hears that a mark has come, of this dial or of an earlier one."""
